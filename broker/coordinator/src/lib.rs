@@ -1,0 +1,1 @@
+//! Consumer groups' committed positions as a pure state machine.

@@ -1,0 +1,1 @@
+//! Deployments: partitioner, filter and task runtimes.

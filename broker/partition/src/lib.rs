@@ -1,0 +1,1 @@
+//! One partition's replicated state: offsets, epochs, producer sequences.

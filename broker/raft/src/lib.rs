@@ -1,0 +1,1 @@
+//! Replication by openraft, behind the broker's own trait.

@@ -1,0 +1,1 @@
+//! The broker: router, handlers, configuration, metrics, wiring.

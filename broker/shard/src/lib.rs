@@ -1,0 +1,1 @@
+//! Units, entries, apply, checkpoints, snapshots: the state machine of one shard.

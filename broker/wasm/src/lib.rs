@@ -1,0 +1,1 @@
+//! The WebAssembly engine: compilation, artifact cache, limits, instance pools, bindings.

@@ -1,0 +1,1 @@
+//! Tidemill's client: producers, consumers and administration over QUIC.

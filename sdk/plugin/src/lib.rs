@@ -1,0 +1,1 @@
+//! What a Tidemill plugin links: bindings, record views, builders and a test harness.

@@ -1,0 +1,1 @@
+//! Real broker processes under test: the world, the checks, chaos.
