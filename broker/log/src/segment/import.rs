@@ -1,0 +1,100 @@
+//! Taking a segment over from another broker, or a repaired range of one.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::ends::SegmentEnd;
+use super::files::SegmentFiles;
+use super::frame::FrameFault;
+use super::header::FIRST_FRAME;
+use super::key::{KeyHasher, StreamKey};
+use super::read::ReadError;
+use super::rebuild::rebuild_index;
+use super::single::Segment;
+use super::store::SegmentConfig;
+use super::walk::Walk;
+
+/// A log file that is being received into a directory no store has open: a staging directory, renamed when all of
+/// it is there.
+pub struct SegmentImport {
+    files: Arc<SegmentFiles>,
+    key: KeyHasher,
+    config: SegmentConfig,
+    segment: Arc<Segment>,
+}
+
+impl SegmentImport {
+    /// Begins, or resumes, to receive the segment that `end` describes.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn begin(
+        files: &Arc<SegmentFiles>,
+        dir: impl AsRef<Path>,
+        key: StreamKey,
+        config: SegmentConfig,
+        end: SegmentEnd,
+    ) -> io::Result<Self> {
+        let dir: Arc<Path> = dir.as_ref().into();
+        files.storage().create_dir_all(&dir)?;
+        let segment = Segment::new(files, &dir, end);
+        files.handle(&segment.log, true)?;
+        Ok(Self { files: Arc::clone(files), key: KeyHasher::new(key), config, segment })
+    }
+
+    /// How many bytes are there already, in order: where a resumed transfer goes on.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn received(&self) -> io::Result<u64> {
+        Ok(self.files.handle(&self.segment.log, true)?.size()?.min(self.segment.end().bytes))
+    }
+
+    /// Writes bytes of the log file as [`SegmentPin::read_raw`](super::SegmentPin::read_raw) gave them.
+    ///
+    /// # Errors
+    /// What the storage says; `InvalidInput` for bytes beyond the described end.
+    pub fn write(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        if position.saturating_add(bytes.len() as u64) > self.segment.end().bytes {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes beyond the end of the segment"));
+        }
+        let handle = self.files.handle(&self.segment.log, true)?;
+        self.segment.log.mark_dirty();
+        handle.write_all_at(position, bytes)
+    }
+
+    /// Checks every frame and the digest, makes the index, syncs, and returns the end to record: the one described,
+    /// with this broker's index.
+    ///
+    /// # Errors
+    /// `Damaged` with the first range that is not what was described: receive it again.
+    pub fn finish(self) -> Result<SegmentEnd, ReadError> {
+        let described = self.segment.end();
+        let file = self.segment.log_file(&self.files, &self.key)?;
+        file.set_len(described.bytes).map_err(|source| self.segment.io_error(source))?;
+        let mut walk =
+            Walk::new(&file, &self.key, FIRST_FRAME, described.bytes, self.segment.base_offset);
+        let mut found = SegmentEnd::empty(described.base_offset);
+        loop {
+            let at = walk.position();
+            let fail = |error| self.segment.walk_error(at, error);
+            let Some((head, hasher)) = walk.peek().map_err(fail)? else { break };
+            walk.check_body(&head, hasher).map_err(fail)?;
+            walk.advance(&head);
+            found.extend(&head);
+        }
+        let same = (found.digest, found.next_offset, found.batches, found.max_timestamp)
+            == (described.digest, described.next_offset, described.batches, described.max_timestamp);
+        if !same {
+            let range = FIRST_FRAME..described.bytes;
+            return Err(self.segment.damage(range, FrameFault::OtherContents).into());
+        }
+        rebuild_index(&self.files, &self.key, &self.segment, self.config.index_interval_bytes)?;
+        for file in [&self.segment.log, &self.segment.index] {
+            self.files.sync(file).map_err(|source| ReadError::Io { file: file.path(), source })?;
+            self.files.close(file);
+        }
+        Ok(self.segment.end())
+    }
+}

@@ -1,0 +1,63 @@
+//! Handing segments to another broker.
+
+use super::*;
+
+fn transfer(pin: &SegmentPin, end: SegmentEnd, to: &Arc<SegmentFiles>, dir: &str) -> SegmentImport {
+    let import = SegmentImport::begin(to, dir, KEY, CONFIG, end).unwrap();
+    let mut chunk = vec![0; 777];
+    loop {
+        let at = import.received().unwrap();
+        let count = pin.read_raw(end.base_offset, at, &mut chunk).unwrap();
+        if count == 0 {
+            return import;
+        }
+        import.write(at, &chunk[..count]).unwrap();
+    }
+}
+
+#[test]
+fn a_replica_made_from_pinned_segments_is_the_same() {
+    let (storage, store) = fresh();
+    let batches = fill(&store, 0, 100);
+    let ends = store.sync().unwrap();
+    let pin = store.pin(&ends).unwrap();
+    // What is appended afterwards is not part of it.
+    store.append(&[batch(300, 1, 1, 500)]).unwrap();
+
+    let other = MemoryStorage::new();
+    let files = files_on(other.clone());
+    let segments = pin.ends().map(|end| transfer(&pin, *end, &files, "staging").finish().unwrap()).collect();
+    let imported = PartitionEnds { segments };
+    assert_eq!(imported, ends);
+    other.create_dir_all(Path::new("shard-01")).unwrap();
+    other.rename(Path::new("staging"), Path::new(DIR)).unwrap();
+    let replica = open_at(&files, imported.clone()).unwrap();
+    assert_eq!(read_all(&replica, 0, 900).unwrap(), joined(&batches));
+    let replica_pin = replica.pin(&imported).unwrap();
+    for end in &ends.segments {
+        let base = end.base_offset;
+        assert_eq!(pin.digest(base).unwrap(), replica_pin.digest(base).unwrap());
+    }
+    let sealed = ends.segments[0].base_offset.get();
+    assert_eq!(storage.contents(&log_path(sealed)), other.contents(&log_path(sealed)));
+}
+
+#[test]
+fn what_was_damaged_on_the_way_is_not_taken() {
+    let (_, store) = fresh();
+    fill(&store, 0, 30);
+    let ends = store.sync().unwrap();
+    let pin = store.pin(&ends).unwrap();
+    for at in [3, 50, 100, 700] {
+        let files = files_on(MemoryStorage::new());
+        let import = transfer(&pin, ends.segments[0], &files, "staging");
+        import.write(at, b"?").unwrap();
+        assert!(matches!(import.finish(), Err(ReadError::Damaged(_))), "byte {at}");
+    }
+    let files = files_on(MemoryStorage::new());
+    let end = SegmentEnd { digest: 1, ..ends.segments[0] };
+    let Err(ReadError::Damaged(damage)) = transfer(&pin, end, &files, "staging").finish() else { panic!() };
+    assert_eq!(damage.fault, FrameFault::OtherContents);
+    let import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
+    assert!(import.write(end.bytes - 1, b"ab").is_err(), "bytes beyond the described end");
+}
