@@ -88,11 +88,7 @@ impl Connection {
 
     fn stream(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Stream {
         let id = quinn::VarInt::from(send.id()).into_inner();
-        Stream {
-            reader: FrameReader::new(receive, self.frame_bytes_max),
-            writer: FrameWriter::new(send),
-            id,
-        }
+        Stream { reader: FrameReader::new(receive, self.frame_bytes_max), writer: FrameWriter::new(send), id }
     }
 
     /// Who is on the other side.

@@ -39,7 +39,8 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// A limit that QUIC cannot express.
 pub fn transport_config(limits: &NetLimits) -> Result<quinn::TransportConfig, BindError> {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(limits.mtu_bytes_max.clamp(INITIAL_MTU_BYTES, MTU_BYTES_MAX)).minimum_change(MTU_STEP_BYTES);
+    mtu.upper_bound(limits.mtu_bytes_max.clamp(INITIAL_MTU_BYTES, MTU_BYTES_MAX))
+        .minimum_change(MTU_STEP_BYTES);
 
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));

@@ -88,11 +88,7 @@ impl DevCa {
         let mut all: Vec<String> = OWN_NAMES.iter().map(ToString::to_string).collect();
         all.extend(names.iter().filter(|name| !OWN_NAMES.contains(&name.as_str())).cloned());
         let files = self.issue("server", "Tidemill server", all, ExtendedKeyUsagePurpose::ServerAuth)?;
-        Ok(ServerTls {
-            certificate: files.certificate,
-            key: files.key,
-            clients: ClientAuthentication::None,
-        })
+        Ok(ServerTls { certificate: files.certificate, key: files.key, clients: ClientAuthentication::None })
     }
 
     /// A fresh certificate for a client; the broker sees `CN=name`.

@@ -47,7 +47,8 @@ impl ServerTls {
 
         let authorities = match &self.clients {
             ClientAuthentication::None => None,
-            ClientAuthentication::Optional { authorities } | ClientAuthentication::Required { authorities } => {
+            ClientAuthentication::Optional { authorities }
+            | ClientAuthentication::Required { authorities } => {
                 let mut roots = RootCertStore::empty();
                 for certificate in read_certificates(authorities)? {
                     roots.add(certificate).map_err(|error| wrong(&error))?;
