@@ -216,7 +216,12 @@ impl Controller {
     }
 
     pub(crate) fn forget_deployment(&mut self, id: DeploymentId) -> ControllerReply {
-        if self.deployments.get(&id).is_some_and(|record| record.deleted) {
+        // A topic that remembers it as a past partitioner may still need its component.
+        let remembered = self
+            .topics
+            .values()
+            .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(id)));
+        if !remembered && self.deployments.get(&id).is_some_and(|record| record.deleted) {
             self.deployments.remove(&id);
             self.note_change(ObjectKey::Deployment(id));
             self.next_version();

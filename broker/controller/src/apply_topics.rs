@@ -7,7 +7,9 @@ use crate::command::ControllerReply;
 use crate::error::ControllerError;
 use crate::names::Name;
 use crate::state::{Bounds, Controller};
-use crate::topic::{PartitionerBinding, TopicConfig, TopicOverrides, TopicRecord};
+use crate::topic::{
+    PAST_PARTITIONERS_MAX, PartitionerBinding, PastPartitioner, TopicConfig, TopicOverrides, TopicRecord,
+};
 
 impl Controller {
     pub(crate) fn create_topic(
@@ -62,6 +64,7 @@ impl Controller {
             config,
             shards,
             partitioner: PartitionerBinding { deployment: None, epoch: 0 },
+            past_partitioners: Vec::new(),
             produce_filter: None,
             deleted: false,
         };
@@ -137,7 +140,12 @@ impl Controller {
     /// Binds a deployment as the topic's partitioner, or none.
     pub(crate) fn bind_partitioner(&mut self, id: TopicId, deployment: Option<DeploymentId>) {
         self.change_topic(id, |topic| {
-            let epoch = topic.partitioner.epoch.saturating_add(1);
+            let PartitionerBinding { deployment: replaced, epoch } = topic.partitioner;
+            topic.past_partitioners.push(PastPartitioner { epoch, deployment: replaced });
+            if topic.past_partitioners.len() > PAST_PARTITIONERS_MAX {
+                topic.past_partitioners.remove(0);
+            }
+            let epoch = epoch.saturating_add(1);
             topic.partitioner = PartitionerBinding { deployment, epoch };
         });
     }

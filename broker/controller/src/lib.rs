@@ -33,4 +33,4 @@ pub use names::{Name, NameError};
 pub use plugin::{ConfigKey, PluginKind, PluginRecord, PluginUpload};
 pub use producer_ids::ProducerIdBlock;
 pub use state::{Bounds, Controller};
-pub use topic::{PartitionerBinding, TopicConfig, TopicOverrides, TopicRecord};
+pub use topic::{PartitionerBinding, PastPartitioner, TopicConfig, TopicOverrides, TopicRecord};

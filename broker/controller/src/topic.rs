@@ -99,6 +99,18 @@ pub struct PartitionerBinding {
     pub epoch: u32,
 }
 
+/// A binding that was replaced: kept, so that a batch whose first attempt it placed is placed the same way again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastPartitioner {
+    /// The binding's epoch.
+    pub epoch: u32,
+    /// The deployment, which is kept for as long as it stands here; `None`: murmur2 of the key.
+    pub deployment: Option<DeploymentId>,
+}
+
+/// How many past bindings a topic remembers; a retry from before them ends with `PARTITIONER_CHANGED`.
+pub(crate) const PAST_PARTITIONERS_MAX: usize = 8;
+
 /// A topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicRecord {
@@ -114,6 +126,8 @@ pub struct TopicRecord {
     pub shards: Vec<ShardId>,
     /// Who places records when a producer leaves it to the broker.
     pub partitioner: PartitionerBinding,
+    /// Earlier bindings, oldest first.
+    pub past_partitioners: Vec<PastPartitioner>,
     /// The deployment that filters what is produced.
     pub produce_filter: Option<DeploymentId>,
     /// Deleted: kept until every shard has adopted that.
@@ -125,6 +139,15 @@ impl TopicRecord {
     #[must_use]
     pub fn partition_count(&self) -> u32 {
         u32::try_from(self.shards.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Who placed records at an epoch of the binding, the current one included; `None` where it is forgotten.
+    #[must_use]
+    pub fn partitioner_at(&self, epoch: u32) -> Option<Option<DeploymentId>> {
+        if epoch == self.partitioner.epoch {
+            return Some(self.partitioner.deployment);
+        }
+        self.past_partitioners.iter().find(|past| past.epoch == epoch).map(|past| past.deployment)
     }
 
     /// The shard that holds a partition.
