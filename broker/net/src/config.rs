@@ -1,6 +1,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tidemill_protocol::frame::FrameLimits;
+
 use crate::ServerTls;
 
 /// What a [`crate::Listener`] needs to start.
@@ -41,8 +43,8 @@ pub struct NetLimits {
     pub connection_window_bytes: u32,
     /// Bytes written and not yet acknowledged by the peer, over all streams of a connection.
     pub send_window_bytes: u64,
-    /// Length of one frame.
-    pub frame_bytes_max: usize,
+    /// Length of one frame, and of its header.
+    pub frames: FrameLimits,
     /// A packet goes out after this much silence.
     pub keep_alive: Duration,
     /// A connection that is silent for longer is lost.
@@ -68,7 +70,7 @@ impl Default for NetLimits {
             stream_window_bytes: 8 << 20,
             connection_window_bytes: 32 << 20,
             send_window_bytes: 32 << 20,
-            frame_bytes_max: 16 << 20,
+            frames: FrameLimits::default(),
             keep_alive: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             socket_buffer_bytes: 8 << 20,

@@ -2,6 +2,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemill_protocol::frame::FrameLimits;
+
 use crate::listener::ConnectionSlot;
 use crate::{ConnectionLost, FrameReader, FrameWriter};
 
@@ -36,7 +38,7 @@ pub struct ConnectionStats {
 pub struct Connection {
     quinn: quinn::Connection,
     peer: Arc<PeerInfo>,
-    frame_bytes_max: usize,
+    frames: FrameLimits,
     /// Counts against the listener's limits for as long as any clone lives.
     _slot: Arc<ConnectionSlot>,
 }
@@ -56,11 +58,11 @@ impl Connection {
     pub(crate) fn new(
         quinn: quinn::Connection,
         identity: Option<String>,
-        frame_bytes_max: usize,
+        frames: FrameLimits,
         slot: ConnectionSlot,
     ) -> Self {
         let peer = Arc::new(PeerInfo { address: quinn.remote_address(), identity });
-        Self { quinn, peer, frame_bytes_max, _slot: Arc::new(slot) }
+        Self { quinn, peer, frames, _slot: Arc::new(slot) }
     }
 
     /// The next stream that the peer opens; `None` where either side closed the connection on purpose.
@@ -88,7 +90,7 @@ impl Connection {
 
     fn stream(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Stream {
         let id = quinn::VarInt::from(send.id()).into_inner();
-        Stream { reader: FrameReader::new(receive, self.frame_bytes_max), writer: FrameWriter::new(send), id }
+        Stream { reader: FrameReader::new(receive, self.frames), writer: FrameWriter::new(send), id }
     }
 
     /// Who is on the other side.

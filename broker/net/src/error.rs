@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use thiserror::Error;
+use tidemill_protocol::frame::FrameError;
 
 /// Why a connection is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -56,28 +57,9 @@ pub enum ReadError {
         /// Of the application's; see docs/errors.md.
         code: u64,
     },
-    /// The stream ended between two bytes of one frame.
-    #[error("the stream ended inside a frame, {missing} bytes short")]
-    EndInsideFrame {
-        /// At least so many are missing.
-        missing: usize,
-    },
-    /// The announced length is beyond the limit. Nothing was allocated for it.
-    #[error("a frame of {length} bytes was announced; the limit is {max}")]
-    TooLarge {
-        /// As announced.
-        length: usize,
-        /// The limit that stands.
-        max: usize,
-    },
-    /// The two lengths of a frame contradict each other.
-    #[error("a frame of {length} bytes cannot hold a header of {header} bytes")]
-    Malformed {
-        /// Of what follows the length field.
-        length: usize,
-        /// Of the header, as announced.
-        header: usize,
-    },
+    /// What came is no frame: a length beyond a limit or one that lies, or the stream ended inside.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
     /// The whole connection is gone.
     #[error(transparent)]
     Connection(#[from] ConnectionLost),

@@ -1,24 +1,14 @@
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use tidemill_protocol::frame::{
+    FRAME_LENGTH_BYTES, FRAME_PREFIX_BYTES, FrameError, FrameLimits, RawFrame, rest_length,
+};
 
 use crate::ReadError;
 
-/// One frame as it stood on the stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Frame {
-    /// A Protobuf message, not looked at yet.
-    pub header: Bytes,
-    /// The raw bytes behind it, in a buffer of exactly their size.
-    pub payload: Bytes,
-}
-
-/// Bytes of the length field and of the header's length field.
-const PREFIX_BYTES: usize = 6;
 /// Bytes of the header's length field, which the frame's length counts.
-const HEADER_LENGTH_BYTES: usize = 2;
-/// A header's length of this value says: the header is all that follows, and there is no payload.
-const HEADER_IS_THE_REST: u16 = u16::MAX;
+const HEADER_LENGTH_BYTES: usize = FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES;
 /// Chunks taken from quinn under one lock.
 const CHUNKS_PER_READ: usize = 32;
 
@@ -33,7 +23,7 @@ pub struct FrameReader {
     chunks: VecDeque<Bytes>,
     chunks_bytes: usize,
     partial: Option<Partial>,
-    frame_bytes_max: usize,
+    limits: FrameLimits,
 }
 
 /// A frame whose header is here and whose payload is not complete.
@@ -45,13 +35,13 @@ struct Partial {
 }
 
 impl FrameReader {
-    pub(crate) fn new(stream: quinn::RecvStream, frame_bytes_max: usize) -> Self {
-        Self { stream, chunks: VecDeque::new(), chunks_bytes: 0, partial: None, frame_bytes_max }
+    pub(crate) fn new(stream: quinn::RecvStream, limits: FrameLimits) -> Self {
+        Self { stream, chunks: VecDeque::new(), chunks_bytes: 0, partial: None, limits }
     }
 
-    /// Changes the limit for frames from the next one on.
-    pub fn set_frame_bytes_max(&mut self, frame_bytes_max: usize) {
-        self.frame_bytes_max = frame_bytes_max;
+    /// Changes the limits for frames from the next one on.
+    pub fn set_limits(&mut self, limits: FrameLimits) {
+        self.limits = limits;
     }
 
     /// The next frame; `None` where the stream ended between two frames.
@@ -60,14 +50,14 @@ impl FrameReader {
     ///
     /// # Errors
     /// See [`ReadError`]. After one the stream is of no further use.
-    pub async fn next(&mut self) -> Result<Option<Frame>, ReadError> {
+    pub async fn next(&mut self) -> Result<Option<RawFrame>, ReadError> {
         loop {
             if let Some(frame) = self.take_buffered()? {
                 return Ok(Some(frame));
             }
             if !self.fill().await? {
-                let missing = self.missing();
-                return if missing == 0 { Ok(None) } else { Err(ReadError::EndInsideFrame { missing }) };
+                let received = self.received();
+                return if received == 0 { Ok(None) } else { Err(FrameError::Truncated { received }.into()) };
             }
         }
     }
@@ -76,7 +66,7 @@ impl FrameReader {
     ///
     /// # Errors
     /// See [`ReadError`].
-    pub fn take_buffered(&mut self) -> Result<Option<Frame>, ReadError> {
+    pub fn take_buffered(&mut self) -> Result<Option<RawFrame>, ReadError> {
         if self.partial.is_none() && !self.begin()? {
             return Ok(None);
         }
@@ -93,7 +83,7 @@ impl FrameReader {
             }
         }
         let done = self.partial.take();
-        Ok(done.map(|partial| Frame { header: partial.header, payload: partial.payload.freeze() }))
+        Ok(done.map(|partial| RawFrame { header: partial.header, payload: partial.payload.freeze() }))
     }
 
     /// Tells the peer to send no more on this stream.
@@ -116,38 +106,40 @@ impl FrameReader {
 
     /// Starts a frame where its header is here in full. Checks the lengths before anything is allocated for them.
     fn begin(&mut self) -> Result<bool, ReadError> {
-        let Some(prefix) = self.peek_prefix() else { return Ok(false) };
-        let [a, b, c, d, e, f] = prefix;
-        let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
-        if length > self.frame_bytes_max {
-            return Err(ReadError::TooLarge { length, max: self.frame_bytes_max });
+        let Some(length) = self.peek::<FRAME_LENGTH_BYTES>() else { return Ok(false) };
+        let length = rest_length(length, &self.limits)?;
+        let Some(prefix) = self.peek::<FRAME_PREFIX_BYTES>() else { return Ok(false) };
+        let [.., a, b, c, d] = prefix;
+        let header = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+        if header > self.limits.header_bytes_max {
+            let limit = self.limits.header_bytes_max;
+            return Err(FrameError::HeaderTooLarge { length: header, limit }.into());
         }
-        let announced = u16::from_be_bytes([e, f]);
-        let room = length
-            .checked_sub(HEADER_LENGTH_BYTES)
-            .ok_or(ReadError::Malformed { length, header: usize::from(announced) })?;
-        let header_length = if announced == HEADER_IS_THE_REST { room } else { usize::from(announced) };
-        let missing =
-            room.checked_sub(header_length).ok_or(ReadError::Malformed { length, header: header_length })?;
-        if self.chunks_bytes < PREFIX_BYTES + header_length {
+        // `rest_length` has seen that the length holds at least the header's length.
+        let missing = (length - HEADER_LENGTH_BYTES)
+            .checked_sub(header)
+            .ok_or(FrameError::HeaderOutside { header, length })?;
+        if self.chunks_bytes < FRAME_PREFIX_BYTES + header {
             return Ok(false);
         }
-        self.skip(PREFIX_BYTES);
-        let header = self.take(header_length);
+        self.skip(FRAME_PREFIX_BYTES);
+        let header = self.take(header);
         self.partial = Some(Partial { header, payload: BytesMut::with_capacity(missing), missing });
         Ok(true)
     }
 
-    fn peek_prefix(&self) -> Option<[u8; PREFIX_BYTES]> {
-        if self.chunks_bytes < PREFIX_BYTES {
+    fn peek<const N: usize>(&self) -> Option<[u8; N]> {
+        if self.chunks_bytes < N {
             return None;
         }
-        let mut prefix = [0; PREFIX_BYTES];
-        let mut bytes = self.chunks.iter().flat_map(|chunk| chunk.iter());
-        for slot in &mut prefix {
-            *slot = *bytes.next()?;
+        if let Some(bytes) = self.chunks.front().and_then(|chunk| chunk.first_chunk()) {
+            return Some(*bytes);
         }
-        Some(prefix)
+        let mut bytes = [0; N];
+        for (to, from) in bytes.iter_mut().zip(self.chunks.iter().flatten()) {
+            *to = *from;
+        }
+        Some(bytes)
     }
 
     fn skip(&mut self, mut count: usize) {
@@ -192,12 +184,12 @@ impl FrameReader {
         Ok(true)
     }
 
-    /// How many bytes at least are missing for the frame that was begun; 0 between two frames.
-    fn missing(&self) -> usize {
-        match (&self.partial, self.chunks_bytes) {
-            (Some(partial), _) => partial.missing,
-            (None, 0) => 0,
-            (None, have) => PREFIX_BYTES.saturating_sub(have).max(1),
-        }
+    /// Bytes of a frame that was begun; 0 between two frames.
+    fn received(&self) -> usize {
+        let begun = self
+            .partial
+            .as_ref()
+            .map_or(0, |partial| FRAME_PREFIX_BYTES + partial.header.len() + partial.payload.len());
+        begun + self.chunks_bytes
     }
 }

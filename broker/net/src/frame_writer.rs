@@ -1,12 +1,9 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use tidemill_protocol::frame::{FRAME_LENGTH_BYTES, FRAME_PREFIX_BYTES};
 
 use crate::WriteError;
 
-/// Bytes of the header's length field, which the frame's length counts.
-const HEADER_LENGTH_BYTES: usize = 2;
-/// A header's length of this value says: the header is all that follows, and there is no payload.
-const HEADER_IS_THE_REST: u16 = u16::MAX;
 /// Payload parts up to this size are copied beside the header; a write of its own costs more.
 const JOINED_PART_BYTES_MAX: usize = 512;
 /// What the buffer for headers starts with.
@@ -48,22 +45,19 @@ impl FrameWriter {
     pub fn feed(&mut self, header: &impl Message, payload: &[Bytes]) -> Result<(), WriteError> {
         let header_length = header.encoded_len();
         let payload_length: usize = payload.iter().map(Bytes::len).sum();
-        let length = HEADER_LENGTH_BYTES + header_length + payload_length;
+        let length = FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES + header_length + payload_length;
         let too_large = || WriteError::TooLarge { length };
-        let announced = match u16::try_from(header_length) {
-            Ok(announced) if announced != HEADER_IS_THE_REST => announced,
-            _ if payload_length == 0 => HEADER_IS_THE_REST,
-            _ => return Err(too_large()),
-        };
         let frame_length = u32::try_from(length).map_err(|_| too_large())?;
+        // Smaller than the frame's, which fits.
+        let header_length = u32::try_from(header_length).map_err(|_| too_large())?;
 
         if self.joined.capacity() == 0 {
             self.joined.reserve(HEADERS_BUFFER_BYTES);
         }
         self.joined.put_u32(frame_length);
-        self.joined.put_u16(announced);
+        self.joined.put_u32(header_length);
         header.encode(&mut self.joined).map_err(|_| too_large())?;
-        self.queued_bytes += size_of::<u32>() + length;
+        self.queued_bytes += FRAME_LENGTH_BYTES + length;
         for part in payload {
             if part.len() <= JOINED_PART_BYTES_MAX {
                 self.joined.put_slice(part);

@@ -161,7 +161,7 @@ async fn shake_hands(
     };
     metrics::counter!("tidemill_net_connections_total").increment(1);
     let identity = peer_subject(&connection);
-    let connection = Connection::new(connection, identity, limits.frame_bytes_max, slot);
+    let connection = Connection::new(connection, identity, limits.frames, slot);
     // Nobody accepts any more: dropping the connection closes it.
     let _ = hand_over.send(connection).await;
 }

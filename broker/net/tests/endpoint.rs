@@ -9,8 +9,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tidemill_net::{
-    ALPN, ClientAuthentication, Connection, DevCa, IssuedFiles, Listener, NetConfig, NetLimits, ReadError,
-    transport_config,
+    ALPN, ClientAuthentication, Connection, DevCa, FrameError, FrameLimits, IssuedFiles, Listener, NetConfig,
+    NetLimits, ReadError, transport_config,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,7 +85,7 @@ async fn frames_of_every_size_arrive_as_they_were_sent() {
     let (send, mut receive) = there.open_bi().await.expect("a stream");
     let mut send = send;
     // Nobody hears of a stream before its first byte.
-    send.write_all(&[0, 0, 0, 2, 0, 0]).await.expect("an empty frame");
+    send.write_all(&[0, 0, 0, 4, 0, 0, 0, 0]).await.expect("an empty frame");
     let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
     let first = within(stream.reader.next()).await.expect("a frame").expect("not the end");
     assert!(first.header.is_empty() && first.payload.is_empty());
@@ -128,7 +128,10 @@ async fn frames_of_every_size_arrive_as_they_were_sent() {
 
 #[tokio::test]
 async fn what_is_no_frame_is_refused_by_kind() {
-    let limits = NetLimits { frame_bytes_max: 1_000, ..NetLimits::default() };
+    let limits = NetLimits {
+        frames: FrameLimits { frame_bytes_max: 1_000, header_bytes_max: 100 },
+        ..NetLimits::default()
+    };
     let world = world(limits, |_| ClientAuthentication::None);
     let (there, here) = connected(&world).await;
     let case = async |bytes: &[u8], reset: bool| {
@@ -142,25 +145,25 @@ async fn what_is_no_frame_is_refused_by_kind() {
         }
         within(stream.reader.next()).await
     };
+    let frame = |error: FrameError| Err(ReadError::Frame(error));
     // A length beyond the limit, found before a byte of it is there.
-    assert_eq!(
-        case(&[0xff, 0xff, 0xff, 0xff, 0, 1], false).await,
-        Err(ReadError::TooLarge { length: 0xffff_ffff, max: 1_000 })
-    );
-    // Too short for its own fields, and a header longer than the frame.
-    assert_eq!(case(&[0, 0, 0, 1, 0, 0], false).await, Err(ReadError::Malformed { length: 1, header: 0 }));
-    assert_eq!(case(&[0, 0, 0, 9, 0, 8], false).await, Err(ReadError::Malformed { length: 9, header: 8 }));
+    let too_large = FrameError::TooLarge { length: 0xffff_ffff, limit: 1_000 };
+    assert_eq!(case(&[0xff, 0xff, 0xff, 0xff], false).await, frame(too_large));
+    // Too short for its own fields, and headers that are too long for the frame or the limit.
+    assert_eq!(case(&[0, 0, 0, 1, 0, 0], false).await, frame(FrameError::TooShort { length: 1 }));
+    let outside = FrameError::HeaderOutside { header: 8, length: 11 };
+    assert_eq!(case(&[0, 0, 0, 11, 0, 0, 0, 8], false).await, frame(outside));
+    let header = FrameError::HeaderTooLarge { length: 256, limit: 100 };
+    assert_eq!(case(&[0, 0, 2, 0, 0, 0, 1, 0], false).await, frame(header));
     // The end inside the prefix, the header, the payload.
-    assert_eq!(case(&[0, 0, 0], false).await, Err(ReadError::EndInsideFrame { missing: 3 }));
-    assert!(matches!(case(&[0, 0, 0, 9, 0, 7, 1], false).await, Err(ReadError::EndInsideFrame { .. })));
-    assert_eq!(
-        case(&[0, 0, 0, 9, 0, 2, 1, 1, 5], false).await,
-        Err(ReadError::EndInsideFrame { missing: 4 })
-    );
+    for cut in [3, 7, 9, 11] {
+        let bytes = [0, 0, 0, 11, 0, 0, 0, 2, 1, 1, 5, 5, 5, 5, 5];
+        assert_eq!(case(&bytes[..cut], false).await, frame(FrameError::Truncated { received: cut }));
+    }
     // Given up by the peer.
-    assert_eq!(case(&[0, 0, 0, 9, 0, 2, 1, 1, 5], true).await, Err(ReadError::Reset { code: 77 }));
+    assert_eq!(case(&[0, 0, 0, 11, 0, 0, 0, 2, 1, 1, 5], true).await, Err(ReadError::Reset { code: 77 }));
     // The connection is as good as before.
-    assert_eq!(case(&[0, 0, 0, 2, 0, 0], false).await.map(|frame| frame.is_some()), Ok(true));
+    assert_eq!(case(&[0, 0, 0, 4, 0, 0, 0, 0], false).await.map(|frame| frame.is_some()), Ok(true));
 }
 
 #[tokio::test]
@@ -169,25 +172,22 @@ async fn a_read_that_is_dropped_loses_nothing() {
     let (there, here) = connected(&world).await;
     let (mut send, _receive) = there.open_bi().await.expect("a stream");
     let mut bytes = BytesMut::new();
-    bytes.put_u32(2 + 3 + 4);
-    bytes.put_u16(3);
+    bytes.put_u32(4 + 3 + 4);
+    bytes.put_u32(3);
     bytes.put_slice(b"abc1234");
     send.write_all(&bytes[..8]).await.expect("written");
     let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
-    for cut in [9, 11, 12] {
+    for next in 8..bytes.len() {
         // Polls once and drops: whatever had arrived must be kept.
-        let _ = futures_poll_once(stream.reader.next()).await;
-        send.write_all(&bytes[cut - 1..cut]).await.expect("written");
-        if cut == 9 {
-            send.write_all(&bytes[9..10]).await.expect("written");
-        }
+        assert!(poll_once(stream.reader.next()).await.is_none());
+        send.write_all(&bytes[next..=next]).await.expect("written");
+        tokio::task::yield_now().await;
     }
-    send.write_all(&bytes[12..]).await.expect("written");
     let frame = within(stream.reader.next()).await.expect("a frame").expect("not the end");
     assert_eq!((&frame.header[..], &frame.payload[..]), (&b"abc"[..], &b"1234"[..]));
 }
 
-async fn futures_poll_once<F: Future>(future: F) -> Option<F::Output> {
+async fn poll_once<F: Future>(future: F) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     std::future::poll_fn(|cx| {
         std::task::Poll::Ready(match future.as_mut().poll(cx) {
