@@ -1,0 +1,69 @@
+//! Why a command was refused.
+
+/// Why a command was refused; nothing changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ControllerError {
+    /// Before `InitCluster`.
+    #[error("the cluster is not initialised")]
+    NotInitialised,
+    /// A second `InitCluster`.
+    #[error("the cluster is initialised already, as {0}")]
+    AlreadyInitialised(String),
+    /// No such topic.
+    #[error("there is no topic '{0}'; `tidemill topic list` shows the topics")]
+    UnknownTopic(String),
+    /// The name is taken.
+    #[error("there is a topic '{0}' already; choose another name, or delete it first")]
+    TopicExists(String),
+    /// Settings out of range, or the wrong number of partitions.
+    #[error("topic '{topic}' can't be so: {reason}")]
+    InvalidTopic {
+        /// Which topic.
+        topic: String,
+        /// What to change.
+        reason: String,
+    },
+    /// A deployment uses it.
+    #[error("{what} is used by deployment '{deployment}'; delete that first")]
+    InUse {
+        /// Topic or plugin, named.
+        what: String,
+        /// Who uses it.
+        deployment: String,
+    },
+    /// No such plugin or version.
+    #[error("there is no plugin '{0}'; `tidemill plugin list` shows what was uploaded")]
+    UnknownPlugin(String),
+    /// A version is immutable.
+    #[error(
+        "plugin '{plugin}' has a version '{version}' already, with other contents; choose another version"
+    )]
+    PluginExists {
+        /// The plugin.
+        plugin: String,
+        /// The version.
+        version: String,
+    },
+    /// No such deployment.
+    #[error("there is no deployment '{0}'; `tidemill deployment list` shows the deployments")]
+    UnknownDeployment(String),
+    /// The name is taken.
+    #[error("there is a deployment '{0}' already; choose another name, or delete it first")]
+    DeploymentExists(String),
+    /// It does not fit together.
+    #[error("deployment '{deployment}' can't be so: {reason}")]
+    InvalidDeployment {
+        /// Which deployment.
+        deployment: String,
+        /// What to change.
+        reason: String,
+    },
+    /// A bound of the cluster.
+    #[error("the cluster holds at most {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        limit: usize,
+    },
+}

@@ -1,0 +1,233 @@
+//! The real file system.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IoSlice};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{Advice, FallocateFlags, FlockOperation, OFlags};
+
+use super::{Create, DirEntry, LockGuard, OpenMode, Space, Storage, StorageFile, check_path};
+
+/// Zeros are written in pieces of this size where a file system can't allocate.
+const ZERO_FILL_BYTES: usize = 1 << 20;
+/// The kernel takes at most this many slices in one call (`IOV_MAX`).
+const SLICES_PER_CALL_MAX: usize = 1024;
+
+/// A directory of the real file system.
+#[derive(Debug, Clone)]
+pub struct DiskStorage {
+    root: PathBuf,
+}
+
+impl DiskStorage {
+    /// Opens `root`, which is created (and its entry synced) if it is absent.
+    ///
+    /// # Errors
+    /// Whatever creating the directory says.
+    pub fn new(root: impl Into<PathBuf>) -> io::Result<Self> {
+        let root: PathBuf = root.into();
+        if !root.is_dir() {
+            std::fs::create_dir_all(&root)?;
+            if let Some(parent) = root.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        Ok(Self { root })
+    }
+
+    /// The directory that all paths are relative to.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        check_path(path)?;
+        Ok(self.root.join(path))
+    }
+}
+
+impl Storage for DiskStorage {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(mode.write);
+        match mode.create {
+            Create::Never => {}
+            Create::IfMissing => {
+                options.create(true);
+            }
+            Create::New => {
+                options.create_new(true);
+            }
+        }
+        if mode.direct {
+            options.custom_flags(OFlags::DIRECT.bits().cast_signed());
+        }
+        let file = options.open(self.resolve(path)?)?;
+        Ok(Arc::new(DiskFile { file, direct: mode.direct }))
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(self.resolve(path)?)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
+        let mut entries = Vec::new();
+        for entry in std::fs::read_dir(self.resolve(path)?)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            let is_dir = metadata.is_dir();
+            let len = if is_dir { 0 } else { metadata.len() };
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = entry.file_name().into_string() {
+                entries.push(DirEntry { name, is_dir, len });
+            }
+        }
+        entries.sort();
+        Ok(entries)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(self.resolve(path)?)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        match std::fs::remove_dir_all(self.resolve(path)?) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(self.resolve(from)?, self.resolve(to)?)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(self.resolve(path)?)?.sync_all()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(File::open(&self.root)?)?)
+    }
+
+    fn free_space(&self) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(&self.root)?;
+        Ok(Space {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+
+    fn try_lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(self.resolve(path)?)?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(Box::new(DiskLock { file }))
+    }
+}
+
+/// An `flock`: the kernel drops it with the file, so a killed process leaves none behind.
+struct DiskLock {
+    file: File,
+}
+
+impl LockGuard for DiskLock {
+    fn describe(&self, text: &str) -> io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.write_all_at(text.as_bytes(), 0)
+    }
+}
+
+struct DiskFile {
+    file: File,
+    direct: bool,
+}
+
+impl DiskFile {
+    fn fill_with_zeros(&self, bytes: u64) -> io::Result<()> {
+        let zeros = super::AlignedBuffer::zeroed(ZERO_FILL_BYTES);
+        let mut at = self.size()?;
+        while at < bytes {
+            let count = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
+            self.file.write_all_at(zeros.get(..count).unwrap_or_default(), at)?;
+            at += count as u64;
+        }
+        Ok(())
+    }
+}
+
+impl StorageFile for DiskFile {
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.file.read_at(buffer, offset) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    fn write_all_vectored_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut at = offset;
+        let mut rest = slices;
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            let call = rest.get(..rest.len().min(SLICES_PER_CALL_MAX)).unwrap_or_default();
+            let count = match rustix::io::pwritev(&self.file, call, at) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => count,
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            };
+            at = at.saturating_add(count as u64);
+            IoSlice::advance_slices(&mut rest, count);
+        }
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => self.fill_with_zeros(bytes),
+            other => Ok(other?),
+        }
+    }
+
+    fn advise_dont_need(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        let bytes = std::num::NonZeroU64::new(bytes);
+        Ok(rustix::fs::fadvise(&self.file, offset, bytes, Advice::DontNeed)?)
+    }
+
+    fn start_writeback(&self, offset: u64, bytes: u64) -> io::Result<()> {
+        // Linux begins asynchronous write-back of the range's dirty pages before it drops its clean ones; pages
+        // under write-back stay. That is what `sync_file_range(SYNC_FILE_RANGE_WRITE)` does, without raw libc.
+        self.advise_dont_need(offset, bytes)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct
+    }
+}
