@@ -165,7 +165,9 @@ impl SegmentFiles {
         // A sync under way writes everything back and must see the errors itself.
         if let Some(_alone) = file.syncing.try_lock() {
             let bytes = range.end.saturating_sub(range.start);
-            handle.start_writeback(range.start, bytes).inspect_err(|_| file.failed.store(true, Ordering::Release))?;
+            handle
+                .start_writeback(range.start, bytes)
+                .inspect_err(|_| file.failed.store(true, Ordering::Release))?;
         }
         let Some(budget) = self.config.page_cache_bytes else { return Ok(()) };
         let expired = self.page_cache.lock().note(Arc::clone(file), range, budget);

@@ -76,7 +76,9 @@ pub enum HeaderError {
     #[error("it is not a segment file of Tidemill")]
     NotASegment,
     /// A version that this release does not know.
-    #[error("it has format version {0}, this release reads version {VERSION}: use the release that wrote it, or a newer one")]
+    #[error(
+        "it has format version {0}, this release reads version {VERSION}: use the release that wrote it, or a newer one"
+    )]
     Version(u16),
     /// The header's checksum does not match.
     #[error("the checksum of its header does not match")]

@@ -73,8 +73,7 @@ impl SegmentImport {
         let described = self.segment.end();
         let file = self.segment.log_file(&self.files, &self.key)?;
         file.set_len(described.bytes).map_err(|source| self.segment.io_error(source))?;
-        let mut walk =
-            Walk::new(&file, &self.key, FIRST_FRAME, described.bytes, self.segment.base_offset);
+        let mut walk = Walk::new(&file, &self.key, FIRST_FRAME, described.bytes, self.segment.base_offset);
         let mut found = SegmentEnd::empty(described.base_offset);
         loop {
             let at = walk.position();

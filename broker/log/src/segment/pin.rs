@@ -48,7 +48,12 @@ impl SegmentPin {
     ///
     /// # Errors
     /// `Io`, or `Damaged` where the file is shorter than recorded.
-    pub fn read_raw(&self, base_offset: Offset, position: u64, buffer: &mut [u8]) -> Result<usize, ReadError> {
+    pub fn read_raw(
+        &self,
+        base_offset: Offset,
+        position: u64,
+        buffer: &mut [u8],
+    ) -> Result<usize, ReadError> {
         let held = self.segments.iter().find(|(end, _)| end.base_offset == base_offset);
         let Some((end, segment)) = held else { return Ok(0) };
         let length = usize::try_from(end.bytes.saturating_sub(position)).unwrap_or(usize::MAX);

@@ -94,8 +94,8 @@ struct Wanted {
 }
 
 impl SegmentStore {
-    /// Reads whole batches from the one that holds `from` on, up to about `bytes_max` bytes, and at least one batch
-    /// where there is one that begins before `until`. It stops at the end of a segment; at the end of the log the
+    /// Reads whole batches from the one that holds `from` on, up to `bytes_max` bytes of the file (24 more per batch
+    /// than are returned), and at least one batch where there is one that begins before `until`. It stops at the end of a segment; at the end of the log the
     /// answer is empty. A batch that begins at or after `until` is not read. Blocking.
     ///
     /// # Errors
@@ -121,7 +121,12 @@ impl SegmentStore {
         Ok(nothing)
     }
 
-    fn read_segment(&self, segment: &Segment, end: &SegmentEnd, wanted: Wanted) -> Result<Batches, ReadError> {
+    fn read_segment(
+        &self,
+        segment: &Segment,
+        end: &SegmentEnd,
+        wanted: Wanted,
+    ) -> Result<Batches, ReadError> {
         segment.reads.fetch_add(1, Ordering::Relaxed);
         let file = segment.log_file(self.files(), self.key())?;
         let mut walk = self.walk_to(segment, &file, end, wanted.from)?;
@@ -204,15 +209,15 @@ impl SegmentStore {
                 Ok(None) => return checked,
                 Err(fault) => return Checked { fault: Some(fault), ..checked },
             };
-            let bytes = checked.bytes + (frame - FRAME_BYTES);
-            if (checked.bytes > 0 && bytes > wanted.bytes_max) || head.base_offset >= wanted.until {
+            let enough = at > 0 && at + frame > wanted.bytes_max;
+            if enough || head.base_offset >= wanted.until {
                 return checked;
             }
             if checked.regions.is_empty() {
                 checked.first = head.base_offset;
             }
             join(buffer, &mut checked.regions, at + FRAME_BYTES..at + frame);
-            checked.bytes = bytes;
+            checked.bytes += frame - FRAME_BYTES;
             checked.next = head.next_offset();
             checked.consumed = at + frame;
         }

@@ -158,9 +158,9 @@ impl Flush<'_> {
             }
         }
         // The index file may have been created by the last flush, whenever the log file was.
-        let parent = self.store.dir().parent().filter(|_| self.created_dir);
         let dir = Some(self.store.dir()).filter(|_| !self.dirty.is_empty() || self.created_files);
-        for path in [dir, parent].into_iter().flatten() {
+        let above = self.store.dir().ancestors().skip(1).filter(|_| self.created_dir);
+        for path in dir.into_iter().chain(above) {
             let synced = files.storage().sync_dir(path);
             synced.map_err(|source| SyncError::Sync { path: path.to_path_buf(), source })?;
         }

@@ -29,11 +29,13 @@ fn a_reader_never_sees_a_torn_append() {
         }
     };
     std::thread::scope(|scope| {
-        let readers: Vec<_> = [100, 3000, 1 << 20].map(|bytes_max| scope.spawn(move || follow(bytes_max))).into();
+        let readers: Vec<_> =
+            [100, 3000, 1 << 20].map(|bytes_max| scope.spawn(move || follow(bytes_max))).into();
         let mut batches = vec![batch(0, 2, 0, 100)];
         for round in 1..400 {
-            let group: Vec<_> =
-                (0..round % 5 + 1).map(|n| batch(round * 20 + n * 2, 2, round, (round * n) as usize)).collect();
+            let group: Vec<_> = (0..round % 5 + 1)
+                .map(|n| batch(round * 20 + n * 2, 2, round, (round * n) as usize))
+                .collect();
             store.append(&group).unwrap();
             batches.extend(group);
             if round % 50 == 0 {

@@ -3,10 +3,11 @@
 use super::super::header::FIRST_FRAME;
 use super::*;
 
-/// Reads from every batch on, as far as it goes, and checks that what is handed out is right.
+/// Reads every batch, and checks that what is handed out is right. Last things first, so that each read needs the
+/// index.
 fn reads_are_right_or_refused(store: &SegmentStore, batches: &[StoredBatch]) -> bool {
     let mut whole = true;
-    for expected in batches {
+    for expected in batches.iter().rev() {
         match store.read(expected.base_offset(), offset(i64::MAX), 1) {
             Ok(read) => assert_eq!(read.parts.concat(), kafka(expected)),
             Err(ReadError::Damaged(_)) => whole = false,
@@ -28,7 +29,9 @@ fn every_flipped_bit_of_a_log_file_is_found() {
         storage.edit(&log_path(0), |bytes| bytes[at] ^= 1 << (at % 8));
         let store = reopen(&storage, &ends);
         assert!(!reads_are_right_or_refused(&store, &batches), "byte {at}");
-        let Err(ReadError::Damaged(damage)) = store.verify(offset(0)) else { panic!("byte {at} is not found") };
+        let Err(ReadError::Damaged(damage)) = store.verify(offset(0)) else {
+            panic!("byte {at} is not found")
+        };
         assert!(damage.position.contains(&(at as u64)), "byte {at}: {damage}");
         // A sync may repair indexes; it must not take the damage for one, nor hide it.
         store.sync().unwrap();
@@ -80,7 +83,9 @@ fn a_whole_file_of_the_past_is_found() {
     past.append(&[batch(0, 1, 2, 100), batch(1, 1, 1, 100)]).unwrap();
     let bytes = other.contents(&log_path(0)).unwrap();
     storage.edit(&log_path(0), |now| *now = bytes);
-    let Err(ReadError::Damaged(damage)) = reopen(&storage, &ends).verify(offset(0)) else { panic!("not found") };
+    let Err(ReadError::Damaged(damage)) = reopen(&storage, &ends).verify(offset(0)) else {
+        panic!("not found")
+    };
     assert_eq!(damage.fault, FrameFault::OtherContents);
 }
 

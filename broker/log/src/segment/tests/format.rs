@@ -19,10 +19,11 @@ fn a_segment_file_is_as_it_always_was() {
     store.append(&[batch(7, 2, 1_700_000_000_000, 50), batch(9, 1, 1_700_000_000_001, 300)]).unwrap();
     store.append(&[batch(10, 5, 1_600_000_000_000, 20)]).unwrap();
     store.sync().unwrap();
-    let digest = |path| blake3::hash(&storage.contents(path).unwrap()).to_hex();
+    let digest =
+        |path: std::path::PathBuf| blake3::hash(&storage.contents(&path).unwrap()).to_hex()[..16].to_owned();
     // A change here is a change of format: raise the version, keep the old files readable.
-    assert_eq!(&digest(&log_path(7))[..16], "LOGDIGEST");
-    assert_eq!(&digest(&index_path(7))[..16], "INDEXDIGEST");
+    assert_eq!(digest(log_path(7)), "b0d570a81cefa938");
+    assert_eq!(digest(index_path(7)), "335fe42a6f9d9c73");
 }
 
 #[test]
@@ -41,7 +42,9 @@ fn file_names_are_parsed_strictly() {
     for kind in [FileKind::Log, FileKind::Index] {
         assert_eq!(FileKind::parse(&kind.file_name(offset(i64::MAX))), Some((kind, offset(i64::MAX))));
     }
-    for name in ["42.log", "00000000000000000042", "0000000000000000004x.log", "+0000000000000000042.log", ".log"] {
+    for name in
+        ["42.log", "00000000000000000042", "0000000000000000004x.log", "+0000000000000000042.log", ".log"]
+    {
         assert_eq!(FileKind::parse(name), None, "{name}");
     }
     assert_eq!(FileKind::parse("99999999999999999999.log"), None, "beyond the largest offset");

@@ -18,7 +18,10 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let batches = proptest::collection::vec((1_u8..20, prop_oneof![8 => 0_u16..400, 1 => 30_000_u16..36_000], any::<i16>()), 1..12);
+    let batches = proptest::collection::vec(
+        (1_u8..20, prop_oneof![8 => 0_u16..400, 1 => 30_000_u16..36_000], any::<i16>()),
+        1..12,
+    );
     prop_oneof![
         6 => (batches, 0_u8..3).prop_map(|(batches, gap)| Step::Append { batches, gap }),
         2 => (0_u8..3).prop_map(|gap| Step::Roll { gap }),
@@ -57,8 +60,10 @@ impl Model {
     }
 
     fn roll(&mut self, at: i64) {
-        let active_is_empty =
-            self.segments.last().is_some_and(|base| self.batches.last().is_none_or(|last| last.base_offset().get() < *base));
+        let active_is_empty = self
+            .segments
+            .last()
+            .is_some_and(|base| self.batches.last().is_none_or(|last| last.base_offset().get() < *base));
         if active_is_empty {
             self.segments.pop();
         }
@@ -165,7 +170,8 @@ impl World {
     fn check_all(&self) {
         let first = self.model.segments.first().copied().unwrap_or(0);
         assert_eq!(read_all(&self.store, first, 2000).unwrap(), joined(&self.model.batches));
-        let bases: Vec<_> = self.store.written_ends().segments.iter().map(|end| end.base_offset.get()).collect();
+        let bases: Vec<_> =
+            self.store.written_ends().segments.iter().map(|end| end.base_offset.get()).collect();
         assert_eq!(bases, self.model.segments);
         for base in bases {
             self.store.verify(offset(base)).unwrap();

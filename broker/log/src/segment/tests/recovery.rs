@@ -30,7 +30,7 @@ fn nothing_recorded_survives_no_power_loss() {
         let ends = store.sync().unwrap();
         fill(&store, 90, 50);
         if seed % 3 == 0 {
-            store.flush().unwrap();
+            drop(store.flush().unwrap());
         }
         let storage = storage.crash(seed);
         let store = open_at(&files_on(storage.clone()), ends.clone()).unwrap();
@@ -85,7 +85,7 @@ fn files_that_nothing_names_go() {
     let ends = store.sync().unwrap();
     store.roll(offset(500)).unwrap();
     fill(&store, 500, 20);
-    store.flush().unwrap();
+    drop(store.flush().unwrap());
     storage.open(&Path::new(DIR).join("notes.txt"), crate::fs::OpenMode::CREATE_NEW).unwrap();
 
     let files = files_on(storage.clone());

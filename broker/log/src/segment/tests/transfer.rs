@@ -29,8 +29,10 @@ fn a_replica_made_from_pinned_segments_is_the_same() {
     let segments = pin.ends().map(|end| transfer(&pin, *end, &files, "staging").finish().unwrap()).collect();
     let imported = PartitionEnds { segments };
     assert_eq!(imported, ends);
-    other.create_dir_all(Path::new("shard-01")).unwrap();
-    other.rename(Path::new("staging"), Path::new(DIR)).unwrap();
+    other.create_dir_all(Path::new(DIR)).unwrap();
+    for entry in other.list(Path::new("staging")).unwrap() {
+        other.rename(&Path::new("staging").join(&entry.name), &Path::new(DIR).join(&entry.name)).unwrap();
+    }
     let replica = open_at(&files, imported.clone()).unwrap();
     assert_eq!(read_all(&replica, 0, 900).unwrap(), joined(&batches));
     let replica_pin = replica.pin(&imported).unwrap();
