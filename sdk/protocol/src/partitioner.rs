@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn places_below_the_count() {
         assert_eq!(partition_for_key(b"foobar", 7).get(), (-790_332_482_i32 & i32::MAX).cast_unsigned() % 7);
-        for count in 1..50 {
+        for count in 1..50_u32 {
             assert!(partition_for_key(&count.to_le_bytes(), count).get() < count);
         }
         assert_eq!(partition_for_key(b"foobar", 0).get(), 0);

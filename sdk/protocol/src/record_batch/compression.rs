@@ -49,6 +49,7 @@ pub(super) fn decompress(compression: Compression, data: &Bytes, limit: usize) -
         Compression::Lz4 => unlz4(data, &mut out),
         Compression::Zstd => unzstd(data, &mut out),
     };
+    debug_assert!(out.bytes.capacity() <= limit, "more was reserved than may be");
     match done {
         Ok(()) => Ok(out.bytes.into()),
         Err(Failure::TooLarge) => Err(BatchError::DecompressedTooLarge { limit }),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ErrorCode, ProducerEpoch, ProducerId, Sequence};
+use crate::{ErrorCode, PartitionId, ProducerEpoch, ProducerId, Sequence};
 
 mod hostile;
 mod interop;
