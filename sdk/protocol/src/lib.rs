@@ -5,6 +5,8 @@
 //! - the ids at the crate's root: newtypes that keep the axes apart;
 //! - [`messages`]: what requests and answers say, generated from `proto/tidemill.proto`;
 //! - [`frame`]: how messages and record bytes stand on a stream;
+//! - [`record_batch`]: Kafka's record batch v2, encoded, verified, filtered and split;
+//! - [`partitioner`]: where a key goes by default;
 //! - [`ErrorCode`]: what can go wrong, as stable numbers.
 
 #![warn(clippy::unwrap_used, clippy::indexing_slicing)]
@@ -14,6 +16,8 @@ mod error_code;
 pub mod frame;
 mod ids;
 pub mod messages;
+pub mod partitioner;
+pub mod record_batch;
 #[doc(hidden)]
 pub mod testing;
 

@@ -130,6 +130,8 @@ impl Position {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     #[test]
@@ -157,5 +159,38 @@ mod tests {
         assert_eq!(reference.parse(), None);
         let partition = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(7)), PartitionId::new(3));
         assert_eq!(TopicPartitionRef::from(partition).parse(), Some(partition));
+    }
+
+    #[test]
+    fn every_message_decodes_from_its_own_bytes_and_from_no_others_panicking() {
+        let request = StreamOpen {
+            kind: Some(stream_open::Kind::Request(Request {
+                deadline_ms: 30_000,
+                body: Some(request::Body::CreateDeployment(CreateDeploymentRequest {
+                    name: "counts".to_owned(),
+                    kind: DeploymentKind::Consumer.into(),
+                    config: [("field".to_owned(), "song_id".to_owned())].into(),
+                    start: Some(Position::timestamp(crate::Timestamp::new(5))),
+                    ..CreateDeploymentRequest::default()
+                })),
+            })),
+        };
+        let bytes = request.encode_to_vec();
+        assert_eq!(StreamOpen::decode(&*bytes).as_ref(), Ok(&request));
+        for end in 0..bytes.len() {
+            crate::testing::messages(&bytes[..end]);
+            for bit in 0..8 {
+                let mut flipped = bytes.clone();
+                flipped[end] ^= 1 << bit;
+                crate::testing::messages(&flipped);
+            }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+            crate::testing::messages(&bytes);
+        }
     }
 }

@@ -1,0 +1,77 @@
+//! What a hosted consumer's task can reach, as a port: the hosting room implements it.
+
+use futures::future::BoxFuture;
+
+use crate::answer::Records;
+use crate::blobs::Blobs;
+
+/// What the contract's `emit`, `state` and `timers` do for one task. What a call did is kept by the implementation until the call is
+/// over, and thrown away unless it succeeded. Reads see the call's own writes.
+///
+/// Everything has been checked as far as it can be here: lists of byte strings are well formed and of equal lengths, emitted
+/// records lie within their data, and one call's emitted and written bytes are bounded.
+pub trait TaskHost: Send + 'static {
+    /// Records for the target of this place in the context. Partition numbers are not checked against the target.
+    fn emit(&mut self, target: u32, records: Records) -> Result<EmitAnswer, HostError>;
+
+    /// The keys' values, absent ones included, as many as there are keys.
+    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>>;
+
+    /// An absent value deletes. `ttl_ms` 0 is for ever.
+    fn write_state(&mut self, keys: Blobs, values: Blobs, ttl_ms: u64) -> Result<WriteAnswer, HostError>;
+
+    /// At most `limit` entries from `start` on, and before `end`.
+    fn scan_state(
+        &mut self,
+        start: Vec<u8>,
+        end: Option<Vec<u8>>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<StatePage, HostError>>;
+
+    /// Sets a timer, or moves the one of this key.
+    fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError>;
+
+    /// Cancels a timer, if it is set.
+    fn cancel_timer(&mut self, key: Vec<u8>) -> Result<(), HostError>;
+}
+
+/// The broker could not do what the plugin asked, through no fault of the plugin: the call ends with
+/// [`CallError::HostFailed`](crate::CallError::HostFailed).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct HostError(pub String);
+
+/// What the plugin is told about records that it emits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EmitAnswer {
+    /// Taken.
+    Taken,
+    /// The context names no such target.
+    NoSuchTarget,
+    /// More than this call may emit.
+    OverBudget,
+    /// The records do not fit the target, with the reason.
+    Malformed(String),
+}
+
+/// What the plugin is told about state that it writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteAnswer {
+    /// Taken.
+    Taken,
+    /// More than this call, or this task, may keep.
+    OverBudget,
+    /// Not usable, with the reason.
+    Malformed(String),
+}
+
+/// Entries of a state, in the order of their keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatePage {
+    /// The keys.
+    pub keys: Blobs,
+    /// As many values.
+    pub values: Blobs,
+    /// Whether there are more behind the last key.
+    pub more: bool,
+}
