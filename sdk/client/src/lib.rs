@@ -1,1 +1,22 @@
 //! Tidemill's client: producers, consumers and administration over QUIC.
+
+mod backoff;
+mod client;
+mod cluster;
+mod config;
+mod error;
+mod producer;
+mod transport;
+
+pub use client::Client;
+pub use cluster::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
+pub use config::{ClientConfig, Identity, Trust};
+pub use error::{ConnectError, Rejection, RequestError, ServerError};
+pub use producer::{
+    Acks, Delivery, DeliveryError, Placement, Producer, ProducerBuilder, ProducerError, ProducerStats,
+    Receipt, Record, SendError,
+};
+pub use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions, Compression, Header, RecordBatch};
+pub use tidemill_protocol::{
+    BrokerId, ErrorCode, LeaderEpoch, Offset, PartitionId, Timestamp, TopicId, TopicPartition, messages,
+};

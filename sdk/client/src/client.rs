@@ -1,0 +1,51 @@
+use std::sync::Arc;
+
+use crate::cluster::{Cluster, TopicMetadata};
+use crate::{ClientConfig, ConnectError, ProducerBuilder, RequestError};
+
+/// A connection to a cluster. Cheap to clone; every method may be called from many tasks at once.
+///
+/// One QUIC connection per broker carries everything. A connection that breaks is made again when it is needed, with
+/// growing pauses; producers and consumers go on where they were.
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub(crate) cluster: Arc<Cluster>,
+}
+
+impl Client {
+    /// Connects to the first configured address that answers.
+    ///
+    /// # Errors
+    /// None did, or the settings do not stand.
+    pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
+        let client = Self::detached(config)?;
+        client.cluster.connection(None).await?;
+        Ok(client)
+    }
+
+    /// A client that connects when it is first used. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// The settings do not stand.
+    pub fn detached(config: ClientConfig) -> Result<Self, ConnectError> {
+        Ok(Self { cluster: Cluster::new(config)? })
+    }
+
+    /// Begins a producer for a topic.
+    pub fn producer(&self, topic: impl Into<String>) -> ProducerBuilder {
+        ProducerBuilder::new(Arc::clone(&self.cluster), topic.into())
+    }
+
+    /// What is known of a topic. Asks the cluster the first time; from then on changes are pushed.
+    ///
+    /// # Errors
+    /// No such topic, or no answer.
+    pub async fn topic_metadata(&self, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
+        self.cluster.topic(name).await
+    }
+
+    /// Closes every connection. Producers and consumers of this client end with an error.
+    pub async fn close(&self) {
+        self.cluster.close().await;
+    }
+}

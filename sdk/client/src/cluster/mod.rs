@@ -1,0 +1,11 @@
+//! What the client knows of the cluster: its connections, one per broker, and its metadata.
+
+mod connection;
+mod metadata;
+mod pool;
+mod request;
+
+pub(crate) use connection::ServerLimits;
+pub use metadata::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
+pub(crate) use pool::Cluster;
+pub(crate) use request::Repeat;

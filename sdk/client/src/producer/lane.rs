@@ -1,0 +1,220 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tidemill_protocol::record_batch::{AppendError, BatchBuilder, BuilderOptions, RecordBatch};
+use tidemill_protocol::{PartitionId, Timestamp};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::completion::{Completion, Delivery};
+use super::options::Options;
+use super::{DeliveryError, Record, SendError};
+
+/// Where the batches of a lane go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Target {
+    Partition(PartitionId),
+    /// The broker places the records.
+    Routed,
+}
+
+/// One queue of batches, in order: senders fill it, its task empties it. The only lock that a record takes.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) target: Target,
+    state: Mutex<LaneState>,
+    /// For the lane's task: there is something to look at.
+    pub(super) wake: Notify,
+}
+
+#[derive(Debug)]
+struct LaneState {
+    builder: BatchBuilder,
+    /// The batch that `builder` is filling.
+    open: Option<OpenBatch>,
+    ready: VecDeque<ReadyBatch>,
+    /// Of every batch that has no outcome yet, in order.
+    outstanding: VecDeque<Arc<Completion>>,
+    /// The open batch goes out without waiting for more.
+    flush: bool,
+    stopped: Option<DeliveryError>,
+}
+
+#[derive(Debug)]
+struct OpenBatch {
+    completion: Arc<Completion>,
+    opened: Instant,
+    buffered_bytes: usize,
+}
+
+/// A batch that waits for its turn on the stream.
+#[derive(Debug)]
+pub(super) struct ReadyBatch {
+    pub(super) batch: RecordBatch,
+    pub(super) completion: Arc<Completion>,
+    pub(super) opened: Instant,
+    /// What it counts against the producer's memory.
+    pub(super) buffered_bytes: usize,
+}
+
+/// What `Lane::append` did.
+pub(super) struct Appended {
+    pub(super) delivery: Delivery,
+    /// The record went to a batch of its own because the one before it was full.
+    pub(super) rolled: bool,
+}
+
+impl Lane {
+    pub(super) fn new(target: Target, options: &Options) -> Self {
+        let builder = BatchBuilder::new(BuilderOptions {
+            compression: options.compression,
+            compression_level: options.compression_level,
+            batch_bytes_max: options.batch_bytes,
+            ..BuilderOptions::default()
+        });
+        let state = LaneState {
+            builder,
+            open: None,
+            ready: VecDeque::new(),
+            outstanding: VecDeque::new(),
+            flush: false,
+            stopped: None,
+        };
+        Self { target, state: Mutex::new(state), wake: Notify::new() }
+    }
+
+    /// Adds a record to the open batch. The caller has reserved `buffered_bytes`.
+    pub(super) fn append(
+        &self,
+        record: &Record<'_>,
+        timestamp: Timestamp,
+        buffered_bytes: usize,
+    ) -> Result<Appended, SendError> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.stopped {
+            return Err(SendError::Stopped(error.clone()));
+        }
+        let mut rolled = false;
+        match state.encode(record, timestamp) {
+            Err(AppendError::Full { .. }) => {
+                state.close_open();
+                rolled = true;
+                state.encode(record, timestamp)
+            }
+            done => done,
+        }
+        .map_err(|error| match error {
+            AppendError::RecordTooLarge { bytes, limit } | AppendError::Full { bytes, limit } => {
+                SendError::TooLarge { bytes, limit }
+            }
+            other => SendError::Invalid(other.to_string()),
+        })?;
+        let ordinal = u32::try_from(state.builder.len() - 1).unwrap_or(u32::MAX);
+        let mut is_new = false;
+        let state = &mut *state;
+        let open = state.open.get_or_insert_with(|| {
+            is_new = true;
+            let completion = Arc::<Completion>::default();
+            state.outstanding.push_back(Arc::clone(&completion));
+            OpenBatch { completion, opened: Instant::now(), buffered_bytes: 0 }
+        });
+        open.buffered_bytes += buffered_bytes;
+        let delivery = Delivery::new(Arc::clone(&open.completion), ordinal);
+        if is_new || rolled {
+            self.wake.notify_one();
+        }
+        Ok(Appended { delivery, rolled })
+    }
+
+    /// Adds a batch that is built already, behind what was sent before.
+    pub(super) fn push(&self, batch: RecordBatch, buffered_bytes: usize) -> Result<Delivery, SendError> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.stopped {
+            return Err(SendError::Stopped(error.clone()));
+        }
+        state.close_open();
+        let completion = Arc::<Completion>::default();
+        state.outstanding.push_back(Arc::clone(&completion));
+        let delivery = Delivery::new(Arc::clone(&completion), 0);
+        state.ready.push_back(ReadyBatch { batch, completion, opened: Instant::now(), buffered_bytes });
+        drop(state);
+        self.wake.notify_one();
+        Ok(delivery)
+    }
+
+    /// The next batch to go out: one that is complete, or the open one where it was opened at or before
+    /// `opened_until`, or is to be flushed.
+    pub(super) fn take(&self, opened_until: Option<Instant>) -> Option<ReadyBatch> {
+        let mut state = self.state.lock();
+        if state.ready.is_empty()
+            && let Some(open) = &state.open
+            && (state.flush || opened_until.is_some_and(|until| open.opened <= until))
+        {
+            state.close_open();
+        }
+        state.ready.pop_front()
+    }
+
+    /// When the oldest batch that waits here was opened, and whether it is complete.
+    pub(super) fn oldest(&self) -> Option<(Instant, bool)> {
+        let state = self.state.lock();
+        match (state.ready.front(), &state.open) {
+            (Some(ready), _) => Some((ready.opened, true)),
+            (None, Some(open)) => Some((open.opened, state.flush)),
+            (None, None) => None,
+        }
+    }
+
+    /// Lets the open batch go at once and tells what has no outcome yet.
+    pub(super) fn flush(&self) -> Vec<Arc<Completion>> {
+        let mut state = self.state.lock();
+        state.flush = state.open.is_some();
+        let outstanding = state.outstanding.iter().map(Arc::clone).collect();
+        drop(state);
+        self.wake.notify_one();
+        outstanding
+    }
+
+    /// A batch has its outcome. Called in order, but for batches that a refusal overtook.
+    pub(super) fn forget(&self, completion: &Arc<Completion>) {
+        let mut state = self.state.lock();
+        if let Some(place) = state.outstanding.iter().position(|other| Arc::ptr_eq(other, completion)) {
+            state.outstanding.remove(place);
+        }
+    }
+
+    /// Takes no more, for this reason, and gives up what waits.
+    pub(super) fn stop(&self, error: DeliveryError) -> Vec<ReadyBatch> {
+        let mut state = self.state.lock();
+        state.stopped.get_or_insert(error);
+        state.close_open();
+        state.ready.drain(..).collect()
+    }
+}
+
+impl LaneState {
+    #[inline]
+    fn encode(&mut self, record: &Record<'_>, timestamp: Timestamp) -> Result<(), AppendError> {
+        self.builder.append(timestamp, record.key, record.value, record.headers.iter().copied())
+    }
+
+    fn close_open(&mut self) {
+        self.flush = false;
+        let Some(open) = self.open.take() else { return };
+        match self.builder.build_batch() {
+            Ok(batch) => self.ready.push_back(ReadyBatch {
+                batch,
+                completion: open.completion,
+                opened: open.opened,
+                buffered_bytes: open.buffered_bytes,
+            }),
+            Err(error) => {
+                // The records are lost to their senders, who hear of it; the next batch begins clean.
+                self.builder.clear();
+                self.outstanding.retain(|other| !Arc::ptr_eq(other, &open.completion));
+                open.completion.complete(Err(DeliveryError::Build(error.to_string())));
+            }
+        }
+    }
+}

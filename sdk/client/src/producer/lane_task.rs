@@ -1,0 +1,308 @@
+use std::collections::VecDeque;
+use std::future::Future;
+use std::sync::Arc;
+
+use tidemill_protocol::messages::{InitProducerRequest, reply, request};
+use tidemill_protocol::record_batch::ProducerFields;
+use tidemill_protocol::{ErrorCode, Offset, ProducerEpoch, ProducerId, Sequence};
+use tokio::time::Instant;
+
+use super::completion::{Completion, Placed};
+use super::in_flight::{Identity, InFlight, Numbering};
+use super::lane::{Lane, ReadyBatch, Target};
+use super::shared::Shared;
+use super::{Acks, DeliveryError};
+use crate::backoff::Backoff;
+use crate::cluster::{Cluster, Repeat};
+use crate::{RequestError, ServerError};
+
+/// Sends the batches of one lane, in order, over one stream after another.
+pub(super) struct LaneTask {
+    pub(super) shared: Arc<Shared>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) lane: Arc<Lane>,
+    pub(super) in_flight: VecDeque<InFlight>,
+    pub(super) numbering: Numbering,
+    /// Rises with each stream of an identity, so that the broker drops what still comes over older ones.
+    pub(super) generation: u64,
+    /// Something in flight is refused: nothing new goes out before all answers are in and the rest is renumbered.
+    pub(super) draining: bool,
+    /// A batch of this identity was given up: those behind it may be refused for the gap.
+    pub(super) has_gap: bool,
+    pub(super) last_problem: Option<String>,
+}
+
+/// How a stream came to its end.
+pub(super) enum StreamEnd {
+    /// Open another after a pause.
+    Retry(String),
+    /// What is in flight must be numbered anew under another identity.
+    Renumber,
+    /// No use in trying again.
+    Fatal(DeliveryError),
+    /// The producer was closed.
+    Stopped,
+}
+
+impl LaneTask {
+    pub(super) fn new(shared: Arc<Shared>, cluster: Arc<Cluster>, lane: Arc<Lane>) -> Self {
+        let mut numbering = Numbering::default();
+        numbering.begin(shared.identity);
+        Self {
+            shared,
+            cluster,
+            lane,
+            in_flight: VecDeque::new(),
+            numbering,
+            generation: 0,
+            draining: false,
+            has_gap: false,
+            last_problem: None,
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        let end = self.serve().await;
+        let error = match end {
+            StreamEnd::Fatal(error) => error,
+            _ => DeliveryError::Closed,
+        };
+        for waiting in self.lane.stop(error.clone()) {
+            self.settle(&waiting.completion, waiting.buffered_bytes, Err(error.clone()));
+        }
+        while let Some(batch) = self.in_flight.pop_front() {
+            self.settle(&batch.completion, batch.buffered_bytes, Err(error.clone()));
+        }
+    }
+
+    /// One stream after another, until there is no use in a further one.
+    async fn serve(&mut self) -> StreamEnd {
+        let mut backoff = self.cluster.backoff();
+        loop {
+            if !self.has_work() {
+                let stopped = self.shared.stopped.clone();
+                tokio::select! {
+                    () = stopped.cancelled() => return StreamEnd::Stopped,
+                    () = self.lane.wake.notified() => {}
+                }
+                continue;
+            }
+            match self.stream(&mut backoff).await {
+                StreamEnd::Retry(reason) => {
+                    tracing::debug!(topic = %self.shared.topic.name, target = ?self.lane.target, reason, "produce stream");
+                    self.last_problem = Some(reason);
+                    self.give_up_unrepeatable();
+                    if let Err(end) = self.pause(&mut backoff).await {
+                        return end;
+                    }
+                }
+                StreamEnd::Renumber => match self.renumber(&mut backoff).await {
+                    Ok(()) => {}
+                    Err(end) => return end,
+                },
+                end => return end,
+            }
+        }
+    }
+
+    fn has_work(&self) -> bool {
+        !self.in_flight.is_empty() || self.lane.oldest().is_some()
+    }
+
+    async fn pause(&mut self, backoff: &mut Backoff) -> Result<(), StreamEnd> {
+        let pause = backoff.pause();
+        self.patiently(tokio::time::sleep(pause)).await
+    }
+
+    /// Waits for `future`, while batches whose time is up are given up.
+    pub(super) async fn patiently<T>(&mut self, future: impl Future<Output = T>) -> Result<T, StreamEnd> {
+        let stopped = self.shared.stopped.clone();
+        let mut future = std::pin::pin!(future);
+        loop {
+            let deadline = self.next_deadline();
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => return Err(StreamEnd::Stopped),
+                output = &mut future => return Ok(output),
+                () = sleep_until(deadline) => self.expire(),
+            }
+        }
+    }
+
+    /// When the oldest batch must be given up.
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let oldest = match self.in_flight.front() {
+            Some(batch) => Some(batch.opened),
+            None => self.lane.oldest().map(|(opened, _)| opened),
+        };
+        oldest.map(|opened| opened + self.shared.options.delivery_timeout)
+    }
+
+    /// Gives up what has waited for too long.
+    pub(super) fn expire(&mut self) {
+        let after = self.shared.options.delivery_timeout;
+        let Some(horizon) = Instant::now().checked_sub(after) else { return };
+        while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.opened <= horizon) {
+            // Its sequences stay used: the broker will refuse what follows unless it has stored this.
+            self.has_gap = true;
+            let error =
+                DeliveryError::TimedOut { after, sent: batch.attempts > 0, last: self.last_problem.clone() };
+            self.settle(&batch.completion, batch.buffered_bytes, Err(error));
+        }
+        if self.in_flight.is_empty() {
+            while self.lane.oldest().is_some_and(|(opened, _)| opened <= horizon)
+                && let Some(waiting) = self.lane.take(Some(horizon))
+            {
+                let error = DeliveryError::TimedOut { after, sent: false, last: self.last_problem.clone() };
+                self.settle(&waiting.completion, waiting.buffered_bytes, Err(error));
+            }
+        }
+    }
+
+    /// A batch has its outcome.
+    pub(super) fn settle(
+        &self,
+        completion: &Arc<Completion>,
+        buffered_bytes: usize,
+        outcome: Result<Placed, DeliveryError>,
+    ) {
+        self.lane.forget(completion);
+        self.shared.settled(buffered_bytes, outcome.as_ref().err());
+        completion.complete(outcome);
+    }
+
+    /// Without acknowledgements nothing is sent twice.
+    fn give_up_unrepeatable(&mut self) {
+        if self.shared.options.acks == Acks::None {
+            while let Some(batch) = self.in_flight.pop_front() {
+                self.settle(&batch.completion, batch.buffered_bytes, Err(DeliveryError::Lost));
+            }
+        }
+    }
+
+    /// Begins anew under another identity, with what is left.
+    async fn renumber(&mut self, backoff: &mut Backoff) -> Result<(), StreamEnd> {
+        // Bounds the rounds where every identity is refused at once.
+        self.pause(backoff).await?;
+        let cluster = Arc::clone(&self.cluster);
+        let identity = loop {
+            match self.patiently(new_identity(&cluster)).await? {
+                Ok(identity) => break identity,
+                Err(error) => {
+                    self.last_problem = Some(error.to_string());
+                    self.pause(backoff).await?;
+                }
+            }
+        };
+        tracing::info!(topic = %self.shared.topic.name, target = ?self.lane.target, "producing under a new identity");
+        self.numbering.begin(Some(identity));
+        self.numbering.renumber(&mut self.in_flight);
+        self.generation = 0;
+        self.draining = false;
+        self.has_gap = false;
+        Ok(())
+    }
+
+    /// Numbers a batch and takes it into flight.
+    pub(super) fn admit(&mut self, ready: ReadyBatch) {
+        let batch = self.numbering.admit(ready);
+        self.in_flight.push_back(batch);
+    }
+
+    /// What to do where the broker refuses the batch at `index`.
+    pub(super) fn refused(&mut self, index: usize, error: ServerError) -> Option<StreamEnd> {
+        let code = error.error_code();
+        if code == Some(ErrorCode::ProducerFenced) {
+            return Some(StreamEnd::Fatal(DeliveryError::Fenced));
+        }
+        let is_idempotent = self.numbering.identity.is_some();
+        let batch = self.in_flight.get_mut(index)?;
+        let is_sequence_error =
+            matches!(code, Some(ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer));
+        // A broker remembers the results of as many batches as may be in flight, so a batch that it had stored would
+        // have been a duplicate: a gap before it, or a forgotten producer, says that it is not stored.
+        if is_idempotent
+            && is_sequence_error
+            && (self.has_gap || batch.attempts <= 1 || code == Some(ErrorCode::UnknownProducer))
+        {
+            batch.refused = true;
+            self.draining = true;
+            return None;
+        }
+        if error.retriable {
+            return Some(StreamEnd::Retry(error.to_string()));
+        }
+        // A plugin's refusal uses its sequences; every other one leaves a gap.
+        if is_idempotent && code != Some(ErrorCode::RecordsRejected) {
+            self.has_gap = true;
+            self.draining = true;
+        }
+        if let Some(batch) = self.in_flight.remove(index) {
+            self.settle(&batch.completion, batch.buffered_bytes, Err(DeliveryError::Refused(error)));
+        }
+        None
+    }
+}
+
+/// A producer id that nobody else has.
+pub(super) async fn new_identity(cluster: &Arc<Cluster>) -> Result<Identity, RequestError> {
+    let body = request::Body::InitProducer(InitProducerRequest {});
+    let reply::Body::InitProducer(reply) = cluster.call(body, Repeat::Freely).await? else {
+        return Err(RequestError::BadAnswer("expected a producer id".to_owned()));
+    };
+    let epoch = i16::try_from(reply.producer_epoch)
+        .map_err(|_| RequestError::BadAnswer(format!("a producer epoch of {}", reply.producer_epoch)))?;
+    if reply.producer_id < 0 || epoch < 0 {
+        return Err(RequestError::BadAnswer(format!("a producer id of {}", reply.producer_id)));
+    }
+    let fields = ProducerFields {
+        id: ProducerId::new(reply.producer_id),
+        epoch: ProducerEpoch::new(epoch),
+        base_sequence: Sequence::new(0),
+    };
+    Ok(Identity { fields })
+}
+
+/// Never, where there is no instant.
+pub(super) async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Stands in for the network and the broker: takes batches as a stream would and acknowledges at once. Batches go
+/// when they are full, lingered or flushed.
+pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
+    let mut numbering = Numbering::default();
+    numbering.begin(shared.identity);
+    let mut next_offset = Offset::ZERO;
+    loop {
+        let lingered = Instant::now().checked_sub(shared.options.linger);
+        if let Some(ready) = lane.take(lingered) {
+            let batch = numbering.admit(ready);
+            let base_offset = next_offset;
+            next_offset = next_offset.plus(u64::from(batch.batch.header().record_count()));
+            let partition = match lane.target {
+                Target::Partition(partition) => partition,
+                Target::Routed => Default::default(),
+            };
+            lane.forget(&batch.completion);
+            shared.settled(batch.buffered_bytes, None);
+            batch.completion.complete(Ok(Placed::At { partition, base_offset, log_append_time: None }));
+            continue;
+        }
+        let due = lane.oldest().map(|(opened, _)| opened + shared.options.linger);
+        tokio::select! {
+            biased;
+            () = shared.stopped.cancelled() => break,
+            () = lane.wake.notified() => {}
+            () = sleep_until(due) => {}
+        }
+    }
+    for waiting in lane.stop(DeliveryError::Closed) {
+        lane.forget(&waiting.completion);
+        shared.settled(waiting.buffered_bytes, Some(&DeliveryError::Closed));
+        waiting.completion.complete(Err(DeliveryError::Closed));
+    }
+}

@@ -1,0 +1,190 @@
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tidemill_protocol::PartitionId;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::DeliveryError;
+use super::in_flight::Identity;
+use super::lane::{Lane, Target};
+use super::lane_task::{LaneTask, run_sink};
+use super::options::Options;
+use crate::backoff::random_number;
+use crate::cluster::{Cluster, TopicMetadata};
+
+/// What all handles of a producer and all its lanes share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) topic: Arc<TopicMetadata>,
+    pub(super) options: Options,
+    pub(super) identity: Option<Identity>,
+    /// By partition; routed produce has one.
+    lanes: Vec<OnceLock<Arc<Lane>>>,
+    /// Where records without a key go, until a batch is full.
+    sticky: AtomicU32,
+    buffered_bytes: AtomicUsize,
+    /// Memory became free.
+    freed: Notify,
+    pub(super) stopped: CancellationToken,
+    /// The first failure since the last flush.
+    failed: Mutex<Option<DeliveryError>>,
+    pub(super) stats: Counters,
+    /// `None`: a sink.
+    cluster: Option<Arc<Cluster>>,
+    /// Bytes of the largest batch that topic and broker take.
+    batch_limit: usize,
+    runtime: tokio::runtime::Handle,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    records: AtomicU64,
+    batches: AtomicU64,
+    failed: AtomicU64,
+    resent: AtomicU64,
+}
+
+/// What a producer has done so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ProducerStats {
+    /// Records taken, those of batches sent as a whole included.
+    pub records: u64,
+    /// Batches that have their outcome.
+    pub batches: u64,
+    /// Of these, those that failed.
+    pub failed_batches: u64,
+    /// Batches that were sent again, counted each time.
+    pub resent_batches: u64,
+    /// Bytes that wait to be acknowledged now.
+    pub buffered_bytes: usize,
+}
+
+impl Counters {
+    pub(super) fn sent(&self, records: u64) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    pub(super) fn resent(&self) {
+        self.resent.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    /// Must be called inside a tokio runtime, which will run the lanes.
+    pub(super) fn new(
+        topic: Arc<TopicMetadata>,
+        options: Options,
+        identity: Option<Identity>,
+        cluster: Option<Arc<Cluster>>,
+        batch_limit: usize,
+    ) -> Self {
+        let lanes = if options.routed { 1 } else { topic.partitions.len() };
+        Self {
+            lanes: (0..lanes).map(|_| OnceLock::new()).collect(),
+            sticky: AtomicU32::new(random_number() % topic.partition_count().max(1)),
+            topic,
+            options,
+            identity,
+            buffered_bytes: AtomicUsize::new(0),
+            freed: Notify::new(),
+            stopped: CancellationToken::new(),
+            failed: Mutex::new(None),
+            stats: Counters::default(),
+            cluster,
+            batch_limit,
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    /// The lane of a partition, whose task begins with its first record. `None` where there is no such partition.
+    #[inline]
+    pub(super) fn lane(self: &Arc<Self>, index: u32) -> Option<&Arc<Lane>> {
+        let slot = self.lanes.get(usize::try_from(index).ok()?)?;
+        Some(slot.get_or_init(|| self.start_lane(index)))
+    }
+
+    #[cold]
+    fn start_lane(self: &Arc<Self>, index: u32) -> Arc<Lane> {
+        let target =
+            if self.options.routed { Target::Routed } else { Target::Partition(PartitionId::new(index)) };
+        let lane = Arc::new(Lane::new(target, &self.options));
+        match &self.cluster {
+            Some(cluster) => {
+                let task = LaneTask::new(Arc::clone(self), Arc::clone(cluster), Arc::clone(&lane));
+                self.runtime.spawn(task.run());
+            }
+            None => {
+                self.runtime.spawn(run_sink(Arc::clone(self), Arc::clone(&lane)));
+            }
+        }
+        lane
+    }
+
+    pub(super) fn started_lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        self.lanes.iter().filter_map(OnceLock::get)
+    }
+
+    #[inline]
+    pub(super) fn sticky(&self) -> u32 {
+        self.sticky.load(Ordering::Relaxed)
+    }
+
+    /// A batch of `target` is closed: records without a key go elsewhere from now on (KIP-480).
+    pub(super) fn rotate(&self, target: Target) {
+        let Target::Partition(partition) = target else { return };
+        let next = (partition.get() + 1) % self.topic.partition_count().max(1);
+        // Where another batch was closed meanwhile, the choice is made already.
+        let _ = self.sticky.compare_exchange(partition.get(), next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Takes memory for a record; `false` where there is none left. Something larger than all of it never fits.
+    #[inline]
+    pub(super) fn reserve(&self, bytes: usize) -> bool {
+        let before = self.buffered_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if before.saturating_add(bytes) <= self.options.buffer_bytes_max {
+            return true;
+        }
+        self.release(bytes);
+        false
+    }
+
+    pub(super) fn release(&self, bytes: usize) {
+        self.buffered_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        self.freed.notify_waiters();
+    }
+
+    pub(super) fn freed(&self) -> tokio::sync::futures::Notified<'_> {
+        self.freed.notified()
+    }
+
+    /// A batch has its outcome: counts it and frees its memory.
+    pub(super) fn settled(&self, buffered_bytes: usize, error: Option<&DeliveryError>) {
+        self.stats.batches.fetch_add(1, Ordering::Relaxed);
+        if let Some(error) = error {
+            self.stats.failed.fetch_add(1, Ordering::Relaxed);
+            self.failed.lock().get_or_insert_with(|| error.clone());
+        }
+        self.release(buffered_bytes);
+    }
+
+    pub(super) const fn batch_limit(&self) -> usize {
+        self.batch_limit
+    }
+
+    pub(super) fn take_failure(&self) -> Option<DeliveryError> {
+        self.failed.lock().take()
+    }
+
+    pub(super) fn stats(&self) -> ProducerStats {
+        ProducerStats {
+            records: self.stats.records.load(Ordering::Relaxed),
+            batches: self.stats.batches.load(Ordering::Relaxed),
+            failed_batches: self.stats.failed.load(Ordering::Relaxed),
+            resent_batches: self.stats.resent.load(Ordering::Relaxed),
+            buffered_bytes: self.buffered_bytes.load(Ordering::Relaxed),
+        }
+    }
+}

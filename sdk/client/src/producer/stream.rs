@@ -1,0 +1,356 @@
+//! One produce stream: opened, fed, and its acknowledgements taken.
+
+use std::sync::Arc;
+
+use tidemill_protocol::messages::{
+    self, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, RoutedAcks, RoutedBatch, RoutedOpen,
+    RoutedOpened, StreamOpen, stream_open,
+};
+use tidemill_protocol::record_batch::ProducerFields;
+use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
+use tokio::time::Instant;
+
+use super::completion::{Placed, Placement};
+use super::lane::Target;
+use super::lane_task::{LaneTask, StreamEnd, sleep_until};
+use super::{Acks, DeliveryError};
+use crate::backoff::Backoff;
+use crate::cluster::ServerLimits;
+use crate::error::server_error;
+use crate::transport::{ReadError, Wire, WriteError, decode};
+
+/// Bytes handed to the stream at once; further batches wait in their queue, where they can still grow.
+const QUEUED_BYTES_MAX: usize = 512 << 10;
+
+/// A stream that the broker has agreed to.
+struct Open {
+    wire: Wire,
+    window_bytes: usize,
+    in_flight_max: usize,
+    next_request_id: u64,
+    /// Partitioner epoch and partition count, in routed produce.
+    route: Option<(u32, u32)>,
+}
+
+/// One answer, of either kind of stream.
+struct Ack {
+    request_id: u64,
+    error: Option<messages::Error>,
+    placed: Placed,
+}
+
+impl LaneTask {
+    /// Opens a stream, sends again what is in flight, then whatever comes, until the stream ends.
+    pub(super) async fn stream(&mut self, backoff: &mut Backoff) -> StreamEnd {
+        if self.draining_is_done() {
+            return StreamEnd::Renumber;
+        }
+        let mut open = match self.open().await {
+            Ok(open) => open,
+            Err(end) => return end,
+        };
+        for batch in &mut self.in_flight {
+            batch.request_id = None;
+        }
+        let stopped = self.shared.stopped.clone();
+        loop {
+            if let Err(error) = self.feed(&mut open) {
+                return StreamEnd::Retry(error.to_string());
+            }
+            let is_writing = open.wire.writer.has_queued();
+            let takes_new = self.takes_new(&open);
+            let timer = self.next_timer(takes_new);
+            let Wire { reader, writer } = &mut open.wire;
+            tokio::select! {
+                biased;
+                () = stopped.cancelled() => return StreamEnd::Stopped,
+                frame = reader.next() => {
+                    let acks = match frame {
+                        Ok(Some(frame)) => self.decode_acks(&frame),
+                        Ok(None) => return StreamEnd::Retry("the broker ended the stream".to_owned()),
+                        Err(error) => return StreamEnd::Retry(error.to_string()),
+                    };
+                    match acks {
+                        Ok(acks) => {
+                            if let Some(end) = self.take_acks(&open, acks) {
+                                open.wire.writer.reset();
+                                return end;
+                            }
+                            backoff.reset();
+                        }
+                        Err(error) => {
+                            open.wire.writer.reset();
+                            return StreamEnd::Retry(error.to_string());
+                        }
+                    }
+                }
+                written = writer.flush(), if is_writing => {
+                    if let Err(error) = written {
+                        return StreamEnd::Retry(error.to_string());
+                    }
+                    if self.shared.options.acks == Acks::None {
+                        self.all_sent();
+                    }
+                }
+                () = self.lane.wake.notified(), if takes_new => {}
+                () = sleep_until(timer) => self.expire(),
+            }
+            if self.draining_is_done() {
+                return StreamEnd::Renumber;
+            }
+        }
+    }
+
+    fn draining_is_done(&self) -> bool {
+        // A gap needs a new identity only when something follows; with nothing in flight the next batch would.
+        self.draining && self.in_flight.iter().all(|batch| batch.refused)
+    }
+
+    async fn open(&mut self) -> Result<Open, StreamEnd> {
+        let cluster = Arc::clone(&self.cluster);
+        let topic = Arc::clone(&self.shared.topic);
+        let target = self.lane.target;
+        let message = self.open_message();
+        let connecting = async move {
+            let leader = match target {
+                Target::Partition(partition) => cluster.leader(&topic.name, topic.id, partition),
+                Target::Routed => None,
+            };
+            let connection = cluster.connection(leader).await.map_err(|error| error.to_string())?;
+            let mut wire = Wire::open(&connection.quinn).await.map_err(|error| error.to_string())?;
+            wire.writer.send(&message, &[]).await.map_err(|error| error.to_string())?;
+            let opened = match target {
+                Target::Partition(_) => {
+                    let (opened, _) =
+                        wire.reader.message::<ProduceOpened>().await.map_err(|error| error.to_string())?;
+                    server_error(opened.error).map(|()| None)
+                }
+                Target::Routed => {
+                    let (opened, _) =
+                        wire.reader.message::<RoutedOpened>().await.map_err(|error| error.to_string())?;
+                    server_error(opened.error)
+                        .map(|()| Some((opened.partitioner_epoch, opened.partition_count)))
+                }
+            };
+            Ok::<_, String>(opened.map(|route| (wire, route, connection.limits)))
+        };
+        let connecting = tokio::time::timeout(self.cluster.answer_timeout(), connecting);
+        let answer = self.patiently(connecting).await?;
+        match answer.unwrap_or_else(|_| Err("the broker did not answer in time".to_owned())) {
+            Ok(Ok((wire, route, limits))) => Ok(self.opened(wire, route, &limits)),
+            Ok(Err(error)) => Err(self.not_opened(error).await),
+            Err(reason) => Err(StreamEnd::Retry(reason)),
+        }
+    }
+
+    fn open_message(&mut self) -> StreamOpen {
+        self.generation += 1;
+        let fields = self.numbering.identity.map_or(ProducerFields::NONE, |identity| identity.fields);
+        let acks = match self.shared.options.acks {
+            Acks::Quorum => messages::Acks::Quorum,
+            Acks::None => messages::Acks::None,
+        };
+        let topic = &self.shared.topic;
+        let kind = match self.lane.target {
+            Target::Partition(partition) => stream_open::Kind::Produce(ProduceOpen {
+                partition: Some(TopicPartition::new(topic.id, partition).into()),
+                leader_epoch: -1,
+                producer_id: fields.id.get(),
+                producer_epoch: fields.epoch.get().into(),
+                generation: self.generation,
+                acks: acks.into(),
+            }),
+            Target::Routed => stream_open::Kind::Routed(RoutedOpen {
+                topic_id: topic.id.bytes().to_vec().into(),
+                producer_id: fields.id.get(),
+                producer_epoch: fields.epoch.get().into(),
+                generation: self.generation,
+                acks: acks.into(),
+            }),
+        };
+        StreamOpen { kind: Some(kind) }
+    }
+
+    fn opened(&self, wire: Wire, route: Option<(u32, u32)>, limits: &ServerLimits) -> Open {
+        Open {
+            wire,
+            window_bytes: limits.produce_window_bytes,
+            in_flight_max: limits.produce_in_flight_max.min(self.shared.options.in_flight_max).max(1),
+            next_request_id: 0,
+            route,
+        }
+    }
+
+    async fn not_opened(&mut self, error: crate::ServerError) -> StreamEnd {
+        match error.error_code() {
+            Some(ErrorCode::ProducerFenced) => return StreamEnd::Fatal(DeliveryError::Fenced),
+            Some(ErrorCode::UnknownProducer) if self.numbering.identity.is_some() => {
+                for batch in &mut self.in_flight {
+                    batch.refused = true;
+                }
+                self.draining = true;
+                return StreamEnd::Renumber;
+            }
+            Some(ErrorCode::NotLeader) => {
+                let cluster = Arc::clone(&self.cluster);
+                let name = Arc::clone(&self.shared.topic.name);
+                if let Err(end) = self.patiently(async move { cluster.refresh_topic(&name).await }).await {
+                    return end;
+                }
+            }
+            _ if !error.retriable => return StreamEnd::Fatal(DeliveryError::Refused(error)),
+            _ => {}
+        }
+        StreamEnd::Retry(error.to_string())
+    }
+
+    /// Queues what may go out now: first what must be sent again, then new batches.
+    fn feed(&mut self, open: &mut Open) -> Result<(), WriteError> {
+        while open.wire.writer.queued_bytes() < QUEUED_BYTES_MAX {
+            let unsent = self.in_flight.iter().position(|batch| batch.request_id.is_none() && !batch.refused);
+            let index = match unsent {
+                Some(index) => index,
+                None if !self.takes_new(open) => return Ok(()),
+                None => {
+                    let Some(ready) = self.lane.take(self.ripe()) else { return Ok(()) };
+                    self.shared.rotate(self.lane.target);
+                    self.admit(ready);
+                    self.in_flight.len() - 1
+                }
+            };
+            let Some(length) = self.in_flight.get(index).map(|batch| batch.stamped.len()) else {
+                return Ok(());
+            };
+            if !self.has_room(open, length) {
+                return Ok(());
+            }
+            self.write(open, index)?;
+        }
+        Ok(())
+    }
+
+    /// Open batches that were opened until then go out: those that have lingered, and where nothing is in flight all.
+    fn ripe(&self) -> Option<Instant> {
+        let now = Instant::now();
+        if self.shared.options.eager && self.in_flight.is_empty() {
+            Some(now)
+        } else {
+            now.checked_sub(self.shared.options.linger)
+        }
+    }
+
+    /// Whether a batch from the queue could be sent now.
+    fn takes_new(&self, open: &Open) -> bool {
+        !self.draining && open.wire.writer.queued_bytes() < QUEUED_BYTES_MAX && self.has_room(open, 0)
+    }
+
+    /// Whether `bytes` more may be on the way. One batch always may.
+    fn has_room(&self, open: &Open, bytes: usize) -> bool {
+        let unanswered = self.in_flight.iter().filter(|batch| !batch.refused && batch.request_id.is_some());
+        let (count, sum) =
+            unanswered.fold((0, bytes), |(count, sum), batch| (count + 1, sum + batch.stamped.len()));
+        count == 0 || (count < open.in_flight_max && sum <= open.window_bytes)
+    }
+
+    fn write(&mut self, open: &mut Open, index: usize) -> Result<(), WriteError> {
+        let Some(batch) = self.in_flight.get_mut(index) else { return Ok(()) };
+        let request_id = open.next_request_id;
+        let payload = [batch.stamped.head.clone(), batch.stamped.records.clone()];
+        match open.route {
+            None => open.wire.writer.feed(&ProduceBatch { request_id }, &payload)?,
+            Some(route) => {
+                let (partitioner_epoch, partition_count) = *batch.route.get_or_insert(route);
+                let header = RoutedBatch {
+                    request_id,
+                    topic_sequence: batch.number,
+                    partitioner_epoch,
+                    partition_count,
+                };
+                open.wire.writer.feed(&header, &payload)?;
+            }
+        }
+        open.next_request_id += 1;
+        batch.request_id = Some(request_id);
+        batch.attempts += 1;
+        if batch.attempts > 1 {
+            self.shared.stats.resent();
+        }
+        Ok(())
+    }
+
+    fn next_timer(&self, takes_new: bool) -> Option<Instant> {
+        let lingered = match self.lane.oldest() {
+            // A complete batch that has no room waits for an answer, not for time.
+            Some((opened, false)) if takes_new => Some(opened + self.shared.options.linger),
+            _ => None,
+        };
+        [lingered, self.next_deadline()].into_iter().flatten().min()
+    }
+
+    fn decode_acks(&self, frame: &tidemill_protocol::frame::RawFrame) -> Result<Vec<Ack>, ReadError> {
+        Ok(match self.lane.target {
+            Target::Partition(partition) => {
+                let acks = decode::<ProduceAcks>(frame)?.acks;
+                acks.into_iter().map(|ack| stored_ack(partition, ack)).collect()
+            }
+            Target::Routed => decode::<RoutedAcks>(frame)?.acks.into_iter().map(routed_ack).collect(),
+        })
+    }
+
+    /// Answers come in the order of the batches; those to batches that were given up meanwhile are passed over.
+    fn take_acks(&mut self, open: &Open, acks: Vec<Ack>) -> Option<StreamEnd> {
+        for ack in acks {
+            let expected =
+                self.in_flight.iter().position(|batch| !batch.refused && batch.request_id.is_some());
+            let awaited = expected.and_then(|index| self.in_flight.get(index)?.request_id);
+            if ack.request_id >= open.next_request_id
+                || awaited.is_some_and(|awaited| ack.request_id > awaited)
+            {
+                return Some(StreamEnd::Retry(format!(
+                    "the broker acknowledged batch {} out of turn",
+                    ack.request_id
+                )));
+            }
+            let (Some(index), true) = (expected, awaited == Some(ack.request_id)) else { continue };
+            match server_error(ack.error) {
+                Ok(()) => {
+                    if let Some(batch) = self.in_flight.remove(index) {
+                        self.settle(&batch.completion, batch.buffered_bytes, Ok(ack.placed));
+                    }
+                }
+                Err(error) => {
+                    if let Some(end) = self.refused(index, error) {
+                        return Some(end);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// With `Acks::None`: handed over is all there is to know.
+    fn all_sent(&mut self) {
+        while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.request_id.is_some()) {
+            self.settle(&batch.completion, batch.buffered_bytes, Ok(Placed::Sent));
+        }
+    }
+}
+
+fn stored_ack(partition: PartitionId, ack: messages::ProduceAck) -> Ack {
+    let log_append_time = (ack.log_append_time >= 0).then(|| Timestamp::new(ack.log_append_time));
+    let placed = Placed::At { partition, base_offset: Offset::new(ack.base_offset), log_append_time };
+    Ack { request_id: ack.request_id, error: ack.error, placed }
+}
+
+fn routed_ack(ack: messages::RoutedAck) -> Ack {
+    let placements = ack
+        .placements
+        .into_iter()
+        .map(|placement| Placement {
+            partition: PartitionId::new(placement.partition),
+            base_offset: Offset::new(placement.base_offset),
+            record_count: placement.record_count,
+        })
+        .collect();
+    Ack { request_id: ack.request_id, error: ack.error, placed: Placed::Routed { placements } }
+}

@@ -1,0 +1,166 @@
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::tls::client_tls;
+use crate::{ClientConfig, ConnectError};
+
+/// UDP payload up to which path MTU discovery searches: ten such packets, which quinn sends as one segmented
+/// datagram, must stay below the 65,507 bytes that UDP allows.
+const MTU_BYTES_MAX: u16 = 6_500;
+/// A search for a larger packet stops when it could win less than this.
+const MTU_STEP_BYTES: u16 = 64;
+/// Bytes that may be in flight before the first acknowledgement.
+const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 128 << 10;
+/// Packets that may arrive before the peer must acknowledge, and how long it may sit on an acknowledgement.
+const ACK_EVERY_PACKETS: u32 = 10;
+const ACK_DELAY: Duration = Duration::from_millis(5);
+/// Round-trip time assumed before the first sample.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT_MS: u32 = 30_000;
+/// Unread bytes on one stream.
+const STREAM_WINDOW_BYTES: u32 = 16 << 20;
+/// Bytes written and not yet acknowledged, over all streams of a connection.
+const SEND_WINDOW_BYTES: u64 = 32 << 20;
+/// Kernel buffers of the UDP socket; the kernel may grant less.
+const SOCKET_BUFFER_BYTES: usize = 8 << 20;
+
+/// Opens QUIC connections from one socket.
+#[derive(Debug)]
+pub(crate) struct Dialer {
+    endpoint: quinn::Endpoint,
+    config: quinn::ClientConfig,
+    connect_timeout: Duration,
+    server_name: Option<String>,
+}
+
+impl Dialer {
+    pub(crate) fn new(config: &ClientConfig) -> Result<Self, ConnectError> {
+        let mut quic = quinn::ClientConfig::new(Arc::new(client_tls(config)?));
+        quic.transport_config(Arc::new(transport_config(config.receive_window_bytes)));
+        let mut settings = quinn::EndpointConfig::default();
+        // Cannot fail: the number is inside what QUIC allows.
+        let _ = settings.max_udp_payload_size(MTU_BYTES_MAX);
+        let socket = bind().map_err(|error| ConnectError::Socket(error.to_string()))?;
+        let endpoint = quinn::Endpoint::new(settings, None, socket, Arc::new(quinn::TokioRuntime))
+            .map_err(|error| ConnectError::Socket(error.to_string()))?;
+        Ok(Self {
+            endpoint,
+            config: quic,
+            connect_timeout: config.connect_timeout,
+            server_name: config.server_name.clone(),
+        })
+    }
+
+    /// Connects to the first of the addresses behind `host:port` that answers.
+    pub(crate) async fn dial(&self, address: &str) -> Result<quinn::Connection, ConnectError> {
+        let wrong = |reason: String| ConnectError::Address { address: address.to_owned(), reason };
+        let host = host_of(address).ok_or_else(|| wrong("not of the form host:port".to_owned()))?;
+        let name = self.server_name.as_deref().unwrap_or(host);
+        let resolved = tokio::net::lookup_host(address).await.map_err(|error| wrong(error.to_string()))?;
+        let mut last = wrong("the name has no address".to_owned());
+        for target in resolved {
+            match self.dial_one(address, target, name).await {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn dial_one(
+        &self,
+        address: &str,
+        target: SocketAddr,
+        name: &str,
+    ) -> Result<quinn::Connection, ConnectError> {
+        let failed = |reason: String| ConnectError::Handshake { address: address.to_owned(), reason };
+        let connecting = self
+            .endpoint
+            .connect_with(self.config.clone(), target, name)
+            .map_err(|error| failed(error.to_string()))?;
+        match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
+                Err(ConnectError::TimedOut { address: address.to_owned(), after: self.connect_timeout })
+            }
+            Ok(Err(error)) => Err(failed(error.to_string())),
+        }
+    }
+
+    /// Closes every connection and gives the peers a moment to hear of it.
+    pub(crate) async fn close(&self) {
+        self.endpoint.close(0u32.into(), b"closed by the client");
+        // Nothing is lost where a peer does not answer in time.
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+/// The host of `host:port`, without the brackets of an IPv6 address.
+fn host_of(address: &str) -> Option<&str> {
+    let (host, port) = address.rsplit_once(':')?;
+    port.parse::<u16>().ok()?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (!host.is_empty()).then_some(host)
+}
+
+fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(MTU_BYTES_MAX).minimum_change(MTU_STEP_BYTES);
+    let mut acks = quinn::AckFrequencyConfig::default();
+    acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));
+    let mut congestion = quinn::congestion::CubicConfig::default();
+    congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
+
+    let mut transport = quinn::TransportConfig::default();
+    transport
+        // The broker opens no streams.
+        .max_concurrent_bidi_streams(0u32.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.min(receive_window_bytes).into())
+        .receive_window(receive_window_bytes.into())
+        .send_window(SEND_WINDOW_BYTES)
+        .max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .datagram_receive_buffer_size(None)
+        .initial_rtt(INITIAL_RTT)
+        .mtu_discovery_config(Some(mtu))
+        .ack_frequency_config(Some(acks))
+        .congestion_controller_factory(Arc::new(congestion));
+    transport
+}
+
+/// A socket that reaches both families where the system has both.
+fn bind() -> std::io::Result<std::net::UdpSocket> {
+    bind_to((Ipv6Addr::UNSPECIFIED, 0).into()).or_else(|_| bind_to((Ipv4Addr::UNSPECIFIED, 0).into()))
+}
+
+fn bind_to(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // The kernel may keep its own sizes: slower, not wrong.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_found_in_addresses() {
+        assert_eq!(host_of("broker:4433"), Some("broker"));
+        assert_eq!(host_of("[::1]:4433"), Some("::1"));
+        for wrong in ["broker", "broker:", "broker:port", ":4433", "broker:70000"] {
+            assert_eq!(host_of(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! QUIC as this client uses it: settings, TLS, frames.
+
+mod endpoint;
+mod frames;
+mod tls;
+
+pub(crate) use endpoint::Dialer;
+pub(crate) use frames::{FrameReader, FrameWriter, ReadError, Wire, WriteError, decode};
