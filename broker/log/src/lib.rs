@@ -13,4 +13,3 @@
 )]
 
 pub mod fs;
-pub mod segment;
