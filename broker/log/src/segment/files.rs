@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tidemill_protocol::Offset;
 use tracing::warn;
 
+use super::buffers::{Buffer, BufferPool};
 use super::header::FileKind;
 use super::page_cache::PageCache;
 use crate::fs::{OpenMode, Storage, StorageFile};
@@ -30,11 +31,13 @@ pub struct SegmentFilesConfig {
     /// Written bytes left in the page cache for readers before the oldest are given back; `None` leaves it to the
     /// kernel.
     pub page_cache_bytes: Option<u64>,
+    /// Buffers of finished reads that wait for the next ones, in bytes.
+    pub idle_buffers_bytes: usize,
 }
 
 impl Default for SegmentFilesConfig {
     fn default() -> Self {
-        Self { open_files_max: 4096, page_cache_bytes: Some(4 << 30) }
+        Self { open_files_max: 4096, page_cache_bytes: Some(4 << 30), idle_buffers_bytes: 16 << 20 }
     }
 }
 
@@ -44,6 +47,7 @@ pub struct SegmentFiles {
     config: SegmentFilesConfig,
     pool: Mutex<Pool>,
     page_cache: Mutex<PageCache>,
+    buffers: Arc<BufferPool>,
     next_id: AtomicU64,
 }
 
@@ -108,6 +112,7 @@ impl SegmentFiles {
             config,
             pool: Mutex::default(),
             page_cache: Mutex::default(),
+            buffers: BufferPool::new(config.idle_buffers_bytes),
             next_id: AtomicU64::new(0),
         })
     }
@@ -122,6 +127,11 @@ impl SegmentFiles {
     #[must_use]
     pub fn open_files(&self) -> usize {
         self.pool.lock().slots.len()
+    }
+
+    /// A buffer of `length` bytes to read into.
+    pub(super) fn buffer(&self, length: usize) -> Buffer {
+        self.buffers.take(length)
     }
 
     pub(super) fn file(&self, dir: &Arc<Path>, kind: FileKind, base_offset: Offset) -> Arc<PooledFile> {

@@ -130,42 +130,48 @@ impl IndexFile<'_> {
         // Invariant: `before` holds for all entries below `low` and for none from `high` on.
         let (mut low, mut high) = (0, self.entries);
         let mut found = None;
-        while high - low > RUN {
+        let mut run: Option<Run> = None;
+        while low < high {
+            if run.is_none() && high - low <= RUN {
+                run = Some(self.read_run(low, high - low)?);
+            }
             let middle = low + (high - low) / 2;
-            let entry = self.read_run(middle, 1)?.next().ok_or(IndexError::Damaged)??;
+            let entry = match &run {
+                Some(run) => run.entry(middle)?,
+                None => self.read_run(middle, 1)?.entry(middle)?,
+            };
             if before(&entry) {
                 (low, found) = (middle + 1, Some(entry));
             } else {
                 high = middle;
             }
         }
-        for entry in self.read_run(low, high - low)? {
-            let entry = entry?;
-            if !before(&entry) {
-                break;
-            }
-            found = Some(entry);
-        }
         Ok(found)
     }
 
     /// The `count` entries from `first` on.
-    pub(super) fn read_run(
-        &self,
-        first: u64,
-        count: u64,
-    ) -> Result<impl Iterator<Item = Result<IndexEntry, IndexError>> + use<>, IndexError> {
+    fn read_run(&self, first: u64, count: u64) -> Result<Run, IndexError> {
         let bytes = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(ENTRY_BYTES);
-        let mut buffer = vec![0; bytes];
-        self.file.read_exact_at(index_bytes(first), &mut buffer).map_err(|error| match error.kind() {
+        let mut bytes = vec![0; bytes];
+        self.file.read_exact_at(index_bytes(first), &mut bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => IndexError::Damaged,
             _ => IndexError::Io(error),
         })?;
-        let base = self.base;
-        Ok((0..count).map(move |at| {
-            let start = (at as usize).saturating_mul(ENTRY_BYTES);
-            let bytes = buffer.get(start..).unwrap_or_default();
-            IndexEntry::decode(bytes, base, first + at).ok_or(IndexError::Damaged)
-        }))
+        Ok(Run { base: self.base, first, bytes })
+    }
+}
+
+/// Consecutive entries as they stand in the file.
+struct Run {
+    base: Offset,
+    first: u64,
+    bytes: Vec<u8>,
+}
+
+impl Run {
+    fn entry(&self, number: u64) -> Result<IndexEntry, IndexError> {
+        let at = usize::try_from(number - self.first).unwrap_or(usize::MAX).saturating_mul(ENTRY_BYTES);
+        let bytes = self.bytes.get(at..).unwrap_or_default();
+        IndexEntry::decode(bytes, self.base, number).ok_or(IndexError::Damaged)
     }
 }

@@ -28,6 +28,7 @@
 //! - A file is deleted only when the last durable checkpoint does not name it and nobody holds it.
 //! - After a failed sync nothing is written or recorded any more: what is on the disk is unknown.
 
+mod buffers;
 mod cursors;
 mod ends;
 mod files;

@@ -127,7 +127,11 @@ impl SegmentStore {
         warn!(file = %segment.index.path().display(), "an index is missing or too short, rebuilding it");
         let rebuilt = rebuild_index(self.files(), self.key(), segment, self.config().index_interval_bytes);
         match &rebuilt {
-            Ok(()) => self.writer.lock().dirty.push(Arc::clone(segment)),
+            Ok(()) => {
+                let mut writer = self.writer.lock();
+                writer.dirty.push(Arc::clone(segment));
+                writer.created_files = true;
+            }
             Err(error) => {
                 error!(%error, "an index could not be rebuilt");
                 segment.suspect_index();

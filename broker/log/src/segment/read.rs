@@ -134,15 +134,15 @@ impl SegmentStore {
         let Some(plan) = planned.map_err(|error| segment.walk_error(walk.position(), error))? else {
             return Ok(Batches { first: wanted.from, next: wanted.from, ..Batches::default() });
         };
-        let mut buffer = vec![0; plan.bytes];
-        file.read_exact_at(plan.position, &mut buffer).map_err(|source| segment.io_error(source))?;
-        let Checked { regions, bytes, first, next, consumed, fault } = self.check(&mut buffer, wanted);
+        let mut buffer = self.files().buffer(plan.bytes);
+        file.read_exact_at(plan.position, buffer.as_mut()).map_err(|source| segment.io_error(source))?;
+        let Checked { regions, bytes, first, next, consumed, fault } = self.check(buffer.as_mut(), wanted);
         if regions.is_empty() {
             let fault = fault.unwrap_or(FrameFault::BeyondEnd);
             return Err(segment.damage(plan.position..plan.first_frame_end, fault).into());
         }
         self.cursors().lock().note(next, segment.base_offset, plan.position + consumed as u64);
-        let whole = Bytes::from(buffer);
+        let whole = buffer.freeze();
         let parts = regions.into_iter().map(|region| whole.slice(region)).collect();
         Ok(Batches { parts, first, next, bytes })
     }

@@ -171,14 +171,14 @@ impl Segment {
         self.index_health.store(INDEX_GOOD, Ordering::Release);
     }
 
-    /// Writes the entries that wait to the index file. Only the writer calls it.
-    pub(super) fn write_pending(&self, files: &SegmentFiles, key: &KeyHasher) -> io::Result<()> {
+    /// Writes the entries that wait to the index file, and says whether that created it. Only the writer calls it.
+    pub(super) fn write_pending(&self, files: &SegmentFiles, key: &KeyHasher) -> io::Result<bool> {
         let (pending, in_file) = {
             let state = self.state.lock();
             (state.pending.clone(), state.end.index_entries - state.pending.len() as u64)
         };
         if pending.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let bytes = encode_entries(&pending, self.base_offset, in_file, key);
         let at = if in_file == 0 { 0 } else { index_bytes(in_file) };
@@ -188,10 +188,17 @@ impl Segment {
         let mut state = self.state.lock();
         state.pending.drain(..pending.len());
         state.pending.shrink_to_fit();
-        Ok(())
+        Ok(in_file == 0)
     }
 
+    /// Whether a sync of one of its files failed, be it somebody else's.
+    pub(super) fn has_failed(&self) -> bool {
+        self.log.has_failed() || self.index.has_failed()
+    }
+
+    /// Damage found in the log file, counted.
     pub(super) fn damage(&self, position: std::ops::Range<u64>, fault: FrameFault) -> Damage {
+        metrics::counter!("tidemill_segment_damage_total").increment(1);
         Damage { file: self.log.path(), segment: self.base_offset, position, fault }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use thiserror::Error;
 use tidemill_protocol::Offset;
+use tracing::{error, warn};
 
 use super::cursors::Cursors;
 use super::ends::{PartitionEnds, SegmentEnd};
@@ -170,11 +171,14 @@ impl SegmentStore {
         }
         writer.created_files |= before.is_empty();
         let pending = segment.publish(gathered.end, &gathered.entries);
-        if pending >= PENDING_ENTRIES_MAX
-            && let Err(source) = segment.write_pending(&self.files, &self.key)
-        {
-            // The batches are stored and visible. The entries wait for the next call; `sync` insists on them.
-            tracing::warn!(file = %segment.index.path().display(), %source, "index entries are not written yet");
+        if pending >= PENDING_ENTRIES_MAX {
+            match segment.write_pending(&self.files, &self.key) {
+                Ok(created) => writer.created_files |= created,
+                // The batches are stored and visible. The entries wait for the next call; a sync insists on them.
+                Err(source) => {
+                    warn!(file = %segment.index.path().display(), %source, "index entries are not written yet");
+                }
+            }
         }
         self.start_writeback(&mut writer, &segment, self.config.writeback_bytes)
     }
@@ -283,6 +287,11 @@ impl SegmentStore {
         Ok(unused)
     }
 
+    /// Whether the store was given up after a failed sync: it takes no more writes until it is opened again.
+    pub fn has_failed(&self) -> bool {
+        self.writer.lock().failed
+    }
+
     /// How far the segments go now, whether that is durable or not.
     pub fn written_ends(&self) -> PartitionEnds {
         PartitionEnds { segments: self.view.read().iter().map(|segment| segment.end()).collect() }
@@ -351,7 +360,7 @@ impl SegmentStore {
             writer.writeback_to = 0;
             return Ok(segment);
         };
-        if active.log.has_failed() || active.index.has_failed() {
+        if active.has_failed() {
             writer.failed = true;
             self.check_usable(writer)?;
         }
@@ -423,7 +432,7 @@ impl SegmentStore {
         }
         writer.writeback_to = range.end;
         if let Err(source) = self.files.start_writeback(&segment.log, range) {
-            tracing::error!(file = %segment.log.path().display(), %source, "write-back failed");
+            error!(file = %segment.log.path().display(), %source, "write-back failed");
             writer.failed = true;
         }
         self.check_usable(writer)

@@ -75,13 +75,16 @@ impl SegmentStore {
     /// See [`SyncError`].
     pub fn flush(&self) -> Result<Flush<'_>, SyncError> {
         let mut writer = self.writer.lock();
+        writer.failed |= writer.dirty.iter().any(|segment| segment.has_failed());
         if writer.failed {
             return Err(SyncError::Failed { dir: self.dir().to_path_buf() });
         }
         self.repair_indexes(&mut writer);
-        for segment in &writer.dirty {
+        let Writer { dirty, created_files, .. } = &mut *writer;
+        for segment in dirty {
             let written = segment.write_pending(self.files(), self.key());
-            written.map_err(|source| SyncError::Write { file: segment.index.path(), source })?;
+            *created_files |=
+                written.map_err(|source| SyncError::Write { file: segment.index.path(), source })?;
         }
         Ok(Flush {
             store: self,
@@ -99,6 +102,7 @@ impl SegmentStore {
             match rebuild_index(self.files(), self.key(), segment, interval_bytes) {
                 Ok(()) => {
                     info!(file = %segment.index.path().display(), "rebuilt a damaged index");
+                    writer.created_files = true;
                     if !writer.dirty.iter().any(|dirty| Arc::ptr_eq(dirty, segment)) {
                         writer.dirty.push(Arc::clone(segment));
                     }
@@ -157,8 +161,7 @@ impl Flush<'_> {
                 files.sync(file).map_err(|source| SyncError::Sync { path: file.path(), source })?;
             }
         }
-        // The index file may have been created by the last flush, whenever the log file was.
-        let dir = Some(self.store.dir()).filter(|_| !self.dirty.is_empty() || self.created_files);
+        let dir = Some(self.store.dir()).filter(|_| self.created_files);
         let above = self.store.dir().ancestors().skip(1).filter(|_| self.created_dir);
         for path in dir.into_iter().chain(above) {
             let synced = files.storage().sync_dir(path);

@@ -9,8 +9,9 @@ use super::frame::{FrameFault, FrameHead, HEAD_BYTES};
 use super::key::KeyHasher;
 use crate::fs::StorageFile;
 
-/// Bytes read at once where frames are small.
-const WINDOW_BYTES: usize = 64 * 1024;
+/// Bytes read at once where frames are small: at first, and at most, doubled in between.
+const WINDOW_BYTES_MIN: usize = 8 * 1024;
+const WINDOW_BYTES_MAX: usize = 64 * 1024;
 /// Frames at least this long are stepped over: reading their heads alone is cheaper than reading through them.
 pub(super) const LARGE_FRAME_BYTES: u64 = 32 * 1024;
 /// Bytes of a body checked at once.
@@ -142,7 +143,10 @@ impl Walk {
         if inside {
             return Ok(());
         }
-        let wanted = if self.small_frames { WINDOW_BYTES } else { HEAD_BYTES };
+        let wanted = match self.small_frames {
+            true => (self.window.len() * 2).clamp(WINDOW_BYTES_MIN, WINDOW_BYTES_MAX),
+            false => HEAD_BYTES,
+        };
         let length = usize::try_from(self.end - self.position).unwrap_or(usize::MAX).min(wanted);
         self.window.resize(length, 0);
         self.window_at = self.position;

@@ -123,3 +123,20 @@ fn a_sync_of_the_whole_file_system_serves_many() {
     let store = open_at(&files_on(storage.crash(2)), ends).unwrap();
     assert_eq!(read_all(&store, 0, 500).unwrap(), joined(&batches));
 }
+
+#[test]
+fn a_sync_that_fails_while_a_handle_is_closed_is_not_forgotten() {
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    let config = SegmentFilesConfig { open_files_max: 1, ..SegmentFilesConfig::default() };
+    let files = SegmentFiles::new(Arc::new(faulty.clone()), config);
+    let open = |dir| SegmentStore::open(&files, dir, KEY, CONFIG, PartitionEnds::default()).unwrap().0;
+    let (victim, other) = (open("a"), open("b"));
+    victim.append(&[batch(0, 1, 1, 500)]).unwrap();
+    faulty.on_nth(Some(Call::Sync), 1, Effect::Fail);
+    other.append(&[batch(0, 1, 1, 500)]).unwrap();
+    assert!(faulty.has_struck(), "the victim's handle was synced and closed to make room");
+    assert!(matches!(victim.append(&[batch(1, 1, 1, 500)]), Err(AppendError::Failed { .. })));
+    // It matters not how the checkpoint means to sync.
+    assert!(matches!(victim.flush(), Err(SyncError::Failed { .. })));
+    other.sync().unwrap();
+}

@@ -63,7 +63,8 @@ fn a_deleted_partition_leaves_nothing() {
 fn many_partitions_share_few_handles() {
     let root = tempfile::tempdir().unwrap();
     let storage = Arc::new(DiskStorage::new(root.path()).unwrap());
-    let config = SegmentFilesConfig { open_files_max: 10, page_cache_bytes: Some(20_000) };
+    let config =
+        SegmentFilesConfig { open_files_max: 10, page_cache_bytes: Some(20_000), idle_buffers_bytes: 0 };
     let files = SegmentFiles::new(storage, config);
     let stores: Vec<_> = (0..60)
         .map(|n| {
