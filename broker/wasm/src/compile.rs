@@ -116,7 +116,7 @@ impl CompileService {
         // Acquired before the cache is asked: of several uploads of one component, the first compiles and the others find it.
         let turn = self.inner.turns.acquire().await;
         let _turn = turn.map_err(|_| CompileError::Worker("it is shutting down".to_owned()))?;
-        if let Some(compiled) = self.from_cache(&key, &info, digest).await? {
+        if let Some(compiled) = self.load_cached(&key, &info, digest).await? {
             return Ok(compiled);
         }
         let artifact = self.worker().compile(&component, self.inner.engine.compatibility()).await?;
@@ -132,7 +132,7 @@ impl CompileService {
         }
     }
 
-    async fn from_cache(
+    async fn load_cached(
         &self,
         key: &ArtifactKey,
         info: &ComponentInfo,
