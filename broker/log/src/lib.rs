@@ -14,3 +14,4 @@
 
 pub mod fs;
 pub mod segment;
+pub mod wal;

@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::transport::{bind_socket, endpoint_config, transport_config};
+use crate::transport::{bind_socket, server_endpoint_config, transport_config};
 use crate::{BindError, Connection, NetConfig, NetLimits};
 
 /// How long [`Listener::close`] waits for peers to take notice.
@@ -33,7 +33,8 @@ impl Listener {
         let NetConfig { listen, tls, limits } = config;
         let socket_error = |source| BindError::Socket { address: listen, source };
 
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls.quic_config()?));
+        let (handshake, reset) = tls.quic_config()?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(handshake));
         server
             .transport_config(Arc::new(transport_config(&limits)?))
             .max_incoming(limits.incoming_max)
@@ -42,7 +43,7 @@ impl Listener {
         let socket = bind_socket(listen, limits.socket_buffer_bytes).map_err(socket_error)?;
         let local = socket.local_addr().map_err(socket_error)?;
         let endpoint = quinn::Endpoint::new(
-            endpoint_config(&limits),
+            server_endpoint_config(&limits, reset),
             Some(server),
             socket,
             Arc::new(quinn::TokioRuntime),

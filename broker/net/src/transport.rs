@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::reset::{RandomIds, ResetKey};
 use crate::{BindError, NetLimits};
 
 /// Ten packets of this size fit one UDP datagram; see the module's head.
@@ -76,10 +77,22 @@ pub fn transport_config(limits: &NetLimits) -> Result<quinn::TransportConfig, Bi
 #[must_use]
 pub fn endpoint_config(limits: &NetLimits) -> quinn::EndpointConfig {
     let mut endpoint = quinn::EndpointConfig::default();
+    tune_endpoint(&mut endpoint, limits);
+    endpoint
+}
+
+/// As [`endpoint_config`], for a server whose stateless resets stay valid when it is started again.
+pub(crate) fn server_endpoint_config(limits: &NetLimits, reset: Arc<ResetKey>) -> quinn::EndpointConfig {
+    let mut endpoint = quinn::EndpointConfig::new(reset);
+    endpoint.cid_generator(|| Box::new(RandomIds));
+    tune_endpoint(&mut endpoint, limits);
+    endpoint
+}
+
+fn tune_endpoint(endpoint: &mut quinn::EndpointConfig, limits: &NetLimits) {
     let payload = limits.mtu_bytes_max.clamp(1_472, MTU_BYTES_MAX);
     // Cannot fail: the clamp keeps it inside what QUIC allows, and the default stands otherwise.
     let _ = endpoint.max_udp_payload_size(payload);
-    endpoint
 }
 
 /// A UDP socket for `address` with large kernel buffers: a burst of packets that the endpoint has no time to read

@@ -260,6 +260,48 @@ async fn strangers_and_crowds_are_turned_away() {
 }
 
 #[test]
+fn a_restart_is_noticed_at_once() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let ca = DevCa::open_or_create(dir.path()).expect("an authority");
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime")
+    };
+    let listen = |address| {
+        let tls = ca.server(&[]).expect("a server certificate");
+        Listener::bind(NetConfig { listen: address, tls, limits: NetLimits::default() }).expect("a listener")
+    };
+    let (first_life, second_life, clients) = (runtime(), runtime(), runtime());
+    let (first, address) = first_life.block_on(async {
+        let listener = listen(loopback());
+        let address = listener.local_addr();
+        (listener, address)
+    });
+    let connection = clients.block_on(async {
+        let endpoint = client(&ca.authority(), None, ALPN);
+        within(endpoint.connect(address, "localhost").expect("an address")).await.expect("a handshake")
+    });
+    // Gone without a word: nothing of this life can send any more.
+    first_life.shutdown_background();
+    drop(first);
+    let second = second_life.block_on(async {
+        let taken = async {
+            while UdpSocket::bind(address).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within(taken).await;
+        listen(address)
+    });
+    let reason = clients.block_on(async {
+        let (mut send, _receive) = connection.open_bi().await.expect("not known to be lost yet");
+        send.write_all(&[0; 100]).await.expect("not known to be lost yet");
+        within(connection.closed()).await
+    });
+    assert_eq!(reason, quinn::ConnectionError::Reset);
+    drop(second);
+}
+
+#[test]
 fn an_authority_is_kept_and_its_loss_is_noticed() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("tls");

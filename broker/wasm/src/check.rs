@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::answer::{ANY_PARTITION, Bitmap, OUTPUT_ENTRY_BYTES, Outcome, OutputEntry, Placement, Records, Rejection, Span};
+use crate::answer::{
+    ANY_PARTITION, Bitmap, OUTPUT_ENTRY_BYTES, Outcome, OutputEntry, Placement, Records, Rejection, Span,
+};
 use crate::answer::{Selection, Verdict};
 use crate::batch::{LENGTH_ABSENT, LENGTH_NULL};
 use crate::bindings::exports::tidemill::plugin::{consumer, filter, partitioner};
@@ -28,7 +30,8 @@ pub(crate) fn placement(
     if answer.partitions.len() != records as usize {
         bad!("the placement names {} partitions for {records} records", answer.partitions.len());
     }
-    let outside = answer.partitions.iter().position(|&number| number >= partitions && number != ANY_PARTITION);
+    let outside =
+        answer.partitions.iter().position(|&number| number >= partitions && number != ANY_PARTITION);
     if let Some(ordinal) = outside {
         bad!("record {ordinal} is placed in partition {}, of {partitions}", answer.partitions[ordinal]);
     }

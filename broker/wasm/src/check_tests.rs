@@ -5,7 +5,12 @@ use crate::answer::Part;
 use proptest::prelude::*;
 
 fn limits() -> PluginLimits {
-    PluginLimits { reason_bytes_max: 8, answer_bytes_max: 1000, emitted_bytes_per_call_max: 1000, ..PluginLimits::task() }
+    PluginLimits {
+        reason_bytes_max: 8,
+        answer_bytes_max: 1000,
+        emitted_bytes_per_call_max: 1000,
+        ..PluginLimits::task()
+    }
 }
 
 fn reject(ordinal: u32, reason: &str) -> types::Rejection {
@@ -107,7 +112,8 @@ fn replaced_records_keep_the_inputs_order() {
 #[test]
 fn parts_lie_within_the_data() {
     for part in [0, 2, 4] {
-        let at = |offset, length| replaced(b"\0\0", &[Entry::of(0).with(part, offset).with(part + 1, length)]);
+        let at =
+            |offset, length| replaced(b"\0\0", &[Entry::of(0).with(part, offset).with(part + 1, length)]);
         assert!(at(0, 1).is_ok());
         assert!(at(1, 2).is_err());
         assert!(at(3, 0).is_err());

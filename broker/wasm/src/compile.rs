@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use crate::artifact_cache::{ArtifactCache, ArtifactKey};
 use crate::compiled::Compiled;
 use crate::engine::{Engine, LoadError};
-use crate::inspect::{ComponentInfo, InvalidComponent, inspect};
+use crate::inspect::{ComponentInfo, InvalidComponent};
 pub use crate::worker_process::WorkerCommand;
 use crate::worker_process::WorkerProcess;
 
@@ -108,7 +108,7 @@ impl CompileService {
         let of_blocking = component.clone();
         let engine = self.inner.engine.clone();
         let (info, digest, key) = blocking(move || {
-            let info = inspect(&of_blocking)?;
+            let info = engine.admit(&of_blocking)?;
             let digest = blake3::hash(&of_blocking);
             Ok((info, digest, ArtifactKey::new(&digest, engine.compatibility())))
         })
@@ -116,7 +116,7 @@ impl CompileService {
         // Acquired before the cache is asked: of several uploads of one component, the first compiles and the others find it.
         let turn = self.inner.turns.acquire().await;
         let _turn = turn.map_err(|_| CompileError::Worker("it is shutting down".to_owned()))?;
-        if let Some(compiled) = self.from_cache(&key, &info, digest).await? {
+        if let Some(compiled) = self.load_cached(&key, &info, digest).await? {
             return Ok(compiled);
         }
         let artifact = self.worker().compile(&component, self.inner.engine.compatibility()).await?;
@@ -132,7 +132,7 @@ impl CompileService {
         }
     }
 
-    async fn from_cache(
+    async fn load_cached(
         &self,
         key: &ArtifactKey,
         info: &ComponentInfo,
@@ -153,7 +153,7 @@ impl CompileService {
                     inner.cache.forget(&key);
                     Ok(None)
                 }
-                Err(error @ LoadError::WrongInterface(_)) => Err(error.into()),
+                Err(error) => Err(error.into()),
             }
         })
         .await

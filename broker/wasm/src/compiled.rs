@@ -203,6 +203,9 @@ pub(crate) fn wrong_interface(error: &wasmtime::Error) -> CallError {
 
 impl std::fmt::Debug for Compiled {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Compiled").field("info", &self.inner.info).field("digest", &self.inner.digest).finish()
+        f.debug_struct("Compiled")
+            .field("info", &self.inner.info)
+            .field("digest", &self.inner.digest)
+            .finish()
     }
 }

@@ -35,7 +35,9 @@ impl Description {
     pub(crate) fn from_guest(said: lifecycle::Description) -> Result<Self, BadAnswer> {
         if said.config.len() > CONFIG_KEYS_MAX {
             let keys = said.config.len();
-            return Err(BadAnswer(format!("it describes {keys} configuration keys, above {CONFIG_KEYS_MAX}")));
+            return Err(BadAnswer(format!(
+                "it describes {keys} configuration keys, above {CONFIG_KEYS_MAX}"
+            )));
         }
         let config = said.config.into_iter().map(ConfigKey::from_guest).collect::<Result<_, _>>()?;
         Ok(Self { summary: cut(said.summary, TEXT_BYTES_MAX), config })
@@ -46,7 +48,9 @@ impl ConfigKey {
     fn from_guest(said: lifecycle::ConfigKey) -> Result<Self, BadAnswer> {
         if said.name.is_empty() || said.name.len() > NAME_BYTES_MAX {
             let bytes = said.name.len();
-            return Err(BadAnswer(format!("a configuration key's name has {bytes} bytes, not 1 to {NAME_BYTES_MAX}")));
+            return Err(BadAnswer(format!(
+                "a configuration key's name has {bytes} bytes, not 1 to {NAME_BYTES_MAX}"
+            )));
         }
         Ok(Self {
             name: said.name,

@@ -41,9 +41,17 @@ pub enum EngineError {
 /// Why an artifact, or a component, did not load.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
-    /// Made for another processor or by another version, or damaged.
-    #[error("the compiled plugin can't be used on this machine: {0}")]
+    /// Made for another processor or by another version, or larger than the engine's instances may be.
+    #[error("the compiled plugin can't be loaded: {0}")]
     Artifact(String),
+    /// It wants more memory to begin with than any deployment can have.
+    #[error("the component wants {bytes} bytes of memory to begin with; at most {bytes_max} can be given")]
+    TooMuchMemory {
+        /// What it wants.
+        bytes: u64,
+        /// The bound.
+        bytes_max: usize,
+    },
     /// Imports or exports have other types than the contract says.
     #[error("the component does not fit the contract tidemill:plugin@0.1: {0}")]
     WrongInterface(String),
@@ -69,13 +77,23 @@ impl Engine {
     /// Compiles in this very process, without limits on time and memory and without a cache: for tools that run a user's own
     /// components, and for tests. A broker uses [`CompileService`](crate::CompileService).
     pub fn compile_here(&self, component: &[u8]) -> Result<Compiled, crate::CompileError> {
-        let info = inspect(component)?;
+        let info = self.admit(component)?;
         let artifact = self.inner.wasm.precompile_component(component);
         let artifact = artifact.map_err(|error| crate::CompileError::Failed(format!("{error:#}")))?;
         // SAFETY: this engine has just made the artifact.
         #[allow(unsafe_code, reason = "wasmtime trusts compiled code, and this was compiled here")]
         let loaded = unsafe { self.load(&artifact, info, blake3::hash(component)) };
         Ok(loaded?)
+    }
+
+    /// Inspects a component, and refuses one that could not be loaded in any case.
+    pub(crate) fn admit(&self, component: &[u8]) -> Result<ComponentInfo, crate::CompileError> {
+        let info = inspect(component)?;
+        let (bytes, bytes_max) = (info.initial_memory_bytes, self.config().memory_bytes_max);
+        if bytes > bytes_max as u64 {
+            return Err(LoadError::TooMuchMemory { bytes, bytes_max }.into());
+        }
+        Ok(info)
     }
 
     /// Loads compiled code.

@@ -167,7 +167,8 @@ pub(crate) fn reason(error: &wasmtime::Error) -> String {
 fn backtrace(error: &wasmtime::Error) -> String {
     let mut text = String::new();
     for frame in error.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::frames).unwrap_or_default() {
-        let name = frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), ToOwned::to_owned);
+        let name =
+            frame.func_name().map_or_else(|| format!("function {}", frame.func_index()), ToOwned::to_owned);
         // Writing to a String does not fail.
         let _ = writeln!(text, "{name}");
         if text.len() > BACKTRACE_BYTES_MAX {

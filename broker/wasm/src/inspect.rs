@@ -1,7 +1,7 @@
 //! A first look at an uploaded component, before a compiler sees it: which world it is of, and whether it imports only what that
 //! world may.
 //!
-//! Only the outermost layer's names are read. What the component is made of is validated by the compiler's process, and its
+//! Only the outermost layer's names are read, and how much memory the modules want to begin with. What the component is made of is validated by the compiler's process, and its
 //! functions' types when it is loaded and first started.
 
 use wasmparser::{ComponentExternalKind, Encoding, Parser, Payload};
@@ -10,6 +10,7 @@ const PACKAGE: &str = "tidemill:plugin/";
 /// The contract's version; patch versions only add functions to import, so all of them have the exports of the first.
 const VERSION: &str = "0.1.";
 const VERSION_FOR_PEOPLE: &str = "0.1";
+const PAGE_BYTES: u64 = 65536;
 
 /// Which of the contract's worlds a component is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +30,8 @@ pub struct ComponentInfo {
     pub kind: ComponentKind,
     /// The interfaces that it imports, in its order.
     pub imports: Vec<String>,
+    /// Linear memory that an instance has from its start.
+    pub initial_memory_bytes: u64,
 }
 
 /// Why a component can't be a plugin.
@@ -87,7 +90,8 @@ pub fn inspect(component: &[u8]) -> Result<ComponentInfo, InvalidComponent> {
             return Err(InvalidComponent::ForbiddenImport { import: import.clone(), kind });
         }
     }
-    Ok(ComponentInfo { kind, imports: surface.imports })
+    let initial_memory_bytes = surface.initial_memory_pages.saturating_mul(PAGE_BYTES);
+    Ok(ComponentInfo { kind, imports: surface.imports, initial_memory_bytes })
 }
 
 /// The name within our package, of our version.
@@ -98,17 +102,18 @@ fn interface(name: &str) -> Option<&str> {
     is_number.then_some(interface)
 }
 
-/// What the outermost component imports and exports, by name.
+/// What the outermost component imports and exports, by name, and what all modules within ask for before they run.
 struct Surface {
     imports: Vec<String>,
     exports: Vec<String>,
+    initial_memory_pages: u64,
 }
 
 impl Surface {
     fn read(component: &[u8]) -> Result<Self, InvalidComponent> {
         let not_a_component = |reason: String| InvalidComponent::NotAComponent { reason };
         let broken = |error: wasmparser::BinaryReaderError| not_a_component(error.to_string());
-        let mut surface = Self { imports: Vec::new(), exports: Vec::new() };
+        let mut surface = Self { imports: Vec::new(), exports: Vec::new(), initial_memory_pages: 0 };
         let mut depth = 0usize;
         for payload in Parser::new(0).parse_all(component) {
             match payload.map_err(broken)? {
@@ -118,6 +123,12 @@ impl Surface {
                 }
                 Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
                 Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::MemorySection(section) => {
+                    for memory in section {
+                        let pages = memory.map_err(broken)?.initial;
+                        surface.initial_memory_pages = surface.initial_memory_pages.saturating_add(pages);
+                    }
+                }
                 Payload::ComponentImportSection(section) if depth == 0 => {
                     for import in section {
                         surface.imports.push(import.map_err(broken)?.name.name.to_owned());
@@ -154,7 +165,9 @@ impl Surface {
     fn why_none(&self) -> String {
         let of_another_version = self.exports.iter().find(|name| name.starts_with(PACKAGE));
         if let Some(export) = of_another_version {
-            return format!("it exports {export}, and this broker serves version {VERSION_FOR_PEOPLE} of the contract");
+            return format!(
+                "it exports {export}, and this broker serves version {VERSION_FOR_PEOPLE} of the contract"
+            );
         }
         let wanted = "it must export one of the interfaces partitioner, filter and consumer";
         format!("{wanted} of tidemill:plugin@{VERSION_FOR_PEOPLE}")

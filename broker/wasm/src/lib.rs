@@ -50,8 +50,8 @@ mod worker;
 mod worker_process;
 
 pub use answer::{
-    ANY_PARTITION, Bitmap, MadeRecord, OUTPUT_ENTRY_BYTES, Outcome, Part, Placement, Records, Rejection, Selection,
-    Verdict,
+    ANY_PARTITION, Bitmap, MadeRecord, OUTPUT_ENTRY_BYTES, Outcome, Part, Placement, Records, Rejection,
+    Selection, Verdict,
 };
 pub use artifact_cache::{ArtifactCache, ArtifactKey};
 pub use batch::{Batch, Context, Fields, INDEX_ENTRY_BYTES, LENGTH_ABSENT, LENGTH_NULL, Timer};

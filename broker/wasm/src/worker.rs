@@ -64,7 +64,9 @@ impl WorkerLimits {
 
 #[derive(Debug, thiserror::Error)]
 enum WorkerError {
-    #[error("this command is started by the broker to compile a plugin; it reads its own format on standard input")]
+    #[error(
+        "this command is started by the broker to compile a plugin; it reads its own format on standard input"
+    )]
     NotForPeople,
     #[error("the limits could not be set: {0}")]
     Limits(io::Error),

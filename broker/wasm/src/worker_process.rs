@@ -108,7 +108,9 @@ impl WorkerProcess<'_> {
             Some(_) => {
                 let memory = self.memory_bytes_max >> 20;
                 let seconds = self.time.as_secs();
-                format!("the compiler was ended by {status}: it may have {memory} MiB and {seconds} s. {said}")
+                format!(
+                    "the compiler was ended by {status}: it may have {memory} MiB and {seconds} s. {said}"
+                )
             }
         }
     }

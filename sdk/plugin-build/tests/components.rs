@@ -36,7 +36,13 @@ fn the_plugins_that_ship_are_components_of_their_worlds() {
     eprintln!("{} in {:?}", build.toolchain, build.elapsed);
     for component in &build.components {
         let shape = inspect(&component.bytes).unwrap();
-        eprintln!("{}: {}, {} bytes, imports {:?}", component.name, shape.world, component.bytes.len(), shape.imports);
+        eprintln!(
+            "{}: {}, {} bytes, imports {:?}",
+            component.name,
+            shape.world,
+            component.bytes.len(),
+            shape.imports
+        );
         let expected = match component.name.as_str() {
             "key-hash" | "field-hash" => World::Partitioner,
             "json-filter" | "redact" => World::Filter,
@@ -44,8 +50,14 @@ fn the_plugins_that_ship_are_components_of_their_worlds() {
         };
         assert_eq!((component.world, shape.world), (expected, expected), "{}", component.name);
         assert!(component.bytes.len() < 256 * 1024, "{} has {} bytes", component.name, component.bytes.len());
-        let consumer_imports = shape.imports.iter().filter(|name| name.contains("/emit@") || name.contains("/state@"));
-        assert!(expected == World::Consumer || consumer_imports.count() == 0, "{} imports {:?}", component.name, shape.imports);
+        let consumer_imports =
+            shape.imports.iter().filter(|name| name.contains("/emit@") || name.contains("/state@"));
+        assert!(
+            expected == World::Consumer || consumer_imports.count() == 0,
+            "{} imports {:?}",
+            component.name,
+            shape.imports
+        );
         assert_eq!(std::fs::read(&component.path).unwrap(), component.bytes);
     }
     let mut names: Vec<&str> = build.components.iter().map(|component| component.name.as_str()).collect();

@@ -4,7 +4,7 @@
 #[macro_export]
 macro_rules! export_partitioner {
     ($plugin:ty) => {
-        $crate::__export!(PartitionerGuest, $plugin, partitioner, export_partitioner_world);
+        $crate::__export!(PartitionerGuest, $plugin, partitioner, export_partitioner_piece);
     };
 }
 
@@ -12,7 +12,7 @@ macro_rules! export_partitioner {
 #[macro_export]
 macro_rules! export_filter {
     ($plugin:ty) => {
-        $crate::__export!(FilterGuest, $plugin, filter, export_filter_world);
+        $crate::__export!(FilterGuest, $plugin, filter, export_filter_piece);
     };
 }
 
@@ -20,7 +20,7 @@ macro_rules! export_filter {
 #[macro_export]
 macro_rules! export_consumer {
     ($plugin:ty) => {
-        $crate::__export!(ConsumerGuest, $plugin, consumer, export_consumer_world);
+        $crate::__export!(ConsumerGuest, $plugin, consumer, export_consumer_piece);
     };
 }
 

@@ -42,3 +42,10 @@ pub struct Rejection {
     /// Why, for people.
     pub reason: String,
 }
+
+/// Rejections as the broker wants them: by rising ordinal, the first reason for each.
+pub(crate) fn in_order(mut rejections: Vec<Rejection>) -> Vec<Rejection> {
+    rejections.sort_by_key(|rejection| rejection.ordinal);
+    rejections.dedup_by_key(|rejection| rejection.ordinal);
+    rejections
+}

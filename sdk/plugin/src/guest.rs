@@ -6,11 +6,11 @@ use std::marker::PhantomData;
 use std::sync::Once;
 
 use crate::batch::{Batch, BatchParts};
-use crate::bindings::consumer::tidemill::plugin::{output::Records, types};
-use crate::bindings::{consumer, filter, partitioner};
+use crate::bindings::{consumer, filter, lifecycle, partitioner, types};
 use crate::consumer::{Consumer, Timer};
 use crate::context::{Context, ContextParts};
-use crate::failure::{Failure, Rejection};
+use crate::description::{ConfigKey, Description};
+use crate::failure::{Failure, Rejection, in_order};
 use crate::fields::Fields;
 use crate::filter::{Filter, Selection};
 use crate::log;
@@ -38,25 +38,14 @@ fn with_plugin<P: 'static, R>(call: impl FnOnce(&mut P) -> R) -> R {
 }
 
 macro_rules! lifecycle {
-    ($guest:ident, $plugin:ident, $world:ident) => {
+    ($guest:ident, $plugin:ident) => {
         /// Exports a plugin to its world.
         #[derive(Debug)]
         pub struct $guest<P>(PhantomData<P>);
 
-        impl<P: $plugin> $world::exports::tidemill::plugin::lifecycle::Guest for $guest<P> {
-            fn describe() -> $world::exports::tidemill::plugin::lifecycle::Description {
-                use $world::exports::tidemill::plugin::lifecycle::{ConfigKey, Description};
-                let description = P::describe();
-                let key = |key: &crate::ConfigKey| ConfigKey {
-                    name: key.name.clone(),
-                    doc: key.doc.clone(),
-                    required: key.required,
-                    default: key.default.clone(),
-                };
-                Description {
-                    summary: description.summary().to_owned(),
-                    config: description.keys().iter().map(key).collect(),
-                }
+        impl<P: $plugin> lifecycle::Guest for $guest<P> {
+            fn describe() -> lifecycle::Description {
+                wit_description(&P::describe())
             }
 
             fn init(ctx: types::Context) -> Result<types::Fields, String> {
@@ -70,62 +59,59 @@ macro_rules! lifecycle {
     };
 }
 
-lifecycle!(PartitionerGuest, Partitioner, partitioner);
-lifecycle!(FilterGuest, Filter, filter);
-lifecycle!(ConsumerGuest, Consumer, consumer);
+lifecycle!(PartitionerGuest, Partitioner);
+lifecycle!(FilterGuest, Filter);
+lifecycle!(ConsumerGuest, Consumer);
 
-impl<P: Partitioner> partitioner::exports::tidemill::plugin::partitioner::Guest for PartitionerGuest<P> {
-    fn partition(
-        input: types::Batch,
-        partitions: u32,
-    ) -> Result<partitioner::exports::tidemill::plugin::partitioner::Placement, types::Failure> {
+impl<P: Partitioner> partitioner::Guest for PartitionerGuest<P> {
+    fn partition(input: types::Batch, partitions: u32) -> Result<partitioner::Placement, types::Failure> {
         let batch = batch(input);
         let placement =
             with_plugin(|plugin: &mut P| plugin.partition(&batch, partitions)).map_err(wit_failure)?;
-        Ok(partitioner::exports::tidemill::plugin::partitioner::Placement {
-            partitions: placement.partitions,
-            rejections: wit_rejections(placement.rejections),
-        })
+        let rejections = wit_rejections(placement.rejections);
+        Ok(partitioner::Placement { partitions: placement.partitions, rejections })
     }
 }
 
-impl<P: Filter> filter::exports::tidemill::plugin::filter::Guest for FilterGuest<P> {
-    fn apply(
-        input: types::Batch,
-    ) -> Result<filter::exports::tidemill::plugin::filter::Verdict, types::Failure> {
-        use filter::exports::tidemill::plugin::filter as wit;
+impl<P: Filter> filter::Guest for FilterGuest<P> {
+    fn apply(input: types::Batch) -> Result<filter::Verdict, types::Failure> {
         let batch = batch(input);
         let verdict = with_plugin(|plugin: &mut P| plugin.apply(&batch)).map_err(wit_failure)?;
         let selection = match verdict.selection {
-            Selection::KeepAll => wit::Selection::KeepAll,
-            Selection::DropAll => wit::Selection::DropAll,
-            Selection::Keep(bitmap) => wit::Selection::Keep(bitmap.into_bytes()),
+            Selection::KeepAll => filter::Selection::KeepAll,
+            Selection::DropAll => filter::Selection::DropAll,
+            Selection::Keep(bitmap) => filter::Selection::Keep(bitmap.into_bytes()),
             Selection::Replace(output) => {
-                wit::Selection::Replace(Records { data: output.data, index: output.index })
+                filter::Selection::Replace(types::Records { data: output.data, index: output.index })
             }
         };
-        Ok(wit::Verdict { selection, rejections: wit_rejections(verdict.rejections) })
+        Ok(filter::Verdict { selection, rejections: wit_rejections(verdict.rejections) })
     }
 }
 
-impl<P: Consumer> consumer::exports::tidemill::plugin::consumer::Guest for ConsumerGuest<P> {
-    fn handle(
-        input: types::Batch,
-    ) -> Result<consumer::exports::tidemill::plugin::consumer::Outcome, types::Failure> {
+impl<P: Consumer> consumer::Guest for ConsumerGuest<P> {
+    fn handle(input: types::Batch) -> Result<consumer::Outcome, types::Failure> {
         let batch = batch(input);
         let outcome = with_plugin(|plugin: &mut P| plugin.handle(&batch)).map_err(wit_failure)?;
-        Ok(consumer::exports::tidemill::plugin::consumer::Outcome {
-            processed: outcome.processed,
-            rejections: wit_rejections(outcome.rejections),
-        })
+        Ok(consumer::Outcome { processed: outcome.processed, rejections: wit_rejections(outcome.rejections) })
     }
 
-    fn on_timers(
-        due: Vec<consumer::exports::tidemill::plugin::consumer::Timer>,
-        now: i64,
-    ) -> Result<(), types::Failure> {
+    fn on_timers(due: Vec<consumer::Timer>, now: i64) -> Result<(), types::Failure> {
         let due: Vec<Timer> = due.into_iter().map(|timer| Timer { key: timer.key, at: timer.at }).collect();
         with_plugin(|plugin: &mut P| plugin.on_timers(&due, now)).map_err(wit_failure)
+    }
+}
+
+fn wit_description(description: &Description) -> lifecycle::Description {
+    let key = |key: &ConfigKey| lifecycle::ConfigKey {
+        name: key.name.clone(),
+        doc: key.doc.clone(),
+        required: key.required,
+        default: key.default.clone(),
+    };
+    lifecycle::Description {
+        summary: description.summary().to_owned(),
+        config: description.keys().iter().map(key).collect(),
     }
 }
 
@@ -165,5 +151,8 @@ fn wit_failure(failure: Failure) -> types::Failure {
 }
 
 fn wit_rejections(rejections: Vec<Rejection>) -> Vec<types::Rejection> {
-    rejections.into_iter().map(|r| types::Rejection { ordinal: r.ordinal, reason: r.reason }).collect()
+    in_order(rejections)
+        .into_iter()
+        .map(|r| types::Rejection { ordinal: r.ordinal, reason: r.reason })
+        .collect()
 }

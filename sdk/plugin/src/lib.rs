@@ -97,6 +97,6 @@ pub mod prelude {
 #[cfg(target_arch = "wasm32")]
 #[doc(hidden)]
 pub mod __component {
-    pub use crate::bindings::{consumer, filter, partitioner};
+    pub use crate::bindings::{consumer, filter, lifecycle, partitioner};
     pub use crate::guest::{ConsumerGuest, FilterGuest, PartitionerGuest};
 }

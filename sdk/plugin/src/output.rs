@@ -7,13 +7,15 @@
 //!   key offset  key length  value, headers: the same   ordinal  timestamp low  timestamp high  partition
 //! ```
 //!
-//! Length 0xffffffff is null; in a filter's replacement 0xfffffffe leaves the part as it is. Ordinal 0xffffffff: of no input
+//! Length 0xffffffff is null, of headers: none; in a filter's replacement 0xfffffffe leaves the part as it is. Ordinal 0xffffffff: of no input
 //! record. Timestamp of all ones: the input record's, else now. Partition 0xffffffff: as the target topic partitions.
 
 use crate::batch::{NOT_ASKED, NULL, Record};
 use crate::headers::write_headers;
 
 const COLUMNS: usize = 10;
+/// Columns of the offsets of key, value and headers; the lengths follow them.
+const PARTS: [usize; 3] = [0, 2, 4];
 pub(crate) const ROW_BYTES: usize = COLUMNS * 4;
 /// Column of the input record's place in its batch.
 const ORDINAL: usize = 6;
@@ -44,15 +46,11 @@ impl Output {
 
     /// Starts a record that comes from no input record, such as a timer's: null key, null value, no headers, timestamp now.
     pub fn record(&mut self) -> Draft<'_> {
-        if self.data.is_empty() {
-            // Byte 0 is an empty list of headers, for all records that have none.
-            self.data.push(0);
-        }
         let mut row = [UNSET; COLUMNS];
-        row[0] = 0;
-        row[2] = 0;
-        row[4] = 0;
-        row[5] = 1;
+        for part in PARTS {
+            row[part] = 0;
+            row[part + 1] = NULL;
+        }
         Draft { output: self, row }
     }
 
@@ -101,8 +99,8 @@ impl Output {
 
 /// Where a row's own bytes begin: parts are written in the order in which they are set, each after the one before.
 fn first_byte(row: &[u8; ROW_BYTES]) -> Option<u32> {
-    let own = |part: &usize| column(row, part + 1) < NOT_ASKED && column(row, *part) > 0;
-    [0, 2, 4].into_iter().filter(own).map(|part| column(row, part)).min()
+    let own = |part: &usize| column(row, part + 1) < NOT_ASKED;
+    PARTS.into_iter().filter(own).map(|part| column(row, part)).min()
 }
 
 fn column(row: &[u8; ROW_BYTES], column: usize) -> u32 {
@@ -172,14 +170,14 @@ impl Draft<'_> {
         }
     }
 
-    /// Sets the timestamp, milliseconds since 1970. A time of -1 reads as "not set".
+    /// Sets the timestamp, milliseconds since 1970. Times before are refused by the broker; -1 reads as "not set".
     pub fn timestamp(mut self, timestamp: i64) -> Self {
         self.row[TIMESTAMP_LOW] = timestamp as u32;
         self.row[TIMESTAMP_HIGH] = (timestamp >> 32) as u32;
         self
     }
 
-    /// Sets the partition, instead of leaving it to the target topic.
+    /// Sets the partition, instead of leaving it to the target topic. Not in a filter, which moves no records.
     pub fn partition(mut self, partition: u32) -> Self {
         self.row[PARTITION] = partition;
         self
@@ -255,7 +253,7 @@ impl Replacement {
         assert!(record.ordinal() >= self.next, "a filter keeps records in the order of the batch, each once");
         self.next = record.ordinal() + 1;
         let mut row = [UNSET; COLUMNS];
-        for part in [0, 2, 4] {
+        for part in PARTS {
             row[part] = 0;
             row[part + 1] = NOT_ASKED;
         }
@@ -288,7 +286,7 @@ mod tests {
         let records = emitted_records(&output, &batch).unwrap();
         assert_eq!(records[0], TestRecord::new("a", "1").timestamp(5).ordinal(0));
         assert_eq!(records[1], TestRecord::null().timestamp(6).header("h", None).ordinal(1));
-        assert_eq!(records[2], TestRecord::value("made").header("x", Some("y")).timestamp(-2).partition(3));
+        assert_eq!(records[2], TestRecord::value("made").header("x", Some("y")).timestamp(7).partition(3));
     }
 
     #[test]

@@ -72,6 +72,9 @@ impl Emitter<'_> {
     }
 }
 
+/// When a call has made so much, it leaves the rest of the batch to the next one.
+const OUTPUT_BYTES_ENOUGH: usize = 4 << 20;
+
 /// A [`Transform`] as the [`Consumer`] that the broker runs.
 #[derive(Debug)]
 pub struct Transforming<T> {
@@ -96,6 +99,7 @@ impl<T: Transform> Consumer for Transforming<T> {
         let mut outputs = vec![Output::new(); self.targets];
         let mut rejections = Vec::new();
         let mut marks = Vec::with_capacity(self.targets);
+        let mut processed = 0;
         for input in batch {
             marks.clear();
             marks.extend(outputs.iter().map(|output| (output.data.len(), output.index.len())));
@@ -105,8 +109,13 @@ impl<T: Transform> Consumer for Transforming<T> {
                 undo(&mut outputs, &marks);
                 rejections.push(Rejection { ordinal: input.ordinal(), reason });
             }
+            processed = input.ordinal() + 1;
+            // The rest of the batch comes again: better than a call that outgrows its memory or its budget.
+            if outputs.iter().map(Output::bytes).sum::<usize>() > OUTPUT_BYTES_ENOUGH {
+                break;
+            }
         }
-        send_what_fits(&outputs, batch.len() as u32, rejections)
+        send_what_fits(&outputs, processed, rejections)
     }
 }
 
@@ -154,4 +163,91 @@ fn send_what_fits(
     }
     rejections.retain(|rejection| rejection.ordinal < processed);
     Ok(Outcome { processed, rejections })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Setup, TestRecord, batch_of};
+
+    /// Emits each value to both targets, twice to the second; refuses `no` after emitting it.
+    struct Copies;
+
+    impl Transform for Copies {
+        fn describe() -> Description {
+            Description::new("test")
+        }
+
+        fn new(_: &Context) -> Result<Self, String> {
+            Ok(Self)
+        }
+
+        fn fields(&self) -> Fields {
+            Fields::ALL
+        }
+
+        fn transform(&mut self, record: &Record<'_>, out: &mut Emitter<'_>) -> Result<(), String> {
+            out.forward(Target(0));
+            out.forward(Target(1));
+            out.record(Target(1)).value("again").push();
+            if record.value() == Some(b"no") { Err("it says no".to_owned()) } else { Ok(()) }
+        }
+    }
+
+    fn values(records: &[TestRecord]) -> Vec<String> {
+        records.iter().map(TestRecord::value_text).collect()
+    }
+
+    #[test]
+    fn a_refused_record_leaves_nothing() {
+        let mut copies = Setup::new().target("a").target("b").transform::<Copies>().unwrap();
+        let outcome = copies.handle(&batch_of([("k", "1"), ("k", "no"), ("k", "2")])).unwrap();
+        assert_eq!((outcome.processed, outcome.rejections.len(), outcome.rejections[0].ordinal), (3, 1, 1));
+        assert_eq!(values(&copies.emitted("a")), ["1", "2"]);
+        assert_eq!(values(&copies.emitted("b")), ["1", "again", "2", "again"]);
+    }
+
+    #[test]
+    fn what_is_over_the_budget_comes_again() {
+        struct One;
+        impl Transform for One {
+            fn describe() -> Description {
+                Description::new("test")
+            }
+            fn new(_: &Context) -> Result<Self, String> {
+                Ok(Self)
+            }
+            fn transform(&mut self, record: &Record<'_>, out: &mut Emitter<'_>) -> Result<(), String> {
+                out.record(Target(0)).value_of(record).push();
+                Ok(())
+            }
+        }
+        let mut one = Setup::new().target("a").emit_bytes_max(100).transform::<One>().unwrap();
+        let records: Vec<TestRecord> = (0..7).map(|i| TestRecord::value(format!("{i:010}"))).collect();
+        let mut handled = 0;
+        while handled < records.len() {
+            handled += one.handle(&batch_of(records[handled..].iter().cloned())).unwrap().processed as usize;
+        }
+        assert_eq!(values(&one.emitted("a")), values(&records));
+        let outcome =
+            one.handle(&batch_of([TestRecord::value("x".repeat(99)), TestRecord::value("y")])).unwrap();
+        assert_eq!((outcome.processed, outcome.rejections[0].ordinal), (1, 0));
+    }
+
+    #[test]
+    fn a_batch_is_split_where_a_later_target_is_over_the_budget() {
+        let mut copies =
+            Setup::new().target("a").target("b").emit_bytes_max(150).transform::<Copies>().unwrap();
+        assert!(matches!(copies.handle(&batch_of([("k", "1"), ("k", "2")])), Err(Failure::Retry(_))));
+        assert!(copies.emitted("a").is_empty());
+        assert_eq!(copies.handle(&batch_of([("k", "1")])).unwrap().processed, 1);
+    }
+
+    #[test]
+    fn a_call_that_made_much_leaves_the_rest() {
+        let mut copies = Setup::new().target("a").target("b").transform::<Copies>().unwrap();
+        let large = "x".repeat(OUTPUT_BYTES_ENOUGH / 4);
+        let outcome = copies.handle(&batch_of([("k", large.as_str()); 5])).unwrap();
+        assert_eq!(outcome.processed, 2);
+    }
 }

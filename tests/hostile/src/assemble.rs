@@ -23,7 +23,8 @@ pub(crate) fn component(packages: &[&str], world: &str, core: &str) -> Vec<u8> {
     }
     let package = last.expect("at least one package");
     let world = resolve.select_world(&[package], Some(world)).expect("the world is in the last package");
-    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false).expect("the world fits a module");
+    embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8, false)
+        .expect("the world fits a module");
     ComponentEncoder::default()
         .module(&module)
         .and_then(|encoder| encoder.encode())

@@ -71,7 +71,7 @@ impl World {
 pub(crate) struct Guest {
     world: World,
     pub(crate) imports: String,
-    pub(crate) memory: &'static str,
+    pub(crate) memory: u32,
     pub(crate) describe: String,
     pub(crate) init: String,
     pub(crate) main: String,
@@ -97,7 +97,8 @@ const REALLOC: &str = "
     (memory.copy (local.get $at) (local.get $old) (local.get $old_size))
     (local.get $at)";
 
-const BATCH: &str = "(param $topic i32) (param $partition i32) (param $base_offset i64) (param $base_timestamp i64)
+const BATCH: &str =
+    "(param $topic i32) (param $partition i32) (param $base_offset i64) (param $base_timestamp i64)
     (param $now i64) (param $data i32) (param $data_len i32) (param $index i32) (param $index_len i32)";
 
 impl Guest {
@@ -105,7 +106,7 @@ impl Guest {
         Self {
             world,
             imports: String::new(),
-            memory: "1",
+            memory: 1,
             describe: "(i32.const 16)".to_owned(),
             init: "(i32.store8 (i32.const 68) (i32.const 7)) (i32.const 64)".to_owned(),
             main: world.good_body().to_owned(),

@@ -27,24 +27,65 @@ mod tests {
     fn every_text_assembles() {
         for world in World::ALL {
             for make in [
-                baseline, asks_to_retry, refuses_the_batch, refuses_its_config, forbidden_import, traps, traps_in_start,
-                loops_in_start, loops_in_describe, loops_in_init, loops, loops_in_host_calls, fills_memory_for_ever, grows,
-                large_from_the_start, leaks, recurses, realloc_outside_memory, realloc_misaligned, realloc_loops,
-                loops_after_the_answer, answers_outside_memory, answers_no_known_case, spams_the_log,
+                baseline,
+                asks_to_retry,
+                refuses_the_batch,
+                refuses_its_config,
+                forbidden_import,
+                traps,
+                traps_in_start,
+                loops_in_start,
+                loops_in_describe,
+                loops_in_init,
+                loops,
+                loops_in_host_calls,
+                fills_memory_for_ever,
+                grows,
+                leaks,
+                recurses,
+                realloc_outside_memory,
+                realloc_misaligned,
+                realloc_loops,
+                loops_after_the_answer,
+                answers_outside_memory,
+                answers_no_known_case,
+                spams_the_log,
             ] {
                 make(world);
             }
+            large_from_the_start(world, 100);
         }
         for make in [
-            keep_all, keep_even, redact_first, by_key_length, count_in_state, relay, core_module_only, does_not_validate,
-            wrong_world, two_worlds, other_version, other_types, filter_that_emits, rejects_with_broken_text,
-            places_by_memory, replaces_outside_data, replaces_out_of_order, replaces_what_is_not_there,
-            replaces_with_bad_headers, processes_too_many, emits_until_refused, emits_outside_data, reads_malformed_keys,
+            keep_all,
+            keep_even,
+            redact_first,
+            by_key_length,
+            count_in_state,
+            relay,
+            core_module_only,
+            does_not_validate,
+            wrong_world,
+            two_worlds,
+            other_version,
+            other_types,
+            filter_that_emits,
+            rejects_with_broken_text,
+            places_by_memory,
+            replaces_outside_data,
+            replaces_out_of_order,
+            replaces_what_is_not_there,
+            replaces_with_bad_headers,
+            processes_too_many,
+            emits_until_refused,
+            emits_outside_data,
+            reads_malformed_keys,
             sets_timers_for_ever,
         ] {
             make();
         }
-        for make in [reject_one, relay_to, places_in, places, bitmap_of, large_bitmap, replaces_with_much_of_little] {
+        for make in
+            [reject_one, relay_to, places_in, places, bitmap_of, large_bitmap, replaces_with_much_of_little]
+        {
             make(3);
         }
     }

@@ -65,14 +65,16 @@ pub fn fills_memory_for_ever(world: World) -> Vec<u8> {
 /// Takes memory until it gets no more, and traps then.
 pub fn grows(world: World) -> Vec<u8> {
     Guest::new(world)
-        .main("(loop $again (br_if $again (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (unreachable)")
+        .main(
+            "(loop $again (br_if $again (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (unreachable)",
+        )
         .build()
 }
 
-/// Wants 1 GiB to begin with.
-pub fn large_from_the_start(world: World) -> Vec<u8> {
+/// Wants this many pages of 64 KiB to begin with.
+pub fn large_from_the_start(world: World, pages: u32) -> Vec<u8> {
     let mut guest = Guest::new(world);
-    guest.memory = "16384";
+    guest.memory = pages;
     guest.build()
 }
 
@@ -276,7 +278,12 @@ pub fn replaces_with_much_of_little(records: u32) -> Vec<u8> {
 }
 
 fn replaces(entries: &[[u32; 10]]) -> Vec<u8> {
-    let index: String = entries.iter().flatten().flat_map(|word| word.to_le_bytes()).map(|byte| format!("\\{byte:02x}")).collect();
+    let index: String = entries
+        .iter()
+        .flatten()
+        .flat_map(|word| word.to_le_bytes())
+        .map(|byte| format!("\\{byte:02x}"))
+        .collect();
     let bytes = u32::try_from(entries.len() * 40).expect("a few entries");
     let data = r#"(data (i32.const 1200) "abcd")"#;
     Guest::new(World::Filter)
@@ -300,7 +307,9 @@ fn answer_text(case: u32, words: &[u32]) -> String {
 
 /// A consumer that says it processed more than it was given.
 pub fn processes_too_many() -> Vec<u8> {
-    Guest::new(World::Consumer).main("(i32.store (i32.const 132) (i32.const 1000000)) (i32.const 128)").build()
+    Guest::new(World::Consumer)
+        .main("(i32.store (i32.const 132) (i32.const 1000000)) (i32.const 128)")
+        .build()
 }
 
 /// A consumer that emits 1 KiB to target 0 until it is told to stop, and then answers well.
@@ -333,7 +342,10 @@ fn emits(code: &str, offset: u32, length: u32) -> Vec<u8> {
          {code}
          (i32.const 128)"
     );
-    Guest::new(World::Consumer).import("emit", "send", "$send (param i32 i32 i32 i32 i32 i32)").main(&main).build()
+    Guest::new(World::Consumer)
+        .import("emit", "send", "$send (param i32 i32 i32 i32 i32 i32)")
+        .main(&main)
+        .build()
 }
 
 /// A consumer that asks for keys that lie outside of its data.

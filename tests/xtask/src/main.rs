@@ -1,1 +1,65 @@
-fn main() {}
+//! The project's own commands: what README tells a newcomer, and what CI runs.
+
+mod bench;
+mod chaos;
+mod check;
+mod demo;
+mod plugins;
+mod run;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use run::Failed;
+
+/// Tidemill's own commands.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build everything and play the worked example: a broker, plugins, producers, readers, a crash.
+    Demo(demo::Arguments),
+    /// Run all tests.
+    Test(test::Arguments),
+    /// Run what CI runs: format, lints, dependencies, docs, tests. Changes no file.
+    Ci,
+    /// Format, lints, dependencies and docs; no tests. Changes no file.
+    Check,
+    /// Format the code and apply the lints' suggestions.
+    Fix,
+    /// Build the plugins in plugins/ to components in target/plugins/components.
+    Plugins(plugins::Arguments),
+    /// Kill the broker at random under load for a while, and check that nothing was lost, doubled or reordered.
+    Chaos(chaos::Arguments),
+    /// Measure, side by side with what the machine can do at best.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Ci => {
+            check::run().and_then(|()| test::run(&test::Arguments { install: true, filter: Vec::new() }))
+        }
+        Command::Check => check::run(),
+        Command::Fix => check::fix(),
+        Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),
+        Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed(reason)) => {
+            eprintln!("xtask: {reason}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -23,7 +23,7 @@ const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// DIR/ca.pem        the authority: what clients trust
 /// DIR/ca.key        its key, mode 0600
 /// DIR/server.pem    the server's certificate, made anew at each start
-/// DIR/server.key    its key, mode 0600
+/// DIR/server.key    its key, mode 0600, made once
 /// DIR/NAME.pem, NAME.key   clients, as issued
 /// ```
 #[derive(Debug)]
@@ -121,13 +121,23 @@ impl DevCa {
         params.extended_key_usages = vec![usage];
         params.use_authority_key_identifier_extension = true;
         set_life(&mut params, CERTIFICATE_LIFE);
-        let key = KeyPair::generate().map_err(wrong)?;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(wrong)?;
         let files = IssuedFiles {
             certificate: self.dir.join(format!("{file}.pem")),
             key: self.dir.join(format!("{file}.key")),
         };
-        write_private(&files.key, &key.serialize_pem())?;
+        // A key that is there stays: a server's stateless resets are derived from it.
+        let key = match read_if_there(&files.key)? {
+            Some(key) => KeyPair::from_pem(&key).map_err(|error| TlsError::Content {
+                path: files.key.clone(),
+                reason: format!("not a private key in PEM: {error}; remove it to have another made"),
+            })?,
+            None => {
+                let key = KeyPair::generate().map_err(wrong)?;
+                write_private(&files.key, &key.serialize_pem())?;
+                key
+            }
+        };
+        let certificate = params.signed_by(&key, &self.issuer).map_err(wrong)?;
         write_public(&files.certificate, &certificate.pem())?;
         Ok(files)
     }

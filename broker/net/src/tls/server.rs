@@ -6,6 +6,7 @@ use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 
 use super::files::{read_certificates, read_key};
+use crate::reset::ResetKey;
 use crate::{ALPN, TlsError};
 
 /// Whether clients must show a certificate.
@@ -38,7 +39,8 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    pub(crate) fn quic_config(&self) -> Result<QuicServerConfig, TlsError> {
+    /// The handshake's settings, and the key of stateless resets.
+    pub(crate) fn quic_config(&self) -> Result<(QuicServerConfig, Arc<ResetKey>), TlsError> {
         let wrong = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -70,13 +72,15 @@ impl ServerTls {
         };
 
         let chain = read_certificates(&self.certificate)?;
-        let mut config =
-            builder.with_single_cert(chain, read_key(&self.key)?).map_err(|error| wrong(&error))?;
+        let key = read_key(&self.key)?;
+        let reset = ResetKey::derive(&key);
+        let mut config = builder.with_single_cert(chain, key).map_err(|error| wrong(&error))?;
         config.alpn_protocols = vec![ALPN.to_vec()];
         // No data before the handshake is done, and no resumption either: a client whose certificate is no longer
         // accepted does not come back by a ticket from better days.
         config.max_early_data_size = 0;
         config.send_tls13_tickets = 0;
-        QuicServerConfig::try_from(config).map_err(|error| wrong(&error))
+        let config = QuicServerConfig::try_from(config).map_err(|error| wrong(&error))?;
+        Ok((config, reset))
     }
 }

@@ -32,7 +32,8 @@ impl World {
     }
 
     fn artifact(&self) -> PathBuf {
-        let mut files: Vec<_> = fs::read_dir(self.artifacts()).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let mut files: Vec<_> =
+            fs::read_dir(self.artifacts()).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert_eq!(files.len(), 1);
         files.remove(0)
     }
@@ -120,15 +121,19 @@ async fn what_is_no_plugin_does_not_reach_the_compiler() {
         let error = service.compile(component.into()).await.unwrap_err();
         assert!(matches!(error, CompileError::Invalid(_)), "{error:?}");
     }
-    let small = world.service(no_worker(), CompileLimits { component_bytes_max: 100, ..CompileLimits::default() });
+    let small =
+        world.service(no_worker(), CompileLimits { component_bytes_max: 100, ..CompileLimits::default() });
     let bytes = keep_all().len();
-    assert_eq!(small.compile(keep_all()).await.unwrap_err(), CompileError::TooLarge { bytes, bytes_max: 100 });
+    assert_eq!(
+        small.compile(keep_all()).await.unwrap_err(),
+        CompileError::TooLarge { bytes, bytes_max: 100 }
+    );
 }
 
 #[tokio::test]
 async fn a_compiler_without_memory_fails_alone() {
     let world = World::new();
-    let limits = CompileLimits { memory_bytes_max: 24 << 20, ..CompileLimits::default() };
+    let limits = CompileLimits { memory_bytes_max: 1 << 20, ..CompileLimits::default() };
     let error = world.service(worker(), limits).compile(keep_all()).await.unwrap_err();
     assert!(matches!(error, CompileError::Failed(_)), "{error:?}");
 }

@@ -28,7 +28,9 @@ async fn call(world: World, component: &[u8]) -> CallError {
                 assert_eq!(pool.idle(), 0, "its instance is not trusted again");
                 error
             }
-            World::Partitioner => partitioner(component, tight()).partition(batch_of(3), 2).await.unwrap_err(),
+            World::Partitioner => {
+                partitioner(component, tight()).partition(batch_of(3), 2).await.unwrap_err()
+            }
             World::Consumer => match task(component, tight(), &MemoryHost::default()).await {
                 Err(error) => error,
                 Ok(mut task) => {
@@ -106,17 +108,20 @@ async fn fills_that_can_not_be_interrupted_end_soon() {
 #[tokio::test]
 async fn memory_without_end() {
     in_every_world(hostile::grows, out_of_memory).await;
-    in_every_world(hostile::large_from_the_start, |error| {
-        *error == CallError::OutOfMemory { limit_bytes: tight().memory_bytes_max }
-    })
+    // 12 MiB, of which a deployment could have been given more.
+    in_every_world(
+        |world| hostile::large_from_the_start(world, 192),
+        |error| *error == CallError::OutOfMemory { limit_bytes: tight().memory_bytes_max },
+    )
     .await;
 }
 
 #[tokio::test]
 async fn recursion_without_end() {
-    in_every_world(hostile::recurses, |error| {
-        matches!(error, CallError::Trapped { reason, .. } if reason.contains("stack"))
-    })
+    in_every_world(
+        hostile::recurses,
+        |error| matches!(error, CallError::Trapped { reason, .. } if reason.contains("stack")),
+    )
     .await;
 }
 

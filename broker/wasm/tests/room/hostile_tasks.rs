@@ -22,7 +22,8 @@ async fn emission_has_a_budget() {
     let mut task = task(&hostile::emits_until_refused(), tight(), &host).await.unwrap();
     for _ in 0..2 {
         task.handle(&batch_of(3)).await.unwrap();
-        let emitted: usize = host.0.lock().emitted.drain(..).map(|(_, records)| records.referenced_bytes()).sum();
+        let emitted: usize =
+            host.0.lock().emitted.drain(..).map(|(_, records)| records.referenced_bytes()).sum();
         let most = tight().emitted_bytes_per_call_max;
         assert!(emitted <= most && emitted > most / 2, "{emitted} of {most}");
     }

@@ -9,21 +9,21 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tidemill_wasm::*;
 
-pub const HEADERS_NONE: [u8; 1] = [0];
+pub(crate) const HEADERS_NONE: [u8; 1] = [0];
 
-pub fn engine() -> Engine {
+pub(crate) fn engine() -> Engine {
     static ENGINE: LazyLock<Engine> = LazyLock::new(|| {
         Engine::new(EngineConfig { instances_max: 64, ..EngineConfig::default() }).expect("an engine")
     });
     ENGINE.clone()
 }
 
-pub fn compiled(component: &[u8]) -> Compiled {
+pub(crate) fn compiled(component: &[u8]) -> Compiled {
     engine().compile_here(component).expect("it compiles")
 }
 
 /// Bounds that a test of a misbehaving plugin does not wait long for.
-pub fn tight() -> PluginLimits {
+pub(crate) fn tight() -> PluginLimits {
     PluginLimits {
         memory_bytes_max: 8 << 20,
         call_time: Duration::from_millis(20),
@@ -37,7 +37,7 @@ pub fn tight() -> PluginLimits {
 }
 
 /// Records with these keys (`None` is null) and the value `value`, and no headers.
-pub fn batch(keys: &[Option<&str>]) -> Batch {
+pub(crate) fn batch(keys: &[Option<&str>]) -> Batch {
     let mut data = b"value".to_vec();
     data.extend(HEADERS_NONE);
     let mut index = Vec::new();
@@ -65,15 +65,15 @@ pub fn batch(keys: &[Option<&str>]) -> Batch {
     }
 }
 
-pub fn batch_of(records: usize) -> Batch {
+pub(crate) fn batch_of(records: usize) -> Batch {
     batch(&vec![Some("key"); records])
 }
 
 #[derive(Default)]
-pub struct Notes {
-    pub lines: Mutex<Vec<(LogLevel, String)>>,
-    pub dropped: Mutex<u32>,
-    pub counts: Mutex<Vec<(String, u64)>>,
+pub(crate) struct Notes {
+    pub(crate) lines: Mutex<Vec<(LogLevel, String)>>,
+    pub(crate) dropped: Mutex<u32>,
+    pub(crate) counts: Mutex<Vec<(String, u64)>>,
 }
 
 impl GuestSink for Notes {
@@ -94,11 +94,11 @@ impl GuestSink for Notes {
     }
 }
 
-pub fn null_sink() -> Arc<dyn GuestSink> {
+pub(crate) fn null_sink() -> Arc<dyn GuestSink> {
     Arc::new(NullSink)
 }
 
-pub fn context() -> Context {
+pub(crate) fn context() -> Context {
     Context {
         deployment: "test".to_owned(),
         topics: vec!["plays".to_owned()],
@@ -107,29 +107,29 @@ pub fn context() -> Context {
     }
 }
 
-pub fn filter(component: &[u8], limits: PluginLimits) -> FilterPool {
+pub(crate) fn filter(component: &[u8], limits: PluginLimits) -> FilterPool {
     FilterPool::new(compiled(component), context(), limits, null_sink(), 4).expect("a filter")
 }
 
-pub fn partitioner(component: &[u8], limits: PluginLimits) -> PartitionerPool {
+pub(crate) fn partitioner(component: &[u8], limits: PluginLimits) -> PartitionerPool {
     PartitionerPool::new(compiled(component), context(), limits, null_sink()).expect("a partitioner")
 }
 
 /// What a task did.
 #[derive(Default)]
-pub struct Effects {
-    pub emitted: Vec<(u32, Records)>,
-    pub state: std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
-    pub timers: Vec<(Vec<u8>, i64)>,
+pub(crate) struct Effects {
+    pub(crate) emitted: Vec<(u32, Records)>,
+    pub(crate) state: std::collections::BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) timers: Vec<(Vec<u8>, i64)>,
     /// If set, reads fail with this.
-    pub broken: Option<String>,
+    pub(crate) broken: Option<String>,
     /// If set, reads never come back.
-    pub stuck: bool,
+    pub(crate) stuck: bool,
 }
 
 /// A task's host in memory.
 #[derive(Clone, Default)]
-pub struct MemoryHost(pub Arc<Mutex<Effects>>);
+pub(crate) struct MemoryHost(pub(crate) Arc<Mutex<Effects>>);
 
 impl TaskHost for MemoryHost {
     fn emit(&mut self, target: u32, records: Records) -> Result<EmitAnswer, HostError> {
@@ -190,7 +190,7 @@ impl TaskHost for MemoryHost {
     }
 }
 
-pub async fn task(
+pub(crate) async fn task(
     component: &[u8],
     limits: PluginLimits,
     host: &MemoryHost,

@@ -22,7 +22,8 @@ fn a_plugin_is_known_by_what_it_exports() {
 
 #[test]
 fn what_is_no_component_is_refused() {
-    let not_a_component = |bytes: &[u8]| matches!(inspect(bytes), Err(InvalidComponent::NotAComponent { .. }));
+    let not_a_component =
+        |bytes: &[u8]| matches!(inspect(bytes), Err(InvalidComponent::NotAComponent { .. }));
     assert!(not_a_component(b""));
     assert!(not_a_component(&hostile::not_wasm()));
     assert!(not_a_component(&hostile::core_module_only()));
@@ -111,4 +112,12 @@ async fn a_configuration_is_accepted_or_refused_at_deploy_time() {
         let error = slow.validate_config(&context(), &tight(), null_sink()).await.unwrap_err();
         assert_eq!(error, ConfigError::Call(CallError::TimedOut { limit_ms: 50 }));
     }
+}
+
+#[test]
+fn more_memory_than_anybody_can_have_is_refused_at_once() {
+    let component = hostile::large_from_the_start(World::Consumer, 1 << 14);
+    assert_eq!(inspect(&component).unwrap().initial_memory_bytes, 1 << 30);
+    let error = engine().compile_here(&component).unwrap_err();
+    assert_eq!(error, CompileError::Load(LoadError::TooMuchMemory { bytes: 1 << 30, bytes_max: 256 << 20 }));
 }

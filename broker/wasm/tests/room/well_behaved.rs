@@ -33,7 +33,8 @@ async fn filters_keep_drop_and_replace() {
 #[tokio::test]
 async fn an_empty_batch_is_a_batch() {
     filter(&hostile::keep_even(), PluginLimits::inline()).apply(batch_of(0)).await.unwrap();
-    let placed = partitioner(&hostile::by_key_length(), PluginLimits::inline()).partition(batch_of(0), 3).await;
+    let placed =
+        partitioner(&hostile::by_key_length(), PluginLimits::inline()).partition(batch_of(0), 3).await;
     assert!(placed.unwrap().partitions.is_empty());
 }
 

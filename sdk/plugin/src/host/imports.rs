@@ -1,15 +1,14 @@
 //! The broker's functions, imported.
 
-use crate::bindings::consumer::tidemill::plugin as wit;
+use crate::bindings::host as wit;
 use crate::emit::EmitError;
 use crate::log::Level;
 use crate::output::Output;
 use crate::state::{Blobs, Page, StateError};
 
 pub(crate) fn emit(target: u32, output: &Output) -> Result<(), EmitError> {
-    // The binding takes owned lists behind a reference: one copy here, so that the caller keeps its buffers.
-    let records = wit::output::Records { data: output.data.clone(), index: output.index.clone() };
-    wit::emit::send(target, &records).map_err(|error| match error {
+    let records = wit::emit::RecordsParam { data: &output.data, index: &output.index };
+    wit::emit::send(target, records).map_err(|error| match error {
         wit::emit::EmitError::NoSuchTarget => EmitError::NoSuchTarget,
         wit::emit::EmitError::OverBudget => EmitError::OverBudget,
         wit::emit::EmitError::Malformed(reason) => EmitError::Malformed(reason),
@@ -17,11 +16,11 @@ pub(crate) fn emit(target: u32, output: &Output) -> Result<(), EmitError> {
 }
 
 pub(crate) fn state_get_many(keys: &Blobs) -> Blobs {
-    own(wit::state::get_many(&lend(keys)))
+    own(wit::state::get_many(lend(keys)))
 }
 
 pub(crate) fn state_write_many(keys: &Blobs, values: &Blobs, ttl_ms: u64) -> Result<(), StateError> {
-    wit::state::write_many(&lend(keys), &lend(values), ttl_ms).map_err(|error| match error {
+    wit::state::write_many(lend(keys), lend(values), ttl_ms).map_err(|error| match error {
         wit::state::StateError::OverBudget => StateError::OverBudget,
         wit::state::StateError::Malformed(reason) => StateError::Malformed(reason),
     })
@@ -61,10 +60,10 @@ fn wit_level(level: Level) -> wit::log::Level {
     }
 }
 
-fn lend(blobs: &Blobs) -> wit::state::Blobs {
-    wit::state::Blobs { data: blobs.data.clone(), ends: blobs.ends.clone() }
+fn lend(blobs: &Blobs) -> wit::state::BlobsParam<'_> {
+    wit::state::BlobsParam { data: &blobs.data, ends: &blobs.ends }
 }
 
-fn own(blobs: wit::state::Blobs) -> Blobs {
+fn own(blobs: wit::state::BlobsResult) -> Blobs {
     Blobs { data: blobs.data, ends: blobs.ends }
 }

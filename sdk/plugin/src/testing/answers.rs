@@ -1,7 +1,7 @@
 //! What a plugin answers, checked and read as the broker does it.
 
 use crate::batch::{Batch, NOT_ASKED, NULL};
-use crate::failure::Rejection;
+use crate::failure::{Rejection, in_order};
 use crate::headers::Headers;
 use crate::output::{Output, ROW_BYTES};
 use crate::testing::TestRecord;
@@ -40,6 +40,9 @@ pub(super) fn replaced_records(output: &Output, input: &Batch) -> Result<Vec<Tes
             return Err(format!("record {ordinal} comes after record {}", next - 1));
         }
         next = ordinal + 1;
+        if row[9] != UNSET {
+            return Err("a filter moves no records to another partition".to_owned());
+        }
         let record = input.get(ordinal).ok_or("no such record")?;
         let own = |column: usize, input: Option<&[u8]>| match row[column + 1] {
             NOT_ASKED => Ok(input.map(<[u8]>::to_vec)),
@@ -56,17 +59,15 @@ pub(super) fn replaced_records(output: &Output, input: &Batch) -> Result<Vec<Tes
     })
 }
 
-/// Checks that rejections name records of the batch, each once.
-pub(super) fn check_rejections(rejections: &[Rejection], records: usize) -> Result<(), String> {
-    let mut seen = vec![false; records];
-    for rejection in rejections {
-        match seen.get_mut(rejection.ordinal as usize) {
-            Some(seen) if !*seen => *seen = true,
-            Some(_) => return Err(format!("record {} is rejected twice", rejection.ordinal)),
-            None => return Err(format!("record {} is rejected, but there are {records}", rejection.ordinal)),
-        }
+/// Rejections as they reach the broker; an error where it would refuse them.
+pub(super) fn checked_rejections(
+    rejections: Vec<Rejection>,
+    records: usize,
+) -> Result<Vec<Rejection>, String> {
+    match rejections.iter().find(|rejection| rejection.ordinal as usize >= records) {
+        Some(rejection) => Err(format!("record {} is rejected, but there are {records}", rejection.ordinal)),
+        None => Ok(in_order(rejections)),
     }
-    Ok(())
 }
 
 type Row = [u32; ROW_BYTES / 4];
@@ -89,6 +90,9 @@ fn read(
             let ordinal = (columns[6] != UNSET).then_some(columns[6]);
             if ordinal.is_some_and(|ordinal| ordinal as usize >= inputs) {
                 return Err(format!("a record comes from record {}, but there are {inputs}", columns[6]));
+            }
+            if timestamp(&columns).is_some_and(|timestamp| timestamp < 0) {
+                return Err("a record's timestamp lies before 1970".to_owned());
             }
             record(&columns, ordinal)
         })

@@ -6,7 +6,7 @@ use crate::batch::Batch;
 use crate::consumer::{Consumer, Outcome, Timer};
 use crate::failure::Failure;
 use crate::host::fake::{World, with_world};
-use crate::testing::answers::{check_rejections, emitted_records};
+use crate::testing::answers::{checked_rejections, emitted_records};
 use crate::testing::record::masked;
 use crate::testing::{Setup, TestBatch, TestRecord};
 
@@ -36,10 +36,10 @@ impl<P: Consumer> ConsumerTest<P> {
         let now = batch.now();
         let outcome = self.call(batch, now, |plugin| plugin.handle(&masked(batch, fields)))?;
         assert!(outcome.processed as usize <= batch.len(), "a consumer processes no more than it is given");
-        if let Err(reason) = check_rejections(&outcome.rejections, outcome.processed as usize) {
-            panic!("the broker would refuse this outcome: {reason}");
+        match checked_rejections(outcome.rejections, outcome.processed as usize) {
+            Ok(rejections) => Ok(Outcome { processed: outcome.processed, rejections }),
+            Err(reason) => panic!("the broker would refuse this outcome: {reason}"),
         }
-        Ok(outcome)
     }
 
     /// Lets the log's time pass: fires the timers that become due, and those that they set.

@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::failure::{Failure, Rejection};
 use crate::fields::Fields;
 use crate::filter::{Filter, Selection};
-use crate::testing::answers::{check_rejections, replaced_records};
+use crate::testing::answers::{checked_rejections, replaced_records};
 use crate::testing::record::masked;
 use crate::testing::{TestRecord, batch_of};
 
@@ -65,10 +65,10 @@ impl<P: Filter> FilterTest<P> {
                 Err(reason) => panic!("the broker would refuse this verdict: {reason}"),
             },
         };
-        if let Err(reason) = check_rejections(&verdict.rejections, batch.len()) {
-            panic!("the broker would refuse this verdict: {reason}");
+        match checked_rejections(verdict.rejections, batch.len()) {
+            Ok(rejections) => Ok(Filtered { records, rejections }),
+            Err(reason) => panic!("the broker would refuse this verdict: {reason}"),
         }
-        Ok(Filtered { records, rejections: verdict.rejections })
     }
 
     /// Whether a record with this value goes on.

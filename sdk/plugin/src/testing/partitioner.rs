@@ -4,7 +4,7 @@ use crate::batch::Batch;
 use crate::failure::Failure;
 use crate::fields::Fields;
 use crate::partitioner::{ANY_PARTITION, Partitioner, Place, Placement};
-use crate::testing::answers::check_rejections;
+use crate::testing::answers::checked_rejections;
 use crate::testing::record::masked;
 use crate::testing::{TestRecord, batch_of};
 
@@ -32,10 +32,10 @@ impl<P: Partitioner> PartitionerTest<P> {
                 "there is no partition {partition}"
             );
         }
-        if let Err(reason) = check_rejections(&placement.rejections, batch.len()) {
-            panic!("the broker would refuse this placement: {reason}");
+        match checked_rejections(placement.rejections, batch.len()) {
+            Ok(rejections) => Ok(Placement { partitions: placement.partitions, rejections }),
+            Err(reason) => panic!("the broker would refuse this placement: {reason}"),
         }
-        Ok(placement)
     }
 
     /// Places one record.

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::varint::{Scratch, VARINT_BYTES_MAX, encoded_len};
+use super::varint::{OneVarint, RecordHead, VARINT_BYTES_MAX, encoded_len};
 use super::{
     Attributes, BatchHeader, Compression, HEADER_BYTES, Header, HeadersView, ProducerFields, RecordBatch,
     TimestampType, compression,
@@ -11,6 +11,9 @@ use crate::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, Timestamp}
 
 /// No batch is larger whatever the options say: its length is an i32, and some room is left.
 const BATCH_BYTES_MOST: usize = 1 << 30;
+
+/// Room behind a record, so that its small parts can be copied with constant lengths.
+const SPARE_BYTES: usize = size_of::<RecordHead>();
 
 /// How a [`BatchBuilder`] makes its batches.
 #[derive(Debug, Clone)]
@@ -271,18 +274,18 @@ impl BatchBuilder {
         if self.count == 0 {
             self.start(base, with_length);
         }
-        self.buffer.reserve(with_length);
-        let mut scratch = Scratch::new();
+        self.buffer.reserve(with_length + SPARE_BYTES);
+        let mut scratch = RecordHead::new();
         scratch.varint(length as i64);
         scratch.byte(0);
         scratch.varint(timestamp_delta);
         scratch.varint(i64::from(delta));
         scratch.varint(key_length);
-        self.buffer.extend_from_slice(scratch.bytes());
+        scratch.append_to(&mut self.buffer);
         self.buffer.extend_from_slice(key_bytes);
-        let mut scratch = Scratch::new();
+        let mut scratch = OneVarint::new();
         scratch.varint(value_length);
-        self.buffer.extend_from_slice(scratch.bytes());
+        scratch.append_to(&mut self.buffer);
         self.buffer.extend_from_slice(value_bytes);
         headers.encode(&mut self.buffer);
 
@@ -306,7 +309,7 @@ impl BatchBuilder {
     #[cold]
     fn start(&mut self, base_timestamp: i64, record: usize) {
         self.base_timestamp = base_timestamp;
-        let room = (self.last_bytes + self.last_bytes / 8).max(HEADER_BYTES + record);
+        let room = (self.last_bytes + self.last_bytes / 8).max(HEADER_BYTES + record) + SPARE_BYTES;
         self.buffer.clear();
         self.buffer.reserve(room);
         self.buffer.resize(HEADER_BYTES, 0);
@@ -457,17 +460,17 @@ impl<'h, I: Iterator<Item = Header<'h>> + ExactSizeIterator + Clone> EncodeHeade
             to.extend_from_slice(&[0]);
             return;
         }
-        let mut scratch = Scratch::new();
+        let mut scratch = OneVarint::new();
         scratch.varint(count as i64);
-        to.extend_from_slice(scratch.bytes());
+        scratch.append_to(to);
         for header in self.0.clone() {
-            let mut scratch = Scratch::new();
+            let mut scratch = OneVarint::new();
             scratch.varint(header.key.len() as i64);
-            to.extend_from_slice(scratch.bytes());
+            scratch.append_to(to);
             to.extend_from_slice(header.key.as_bytes());
-            let mut scratch = Scratch::new();
+            let mut scratch = OneVarint::new();
             scratch.varint(nullable_len(header.value));
-            to.extend_from_slice(scratch.bytes());
+            scratch.append_to(to);
             to.extend_from_slice(header.value.unwrap_or_default());
         }
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::varint::{Reader, Scratch, encoded_len};
+use super::varint::{OneVarint, Reader, encoded_len};
 use super::{
     BatchError, BatchHeader, Compression, HEADER_BYTES, ProducerFields, RecordBatch, RecordProblem, Records,
     TimestampType, compression,
@@ -115,7 +115,7 @@ impl Records {
     ) -> Result<Vec<(PartitionId, RecordBatch)>, ReshapeError> {
         let mut parts = self.measure_parts(partitions, partition_count)?;
         for part in &mut parts.list {
-            part.batch.reserve(HEADER_BYTES + part.bytes);
+            part.batch.reserve(HEADER_BYTES + part.bytes + size_of::<OneVarint>());
             part.batch.resize(HEADER_BYTES, 0);
         }
         let mut walk = Walk::new(self);
@@ -268,13 +268,13 @@ impl Part {
         fields.varint().ok_or(RecordProblem::Field)?;
         let delta = i64::from(self.count);
 
-        let mut scratch = Scratch::new();
+        let mut scratch = OneVarint::new();
         scratch.varint((before.len() + encoded_len(delta) + fields.rest.len()) as i64);
-        self.batch.extend_from_slice(scratch.bytes());
+        scratch.append_to(&mut self.batch);
         self.batch.extend_from_slice(before);
-        let mut scratch = Scratch::new();
+        let mut scratch = OneVarint::new();
         scratch.varint(delta);
-        self.batch.extend_from_slice(scratch.bytes());
+        scratch.append_to(&mut self.batch);
         self.batch.extend_from_slice(fields.rest);
         self.count += 1;
         self.timestamp_delta_max = self.timestamp_delta_max.max(timestamp_delta);

@@ -1,5 +1,7 @@
 //! Zigzag varints as in Kafka's records: seven bits a byte, least significant first, the top bit says "more".
 
+use bytes::BytesMut;
+
 /// Bytes of the longest 32-bit varint.
 pub(super) const VARINT_BYTES_MAX: usize = 5;
 
@@ -53,6 +55,11 @@ impl<'a> Reader<'a> {
                 self.rest = rest;
                 u64::from(low)
             }
+            // Timestamps of a batch: up to 8 seconds apart.
+            [low, high, ref rest @ ..] if high < 0x80 => {
+                self.rest = rest;
+                u64::from(low & 0x7f) | u64::from(high) << 7
+            }
             _ => self.long_raw()?,
         };
         Some((raw >> 1).cast_signed() ^ -(raw & 1).cast_signed())
@@ -89,45 +96,62 @@ pub(super) const fn encoded_len(value: i64) -> usize {
     (bits * 9 + 64) / 64
 }
 
-/// Some varints and bytes on the stack, so that they go to the buffer in one step.
+/// Some varints and bytes on the stack, so that they go to the buffer in one step. What does not fit is a defect.
 #[derive(Debug)]
-pub(super) struct Scratch {
-    bytes: [u8; Self::CAPACITY],
+pub(super) struct Scratch<const N: usize> {
+    bytes: [u8; N],
     len: usize,
 }
 
-impl Scratch {
-    /// A record up to its key: length 5, attributes 1, timestamp 10, offset 5, key length 5; rounded up.
-    const CAPACITY: usize = 32;
+/// Room for one 32-bit varint.
+pub(super) type OneVarint = Scratch<8>;
+/// Room for a record up to its key: length 5, attributes 1, timestamp 10, offset 5, key length 5.
+pub(super) type RecordHead = Scratch<32>;
 
+impl<const N: usize> Scratch<N> {
     #[inline]
     pub(super) const fn new() -> Self {
-        Self { bytes: [0; Self::CAPACITY], len: 0 }
+        Self { bytes: [0; N], len: 0 }
     }
 
     #[inline]
-    pub(super) fn byte(&mut self, byte: u8) {
-        if let Some(slot) = self.bytes.get_mut(self.len) {
-            *slot = byte;
-            self.len += 1;
+    fn put<const M: usize>(&mut self, bytes: [u8; M]) {
+        if let Some(slot) = self.bytes.get_mut(self.len..).and_then(|rest| rest.first_chunk_mut()) {
+            *slot = bytes;
+            self.len += M;
         } else {
             debug_assert!(false, "scratch overflow");
         }
     }
 
     #[inline]
-    pub(super) fn varint(&mut self, value: i64) {
-        let mut raw = zigzag(value);
-        while raw >= 0x80 {
-            self.byte(raw as u8 | 0x80);
-            raw >>= 7;
-        }
-        self.byte(raw as u8);
+    pub(super) fn byte(&mut self, byte: u8) {
+        self.put([byte]);
     }
 
     #[inline]
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    pub(super) fn varint(&mut self, value: i64) {
+        let mut raw = zigzag(value);
+        if raw < 0x80 {
+            return self.put([raw as u8]);
+        }
+        if raw < 0x4000 {
+            return self.put([raw as u8 | 0x80, (raw >> 7) as u8]);
+        }
+        while raw >= 0x80 {
+            self.put([raw as u8 | 0x80]);
+            raw >>= 7;
+        }
+        self.put([raw as u8]);
+    }
+
+    /// Appends what was put. The whole array is copied and the rest cut off again, because a copy of constant length
+    /// is two instructions and one of variable length a call.
+    #[inline]
+    pub(super) fn append_to(&self, buffer: &mut BytesMut) {
+        let end = buffer.len() + self.len;
+        buffer.extend_from_slice(&self.bytes);
+        buffer.truncate(end);
     }
 }
 
@@ -138,9 +162,11 @@ mod tests {
     use super::*;
 
     fn encode(value: i64) -> Vec<u8> {
-        let mut scratch = Scratch::new();
+        let mut scratch = RecordHead::new();
         scratch.varint(value);
-        scratch.bytes().to_vec()
+        let mut buffer = BytesMut::from(&b"before"[..]);
+        scratch.append_to(&mut buffer);
+        buffer.strip_prefix(b"before").unwrap().to_vec()
     }
 
     #[test]

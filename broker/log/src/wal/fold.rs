@@ -1,0 +1,206 @@
+//! Frames, in the log's order, become the shards' state. Sans-IO.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidemill_protocol::{LogIndex, ShardId};
+
+use super::block::Role;
+use super::doubt::{Doubt, DoubtReason};
+use super::frame::{Frame, FrameKind, Position};
+use super::recovery::RecoveredShard;
+use super::scan::{Accept, Segment};
+use super::shard_log::{Slot, SlotAt};
+use super::state::{LiveSegment, SegmentPlace, State};
+
+/// The state that grows frame by frame.
+pub(super) struct Fold {
+    state: State,
+    pub(super) first_live: u64,
+    pub(super) closed: bool,
+    frames: u64,
+    /// Entries that a shard's log skipped: fine if they prove to be purged by the end.
+    skipped_to: BTreeMap<ShardId, u64>,
+    replicated: bool,
+    boot_id: Option<[u8; 16]>,
+}
+
+/// What is left beside the state.
+pub(super) struct FoldEnd {
+    pub(super) shards: BTreeMap<ShardId, RecoveredShard>,
+    pub(super) first_live: u64,
+    pub(super) closed: bool,
+    pub(super) frames: u64,
+}
+
+impl Fold {
+    pub(super) fn new(cache_bytes: usize, first_live: u64) -> Self {
+        Self {
+            state: State::new(cache_bytes),
+            first_live,
+            closed: false,
+            frames: 0,
+            skipped_to: BTreeMap::new(),
+            replicated: false,
+            boot_id: None,
+        }
+    }
+
+    /// The next segment begins.
+    pub(super) fn enter(&mut self, segment: &Segment) {
+        let header = &segment.header;
+        self.replicated = header.replicated;
+        self.boot_id = header.boot_id;
+        self.state.segments.push_back(LiveSegment {
+            place: Arc::new(SegmentPlace {
+                number: header.number,
+                path: segment.file.path.clone(),
+                file: Arc::clone(&segment.file.file),
+                first_sequence: header.first_sequence,
+                salt: header.salt,
+                blocks: header.blocks,
+            }),
+            live: BTreeMap::new(),
+        });
+    }
+
+    /// Takes in a frame; false where it makes no sense after those before.
+    pub(super) fn frame(&mut self, frame: &Frame, role: Role) -> Accept {
+        let header = &frame.header;
+        let shard = header.shard;
+        let note = (!frame.payload.is_empty()).then(|| frame.payload.clone());
+        self.frames += 1;
+        if role == Role::Data {
+            self.closed = false;
+        }
+        match header.kind {
+            FrameKind::Entry => return self.entry(frame),
+            FrameKind::Vote => self.state.shard(shard).vote = note,
+            FrameKind::Committed => self.state.shard(shard).committed = note,
+            FrameKind::SnapshotInstalled => self.state.shard(shard).snapshot_installed = note,
+            FrameKind::TruncateAfter => {
+                let freed = self.state.truncate_from(shard, header.id.index.get().saturating_add(1), 0);
+                self.state.apply_freed(&freed);
+            }
+            FrameKind::TruncateAll => {
+                let freed = self.state.truncate_from(shard, 0, 0);
+                self.state.apply_freed(&freed);
+            }
+            FrameKind::Purge => {
+                let freed = self.state.purge(shard, header.id);
+                self.state.apply_freed(&freed);
+            }
+            FrameKind::Forget => {
+                let freed = self.state.forget(shard);
+                self.state.apply_freed(&freed);
+                self.skipped_to.remove(&shard);
+            }
+            FrameKind::Doubtful => match Doubt::decode(&frame.payload, header.id) {
+                Some(doubt) => self.state.shard(shard).doubt = Some(doubt),
+                None => return false,
+            },
+            FrameKind::DoubtAccepted => {
+                self.state.shard(shard).doubt = None;
+                self.skipped_to.remove(&shard);
+            }
+            FrameKind::Release => self.first_live = self.first_live.max(header.id.index.get()),
+            FrameKind::Close => self.closed = true,
+        }
+        true
+    }
+
+    fn entry(&mut self, frame: &Frame) -> Accept {
+        let id = frame.header.id;
+        let shard = frame.header.shard;
+        let index = id.index.get();
+        let Ok(payload_bytes) = u32::try_from(frame.payload.len()) else {
+            return false;
+        };
+        let log = self.state.shard(shard);
+        if log.purged.is_some_and(|purged| id.index <= purged.index) {
+            return true;
+        }
+        match log.expected_next() {
+            Some(expected) if index < expected => return false,
+            Some(expected) if index > expected => {
+                // Entries between lie in segments that are released; the purge that allowed it comes later.
+                let freed = self.state.drop_entries(shard);
+                self.state.apply_freed(&freed);
+                let purged = self.state.shard(shard).purged.take();
+                self.skipped_to.insert(shard, index - 1);
+                self.append(frame, payload_bytes);
+                self.state.shard(shard).purged = purged;
+                return true;
+            }
+            _ => {}
+        }
+        self.append(frame, payload_bytes);
+        true
+    }
+
+    fn append(&mut self, frame: &Frame, payload_bytes: u32) {
+        let shard = frame.header.shard;
+        // Whatever is in a file may leave the cache.
+        self.state.shard(shard).set_evictable_below(u64::MAX);
+        let slot = Slot::new(SlotAt::Stored(frame.position), payload_bytes);
+        self.state.append(shard, frame.header.id, slot, frame.payload.clone().into());
+    }
+
+    /// Whether writes that were acknowledged unflushed may be gone with the machine's power.
+    pub(super) fn power_loss(&self, boot_id: Option<[u8; 16]>) -> bool {
+        let rebooted = matches!((self.boot_id, boot_id), (Some(then), Some(now)) if then != now);
+        self.replicated && !self.closed && rebooted
+    }
+
+    /// Every shard may have lost something.
+    pub(super) fn doubt_all(&mut self, damage: &Doubt) {
+        for log in self.state.shards.values_mut() {
+            let sure_to = log.last();
+            log.doubt.get_or_insert_with(|| Doubt { sure_to, ..damage.clone() });
+        }
+    }
+
+    /// The end of the log, at `end` in `segment`. `used` are the segments that remain.
+    pub(super) fn finish(
+        mut self,
+        segment: u64,
+        end: Position,
+        used: &[Segment],
+        report: &mut Vec<String>,
+    ) -> (State, FoldEnd) {
+        for (shard, skipped_to) in &self.skipped_to {
+            let log = self.state.shard(*shard);
+            if log.purged.is_none_or(|purged| purged.index.get() < *skipped_to) && log.doubt.is_none() {
+                let doubt = Doubt {
+                    reason: DoubtReason::Inconsistent,
+                    segment,
+                    block_sequence: end.sequence,
+                    sure_to: log.purged,
+                };
+                report.push(format!("shard {shard}: {doubt}"));
+                log.doubt = Some(doubt);
+            }
+        }
+        let first_live = self.first_live;
+        let is_kept =
+            |number: u64| number >= first_live && used.iter().any(|kept| kept.header.number == number);
+        self.state.segments.retain(|segment| is_kept(segment.place.number));
+        let mut shards = BTreeMap::new();
+        for (shard, log) in &mut self.state.shards {
+            log.finish_recovery();
+            let recovered = RecoveredShard {
+                vote: log.vote.clone(),
+                committed: log.committed.clone(),
+                snapshot_installed: log.snapshot_installed.clone(),
+                purged: log.purged,
+                first: log.first_index().map(LogIndex::new),
+                last: log.last(),
+                doubtful: log.doubt.clone(),
+            };
+            shards.insert(*shard, recovered);
+        }
+        self.state.enforce_cache_limit();
+        let end = FoldEnd { shards, first_live, closed: self.closed, frames: self.frames };
+        (self.state, end)
+    }
+}

@@ -1,0 +1,143 @@
+//! Batches that the broker partitioned: each shard gets one sub-unit per batch, empty or not, so that each
+//! deduplicates a gapless sequence per (producer, topic).
+
+use std::collections::BTreeSet;
+
+use tidemill_controller::TopicConfig;
+use tidemill_partition::{AppendRequest, PRODUCER_EXPIRY_MS};
+use tidemill_protocol::{ProducerId, Timestamp, TopicPartition};
+
+use super::append::checked_head;
+use super::{Context, Effects};
+use crate::result::{UnitError, UnitResult};
+use crate::state::{Placements, RoutedProducer, State};
+use crate::unit::RoutedAppend;
+
+/// Bytes of routed producers' answers that one shard remembers; beyond it the longest unused are forgotten.
+const ROUTED_BYTES_MAX: usize = 32 << 20;
+
+enum RoutedCheck {
+    New,
+    Duplicate(Placements),
+}
+
+impl State {
+    pub(super) fn routed_append(
+        &mut self,
+        routed: &RoutedAppend,
+        context: Context,
+        effects: &mut Effects,
+    ) -> Result<UnitResult, UnitError> {
+        let topic = self.topics.get(&routed.topic).ok_or(UnitError::NotAdopted(routed.topic))?;
+        if topic.deleted_at.is_some() {
+            return Err(UnitError::TopicDeleted(routed.topic));
+        }
+        let config = topic.config;
+        match self.check_routed(routed, context.now)? {
+            RoutedCheck::Duplicate(placements) => {
+                Ok(UnitResult::RoutedAppended { placements, duplicate: true })
+            }
+            RoutedCheck::New => {
+                let requests = self.check_parts(routed, &config, context)?;
+                let parts = routed.batches.iter().zip(requests);
+                let placements: Placements = parts
+                    .map(|((partition, batch), (id, request))| {
+                        let base = self.put_batch(id, &config, &request, batch, context, effects);
+                        (*partition, base, request.offset_count)
+                    })
+                    .collect();
+                if routed.producer != ProducerId::NONE {
+                    self.remember_routed(routed, placements.clone(), context.now);
+                }
+                Ok(UnitResult::RoutedAppended { placements, duplicate: false })
+            }
+        }
+    }
+
+    fn check_routed(&self, routed: &RoutedAppend, now: Timestamp) -> Result<RoutedCheck, UnitError> {
+        if routed.producer == ProducerId::NONE {
+            return Ok(RoutedCheck::New);
+        }
+        if routed.producer.get() < 0 || routed.epoch.get() < 0 {
+            return Err(UnitError::Invalid("a producer's id and epoch are 0 or more".into()));
+        }
+        let got = routed.topic_sequence;
+        let known = self.routed.get(&(routed.topic, routed.producer)).filter(|known| !known.expired(now));
+        let expected = match known {
+            None if got == 0 => 0,
+            None => return Err(UnitError::UnknownProducer(routed.producer)),
+            Some(known) if routed.epoch < known.epoch => {
+                return Err(UnitError::ProducerFenced { producer: routed.producer, current: known.epoch });
+            }
+            Some(known) if routed.epoch > known.epoch => 0,
+            Some(known) => match known.answer(got) {
+                Some(placements) => return Ok(RoutedCheck::Duplicate(placements.clone())),
+                None => known.next,
+            },
+        };
+        if got == expected {
+            Ok(RoutedCheck::New)
+        } else {
+            Err(UnitError::OutOfOrderTopicSequence { expected, got })
+        }
+    }
+
+    fn check_parts(
+        &self,
+        routed: &RoutedAppend,
+        config: &TopicConfig,
+        context: Context,
+    ) -> Result<Vec<(TopicPartition, AppendRequest)>, UnitError> {
+        let mut seen = BTreeSet::new();
+        let check = |(number, batch): &(_, bytes::Bytes)| {
+            let id = TopicPartition::new(routed.topic, *number);
+            if !seen.insert(*number) {
+                return Err(UnitError::Invalid(format!("partition {number} is named twice")));
+            }
+            let (_, partition) = self.target(id)?;
+            // The parts' own sequences do not count: the topic sequence stands for them.
+            let request = checked_head(batch, config)?.request(false);
+            let checked = partition.check_append(&request, context.now);
+            checked.map_err(|error| UnitError::from_append(error, id))?;
+            Ok((id, request))
+        };
+        routed.batches.iter().map(check).collect()
+    }
+
+    fn remember_routed(&mut self, routed: &RoutedAppend, placements: Placements, now: Timestamp) {
+        let key = (routed.topic, routed.producer);
+        let before = self.routed.get(&key).map_or(0, RoutedProducer::bytes);
+        let producer = self.routed.get_or_insert_with(key, || RoutedProducer::new(routed.epoch));
+        if producer.epoch != routed.epoch || (producer.next > 0 && producer.expired(now)) {
+            *producer = RoutedProducer::new(routed.epoch);
+        }
+        producer.remember(placements, now);
+        self.routed_bytes = self.routed_bytes - before + producer.bytes();
+        if self.routed_bytes > ROUTED_BYTES_MAX {
+            self.forget_longest_unused_routed(key);
+        }
+    }
+
+    /// Forgets an eighth at once, so that the search is paid once in many appends.
+    fn forget_longest_unused_routed(&mut self, keep: (tidemill_protocol::TopicId, ProducerId)) {
+        let others = self.routed.iter().filter(|(key, _)| **key != keep);
+        let mut by_use: Vec<_> = others.map(|(key, producer)| (producer.last_used, *key)).collect();
+        by_use.sort_unstable();
+        for (_, key) in by_use.iter().take((by_use.len() / 8).max(1)) {
+            self.forget_routed(*key);
+        }
+    }
+
+    pub(super) fn forget_routed(&mut self, key: (tidemill_protocol::TopicId, ProducerId)) {
+        if let Some(producer) = self.routed.get(&key) {
+            self.routed_bytes -= producer.bytes();
+            self.routed.remove(&key);
+        }
+    }
+}
+
+impl RoutedProducer {
+    pub(super) fn expired(&self, now: Timestamp) -> bool {
+        self.last_used.plus_ms(PRODUCER_EXPIRY_MS) < now
+    }
+}

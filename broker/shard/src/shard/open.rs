@@ -1,0 +1,194 @@
+//! Starting from the last checkpoint: the state file is the truth, segments are cut back to it, the log brings the rest.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use parking_lot::{Mutex, RwLock};
+use tidemill_log::fs::Storage;
+use tidemill_log::segment::{OpenError, PartitionEnds, SegmentFiles};
+use tidemill_partition::Partition;
+use tidemill_protocol::{LeaderEpoch, TopicPartition};
+use tokio::sync::watch;
+
+use super::checkpoint::Recorded;
+use super::poison::Poison;
+use super::write_behind::{Thread, WriteBehind, Writer};
+use super::{Inner, Shard, ShardConfig};
+use crate::keys::{key, space};
+use crate::partition_log::{LogFiles, PartitionLog, PartitionView, directory_name};
+use crate::state::{Object, SegmentEnds, State, read_all};
+use crate::store::{StateFile, StoreError};
+
+/// Name of the state file in the shard's directory.
+pub(crate) const STATE_FILE: &str = "state";
+
+/// Why a shard can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardOpenError {
+    /// The storage refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// Where, relative to the storage's root.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The state file can't be read or made.
+    #[error("{}: {source}", path.display())]
+    Store {
+        /// The file, relative to the storage's root.
+        path: PathBuf,
+        /// What is wrong.
+        source: StoreError,
+    },
+    /// What is stored does not decode, or contradicts itself.
+    #[error("{}: {reason}; restore the directory, or fetch the shard from a replica", path.display())]
+    Damaged {
+        /// The file, relative to the storage's root.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A partition's files are not what was recorded.
+    #[error(transparent)]
+    Segments(#[from] OpenError),
+}
+
+impl Shard {
+    /// Opens the shard as its last checkpoint left it, or a new one. Reads the state file, looks at the segment files'
+    /// lengths, and reads no records. The caller then applies the entries after [`Self::applied`]. Blocking.
+    ///
+    /// # Errors
+    /// See [`ShardOpenError`]. Nothing is changed but what a crash left half-done.
+    pub fn open(config: ShardConfig, files: &Arc<SegmentFiles>) -> Result<Self, ShardOpenError> {
+        let storage = files.storage();
+        let dir = config.dir.clone();
+        let io_error = |source| ShardOpenError::Io { path: dir.clone(), source };
+        storage.create_dir_all(&dir).map_err(io_error)?;
+        storage.sync_dir(dir.parent().unwrap_or(Path::new(""))).map_err(io_error)?;
+        let path = dir.join(STATE_FILE);
+        let store_error = |source| ShardOpenError::Store { path: path.clone(), source };
+        let store = StateFile::open(&**storage, &path, config.state_cache_bytes).map_err(store_error)?;
+        let base = match store.rows().map_err(store_error)? {
+            Some(base) => base,
+            None => {
+                begin(&store, &config).map_err(store_error)?;
+                storage.sync_dir(&dir).map_err(io_error)?;
+                store.rows().and_then(|rows| rows.ok_or_else(StoreError::no_table)).map_err(store_error)?
+            }
+        };
+        let damaged = |reason: String| ShardOpenError::Damaged { path: path.clone(), reason };
+        let (state, ends) = read_all(config.shard, &base).map_err(|error| damaged(error.to_string()))?;
+        let log_files = LogFiles { files: Arc::clone(files), dir: dir.clone(), config: config.segment };
+        let logs = open_logs(&state, ends, &log_files).map_err(|error| match error {
+            LogsError::Open(error) => error.into(),
+            LogsError::Contradiction(reason) => damaged(reason),
+        })?;
+        remove_strangers(&**storage, &dir, &logs).map_err(io_error)?;
+        let recorded = Recorded::new(state.header.applied());
+        let inner = Arc::new(Inner {
+            files: Arc::clone(files),
+            log_files,
+            store,
+            state: RwLock::new(state),
+            logs: RwLock::new(logs),
+            deleted_logs: Mutex::default(),
+            write_behind: WriteBehind::default(),
+            writer: Mutex::new(Writer::default()),
+            recorded: Mutex::new(recorded),
+            bytes_since_checkpoint: AtomicU64::new(0),
+            changes: watch::Sender::new(0),
+            outbox_turn: AtomicU64::new(0),
+            poison: Poison::default(),
+            config,
+        });
+        let thread = Thread::start(Arc::clone(&inner)).map_err(io_error)?;
+        Ok(Self { inner, _thread: Arc::new(thread) })
+    }
+}
+
+/// A new state file says whose it is before anything else.
+fn begin(store: &StateFile, config: &ShardConfig) -> Result<(), StoreError> {
+    let header = crate::state::ShardHeader::new(config.shard);
+    store.commit(|put| put(&key(space::SHARD, &()), Some(&header.encode())))
+}
+
+enum LogsError {
+    Open(OpenError),
+    Contradiction(String),
+}
+
+fn open_logs(
+    state: &State,
+    mut ends: SegmentEnds,
+    files: &LogFiles,
+) -> Result<HashMap<TopicPartition, Arc<PartitionLog>>, LogsError> {
+    let mut logs = HashMap::new();
+    for (id, partition) in state.partitions.iter() {
+        let ends = ends.remove(id).unwrap_or_default();
+        check_agreement(*id, partition, &ends).map_err(LogsError::Contradiction)?;
+        let Some(topic) = state.topics.get(&id.topic) else {
+            return Err(LogsError::Contradiction(format!("partition {id} has no topic")));
+        };
+        let header = partition.header();
+        let view = PartitionView {
+            log_start: header.log_start,
+            last_stable: header.log_end,
+            high_watermark: header.log_end,
+            leader_epoch: header.epochs.last().map_or(LeaderEpoch::new(-1), |last| last.epoch),
+            bytes: partition.bytes(),
+            segments: header.segments.len(),
+            config: topic.config,
+        };
+        let log = PartitionLog::new(*id, files.clone(), view, ends);
+        log.store().map_err(LogsError::Open)?;
+        logs.insert(*id, log);
+    }
+    match ends.into_keys().next() {
+        Some(id) => Err(LogsError::Contradiction(format!(
+            "segments of partition {id} are recorded, the partition is not"
+        ))),
+        None => Ok(logs),
+    }
+}
+
+/// The replicated state and the recorded files were written by one commit: they must tell the same.
+fn check_agreement(id: TopicPartition, partition: &Partition, ends: &PartitionEnds) -> Result<(), String> {
+    let header = partition.header();
+    let same_bases =
+        header.segments.iter().map(|s| s.base).eq(ends.segments.iter().map(|end| end.base_offset));
+    let same_end = ends.next_offset().is_none_or(|next| next == header.log_end);
+    if same_bases && same_end {
+        Ok(())
+    } else {
+        Err(format!("partition {id} and its recorded segments do not agree"))
+    }
+}
+
+/// Removes partition directories that the checkpoint does not name: of partitions that were made after it, which the
+/// log will make again, or whose deletion was cut short.
+fn remove_strangers(
+    storage: &dyn Storage,
+    dir: &Path,
+    logs: &HashMap<TopicPartition, Arc<PartitionLog>>,
+) -> io::Result<()> {
+    let known: std::collections::HashSet<String> = logs.keys().map(|id| directory_name(*id)).collect();
+    for entry in storage.list(dir)?.into_iter().filter(|entry| entry.is_dir && !known.contains(&entry.name)) {
+        if is_partition_directory(&entry.name) {
+            tracing::info!(
+                directory = entry.name,
+                "removing files of a partition that the checkpoint does not name"
+            );
+            storage.remove_dir_all(&dir.join(&entry.name))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_partition_directory(name: &str) -> bool {
+    let Some((topic, partition)) = name.rsplit_once('-') else { return false };
+    uuid::Uuid::try_parse(topic).is_ok() && partition.parse::<u32>().is_ok()
+}

@@ -1,0 +1,131 @@
+//! Each call that a checkpoint makes fails in turn: the shard stops cleanly, and what was there before is there after.
+
+use tidemill_controller::TopicConfig;
+use tidemill_log::fs::{Effect, MemoryStorage};
+
+use super::world::*;
+use crate::testing::batch;
+use crate::*;
+
+fn loaded() -> World {
+    let mut world = World::new();
+    world.one(adopt_topic(1, 1, 2, TopicConfig { segment_bytes: 1000, ..TopicConfig::default() }));
+    fill(&mut world, 4);
+    world.checkpoint();
+    fill(&mut world, 4);
+    world.one(Unit::AdvanceLogStart { partition: partition(1, 0), offset: offset(4) });
+    world
+}
+
+fn fill(world: &mut World, batches: i32) {
+    for number in 0..2 {
+        for _ in 0..batches {
+            world.one(append(partition(1, number), batch(2).payload(vec![3; 400]).build()));
+        }
+    }
+}
+
+fn a_checkpoint_whose_nth_call(effect: Effect) {
+    for nth in 1.. {
+        let world = loaded();
+        let (before, hash) = (world.shard.checkpointed(), world.hash());
+        world.faulty.on_nth(None, nth, effect);
+        let outcome = world.shard.checkpoint(&|_| Ok(()));
+        if !world.faulty.has_struck() {
+            assert!(nth > 10, "a checkpoint makes more calls than {nth}");
+            return;
+        }
+        if outcome.is_err() {
+            assert!(world.shard.poisoned().is_some());
+            let id = world.log.last().unwrap().0;
+            assert!(world.shard.apply_blank(id).is_err(), "nothing is applied any more");
+            assert!(world.shard.checkpoint(&|_| Ok(())).is_err());
+        }
+        for seed in 0..3 {
+            let mut after = World { memory: world.memory.crash(seed), ..loaded_shell(&world) };
+            after.kill();
+            let start = after.shard.checkpointed();
+            if outcome.is_ok() {
+                assert_eq!(start, after.shard.checkpointed());
+            } else {
+                assert!(start >= before, "call {nth}: the last checkpoint is there");
+            }
+            assert_eq!(after.hash(), hash, "call {nth}, seed {seed}");
+            assert_eq!(after.read_all(partition(1, 1)).len(), 8 * 461, "call {nth}");
+        }
+    }
+}
+
+/// A world with the same log, to be started on other storage.
+fn loaded_shell(world: &World) -> World {
+    World { log: world.log.clone(), ..World::new() }
+}
+
+#[test]
+fn fails() {
+    a_checkpoint_whose_nth_call(Effect::Fail);
+}
+
+#[test]
+fn finds_the_disk_full() {
+    a_checkpoint_whose_nth_call(Effect::DiskFull);
+}
+
+#[test]
+fn stops_in_the_middle() {
+    a_checkpoint_whose_nth_call(Effect::ShortWrite(100));
+}
+
+#[test]
+fn is_the_last_before_the_plug_is_pulled() {
+    a_checkpoint_whose_nth_call(Effect::Halt);
+}
+
+#[test]
+fn a_full_disk_stops_the_shard_and_keeps_what_was_there() {
+    let mut world = World::on(MemoryStorage::with_capacity(400_000), ShardConfig::new(SHARD));
+    world.one(adopt_topic(1, 1, 2, TopicConfig::default()));
+    let full = loop {
+        fill(&mut world, 20);
+        if let Err(error) = world.shard.checkpoint(&|_| Ok(())) {
+            break error;
+        }
+        assert!(world.log.len() < 10_000);
+    };
+    assert!(full.to_string().contains("free the disk"), "{full}");
+    let covered = world.shard.checkpointed();
+    assert!(covered.is_some());
+    let storage = tidemill_log::fs::FaultyStorage::new(std::sync::Arc::new(world.memory.kill()));
+    let again = open(&storage, &ShardConfig::new(SHARD)).unwrap();
+    assert!(again.checkpointed() >= covered);
+}
+
+#[test]
+fn a_failing_write_behind_stops_the_shard() {
+    let mut config = ShardConfig::new(SHARD);
+    config.write_behind_bytes = 1;
+    let mut world = World::with(config);
+    world.one(adopt_topic(1, 1, 2, TopicConfig::default()));
+    world.faulty.on_nth(Some(tidemill_log::fs::Call::Write), 1, Effect::Fail);
+    let changes = world.shard.changes();
+    fill(&mut world, 1);
+    while world.shard.poisoned().is_none() {
+        std::thread::yield_now();
+    }
+    assert!(changes.has_changed().unwrap(), "who follows the shard hears of it");
+    world.kill();
+    assert_eq!(world.shard.partition(partition(1, 1)).unwrap().high_watermark, offset(2));
+}
+
+#[test]
+fn damage_to_the_state_file_is_told_not_followed() {
+    let world = loaded();
+    let storage = world.memory.kill();
+    storage.edit(std::path::Path::new("shard-01/state"), |bytes| {
+        let middle = bytes.len() / 2;
+        bytes[..middle].fill(0xa5);
+    });
+    let faulty = tidemill_log::fs::FaultyStorage::new(std::sync::Arc::new(storage));
+    let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
+    assert!(error.to_string().contains("shard-01/state"), "{error}");
+}

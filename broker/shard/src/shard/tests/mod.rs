@@ -1,0 +1,8 @@
+//! The shard as a whole, on storage that tests own.
+
+mod faults;
+mod lifecycle;
+mod model;
+mod model_tests;
+mod tasks;
+mod world;

@@ -1,0 +1,117 @@
+//! A shard's replicated state in memory, and how it is stored and read back.
+
+mod objects;
+mod stored;
+mod tracked;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tidemill_controller::Controller;
+use tidemill_coordinator::Groups;
+use tidemill_partition::Partition;
+use tidemill_protocol::{DeploymentId, ProducerId, ShardId, TopicId, TopicPartition};
+
+use crate::keys::TaskKey;
+use crate::store::{BaseRows, Rows};
+use crate::unit::OutboxStream;
+
+pub(crate) use objects::{
+    DeploymentState, InboxState, Object, OutboxState, Placements, RoutedProducer, ShardHeader, TaskState,
+    TopicState,
+};
+pub(crate) use stored::{Frozen, SegmentEnds, encode_end, read_all};
+pub(crate) use tracked::Tracked;
+
+/// Everything that entries change. Two replicas that applied the same entries have the same.
+pub(crate) struct State {
+    pub(crate) header: ShardHeader,
+    pub(crate) topics: Tracked<TopicId, TopicState>,
+    pub(crate) partitions: Partitions,
+    pub(crate) routed: Tracked<(TopicId, ProducerId), RoutedProducer>,
+    /// Memory that `routed` takes.
+    pub(crate) routed_bytes: usize,
+    pub(crate) groups: Groups,
+    /// In the controller's shard only; shared with readers, who see it as it was when they asked.
+    pub(crate) controller: Option<Arc<Controller>>,
+    pub(crate) deployments: Tracked<DeploymentId, DeploymentState>,
+    pub(crate) tasks: Tracked<TaskKey, TaskState>,
+    pub(crate) outboxes: Tracked<OutboxStream, OutboxState>,
+    pub(crate) inboxes: Tracked<OutboxStream, InboxState>,
+    pub(crate) rows: Rows,
+}
+
+impl State {
+    /// The state before any entry.
+    pub(crate) fn new(shard: ShardId, base: Option<BaseRows>) -> Self {
+        let controller = (shard == ShardId::CONTROLLER).then(Arc::default);
+        Self {
+            header: ShardHeader::new(shard),
+            topics: Tracked::default(),
+            partitions: Partitions::default(),
+            routed: Tracked::default(),
+            routed_bytes: 0,
+            groups: Groups::default(),
+            controller,
+            deployments: Tracked::default(),
+            tasks: Tracked::default(),
+            outboxes: Tracked::default(),
+            inboxes: Tracked::default(),
+            rows: Rows::new(base),
+        }
+    }
+}
+
+struct Slot {
+    partition: Partition,
+    changed: bool,
+}
+
+/// The partitions of a shard, and which of them changed.
+#[derive(Default)]
+pub(crate) struct Partitions {
+    slots: BTreeMap<TopicPartition, Slot>,
+    changed: Vec<TopicPartition>,
+    /// Removed since the last checkpoint, with the producers whose rows may be stored.
+    removed: Vec<(TopicPartition, Vec<ProducerId>)>,
+}
+
+impl Partitions {
+    pub(crate) fn get(&self, id: &TopicPartition) -> Option<&Partition> {
+        self.slots.get(id).map(|slot| &slot.partition)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: &TopicPartition) -> Option<&mut Partition> {
+        let slot = self.slots.get_mut(id)?;
+        if !slot.changed {
+            slot.changed = true;
+            self.changed.push(*id);
+        }
+        Some(&mut slot.partition)
+    }
+
+    pub(crate) fn create(&mut self, id: TopicPartition) {
+        self.slots.insert(id, Slot { partition: Partition::new(), changed: true });
+        self.changed.push(id);
+    }
+
+    pub(crate) fn remove(&mut self, id: TopicPartition) {
+        if let Some(mut slot) = self.slots.remove(&id) {
+            let forgotten = slot.partition.take_changes().producers.into_iter().map(|(producer, _)| producer);
+            let known = slot.partition.producers().map(|(producer, _)| producer);
+            self.removed.push((id, forgotten.chain(known).collect()));
+        }
+    }
+
+    pub(crate) fn restore(&mut self, id: TopicPartition, partition: Partition) {
+        self.slots.insert(id, Slot { partition, changed: false });
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&TopicPartition, &Partition)> {
+        self.slots.iter().map(|(id, slot)| (id, &slot.partition))
+    }
+
+    pub(crate) fn ids(&self) -> Vec<TopicPartition> {
+        self.slots.keys().copied().collect()
+    }
+}

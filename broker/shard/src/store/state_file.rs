@@ -1,0 +1,122 @@
+//! The redb file: opening, reading a pinned version, committing a checkpoint's changes.
+
+use std::ops::Bound;
+use std::panic::AssertUnwindSafe;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use tidemill_log::fs::{OpenMode, Storage};
+
+use super::backend::FileBackend;
+
+const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
+
+/// The state file can't be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the state store {doing}: {reason}")]
+pub struct StoreError {
+    doing: &'static str,
+    reason: String,
+    disk_full: bool,
+}
+
+impl StoreError {
+    pub(crate) fn new(doing: &'static str, error: impl Into<redb::Error>) -> Self {
+        let error = error.into();
+        let disk_full = matches!(&error, redb::Error::Io(error) if tidemill_log::fs::is_disk_full(error));
+        Self { doing, reason: error.to_string(), disk_full }
+    }
+
+    pub(crate) fn no_table() -> Self {
+        Self { doing: "can't be read", reason: "its table is missing".to_owned(), disk_full: false }
+    }
+
+    /// Whether the disk, or the broker's share of it, is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        self.disk_full
+    }
+}
+
+/// A version of the rows that does not change any more; the file keeps its pages as long as it is held.
+#[derive(Clone)]
+pub(crate) struct BaseRows(Arc<ReadOnlyTable<&'static [u8], &'static [u8]>>);
+
+/// Rows in order, as shared as redb hands them out.
+pub(crate) type BaseRange = redb::Range<'static, &'static [u8], &'static [u8]>;
+
+impl BaseRows {
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let found = self.0.get(key).map_err(|error| StoreError::new("can't be read", error))?;
+        Ok(found.map(|value| Bytes::copy_from_slice(value.value())))
+    }
+
+    pub(crate) fn range(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Result<BaseRange, StoreError> {
+        self.0.range::<&[u8]>((start, end)).map_err(|error| StoreError::new("can't be read", error))
+    }
+}
+
+/// The open state file.
+pub(crate) struct StateFile {
+    database: Database,
+}
+
+impl StateFile {
+    /// Opens or creates the file.
+    pub(crate) fn open(storage: &dyn Storage, path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
+        let opening = "can't be opened";
+        let file = storage
+            .open(path, OpenMode::CREATE)
+            .map_err(|error| StoreError::new(opening, error_io(error)))?;
+        let create = || Builder::new().set_cache_size(cache_bytes).create_with_backend(FileBackend(file));
+        // On a file that was altered behind its back redb may panic where it should fail.
+        let created = std::panic::catch_unwind(AssertUnwindSafe(create)).map_err(|_| StoreError {
+            doing: opening,
+            reason: "it is damaged; restore it, or fetch the shard from a replica".to_owned(),
+            disk_full: false,
+        })?;
+        Ok(Self { database: created.map_err(|error| StoreError::new(opening, error))? })
+    }
+
+    /// The newest version; `None` before the first commit.
+    pub(crate) fn rows(&self) -> Result<Option<BaseRows>, StoreError> {
+        let reading = "can't be read";
+        let transaction = self.database.begin_read().map_err(|error| StoreError::new(reading, error))?;
+        match transaction.open_table(ROWS) {
+            Ok(table) => Ok(Some(BaseRows(Arc::new(table)))),
+            Err(redb::TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(error) => Err(StoreError::new(reading, error)),
+        }
+    }
+
+    /// Makes changes durable, all of them or none: `changes` calls its argument with each key and its value, `None`
+    /// to delete.
+    pub(crate) fn commit(
+        &self,
+        changes: impl FnOnce(
+            &mut dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), StoreError>,
+        ) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let writing = "can't be written";
+        let mut transaction = self.database.begin_write().map_err(|error| StoreError::new(writing, error))?;
+        // Without it, opening after a crash walks the whole file; and it makes the commit valid without its checksums.
+        transaction.set_quick_repair(true);
+        {
+            let mut table = transaction.open_table(ROWS).map_err(|error| StoreError::new(writing, error))?;
+            changes(&mut |key, value| {
+                let changed = match value {
+                    Some(value) => table.insert(key, value).map(drop),
+                    None => table.remove(key).map(drop),
+                };
+                changed.map_err(|error| StoreError::new(writing, error))
+            })?;
+        }
+        transaction.commit().map_err(|error| StoreError::new(writing, error))
+    }
+}
+
+fn error_io(error: std::io::Error) -> redb::StorageError {
+    redb::StorageError::Io(error)
+}

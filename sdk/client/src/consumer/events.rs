@@ -1,0 +1,270 @@
+//! What the broker says on a subscription stream. Nothing of it is believed unchecked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidemill_protocol::frame::RawFrame;
+use tidemill_protocol::messages::{
+    SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeStarted, subscribe_event,
+};
+use tidemill_protocol::record_batch::RecordBatch;
+use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
+use tokio::time::Instant;
+
+use super::record::BATCH_LIMITS;
+use super::session::{Session, SessionEnd, View};
+use super::state::{Counters, Event, PartitionState};
+use super::{ConsumeError, FetchedBatch, OutOfRange};
+use crate::backoff::Backoff;
+use crate::transport::decode;
+use crate::{Position, ServerError};
+
+/// A partition whose answers are damaged this often in a row ends with an error.
+const CORRUPTIONS_MAX: u32 = 3;
+
+impl Session {
+    pub(super) async fn take(
+        &mut self,
+        frame: &RawFrame,
+        view: &mut View,
+        backoff: &mut Backoff,
+    ) -> Result<(), SessionEnd> {
+        let event: SubscribeEvent = decode(frame).map_err(|error| SessionEnd::Retry(error.to_string()))?;
+        match event.kind {
+            Some(subscribe_event::Kind::Started(started)) => self.started(&started, view),
+            Some(subscribe_event::Kind::Data(data)) => {
+                self.data(&data, &frame.payload, view)?;
+                backoff.reset();
+                Ok(())
+            }
+            Some(subscribe_event::Kind::Progress(progress)) => self.progress(&progress, view),
+            Some(subscribe_event::Kind::Failed(failed)) => {
+                self.failed(failed, view, backoff);
+                Ok(())
+            }
+            // Of a later release.
+            None => Ok(()),
+        }
+    }
+
+    fn started(&self, event: &SubscribeStarted, view: &View) -> Result<(), SessionEnd> {
+        let Some((partition, told)) = view.find(event.id) else { return Ok(()) };
+        let offset = offset(event.offset)?;
+        if event.generation != told.wire_generation {
+            return Ok(());
+        }
+        if let Position::Offset(asked) = told.asked
+            && asked != offset
+        {
+            return Err(SessionEnd::Retry(format!("asked for offset {asked}, the broker began at {offset}")));
+        }
+        let stop_at_end = self.shared.settings.stop_at_end;
+        self.shared.with_partition(partition, |state| {
+            if state.generation != told.generation {
+                return;
+            }
+            let high_watermark = Offset::new(event.high_watermark);
+            state.resume = Position::Offset(offset);
+            state.next.get_or_insert(offset);
+            state.high_watermark = Some(high_watermark);
+            if stop_at_end {
+                state.stop_at.get_or_insert(high_watermark);
+            }
+        });
+        self.shared.nudge();
+        Ok(())
+    }
+
+    fn data(&self, event: &SubscribeData, payload: &Bytes, view: &mut View) -> Result<(), SessionEnd> {
+        let bytes = payload.len() as u64;
+        Counters::add(&self.shared.counters.received_bytes, bytes);
+        Counters::add(&self.shared.counters.scanned_bytes, event.bytes_scanned);
+        let Some(partition) = view.ids.get(&event.id).copied() else { return Ok(()) };
+        let Some(told) = view.told.get_mut(&partition) else { return Ok(()) };
+        if bytes > 0 && told.credit <= 0 {
+            return Err(SessionEnd::Retry("the broker sends more than it may".to_owned()));
+        }
+        told.credit = told.credit.saturating_sub_unsigned(bytes);
+        let (generation, wire_generation) = (told.generation, told.wire_generation);
+        let next = offset(event.next_offset)?;
+
+        let expected = self.shared.with_partition(partition, |state| {
+            let is_stale = event.generation != wire_generation || state.generation != generation;
+            let resume = match state.resume {
+                Position::Offset(resume) if !is_stale => Some(resume),
+                _ => None,
+            };
+            if resume.is_none() {
+                state.owe(bytes);
+            }
+            resume
+        });
+        // Removed meanwhile, or from before a seek, or from before the broker said where it begins.
+        let Some(Some(from)) = expected else {
+            self.touch(partition);
+            return Ok(());
+        };
+        match verify(payload, from, next) {
+            Ok(batches) => {
+                self.queue(partition, generation, event, batches, from, next, payload.len());
+                Ok(())
+            }
+            Err(reason) => self.damaged(partition, from, reason),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one frame")]
+    fn queue(
+        &self,
+        partition: TopicPartition,
+        generation: u64,
+        event: &SubscribeData,
+        batches: Vec<RecordBatch>,
+        from: Offset,
+        next: Offset,
+        bytes: usize,
+    ) {
+        let high_watermark = Offset::new(event.high_watermark);
+        let waker = self.shared.with(|all| {
+            let state = all.partitions.get_mut(&partition).filter(|state| state.generation == generation)?;
+            state.resume = Position::Offset(next);
+            state.high_watermark = Some(high_watermark);
+            state.corruptions = 0;
+            state.queued_bytes += bytes as u64;
+            state.queued_frames += 1;
+            let batch = FetchedBatch {
+                topic: Arc::clone(&state.topic),
+                partition,
+                from,
+                until: state.stop_at.map_or(next, |stop_at| next.min(stop_at)),
+                high_watermark,
+                batches,
+                bytes,
+                incarnation: state.incarnation,
+                generation,
+                next,
+            };
+            all.queue.push_back(Event::Data(batch));
+            all.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The same range is asked for again, a few times.
+    fn damaged(&self, partition: TopicPartition, offset: Offset, reason: String) -> Result<(), SessionEnd> {
+        let is_hopeless = self.shared.with_partition(partition, |state| {
+            state.corruptions += 1;
+            state.failed = state.corruptions >= CORRUPTIONS_MAX;
+            state.failed
+        });
+        if is_hopeless == Some(true) {
+            let error = ConsumeError::Corrupt { partition, offset, reason: reason.clone() };
+            self.shared.queue(Event::Failed(error));
+        }
+        Err(SessionEnd::Retry(reason))
+    }
+
+    fn progress(&self, event: &SubscribeProgress, view: &View) -> Result<(), SessionEnd> {
+        Counters::add(&self.shared.counters.scanned_bytes, event.bytes_scanned);
+        let Some((partition, told)) = view.find(event.id) else { return Ok(()) };
+        let next = offset(event.next_offset)?;
+        if event.generation != told.wire_generation {
+            return Ok(());
+        }
+        self.shared.with_partition(partition, |state| {
+            // Before the start was told there is nothing to move; backwards never.
+            let is_ahead = matches!(state.resume, Position::Offset(resume) if next >= resume);
+            if state.generation == told.generation && is_ahead {
+                state.resume = Position::Offset(next);
+                state.high_watermark = Some(Offset::new(event.high_watermark));
+                state.progress = Some(next);
+                state.settle_progress();
+            }
+        });
+        self.shared.nudge();
+        Ok(())
+    }
+
+    /// The broker ended a partition: again later, elsewhere, or an error for the consumer.
+    fn failed(&self, event: SubscribeFailed, view: &mut View, backoff: &mut Backoff) {
+        let Some(partition) = view.ids.remove(&event.id) else { return };
+        let told = view.told.remove(&partition);
+        let error = ServerError::from(event.error.unwrap_or_default());
+        let is_out_of_range = error.is(ErrorCode::OffsetOutOfRange);
+        let fallback = match self.shared.settings.out_of_range {
+            OutOfRange::Fail => None,
+            OutOfRange::Earliest => Some(Position::Earliest),
+            OutOfRange::Latest => Some(Position::Latest),
+        };
+        if is_out_of_range && let Some(fallback) = fallback {
+            tracing::warn!(%partition, ?fallback, "the position is out of range");
+            self.shared.with_partition(partition, |state| {
+                state.resume = fallback;
+                // What is still queued is handed out; then it goes on where the broker says.
+                if state.queued_frames == 0 {
+                    state.next = None;
+                }
+            });
+        } else if !error.retriable {
+            let position = told.map(|told| describe(told.asked)).unwrap_or_default();
+            self.shared.with_partition(partition, fail);
+            self.shared.queue(Event::Failed(if is_out_of_range {
+                ConsumeError::OutOfRange { partition, position, error }
+            } else {
+                ConsumeError::Partition { partition, error }
+            }));
+            return;
+        }
+        view.again.push((Instant::now() + backoff.pause(), partition));
+    }
+}
+
+const fn fail(state: &mut PartitionState) {
+    state.failed = true;
+}
+
+fn describe(position: Position) -> String {
+    match position {
+        Position::Offset(offset) => offset.to_string(),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// Takes a payload apart into batches that lie between `from` and `next`, in order.
+fn verify(payload: &Bytes, from: Offset, next: Offset) -> Result<Vec<RecordBatch>, String> {
+    if next < from {
+        return Err(format!("the broker goes back from offset {from} to {next}"));
+    }
+    let mut rest = payload.clone();
+    let mut batches: Vec<RecordBatch> = Vec::new();
+    loop {
+        let batch = match RecordBatch::split_first(&mut rest, &BATCH_LIMITS) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => return Ok(batches),
+            Err(error) => return Err(error.to_string()),
+        };
+        let header = batch.header();
+        let after = batches.last().map_or(Offset::ZERO, |last| last.header().next_offset());
+        if header.base_offset < after || header.next_offset() > next {
+            return Err(format!("a batch at offset {} is out of order", header.base_offset));
+        }
+        batches.push(batch);
+    }
+}
+
+fn offset(wire: i64) -> Result<Offset, SessionEnd> {
+    if wire < 0 {
+        Err(SessionEnd::Retry(format!("the broker speaks of offset {wire}")))
+    } else {
+        Ok(Offset::new(wire))
+    }
+}
+
+impl View {
+    fn find(&self, id: u32) -> Option<(TopicPartition, &super::session::Told)> {
+        let partition = *self.ids.get(&id)?;
+        Some((partition, self.told.get(&partition)?))
+    }
+}

@@ -1,0 +1,320 @@
+//! Reading records.
+
+mod builder;
+mod error;
+mod events;
+mod record;
+mod session;
+mod state;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use tidemill_protocol::{Offset, PartitionId, TopicPartition};
+
+use self::builder::Window;
+use self::state::{Event, PartitionState, Shared};
+
+pub use builder::{ConsumerBuilder, OutOfRange, Start};
+pub use error::{ConsumeError, ConsumerError};
+pub use record::{ConsumerRecord, FetchedBatch};
+
+use crate::{Client, Commit, Position, RequestError};
+
+/// Reads partitions of topics: a stream of records, in order within each partition.
+///
+/// The broker pushes as much as the consumer's window allows. A connection that breaks is made again; reading goes
+/// on behind the last record, without gap or duplicate. An error concerns one partition unless it says otherwise:
+/// the others go on. The stream ends (`None`) only when nothing more can come.
+///
+/// Dropping the consumer ends its subscriptions.
+#[derive(Debug)]
+pub struct Consumer {
+    shared: Arc<Shared>,
+    window: Window,
+    /// Records of the batch that was taken last.
+    current: VecDeque<ConsumerRecord>,
+    records: u64,
+}
+
+/// Where a consumer is in a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionPosition {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The next offset to hand out; not known before the broker said what the start means.
+    pub next: Option<Offset>,
+    /// Where the partition ended when the broker last said so.
+    pub high_watermark: Option<Offset>,
+    /// Whether it is paused.
+    pub paused: bool,
+    /// Whether it ended with an error.
+    pub failed: bool,
+}
+
+/// What a consumer has read so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConsumerStats {
+    /// Records handed out one by one.
+    pub records: u64,
+    /// Bytes of record batches received.
+    pub received_bytes: u64,
+    /// Bytes of record batches that the brokers read for it, before any filter.
+    pub scanned_bytes: u64,
+    /// Subscriptions that broke and were made again.
+    pub reconnects: u64,
+}
+
+impl Consumer {
+    fn new(shared: Arc<Shared>, window: Window) -> Self {
+        Self { shared, window, current: VecDeque::new(), records: 0 }
+    }
+
+    /// The next record; `None` when nothing more can come.
+    pub async fn next(&mut self) -> Option<Result<ConsumerRecord, ConsumeError>> {
+        std::future::poll_fn(|cx| self.poll_record(cx)).await
+    }
+
+    /// The next batches of some partition, as the broker sent them: for whoever forwards or counts them. Not to be
+    /// mixed with [`next`](Self::next): records of a batch that was begun there are passed over.
+    pub async fn next_batch(&mut self) -> Option<Result<FetchedBatch, ConsumeError>> {
+        self.current.clear();
+        std::future::poll_fn(|cx| self.poll_batch(cx)).await
+    }
+
+    fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumerRecord, ConsumeError>>> {
+        loop {
+            if let Some(record) = self.current.pop_front() {
+                self.records += 1;
+                return Poll::Ready(Some(Ok(record)));
+            }
+            let batch = match std::task::ready!(self.poll_batch(cx)) {
+                Some(Ok(batch)) => batch,
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            };
+            match batch.records() {
+                Ok(records) => self.current = records.into(),
+                Err(error) => {
+                    self.shared.with_partition(batch.partition, |state| state.failed = true);
+                    self.touch(batch.partition);
+                    return Poll::Ready(Some(Err(error)));
+                }
+            }
+        }
+    }
+
+    fn poll_batch(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<FetchedBatch, ConsumeError>>> {
+        loop {
+            let mut touched = None;
+            let polled = self.shared.with(|state| match state.queue.pop_front() {
+                Some(Event::Failed(error)) => Some(Poll::Ready(Some(Err(error)))),
+                Some(Event::Data(batch)) => {
+                    let current = state.partitions.get_mut(&batch.partition)?;
+                    if current.incarnation != batch.incarnation || current.generation != batch.generation {
+                        return None;
+                    }
+                    let bytes = batch.bytes as u64;
+                    current.queued_bytes = current.queued_bytes.saturating_sub(bytes);
+                    current.queued_frames = current.queued_frames.saturating_sub(1);
+                    current.owe(bytes);
+                    let was_over = current.is_over();
+                    current.next = current.next.max(Some(batch.next));
+                    current.settle_progress();
+                    if current.should_return_credit() || current.is_over() {
+                        touched = Some((batch.partition, current.leader));
+                    }
+                    (!was_over).then_some(Poll::Ready(Some(Ok(batch))))
+                }
+                None if state.ended || state.partitions.values().all(PartitionState::is_over) => {
+                    Some(Poll::Ready(None))
+                }
+                None => {
+                    state.waker = Some(cx.waker().clone());
+                    Some(Poll::Pending)
+                }
+            });
+            if let Some((partition, leader)) = touched {
+                self.shared.touch(partition, leader);
+            }
+            // Of a partition that is no longer wanted: the next one.
+            if let Some(polled) = polled {
+                return polled;
+            }
+        }
+    }
+
+    /// Stops the flow of a partition. What has arrived is still handed out.
+    pub fn pause(&self, partition: TopicPartition) {
+        self.change(partition, |state| state.paused = true);
+    }
+
+    /// Lets a paused partition flow again.
+    pub fn resume(&self, partition: TopicPartition) {
+        self.change(partition, |state| state.paused = false);
+    }
+
+    /// Goes on elsewhere in a partition, also in one that ended with an error.
+    pub fn seek(&mut self, partition: TopicPartition, position: Position) {
+        self.drop_current(partition);
+        self.shared.with(|state| state.forget_queued(partition));
+        self.change(partition, |state| state.seek(position));
+    }
+
+    /// Reads a further partition. One that is read already goes on at `start`.
+    ///
+    /// # Errors
+    /// No such topic or partition, no room in the window, or no answer.
+    pub async fn add(
+        &mut self,
+        topic: &str,
+        partition: PartitionId,
+        start: impl Into<Start>,
+    ) -> Result<TopicPartition, ConsumerError> {
+        let start = start.into();
+        let metadata = self.shared.cluster.topic(topic).await?;
+        let known =
+            metadata.partitions.iter().find(|known| known.partition == partition).ok_or_else(|| {
+                ConsumerError::NoPartition {
+                    topic: topic.to_owned(),
+                    partition: partition.get(),
+                    count: metadata.partition_count(),
+                }
+            })?;
+        let key = TopicPartition::new(metadata.id, partition);
+        let committed = match &start {
+            Start::Committed { group, .. } => {
+                self.client().groups().positions(group).await?.get(&key).copied()
+            }
+            _ => None,
+        };
+        let position = builder::position(&start, committed);
+        self.remove(key);
+        let leader = known.leader;
+        self.shared.with(|state| {
+            let windows: Vec<u64> = state.partitions.values().map(|state| state.window_bytes).collect();
+            let share = builder::share_beside(self.window, windows.into_iter())?;
+            let incarnation = state.next_incarnation;
+            state.next_incarnation += 1;
+            let new = PartitionState::new(Arc::clone(&metadata.name), leader, position, incarnation, share);
+            state.partitions.insert(key, new);
+            Ok::<_, ConsumerError>(())
+        })?;
+        self.shared.touch(key, leader);
+        Ok(key)
+    }
+
+    /// Reads a partition no more.
+    pub fn remove(&mut self, partition: TopicPartition) {
+        self.drop_current(partition);
+        let leader = self.shared.with(|state| {
+            state.forget_queued(partition);
+            state.partitions.remove(&partition).map(|state| state.leader)
+        });
+        if let Some(leader) = leader {
+            self.shared.touch(partition, leader);
+        }
+    }
+
+    /// Where the consumer is: behind the last record that it handed out.
+    #[must_use]
+    pub fn positions(&self) -> BTreeMap<TopicPartition, PartitionPosition> {
+        let mut positions: BTreeMap<_, _> = self.shared.with(|state| {
+            let position = |state: &PartitionState| PartitionPosition {
+                topic: Arc::clone(&state.topic),
+                next: state.next,
+                high_watermark: state.high_watermark,
+                paused: state.paused,
+                failed: state.failed,
+            };
+            state.partitions.iter().map(|(partition, state)| (*partition, position(state))).collect()
+        });
+        // Of the batch that was taken last, some records may be left.
+        if let Some(record) = self.current.front() {
+            let of_record = |(partition, position): &(&TopicPartition, &mut PartitionPosition)| {
+                partition.partition == record.partition && position.topic == record.topic
+            };
+            if let Some((_, position)) = positions.iter_mut().find(of_record) {
+                position.next = Some(record.offset);
+            }
+        }
+        positions
+    }
+
+    /// Whether every partition has been read to where it ended when the broker last said so.
+    #[must_use]
+    pub fn is_at_end(&self) -> bool {
+        self.current.is_empty()
+            && self
+                .shared
+                .with(|state| state.partitions.values().all(|state| state.failed || state.is_at_end()))
+    }
+
+    /// Remembers, under a group's name, where the consumer is.
+    ///
+    /// # Errors
+    /// The broker refused a position, or no answer.
+    pub async fn commit(&self, group: &str) -> Result<(), RequestError> {
+        let positions = self.positions().into_iter();
+        let commits: Vec<_> = positions
+            .filter_map(|(partition, position)| Some(Commit::new(partition, position.next?)))
+            .collect();
+        self.client().groups().commit(group, &commits).await
+    }
+
+    /// What was read so far.
+    #[must_use]
+    pub fn stats(&self) -> ConsumerStats {
+        let counters = &self.shared.counters;
+        ConsumerStats {
+            records: self.records,
+            received_bytes: counters.received_bytes.load(Ordering::Relaxed),
+            scanned_bytes: counters.scanned_bytes.load(Ordering::Relaxed),
+            reconnects: counters.reconnects.load(Ordering::Relaxed),
+        }
+    }
+
+    fn client(&self) -> Client {
+        Client { cluster: Arc::clone(&self.shared.cluster) }
+    }
+
+    fn change(&self, partition: TopicPartition, change: impl FnOnce(&mut PartitionState)) {
+        let leader = self.shared.with_partition(partition, |state| {
+            change(state);
+            state.leader
+        });
+        if let Some(leader) = leader {
+            self.shared.touch(partition, leader);
+        }
+    }
+
+    fn touch(&self, partition: TopicPartition) {
+        self.change(partition, |_| {});
+    }
+
+    fn drop_current(&mut self, partition: TopicPartition) {
+        let topic = self.shared.with_partition(partition, |state| Arc::clone(&state.topic));
+        if self.current.front().is_some_and(|record| {
+            record.partition == partition.partition && Some(&record.topic) == topic.as_ref()
+        }) {
+            self.current.clear();
+        }
+    }
+}
+
+impl futures::Stream for Consumer {
+    type Item = Result<ConsumerRecord, ConsumeError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().poll_record(cx)
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.shared.stopped.cancel();
+    }
+}

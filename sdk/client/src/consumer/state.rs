@@ -1,0 +1,269 @@
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use tidemill_protocol::messages::FilterSpec;
+use tidemill_protocol::{BrokerId, Offset, TopicPartition};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::session::Session;
+use super::{ConsumeError, FetchedBatch, OutOfRange};
+use crate::Position;
+use crate::cluster::Cluster;
+
+/// What a consumer, and its sessions with the brokers, share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) settings: Settings,
+    state: Mutex<State>,
+    sessions: Mutex<HashMap<BrokerId, Arc<Inbox>>>,
+    pub(super) stopped: CancellationToken,
+    pub(super) counters: Counters,
+    pub(super) runtime: tokio::runtime::Handle,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    pub(super) filter: Option<FilterSpec>,
+    pub(super) out_of_range: OutOfRange,
+    pub(super) stop_at_end: bool,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) received_bytes: AtomicU64,
+    pub(super) scanned_bytes: AtomicU64,
+    pub(super) reconnects: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn add(counter: &AtomicU64, count: u64) {
+        counter.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// What the consumer wants, and what has come. The sessions bring the brokers in line with it.
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) partitions: BTreeMap<TopicPartition, PartitionState>,
+    /// Bounded by the partitions' windows.
+    pub(super) queue: VecDeque<Event>,
+    pub(super) waker: Option<Waker>,
+    /// Nothing more can come: the subscription was refused, or the client closed.
+    pub(super) ended: bool,
+    pub(super) next_incarnation: u64,
+}
+
+impl State {
+    /// Drops what is queued of a partition. Its bytes are the caller's to account for.
+    pub(super) fn forget_queued(&mut self, partition: TopicPartition) {
+        self.queue.retain(|event| !matches!(event, Event::Data(batch) if batch.partition == partition));
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Event {
+    Data(FetchedBatch),
+    Failed(ConsumeError),
+}
+
+#[derive(Debug)]
+pub(super) struct PartitionState {
+    pub(super) topic: Arc<str>,
+    pub(super) leader: BrokerId,
+    /// Tells a partition that was removed and added again from what it was.
+    pub(super) incarnation: u64,
+    /// Rises with each seek, so that what comes from before it is known.
+    pub(super) generation: u64,
+    /// Where a new subscription goes on: behind what was queued last.
+    pub(super) resume: Position,
+    /// The next offset to hand out; not known before the broker said what the position means.
+    pub(super) next: Option<Offset>,
+    pub(super) paused: bool,
+    pub(super) high_watermark: Option<Offset>,
+    pub(super) stop_at: Option<Offset>,
+    /// Ended by an error.
+    pub(super) failed: bool,
+    /// Bytes that the broker may send without being told more.
+    pub(super) window_bytes: u64,
+    /// Bytes in the queue.
+    pub(super) queued_bytes: u64,
+    pub(super) queued_frames: usize,
+    /// Bytes handed out for which the broker has no new credit yet.
+    pub(super) owed_bytes: u64,
+    /// Where the position goes once the queue has nothing more of this partition.
+    pub(super) progress: Option<Offset>,
+    /// Damaged answers in a row.
+    pub(super) corruptions: u32,
+}
+
+impl PartitionState {
+    pub(super) fn new(
+        topic: Arc<str>,
+        leader: BrokerId,
+        start: Position,
+        incarnation: u64,
+        window_bytes: u64,
+    ) -> Self {
+        Self {
+            topic,
+            leader,
+            incarnation,
+            generation: 0,
+            resume: start,
+            next: match start {
+                Position::Offset(offset) => Some(offset),
+                _ => None,
+            },
+            paused: false,
+            high_watermark: None,
+            stop_at: None,
+            failed: false,
+            window_bytes,
+            queued_bytes: 0,
+            queued_frames: 0,
+            owed_bytes: 0,
+            progress: None,
+            corruptions: 0,
+        }
+    }
+
+    /// Whether enough was handed out to tell the broker.
+    pub(super) const fn should_return_credit(&self) -> bool {
+        /// Part of the window that is gathered before the broker is told.
+        const SHARE: u64 = 8;
+        self.owed_bytes > 0 && self.owed_bytes >= self.window_bytes / SHARE
+    }
+
+    /// Nothing more is to come.
+    pub(super) fn is_over(&self) -> bool {
+        self.failed || self.stop_at.is_some_and(|stop_at| self.next.is_some_and(|next| next >= stop_at))
+    }
+
+    /// A frame left the queue, or never entered it.
+    pub(super) const fn owe(&mut self, bytes: u64) {
+        self.owed_bytes += bytes;
+    }
+
+    /// Goes on elsewhere; what was queued is not wanted any more.
+    pub(super) fn seek(&mut self, position: Position) {
+        self.generation += 1;
+        self.owed_bytes += std::mem::take(&mut self.queued_bytes);
+        self.queued_frames = 0;
+        self.resume = position;
+        self.next = match position {
+            Position::Offset(offset) => Some(offset),
+            _ => None,
+        };
+        self.progress = None;
+        self.stop_at = None;
+        self.failed = false;
+        self.corruptions = 0;
+    }
+
+    /// Nothing is queued any more: progress that came behind the data counts.
+    pub(super) fn settle_progress(&mut self) {
+        if self.queued_frames == 0
+            && let Some(progress) = self.progress.take()
+        {
+            self.next = self.next.max(Some(progress));
+        }
+    }
+
+    /// The end for now has been reached.
+    pub(super) fn is_at_end(&self) -> bool {
+        match (self.next, self.high_watermark) {
+            (Some(next), Some(end)) => next >= end,
+            _ => false,
+        }
+    }
+}
+
+/// Which partitions a session should look at.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    dirty: Mutex<BTreeSet<TopicPartition>>,
+    pub(super) wake: Notify,
+}
+
+impl Inbox {
+    pub(super) fn take(&self) -> BTreeSet<TopicPartition> {
+        std::mem::take(&mut *self.dirty.lock())
+    }
+
+    pub(super) fn put(&self, partition: TopicPartition) {
+        self.dirty.lock().insert(partition);
+        self.wake.notify_one();
+    }
+}
+
+impl Shared {
+    pub(super) fn new(cluster: Arc<Cluster>, settings: Settings) -> Self {
+        let stopped = cluster.closed.child_token();
+        Self {
+            cluster,
+            settings,
+            state: Mutex::default(),
+            sessions: Mutex::default(),
+            stopped,
+            counters: Counters::default(),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    /// Looks at the state, or changes it. Not to be nested.
+    pub(super) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock())
+    }
+
+    /// Changes a partition that is still wanted, in the generation that is meant.
+    pub(super) fn with_partition<T>(
+        &self,
+        partition: TopicPartition,
+        change: impl FnOnce(&mut PartitionState) -> T,
+    ) -> Option<T> {
+        self.with(|state| state.partitions.get_mut(&partition).map(change))
+    }
+
+    /// Puts something into the queue and wakes the consumer.
+    pub(super) fn queue(&self, event: Event) {
+        let waker = self.with(|state| {
+            state.queue.push_back(event);
+            state.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Nothing more can come.
+    pub(super) fn end(&self) {
+        self.with(|state| state.ended = true);
+        self.nudge();
+    }
+
+    /// Wakes the consumer, which looks whether all is over.
+    pub(super) fn nudge(&self) {
+        if let Some(waker) = self.with(|state| state.waker.take()) {
+            waker.wake();
+        }
+    }
+
+    /// Tells the partition's session to look at it; begins the session where there is none.
+    pub(super) fn touch(self: &Arc<Self>, partition: TopicPartition, leader: BrokerId) {
+        let mut is_new = false;
+        let inbox = Arc::clone(self.sessions.lock().entry(leader).or_insert_with(|| {
+            is_new = true;
+            Arc::default()
+        }));
+        inbox.put(partition);
+        if is_new {
+            let session = Session::new(Arc::clone(self), leader, inbox);
+            self.runtime.spawn(session.run());
+        }
+    }
+}

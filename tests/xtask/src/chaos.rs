@@ -1,0 +1,31 @@
+//! Kills under load, and the checks.
+
+use crate::plugins;
+use crate::run::{Failed, cargo, step};
+
+/// See `cargo xtask chaos`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How long.
+    #[arg(long, default_value_t = 15.0)]
+    minutes: f64,
+    /// Of the random choices; printed at the start, so that a run can be repeated.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Install system packages for the WebAssembly target where they are needed.
+    #[arg(long)]
+    install: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
+    let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
+    step("build the broker", &mut cargo(&["build", "--package", "tidemill-cli", "--locked"]))?;
+    let minutes = arguments.minutes.to_string();
+    let mut chaos =
+        cargo(&["run", "--package", "tidemill-cluster-tests", "--bin", "chaos", "--locked", "--quiet", "--"]);
+    chaos.args(["--minutes", &minutes]).env("TIDEMILL_COMPONENTS", &components);
+    if let Some(seed) = arguments.seed {
+        chaos.args(["--seed", &seed.to_string()]);
+    }
+    step("chaos", &mut chaos)
+}
