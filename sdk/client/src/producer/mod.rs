@@ -159,7 +159,7 @@ impl Producer {
     /// As for [`flush`](Self::flush).
     pub async fn close(self) -> Result<(), DeliveryError> {
         let flushed = self.flush().await;
-        self.shared.stopped.cancel();
+        self.shared.close();
         flushed
     }
 
@@ -190,6 +190,9 @@ impl Producer {
 
     #[inline]
     fn lane(&self, index: u32) -> Result<&Arc<Lane>, SendError> {
+        if self.shared.is_closed() {
+            return Err(SendError::Stopped(DeliveryError::Closed));
+        }
         self.shared.lane(index).ok_or_else(|| SendError::NoPartition {
             partition: index,
             count: self.shared.topic.partition_count(),

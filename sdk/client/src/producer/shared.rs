@@ -1,6 +1,6 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tidemill_protocol::PartitionId;
@@ -29,6 +29,8 @@ pub(super) struct Shared {
     /// Memory became free.
     freed: Notify,
     pub(super) stopped: CancellationToken,
+    /// As `stopped`, for a look at each record.
+    closed: AtomicBool,
     /// The first failure since the last flush.
     failed: Mutex<Option<DeliveryError>>,
     pub(super) stats: Counters,
@@ -91,6 +93,7 @@ impl Shared {
             buffered_bytes: AtomicUsize::new(0),
             freed: Notify::new(),
             stopped: CancellationToken::new(),
+            closed: AtomicBool::new(false),
             failed: Mutex::new(None),
             stats: Counters::default(),
             cluster,
@@ -143,12 +146,20 @@ impl Shared {
     /// Takes memory for a record; `false` where there is none left. Something larger than all of it never fits.
     #[inline]
     pub(super) fn reserve(&self, bytes: usize) -> bool {
-        let before = self.buffered_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if before.saturating_add(bytes) <= self.options.buffer_bytes_max {
-            return true;
-        }
-        self.release(bytes);
-        false
+        let limit = self.options.buffer_bytes_max;
+        let grow = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= limit);
+        self.buffered_bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, grow).is_ok()
+    }
+
+    /// Takes no more records, and ends the lanes' tasks.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.stopped.cancel();
+    }
+
+    #[inline]
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
     }
 
     pub(super) fn release(&self, bytes: usize) {

@@ -1,0 +1,239 @@
+//! The consumer and the requests against a broker that misbehaves.
+
+mod fake;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fake::{FakeBroker, Fault, TOPIC};
+use tidemill_client::{
+    ClientConfig, ConnectError, ConsumeError, Consumer, ConsumerBuilder, ErrorCode, Offset, PartitionId,
+    Position, Record, RequestError, Start, TopicId, TopicPartition,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+fn partition(number: u32) -> TopicPartition {
+    TopicPartition::new(TopicId::from_slice(&fake::topic_id()).expect("an id"), PartitionId::new(number))
+}
+
+/// Puts records "0", "1", ... into each partition, `per_batch` to a batch.
+async fn fill(broker: &FakeBroker, count: usize, per_batch: usize) {
+    let producer =
+        broker.client().await.producer(TOPIC).linger(PATIENCE).eager(false).build().await.expect("one");
+    for number in 0..count {
+        for partition in 0..broker.model.logs.len() {
+            let partition = PartitionId::new(partition as u32);
+            producer
+                .send_and_forget(Record::new(&number.to_string()).partition(partition))
+                .await
+                .expect("taken");
+        }
+        if number % per_batch == per_batch - 1 {
+            within(producer.flush()).await.expect("stored");
+        }
+    }
+    within(producer.flush()).await.expect("stored");
+}
+
+/// Reads to the end, and checks that each partition's records came once and in order from `first` on.
+async fn read_all(builder: ConsumerBuilder, first: i64, count: usize) -> Consumer {
+    let mut consumer = builder.stop_at_end().build().await.expect("a consumer");
+    let mut next = std::collections::HashMap::new();
+    let reading = async {
+        while let Some(record) = consumer.next().await {
+            let record = record.expect("a record");
+            let expected = next.entry(record.partition).or_insert(first);
+            assert_eq!(record.offset.get(), *expected, "partition {}", record.partition);
+            assert_eq!(record.value.expect("a value"), record.offset.to_string());
+            *expected += 1;
+        }
+    };
+    within(reading).await;
+    assert!(next.values().all(|next| *next == count as i64), "{next:?}");
+    consumer
+}
+
+#[tokio::test]
+async fn reading_goes_on_without_gap_or_duplicate_whatever_breaks() {
+    let broker = FakeBroker::start(3);
+    fill(&broker, 200, 7).await;
+    let client = broker.client().await;
+    let faults = [Fault::ResetBefore, Fault::CloseAfter, Fault::Garbage, Fault::Corrupt];
+    broker
+        .model
+        .script((0..80).map(|n| if n % 5 == 4 { faults[n / 5 % faults.len()] } else { Fault::Honest }));
+    let consumer = read_all(client.consumer().topic(TOPIC).from(Position::Earliest), 0, 200).await;
+    let stats = consumer.stats();
+    assert!(stats.reconnects >= 5, "{stats:?}");
+    assert_eq!(stats.records, 600);
+
+    // From the middle of a batch.
+    read_all(client.consumer().topic(TOPIC).from(Start::Offset(Offset::new(10))), 10, 200).await;
+
+    // From where a group left off; partitions without a position from the end of what there was.
+    consumer.commit("royalties").await.expect("committed");
+    fill_more(&broker, 200, 20).await;
+    read_all(client.consumer().topic(TOPIC).from(Start::committed("royalties")), 200, 220).await;
+}
+
+async fn fill_more(broker: &FakeBroker, first: usize, count: usize) {
+    let producer = broker.client().await.producer(TOPIC).build().await.expect("a producer");
+    for number in first..first + count {
+        for partition in 0..broker.model.logs.len() {
+            let partition = PartitionId::new(partition as u32);
+            producer
+                .send_and_forget(Record::new(&number.to_string()).partition(partition))
+                .await
+                .expect("taken");
+        }
+    }
+    within(producer.flush()).await.expect("stored");
+}
+
+#[tokio::test]
+async fn what_is_not_read_costs_no_more_than_its_window() {
+    const WINDOW: usize = 64 << 10;
+    let broker = FakeBroker::start(2);
+    fill(&broker, 20_000, 500).await;
+    let client = broker.client().await;
+    let builder =
+        client.consumer().topic(TOPIC).from(Position::Earliest).partition_window_bytes(WINDOW).stop_at_end();
+    let mut consumer = builder.build().await.expect("a consumer");
+    // Nobody reads: the broker sends one window of each partition, and one frame more at most.
+    let first = within(consumer.next_batch()).await.expect("more").expect("a batch");
+    consumer.pause(partition(1));
+    let largest = first.bytes() * 2;
+    let mut records = [0; 2];
+    records[first.partition.partition.get() as usize] += first.records().expect("valid").len();
+    while records[0] < 20_000 {
+        let batch = within(consumer.next_batch()).await.expect("more").expect("a batch");
+        records[batch.partition.partition.get() as usize] += batch.records().expect("valid").len();
+    }
+    // The paused one did not hold up the other, and was itself held.
+    assert!(records[1] < 20_000);
+    consumer.resume(partition(1));
+    while let Some(batch) = within(consumer.next_batch()).await {
+        records[1] += batch.expect("a batch").records().expect("valid").len();
+    }
+    assert_eq!(records, [20_000, 20_000]);
+    let most = broker.model.most_unreturned.load(Ordering::Relaxed);
+    assert!(most <= WINDOW + WINDOW / 8 + largest, "{most} bytes were on their way");
+}
+
+#[tokio::test]
+async fn partitions_are_moved_added_and_removed_under_way() {
+    let broker = FakeBroker::start(2);
+    fill(&broker, 100, 10).await;
+    let client = broker.client().await;
+    let builder = client.consumer().topic(TOPIC).partitions([PartitionId::new(0)]).from(Position::Earliest);
+    let mut consumer = builder.build().await.expect("a consumer");
+    for offset in 0..25 {
+        assert_eq!(within(consumer.next()).await.expect("more").expect("a record").offset.get(), offset);
+    }
+    assert_eq!(consumer.positions()[&partition(0)].next, Some(Offset::new(25)));
+
+    consumer.seek(partition(0), Position::Offset(Offset::new(90)));
+    for offset in 90..100 {
+        assert_eq!(within(consumer.next()).await.expect("more").expect("a record").offset.get(), offset);
+    }
+    assert!(consumer.is_at_end());
+    consumer.remove(partition(0));
+    let added =
+        consumer.add(TOPIC, PartitionId::new(1), Position::Offset(Offset::new(50))).await.expect("added");
+    assert_eq!(added, partition(1));
+    for offset in 50..100 {
+        let record = within(consumer.next()).await.expect("more").expect("a record");
+        assert_eq!((record.partition.get(), record.offset.get()), (1, offset));
+    }
+    // Adding again begins again.
+    consumer.add(TOPIC, PartitionId::new(1), Position::Offset(Offset::new(98))).await.expect("added");
+    assert_eq!(within(consumer.next()).await.expect("more").expect("a record").offset.get(), 98);
+    client.close().await;
+    let rest = async { while consumer.next().await.is_some() {} };
+    within(rest).await;
+}
+
+#[tokio::test]
+async fn one_bad_partition_does_not_stop_the_others() {
+    let broker = FakeBroker::start(2);
+    fill(&broker, 50, 10).await;
+    let client = broker.client().await;
+    let mut consumer = client
+        .consumer()
+        .topic(TOPIC)
+        .from(Position::Earliest)
+        .stop_at_end()
+        .build()
+        .await
+        .expect("a consumer");
+    consumer.seek(partition(1), Position::Offset(Offset::new(1_000)));
+    let (mut records, mut errors) = (0, Vec::new());
+    while let Some(next) = within(consumer.next()).await {
+        match next {
+            Ok(record) => records += usize::from(record.partition.get() == 0),
+            Err(error) => errors.push(error),
+        }
+    }
+    assert_eq!(records, 50);
+    assert!(
+        matches!(&errors[..], [ConsumeError::OutOfRange { partition: p, .. }] if *p == partition(1)),
+        "{errors:?}"
+    );
+
+    // Damage that does not go away ends the partition.
+    broker.model.script(std::iter::repeat_n(Fault::Corrupt, 100));
+    let one = client.consumer().topic(TOPIC).partitions([PartitionId::new(0)]).from(Position::Earliest);
+    let mut consumer = one.build().await.expect("a consumer");
+    let error = within(consumer.next()).await.expect("an error").expect_err("damaged");
+    assert!(matches!(error, ConsumeError::Corrupt { offset, .. } if offset == Offset::ZERO), "{error}");
+    assert!(within(consumer.next()).await.is_none());
+}
+
+#[tokio::test]
+async fn requests_are_repeated_refused_and_given_up() {
+    let broker = FakeBroker::start(1);
+    let config: ClientConfig = broker.config().request_timeout(Duration::from_millis(400));
+    let client = tidemill_client::Client::connect(config).await.expect("a connection");
+
+    broker
+        .model
+        .request_errors
+        .lock()
+        .expect("no panic")
+        .extend([ErrorCode::Overloaded, ErrorCode::OutcomeUnknown]);
+    assert_eq!(client.topics().list().await, Ok(vec![TOPIC.to_owned()]));
+
+    // What may have taken effect is not repeated where twice is not as good as once.
+    broker
+        .model
+        .request_errors
+        .lock()
+        .expect("no panic")
+        .extend([ErrorCode::Overloaded, ErrorCode::OutcomeUnknown]);
+    let error = client.topics().delete(TOPIC).await.expect_err("not known");
+    assert!(error.is(ErrorCode::OutcomeUnknown), "{error}");
+
+    broker.model.request_errors.lock().expect("no panic").push_back(ErrorCode::Forbidden);
+    assert!(client.groups().list().await.expect_err("refused").is(ErrorCode::Forbidden));
+    assert!(matches!(client.cluster_status().await, Err(RequestError::Deadline { .. })));
+    assert!(matches!(client.metrics().await, Err(RequestError::BadAnswer(_))));
+
+    let component: Vec<u8> = (0..3_000_000_u32).map(|n| n as u8).collect();
+    let version = client.plugins().upload("filter", "1", component.clone()).await.expect("uploaded");
+    assert_eq!(version.size, 3_000_000);
+    // All but what came with the request itself.
+    assert!(component.ends_with(&broker.model.uploaded.lock().expect("no panic")));
+
+    let nobody = ClientConfig::new(["127.0.0.1:9"]).insecure().connect_timeout(Duration::from_millis(200));
+    let error = tidemill_client::Client::connect(nobody).await.expect_err("nobody there");
+    assert!(matches!(error, ConnectError::TimedOut { .. }), "{error}");
+    let strict =
+        ClientConfig::new([format!("localhost:{}", broker.address.port())]).trust_file("/nowhere/ca.pem");
+    let error = tidemill_client::Client::connect(strict).await.expect_err("no such file");
+    assert!(matches!(error, ConnectError::File { .. }), "{error}");
+}

@@ -1,0 +1,152 @@
+use std::collections::{HashMap, VecDeque};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
+
+use bytes::Bytes;
+use tidemill_protocol::messages::{self, PartitionInfo, TopicInfo};
+use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
+use tokio::sync::Notify;
+
+pub const TOPIC: &str = "plays";
+
+pub fn topic_id() -> Bytes {
+    Bytes::from_static(&[9; 16])
+}
+
+/// What happens instead of the usual, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing.
+    Honest,
+    /// The stream is reset before the batch is stored, or before data is sent.
+    ResetBefore,
+    /// The batch is stored, the stream is reset before the acknowledgement.
+    ResetAfter,
+    /// As before, and the connection with it.
+    CloseAfter,
+    /// The batch is refused.
+    Refuse(ErrorCode),
+    /// The batch is stored, its acknowledgement never sent, nor any other on the stream.
+    Silence,
+    /// Acknowledges a batch that was never sent.
+    WrongId,
+    /// Bytes that are no frame.
+    Garbage,
+    /// A damaged batch.
+    Corrupt,
+}
+
+/// The broker's memory.
+pub struct Model {
+    pub logs: Vec<Mutex<Log>>,
+    pub appended: Notify,
+    /// What befalls the next batches or data frames.
+    pub faults: Mutex<VecDeque<Fault>>,
+    /// What the next requests are answered with.
+    pub request_errors: Mutex<VecDeque<ErrorCode>>,
+    pub next_producer: AtomicI64,
+    pub routed_seen: Mutex<Vec<messages::RoutedBatch>>,
+    pub partitioner_epoch: AtomicU64,
+    pub committed: Mutex<Vec<messages::CommittedOffset>>,
+    /// Largest number of bytes sent to one partition without credit having come back.
+    pub most_unreturned: AtomicUsize,
+    pub uploaded: Mutex<Bytes>,
+}
+
+#[derive(Default)]
+pub struct Log {
+    pub batches: Vec<RecordBatch>,
+    pub end: i64,
+    /// Next sequence per producer, and the last results.
+    producers: HashMap<i64, (i32, VecDeque<(i32, i64)>)>,
+}
+
+impl Model {
+    pub(super) fn new(partitions: u32) -> Self {
+        Self {
+            logs: (0..partitions).map(|_| Mutex::default()).collect(),
+            appended: Notify::new(),
+            faults: Mutex::default(),
+            request_errors: Mutex::default(),
+            next_producer: AtomicI64::new(1),
+            routed_seen: Mutex::default(),
+            partitioner_epoch: AtomicU64::new(1),
+            committed: Mutex::default(),
+            most_unreturned: AtomicUsize::new(0),
+            uploaded: Mutex::default(),
+        }
+    }
+
+    pub fn script(&self, faults: impl IntoIterator<Item = Fault>) {
+        *self.faults.lock().expect("no panic") = faults.into_iter().collect();
+    }
+
+    pub fn next_fault(&self) -> Fault {
+        self.faults.lock().expect("no panic").pop_front().unwrap_or(Fault::Honest)
+    }
+
+    pub fn metadata(&self) -> messages::Metadata {
+        let partitions = (0..).take(self.logs.len()).map(|partition| PartitionInfo {
+            partition,
+            shard: 1,
+            leader: 1,
+            leader_epoch: 0,
+        });
+        let topic = TopicInfo {
+            topic_id: topic_id(),
+            name: TOPIC.to_owned(),
+            partitions: partitions.collect(),
+            ..TopicInfo::default()
+        };
+        messages::Metadata { version: 1, brokers: vec![], topics: vec![topic] }
+    }
+
+    /// All values of a partition, in order.
+    pub fn values(&self, partition: usize) -> Vec<Bytes> {
+        let log = self.logs[partition].lock().expect("no panic");
+        let mut values = Vec::new();
+        for batch in &log.batches {
+            let records = batch.records(&BatchLimits::default()).expect("valid");
+            for record in &records {
+                let record = record.expect("valid");
+                assert_eq!(record.offset.get(), values.len() as i64);
+                values.push(records.slice_of(record.value.expect("a value")));
+            }
+        }
+        values
+    }
+}
+
+impl Log {
+    /// Appends as a broker does: in sequence, once.
+    pub fn append(&mut self, batch: RecordBatch) -> Result<(i64, bool), ErrorCode> {
+        let header = *batch.header();
+        let count = header.record_count;
+        if header.producer_id.get() >= 0 {
+            let sequence = header.base_sequence.get();
+            let known = self.producers.entry(header.producer_id.get()).or_default();
+            if let Some((_, base)) = known.1.iter().find(|(first, _)| *first == sequence) {
+                return Ok((*base, true));
+            }
+            if known.0 != sequence {
+                return Err(ErrorCode::OutOfOrderSequence);
+            }
+            known.0 += count;
+            known.1.push_back((sequence, self.end));
+            if known.1.len() > 5 {
+                known.1.pop_front();
+            }
+        }
+        let base = self.end;
+        self.batches.push(batch.placed_at(Offset::new(base), LeaderEpoch::new(0)));
+        self.end += i64::from(count);
+        Ok((base, false))
+    }
+
+    /// A batch that a plugin refuses uses its sequences all the same.
+    pub fn skip(&mut self, batch: &RecordBatch) {
+        let header = batch.header();
+        self.producers.entry(header.producer_id.get()).or_default().0 += header.record_count;
+    }
+}

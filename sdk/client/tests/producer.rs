@@ -1,0 +1,251 @@
+//! The producer against a broker that misbehaves.
+
+mod fake;
+
+use std::time::Duration;
+
+use fake::{FakeBroker, Fault, TOPIC};
+use tidemill_client::{
+    Acks, BatchBuilder, BuilderOptions, Compression, DeliveryError, ErrorCode, PartitionId, ProducerBuilder,
+    Receipt, Record, SendError, Timestamp,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+fn value(number: usize) -> String {
+    format!("value {number}")
+}
+
+/// Sends records 0 to `count` so that each is a batch of its own, and returns what became of them.
+async fn send_singly(builder: ProducerBuilder, count: usize) -> Vec<Result<Receipt, DeliveryError>> {
+    let producer = builder.build().await.expect("a producer");
+    let mut deliveries = Vec::new();
+    for number in 0..count {
+        let mut batch = BatchBuilder::new(BuilderOptions::default());
+        batch.append(Timestamp::new(1), None, Some(value(number).as_bytes()), []).expect("room");
+        let batch = batch.build_batch().expect("a record");
+        deliveries.push(producer.send_batch(PartitionId::new(0), batch).await.expect("taken"));
+    }
+    let mut outcomes = Vec::new();
+    for delivery in deliveries {
+        outcomes.push(within(delivery).await);
+    }
+    outcomes
+}
+
+#[tokio::test]
+async fn records_are_there_once_and_in_order_whatever_breaks() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let faults = [
+        Fault::Honest,
+        Fault::ResetBefore,
+        Fault::ResetAfter,
+        Fault::WrongId,
+        Fault::Garbage,
+        Fault::CloseAfter,
+    ];
+    // A different fault after every few batches, so that several are under way each time.
+    broker
+        .model
+        .script((0..60).map(|n| if n % 4 == 3 { faults[n / 4 % faults.len()] } else { Fault::Honest }));
+    let outcomes = send_singly(client.producer(TOPIC), 100).await;
+    let offsets: Vec<_> =
+        outcomes.into_iter().map(|o| o.expect("stored").offset().expect("known").get()).collect();
+    assert_eq!(offsets, (0..100).collect::<Vec<_>>());
+    assert_eq!(broker.model.values(0), (0..100).map(value).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_refused_batch_fails_alone_and_the_others_keep_their_order() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    for (code, ids) in
+        [(ErrorCode::RecordsRejected, 0), (ErrorCode::RecordTooLarge, 1), (ErrorCode::UnknownProducer, 1)]
+    {
+        let first = broker.model.values(0).len();
+        let producers = broker.model.next_producer.load(std::sync::atomic::Ordering::Relaxed);
+        broker.model.script([Fault::Honest, Fault::Honest, Fault::Refuse(code)]);
+        let outcomes = send_singly(client.producer(TOPIC), 12).await;
+        let used = broker.model.next_producer.load(std::sync::atomic::Ordering::Relaxed) - producers;
+        assert_eq!(used, 1 + ids, "identities for {code}");
+        let stored = &broker.model.values(0)[first..];
+        if code == ErrorCode::UnknownProducer {
+            // Not a word against the records: they are numbered anew.
+            assert!(outcomes.iter().all(Result::is_ok));
+            assert_eq!(stored, (0..12).map(value).collect::<Vec<_>>());
+        } else {
+            let failed: Vec<_> = (0..12).filter(|n| outcomes[*n].is_err()).collect();
+            assert_eq!(failed, [2], "for {code}");
+            assert!(outcomes[2].as_ref().is_err_and(|error| error.is(code)));
+            assert_eq!(stored, (0..12).filter(|n| *n != 2).map(value).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_retriable_refusal_is_invisible() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    broker.model.script([
+        Fault::Honest,
+        Fault::Refuse(ErrorCode::NotLeader),
+        Fault::Refuse(ErrorCode::Overloaded),
+    ]);
+    let outcomes = send_singly(client.producer(TOPIC), 8).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(broker.model.values(0), (0..8).map(value).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn memory_is_bounded_when_the_broker_stops_answering() {
+    const LIMIT: usize = 256 << 10;
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    broker.model.script(std::iter::repeat_n(Fault::Silence, 100_000));
+    let timeout = Duration::from_millis(700);
+    let producer = client
+        .producer(TOPIC)
+        .buffer_bytes_max(LIMIT)
+        .batch_bytes(8 << 10)
+        .delivery_timeout(timeout)
+        .build()
+        .await
+        .expect("a producer");
+    let record = [7; 500];
+    let mut first = None;
+    let full = loop {
+        match producer.try_send(Record::new(&record)) {
+            Ok(delivery) => drop(first.get_or_insert(delivery)),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, SendError::Full { limit: LIMIT });
+    assert!(producer.stats().buffered_bytes <= LIMIT);
+    // Waits for memory, which the first delivery's timeout frees.
+    let later = within(producer.send(Record::new(&record))).await.expect("taken in the end");
+    assert!(matches!(within(first.expect("sent")).await, Err(DeliveryError::TimedOut { sent: true, .. })));
+    assert!(matches!(within(later).await, Err(DeliveryError::TimedOut { .. })));
+    within(producer.flush()).await.expect_err("remembers the failures");
+    assert_eq!(producer.stats().buffered_bytes, 0);
+}
+
+#[tokio::test]
+async fn records_given_up_leave_no_gap_for_those_behind() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer = client
+        .producer(TOPIC)
+        .delivery_timeout(Duration::from_millis(300))
+        .linger(Duration::ZERO)
+        .build()
+        .await
+        .expect("a producer");
+    // Lost on the way, and no answer to anything else on that stream.
+    broker.model.script([Fault::Refuse(ErrorCode::OutcomeUnknown); 40]);
+    let lost = producer.send(Record::new("lost")).await.expect("taken");
+    within(lost).await.expect_err("given up");
+    broker.model.script([]);
+    let next = producer.send(Record::new("next")).await.expect("taken");
+    within(next).await.expect("stored");
+    assert_eq!(broker.model.values(0), ["next"]);
+}
+
+#[tokio::test]
+async fn routed_batches_keep_the_route_of_their_first_attempt() {
+    let broker = FakeBroker::start(3);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    assert_eq!(
+        producer.try_send(Record::new("x").partition(PartitionId::new(1))).err(),
+        Some(SendError::Routed)
+    );
+
+    broker.model.script([Fault::Honest, Fault::ResetAfter]);
+    for number in 0..2 {
+        let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
+        // The partitioner changes between the first and the second attempt.
+        broker.model.partitioner_epoch.store(1 + number as u64, std::sync::atomic::Ordering::Relaxed);
+        let receipt = within(delivery).await.expect("stored");
+        let Receipt::Routed { placements } = receipt else { panic!("routed, not {receipt:?}") };
+        assert_eq!(placements[0].base_offset.get(), number as i64);
+    }
+    let seen = broker.model.routed_seen.lock().expect("no panic").clone();
+    let facts: Vec<_> =
+        seen.iter().map(|b| (b.topic_sequence, b.partitioner_epoch, b.partition_count)).collect();
+    assert_eq!(facts, [(0, 1, 3), (1, 1, 3), (1, 1, 3)]);
+    assert_eq!(broker.model.values(0), [value(0), value(1)]);
+}
+
+#[tokio::test]
+async fn keys_choose_partitions_and_batches_gather() {
+    let broker = FakeBroker::start(4);
+    let client = broker.client().await;
+    let producer = client
+        .producer(TOPIC)
+        .linger(Duration::from_secs(5))
+        .eager(false)
+        .compression(Compression::Lz4)
+        .build()
+        .await
+        .expect("a producer");
+    assert_eq!(
+        producer.try_send(Record::new("x").partition(PartitionId::new(4))).err(),
+        Some(SendError::NoPartition { partition: 4, count: 4 })
+    );
+    let mut deliveries = Vec::new();
+    for number in 0..1_000 {
+        let key = format!("user-{}", number % 10);
+        deliveries
+            .push((key.clone(), producer.send(Record::new(&value(number)).key(&key)).await.expect("taken")));
+    }
+    within(producer.flush()).await.expect("stored");
+    for (key, delivery) in deliveries {
+        let partition = tidemill_protocol::partitioner::partition_for_key(key.as_bytes(), 4);
+        assert_eq!(delivery.now().expect("flushed").expect("stored").partition(), Some(partition));
+    }
+    let batches: usize =
+        broker.model.logs.iter().map(|log| log.lock().expect("no panic").batches.len()).sum();
+    assert!(batches <= 4, "one batch per partition, not {batches}");
+    assert_eq!(producer.stats().records, 1_000);
+    within(producer.clone().close()).await.expect("nothing left");
+    assert!(matches!(producer.try_send(Record::new("late")), Err(SendError::Stopped(DeliveryError::Closed))));
+}
+
+#[tokio::test]
+async fn without_acknowledgements_handed_over_is_delivered() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer =
+        client.producer(TOPIC).acks(Acks::None).linger(Duration::ZERO).build().await.expect("a producer");
+    for number in 0..20 {
+        let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
+        assert_eq!(within(delivery).await, Ok(Receipt::Sent));
+    }
+    let arrived = async {
+        while broker.model.values(0).len() < 20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(arrived).await;
+}
+
+#[tokio::test]
+async fn a_sink_takes_everything_without_a_broker() {
+    let broker = FakeBroker::start(1);
+    let producer = broker.client().await.producer("anything").build_sink(1).expect("a sink");
+    let mut last = None;
+    for number in 0..50_000 {
+        last = Some(producer.send(Record::new(&value(number))).await.expect("taken"));
+    }
+    within(producer.flush()).await.expect("acknowledged");
+    assert_eq!(
+        last.expect("sent").now().expect("flushed").expect("kept").offset().expect("known").get(),
+        49_999
+    );
+    assert!(broker.model.values(0).is_empty());
+}
