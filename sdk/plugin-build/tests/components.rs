@@ -87,7 +87,11 @@ fn a_new_crate_passes_its_test_and_becomes_a_component() {
             .current_dir(&made.dir)
             .output()
             .unwrap();
-        assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+        assert!(
+            tested.status.success(),
+            "{}",
+            String::from_utf8_lossy(&[tested.stdout, tested.stderr].concat())
+        );
         let build = build_crate(&made.dir, &options(), &mut |line| eprintln!("{line}")).unwrap();
         assert_eq!(build.components.len(), 1);
         assert_eq!((build.components[0].name.as_str(), build.components[0].world), (name, world));

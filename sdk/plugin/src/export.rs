@@ -4,7 +4,7 @@
 #[macro_export]
 macro_rules! export_partitioner {
     ($plugin:ty) => {
-        $crate::__export!(PartitionerGuest, $plugin, partitioner, export_partitioner_piece);
+        $crate::__export!(Partitioner, PartitionerGuest, $plugin, partitioner, export_partitioner_piece);
     };
 }
 
@@ -12,7 +12,7 @@ macro_rules! export_partitioner {
 #[macro_export]
 macro_rules! export_filter {
     ($plugin:ty) => {
-        $crate::__export!(FilterGuest, $plugin, filter, export_filter_piece);
+        $crate::__export!(Filter, FilterGuest, $plugin, filter, export_filter_piece);
     };
 }
 
@@ -20,7 +20,7 @@ macro_rules! export_filter {
 #[macro_export]
 macro_rules! export_consumer {
     ($plugin:ty) => {
-        $crate::__export!(ConsumerGuest, $plugin, consumer, export_consumer_piece);
+        $crate::__export!(Consumer, ConsumerGuest, $plugin, consumer, export_consumer_piece);
     };
 }
 
@@ -28,27 +28,25 @@ macro_rules! export_consumer {
 #[macro_export]
 macro_rules! export_transform {
     ($plugin:ty) => {
+        const _: fn(&$crate::Context) -> Result<$plugin, String> = <$plugin as $crate::Transform>::new;
         $crate::export_consumer!($crate::Transforming<$plugin>);
     };
 }
 
 #[doc(hidden)]
 #[macro_export]
+#[rustfmt::skip]
 macro_rules! __export {
-    ($guest:ident, $plugin:ty, $world:ident, $export:ident) => {
+    ($trait:ident, $guest:ident, $plugin:ty, $world:ident, $export:ident) => {
+        // On the host too: what would not build as a component does not build as a test, and what only a component uses is no dead code.
+        const _: fn(&$crate::Context) -> Result<$plugin, String> = <$plugin as $crate::$trait>::new;
         #[cfg(target_arch = "wasm32")]
         #[allow(unsafe_code, reason = "generated: the canonical ABI passes pointers")]
         const _: () = {
+            use $crate::__component::{lifecycle, $world};
             type Guest = $crate::__component::$guest<$plugin>;
-    $crate::__component::$world::$export!(Guest with_types_in $crate::__component::$world);
-        };
-        // Checked on the host too, so that a plugin that will not build as a component does not build as a test.
-        #[cfg(not(target_arch = "wasm32"))]
-        const _: () = {
-            fn _is_a_plugin() -> $crate::Description {
-                use $crate::prelude::*;
-                <$plugin>::describe()
-            }
+            lifecycle::export_lifecycle_piece!(Guest with_types_in lifecycle);
+            $world::$export!(Guest with_types_in $world);
         };
     };
 }

@@ -280,7 +280,7 @@ mod tests {
             .record()
             .value_with(|v| v.extend(b"made"))
             .headers(&[("x", Some(b"y"))])
-            .timestamp(-2)
+            .timestamp(7)
             .partition(3)
             .push();
         let records = emitted_records(&output, &batch).unwrap();
