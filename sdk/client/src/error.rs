@@ -148,7 +148,7 @@ pub enum RequestError {
         /// The deadline.
         after: Duration,
         /// Why the last attempt failed.
-        last: Option<Box<RequestError>>,
+        last: Option<Box<Self>>,
     },
     /// The connection broke while the request was under way: it may or may not have taken effect.
     #[error("the connection broke before the answer came, the outcome is not known: {0}")]
