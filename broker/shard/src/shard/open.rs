@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use parking_lot::{Mutex, RwLock};
-use tidemill_log::fs::Storage;
+use tidemill_log::fs::{DirEntry, Storage};
 use tidemill_log::segment::{OpenError, PartitionEnds, SegmentFiles};
 use tidemill_partition::Partition;
 use tidemill_protocol::{LeaderEpoch, TopicPartition};
@@ -176,16 +176,16 @@ fn remove_strangers(
     logs: &HashMap<TopicPartition, Arc<PartitionLog>>,
 ) -> io::Result<()> {
     let known: std::collections::HashSet<String> = logs.keys().map(|id| directory_name(*id)).collect();
-    for entry in storage.list(dir)?.into_iter().filter(|entry| entry.is_dir && !known.contains(&entry.name)) {
-        if is_partition_directory(&entry.name) {
-            tracing::info!(
-                directory = entry.name,
-                "removing files of a partition that the checkpoint does not name"
-            );
-            storage.remove_dir_all(&dir.join(&entry.name))?;
-        }
+    let stranger = |entry: &DirEntry| {
+        entry.is_dir && !known.contains(&entry.name) && is_partition_directory(&entry.name)
+    };
+    let strangers: Vec<_> = storage.list(dir)?.into_iter().filter(stranger).collect();
+    for entry in &strangers {
+        tracing::info!(directory = entry.name, "removing files of a partition that the checkpoint does not name");
+        storage.remove_dir_all(&dir.join(&entry.name))?;
     }
-    Ok(())
+    // The log may make the directory again: its removal must not be what a crash remembers last.
+    if strangers.is_empty() { Ok(()) } else { storage.sync_dir(dir) }
 }
 
 fn is_partition_directory(name: &str) -> bool {
