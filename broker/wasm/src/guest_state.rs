@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use wasmtime::{ResourceLimiter, UpdateDeadline};
 
+use crate::budget::Budget;
 use crate::config::TABLE_ELEMENTS_MAX;
-use crate::error::Overrun;
 use crate::limits::PluginLimits;
 use crate::sink::GuestSink;
 use crate::task_host::TaskHost;
@@ -22,7 +22,7 @@ pub(crate) struct GuestState {
     pub(crate) task: Option<Box<dyn TaskHost>>,
     pub(crate) used: CallUse,
     memory: MemoryUse,
-    budget: Budget,
+    pub(crate) budget: Budget,
 }
 
 /// What the call under way has used.
@@ -41,12 +41,6 @@ pub(crate) struct CallUse {
 struct MemoryUse {
     bytes: usize,
     refused: bool,
-}
-
-#[derive(Default)]
-struct Budget {
-    time: Duration,
-    ticks_left: u64,
 }
 
 impl GuestState {
@@ -73,9 +67,7 @@ impl GuestState {
     pub(crate) fn begin_call(&mut self, time: Duration, tick: Duration, input_records: u32) {
         self.used = CallUse { input_records, ..CallUse::default() };
         self.memory.refused = false;
-        let ticks = time.as_nanos().div_ceil(tick.as_nanos().max(1));
-        // The first tick comes early by up to one.
-        self.budget = Budget { time, ticks_left: u64::try_from(ticks).unwrap_or(u64::MAX).saturating_add(1) };
+        self.budget.begin(time, tick);
     }
 
     /// A call is over, in whichever way.
@@ -86,17 +78,13 @@ impl GuestState {
         }
     }
 
-    /// The epoch's deadline has come while the guest runs: it gives way to others, or ends.
+    /// The epoch's deadline has come while the guest runs.
     pub(crate) fn tick(&mut self) -> wasmtime::Result<UpdateDeadline> {
-        self.budget.ticks_left = self.budget.ticks_left.saturating_sub(1);
-        if self.budget.ticks_left == 0 {
-            return Err(wasmtime::Error::new(Overrun));
-        }
-        Ok(UpdateDeadline::Yield(1))
+        self.budget.look()
     }
 
     pub(crate) fn budget_ms(&self) -> u64 {
-        u64::try_from(self.budget.time.as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.budget.time().as_millis()).unwrap_or(u64::MAX)
     }
 
     pub(crate) fn memory_refused(&self) -> bool {
@@ -167,14 +155,5 @@ mod tests {
         assert!(state.memory_refused());
         assert!(state.memory_growing(60, 100, None).unwrap());
         assert_eq!(state.memory_bytes(), 100);
-    }
-
-    #[test]
-    fn a_budget_is_spent_tick_by_tick() {
-        let mut state = state(100);
-        state.begin_call(Duration::from_micros(2500), Duration::from_millis(1), 0);
-        let ticks = (0..100).take_while(|_| state.tick().is_ok()).count();
-        assert_eq!(ticks, 3, "2.5 ms are three ticks, and the first may have come at once");
-        assert_eq!(state.budget_ms(), 2);
     }
 }

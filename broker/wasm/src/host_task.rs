@@ -38,7 +38,9 @@ impl state::Host for GuestState {
         let keys = Blobs::from_guest(keys, Absent::Refused)
             .map_err(|reason| bad(format!("the keys of state.get-many are malformed: {reason}")))?;
         let count = keys.len();
+        let paused = self.budget.pause();
         let values = self.host()?.read_state(keys).await.map_err(failed)?;
+        self.budget.resume(&paused);
         if values.len() != count {
             return Err(failed(HostError(format!("{} values for {count} keys", values.len()))));
         }
@@ -78,7 +80,9 @@ impl state::Host for GuestState {
 
     async fn scan(&mut self, start: Vec<u8>, end: Option<Vec<u8>>, limit: u32) -> Result<state::Page> {
         let limit = limit.min(self.limits().scan_entries_max);
+        let paused = self.budget.pause();
         let page = self.host()?.scan_state(start, end, limit).await.map_err(failed)?;
+        self.budget.resume(&paused);
         Ok(state::Page { keys: page.keys.into_guest(), values: page.values.into_guest(), more: page.more })
     }
 }

@@ -21,6 +21,7 @@ mod artifact_cache;
 mod batch;
 mod bindings;
 mod blobs;
+mod budget;
 mod call;
 mod check;
 mod compatibility;

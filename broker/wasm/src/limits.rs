@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-/// The bounds of one deployment's instances. Times are running time, counted in epoch ticks: an instance that waits for state,
-/// or for its turn on a busy runtime, is not charged.
+/// The bounds of one deployment's instances. Times are CPU time: an instance that waits for state, or for its turn on
+/// a busy machine, is not charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PluginLimits {
     /// Linear memory of one instance, over all its memories. A bulk fill can't be interrupted: 64 MiB take about 30 ms.
     pub memory_bytes_max: usize,
-    /// Running time of one call.
+    /// CPU time of one call.
     pub call_time: Duration,
-    /// Running time of starting an instance: instantiation and `lifecycle.init`, and of `lifecycle.describe`. A partitioner, which
+    /// CPU time of starting an instance: instantiation and `lifecycle.init`, and of `lifecycle.describe`. A partitioner, which
     /// is started for each call, has only `call_time` for both.
     pub init_time: Duration,
     /// Bytes that one answer, or one call of a host function, may copy out of the instance.

@@ -1,7 +1,7 @@
 //! Each way in which a plugin can misbehave: the caller gets the right error, and the next call of a good plugin works.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tidemill_hostile as hostile;
 use tidemill_hostile::World;
@@ -98,11 +98,22 @@ async fn endless_loops() {
     in_every_world(hostile::loops_after_the_answer, timed_out).await;
 }
 
+/// CPU time of this thread, on which a test's calls run.
+fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
 #[tokio::test]
-async fn fills_that_can_not_be_interrupted_end_soon() {
-    let begun = Instant::now();
-    in_every_world(hostile::fills_memory_for_ever, timed_out).await;
-    assert!(begun.elapsed() < Duration::from_secs(10));
+async fn fills_that_can_not_be_interrupted_are_charged_for() {
+    // One fill takes many ticks, and looks at the epoch once.
+    let limits = PluginLimits { memory_bytes_max: 64 << 20, call_time: Duration::from_millis(50), ..tight() };
+    let pool = filter(&hostile::fills_memory_for_ever(World::Filter), limits);
+    let begun = thread_cpu();
+    assert_eq!(pool.apply(batch_of(3)).await.unwrap_err(), CallError::TimedOut { limit_ms: 50 });
+    let ran = thread_cpu() - begun;
+    assert!(ran < Duration::from_millis(400), "{ran:?} for a budget of 50 ms");
+    in_every_world(hostile::fills_memory_for_ever, |error| timed_out(error) || out_of_memory(error)).await;
 }
 
 #[tokio::test]
