@@ -77,7 +77,11 @@ impl Storage for DiskStorage {
         let mut entries = Vec::new();
         for entry in std::fs::read_dir(self.resolve(path)?)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // Removed since the directory was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other?,
+            };
             let is_dir = metadata.is_dir();
             let len = if is_dir { 0 } else { metadata.len() };
             // A name that is not UTF-8 is none of ours.

@@ -91,8 +91,9 @@ impl Fold {
                 self.state.apply_freed(&freed);
             }
             FrameKind::Forget => {
-                let freed = self.state.forget(shard);
+                let freed = self.state.forget(shard, 0);
                 self.state.apply_freed(&freed);
+                self.state.shards.remove(&shard);
                 self.skipped_to.remove(&shard);
             }
             FrameKind::Doubtful => match Doubt::decode(&frame.payload, header.id) {

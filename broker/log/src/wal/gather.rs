@@ -284,4 +284,41 @@ mod tests {
             }
         }
     }
+
+    /// `cargo test --release -p tidemill-log gather::tests::speed -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement: what laying frames into blocks costs, beside a plain copy"]
+    fn speed() {
+        for payload_bytes in [1 << 10, 64 << 10, 1 << 20] {
+            let payload = vec![7; payload_bytes];
+            let header = FrameHeader {
+                payload_bytes: u32::try_from(payload_bytes).unwrap(),
+                kind: FrameKind::Entry,
+                shard: ShardId::new(1),
+                id: NO_ENTRY,
+                previous_crc: 0,
+            };
+            let mut gather = Gather::new(1 << 20);
+            let mut target = vec![0_u8; 2 << 20];
+            let mut best = [f64::MAX; 2];
+            for _ in 0..500 {
+                let begin = std::time::Instant::now();
+                while gather.payload_bytes() < 1 << 20 {
+                    gather.frame(&header, [&payload[..]]);
+                }
+                let bytes = gather.payload_bytes() as f64;
+                let seal_as = SealAs { first_sequence: 1, flushed: 0, salt: 0 };
+                std::hint::black_box(gather.seal(&seal_as, |_| Role::Data));
+                best[0] = best[0].min(begin.elapsed().as_secs_f64() / bytes);
+                let begin = std::time::Instant::now();
+                for target in target[..1 << 20].chunks_mut(payload_bytes) {
+                    target.copy_from_slice(std::hint::black_box(&payload[..target.len()]));
+                }
+                best[1] = best[1].min(begin.elapsed().as_secs_f64() / f64::from(1 << 20));
+                gather.clear();
+            }
+            let [gathered, copied] = best.map(|seconds| 1e-9 / seconds);
+            println!("{payload_bytes:>8} B payloads: {gathered:5.1} GB/s gathered, {copied:5.1} GB/s copied");
+        }
+    }
 }

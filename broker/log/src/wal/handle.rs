@@ -129,8 +129,8 @@ impl Wal {
     /// Forgets everything about a shard, vote and doubt included: it is retired from this broker, or comes back
     /// under a new Raft node id.
     pub fn forget(&self, shard: ShardId, done: Completion) {
-        self.operate(done, |_, state| {
-            let freed = state.forget(shard);
+        self.operate(done, |queue, state| {
+            let freed = state.forget(shard, queue.peek_serial());
             Queued::new(FrameKind::Forget, shard, NO_ENTRY, EntryBytes::default()).freed(freed).sync(true)
         });
     }
@@ -378,9 +378,10 @@ impl Inner {
         self.shared.queue.queue.lock().closing = true;
         self.shared.queue.work.notify_one();
         self.shared.queue.room.notify_all();
-        for thread in std::mem::take(&mut *self.threads.lock()) {
-            // The last handle may go with a completion, on the writer's own thread, which ends by itself then.
-            if thread.thread().id() != thread::current().id() {
+        let threads = std::mem::take(&mut *self.threads.lock());
+        // The last handle may go with a completion, on the writer's own thread: both end by themselves then.
+        if threads.iter().all(|thread| thread.thread().id() != thread::current().id()) {
+            for thread in threads {
                 drop(thread.join());
             }
         }

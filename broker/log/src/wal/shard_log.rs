@@ -95,6 +95,11 @@ impl Slot {
 }
 
 impl ShardLog {
+    /// An empty log in place of one that was forgotten: frames before `serial` were the old one's.
+    pub(super) fn after_forget(serial: u64) -> Self {
+        Self { truncated: Some(Truncated { serial, from: 0 }), ..Self::default() }
+    }
+
     pub(super) fn first_index(&self) -> Option<u64> {
         (!self.slots.is_empty()).then_some(self.first)
     }
@@ -170,6 +175,7 @@ impl ShardLog {
         while self.reigns.back().is_some_and(|reign| reign.first >= from) {
             self.reigns.pop_back();
         }
+        // The lesser of both is right for flushes of frames before either, and those in between wait for the next.
         let earlier = self.truncated.as_ref().map_or(from, |truncated| truncated.from);
         self.truncated = Some(Truncated { serial, from: from.min(earlier) });
         self.flushed = self.flushed.and_then(|flushed| flushed.min(from.checked_sub(1)?).into());
@@ -221,10 +227,12 @@ impl ShardLog {
     /// The entry `index`, queued under `serial`, is on the device with all before it.
     pub(super) fn set_flushed(&mut self, index: u64, serial: u64) {
         let index = match &self.truncated {
-            Some(truncated) if serial < truncated.serial => index.min(truncated.from.saturating_sub(1)),
-            _ => index,
+            Some(truncated) if serial < truncated.serial => {
+                truncated.from.checked_sub(1).map(|kept| index.min(kept))
+            }
+            _ => Some(index),
         };
-        self.flushed = self.flushed.max(Some(index));
+        self.flushed = self.flushed.max(index);
     }
 
     /// The last entry that is known to be on the device.

@@ -82,10 +82,10 @@ impl State {
         })
     }
 
-    /// Forgets a shard, its vote included.
-    pub(super) fn forget(&mut self, shard: ShardId) -> Freed {
+    /// Forgets a shard, its vote included. Frames with lesser serial numbers were its old self's.
+    pub(super) fn forget(&mut self, shard: ShardId, serial: u64) -> Freed {
         let freed = self.drop_entries(shard);
-        self.shards.remove(&shard);
+        self.shards.insert(shard, ShardLog::after_forget(serial));
         freed
     }
 

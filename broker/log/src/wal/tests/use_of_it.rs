@@ -263,3 +263,43 @@ fn settings_that_contradict_each_other_are_refused() {
         assert!(matches!(refused, Err(WalOpenError::Config(_))));
     }
 }
+
+#[test]
+fn the_last_handle_may_go_with_a_completion() {
+    let storage = MemoryStorage::new();
+    let (wal, _) = open(&storage);
+    let (done, finished) = mpsc::channel::<()>();
+    let last = wal.clone();
+    let held = done.clone();
+    wal.append(
+        A,
+        vec![entry(1, 10)],
+        Box::new(move |_| {
+            drop(last);
+            drop(held);
+        }),
+    );
+    drop((wal, done));
+    assert!(finished.recv().is_err());
+    // The threads end by themselves, the log closed in good order.
+    while !open(&storage.kill()).1.closed_cleanly {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_a_forgotten_shard_flushed_is_not_its_successors() {
+    let durability = Durability::Replicated { flush_interval: Duration::from_secs(3600) };
+    let (wal, _) = open_with(&MemoryStorage::new(), &WalConfig { durability, ..config() });
+    append(&wal, A, (0..9).map(|index| entry(index, 10)).collect()).unwrap();
+    let (hold, held) = mpsc::channel::<()>();
+    wal.append(A, vec![entry(9, 10)], Box::new(move |_| assert!(held.recv().is_err())));
+    let (done, forgotten) = mpsc::channel();
+    wal.forget(A, Box::new(move |result| drop(done.send(result))));
+    drop(hold);
+    forgotten.recv().unwrap().unwrap();
+    append(&wal, A, (0..20).map(|index| entry(index, 10)).collect()).unwrap();
+    assert_eq!(wal.flushed(A), None);
+    wait(|done| wal.flush(done)).unwrap();
+    assert_eq!(wal.flushed(A), Some(id(19)));
+}
