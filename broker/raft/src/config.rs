@@ -1,0 +1,213 @@
+//! What a replica may be told, and what openraft is told on its behalf.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
+use tidemill_protocol::{ShardId, Timestamp};
+
+use crate::node::NodeId;
+
+/// Everything that starting a replica depends on, beside its log and its shard.
+#[derive(Clone)]
+pub struct ReplicaConfig {
+    /// The shard that this replica keeps.
+    pub shard: ShardId,
+    /// Under which id this broker takes part in the shard's group.
+    pub node: NodeId,
+    /// The broker's clock: stamped into each entry that this replica proposes.
+    pub clock: Clock,
+    /// Form a new group of this node alone if the log is empty. Where it is not, this changes nothing.
+    pub init: bool,
+    /// Start although entries or a vote that were once acknowledged may be lost (`--accept-data-loss`).
+    ///
+    /// Only ever right for a group of one whose operator has read what is lost: in a larger group the replica is
+    /// retired and comes back under a new [`NodeId`] instead.
+    pub accept_data_loss: bool,
+    /// When a silent leader is given up.
+    pub timing: RaftTiming,
+    /// Bounds of everything that queues.
+    pub limits: ReplicaLimits,
+}
+
+/// The source of the time that entries carry.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+impl ReplicaConfig {
+    /// A replica with the default bounds, for a group that exists already.
+    #[must_use]
+    pub fn new(shard: ShardId, node: NodeId, clock: Clock) -> Self {
+        Self {
+            shard,
+            node,
+            clock,
+            init: false,
+            accept_data_loss: false,
+            timing: RaftTiming::default(),
+            limits: ReplicaLimits::default(),
+        }
+    }
+}
+
+impl fmt::Debug for ReplicaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ReplicaConfig")
+            .field("shard", &self.shard)
+            .field("node", &self.node)
+            .field("init", &self.init)
+            .field("accept_data_loss", &self.accept_data_loss)
+            .field("timing", &self.timing)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Timing of leadership, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RaftTiming {
+    /// How often a leader tells its followers that it is there.
+    pub heartbeat_interval_ms: u64,
+    /// The shortest silence after which a follower stands for election.
+    pub election_timeout_min_ms: u64,
+    /// The longest such silence; each follower draws between the two.
+    pub election_timeout_max_ms: u64,
+}
+
+impl Default for RaftTiming {
+    /// Slow enough that idle groups cost next to nothing, fast enough that a dead leader is replaced in two seconds.
+    fn default() -> Self {
+        Self { heartbeat_interval_ms: 300, election_timeout_min_ms: 1_000, election_timeout_max_ms: 2_000 }
+    }
+}
+
+/// Bounds of everything that queues in a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaLimits {
+    /// The largest unit. Must fit into an entry of the write-ahead log.
+    pub unit_bytes_max: usize,
+    /// The size up to which units are put into one entry; a larger one is alone in its entry.
+    pub entry_bytes_max: usize,
+    /// The most units in one entry.
+    pub entry_units_max: usize,
+    /// Entries in flight below which a unit is proposed the moment it arrives. Two keep the log's writer busy: one is
+    /// being written while the next already waits.
+    pub eager_entries: usize,
+    /// With more in flight than that, units gather until they are this many bytes.
+    pub gather_bytes: usize,
+    /// The most entries proposed and not yet answered.
+    pub in_flight_entries_max: usize,
+    /// The most bytes proposed and not yet answered (one entry always may be).
+    pub in_flight_bytes_max: usize,
+    /// The most bytes of units that are reserved, queued or in flight.
+    pub pending_bytes_max: usize,
+    /// How long [`Replica::reserve`](crate::Replica::reserve) waits for room.
+    pub reserve_deadline: Duration,
+    /// How long a proposal may go without an answer; its outcome is unknown from then on.
+    pub proposal_deadline: Duration,
+    /// The most bytes of entries that are read from the log at once.
+    pub read_bytes_max: usize,
+    /// The most bytes of applied entries that stay decoded.
+    pub decoded_cache_bytes_max: usize,
+    /// How much a shard applies until it is due for a checkpoint.
+    pub checkpoint_bytes: u64,
+}
+
+impl Default for ReplicaLimits {
+    fn default() -> Self {
+        Self {
+            unit_bytes_max: 16 << 20,
+            entry_bytes_max: 4 << 20,
+            entry_units_max: 4096,
+            eager_entries: 2,
+            gather_bytes: 128 << 10,
+            in_flight_entries_max: 64,
+            in_flight_bytes_max: 16 << 20,
+            pending_bytes_max: 64 << 20,
+            reserve_deadline: Duration::from_secs(5),
+            proposal_deadline: Duration::from_secs(15),
+            read_bytes_max: 8 << 20,
+            decoded_cache_bytes_max: 1 << 20,
+            checkpoint_bytes: 256 << 20,
+        }
+    }
+}
+
+/// Every setting of openraft by name, so that an upgrade cannot change one unseen.
+pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<ConfigError>> {
+    let timing = config.timing;
+    let limits = config.limits;
+    // Messages in flight are proposals (bounded by us, far lower), RPCs and commands: this leaves each of them room, so
+    // that handing over a proposal never waits.
+    let channel = (limits.in_flight_entries_max as u64).saturating_mul(4).clamp(1024, 65_536);
+    #[expect(deprecated, reason = "every field is named; the deprecated one must be among them")]
+    let settings = Config {
+        cluster_name: format!("shard-{}", config.shard),
+
+        heartbeat_interval: timing.heartbeat_interval_ms,
+        election_timeout_min: timing.election_timeout_min_ms,
+        election_timeout_max: timing.election_timeout_max_ms,
+        // A heartbeat to a follower that answered just now is redundant, but suppressing it eats into the election
+        // time-out: not worth the risk at this interval.
+        heartbeat_min_interval: Some(0),
+        enable_tick: true,
+        enable_heartbeat: true,
+        enable_elect: true,
+
+        // A leader that restarts must be elected again: restored leadership trusts a `committed` that we save lazily.
+        enable_leader_restore: Some(false),
+        // A node that was cut off must not depose a healthy leader when it comes back.
+        enable_pre_vote: Some(true),
+        // A leader without a quorum keeps telling everyone that it leads: groups of three need to get away from it.
+        quorum_loss_probe_interval: Some(timing.election_timeout_max_ms.saturating_mul(2)),
+        // A follower whose log went back has lost what it acknowledged. It is retired, never fed again.
+        allow_log_reversion: Some(false),
+        removed_leader_step_down: StepDownPolicy::After(timing.heartbeat_interval_ms),
+        reset_backoff_on_transfer_leader: Some(true),
+
+        // Checkpoints and purges go by bytes, which openraft cannot count: the checkpoint driver triggers both.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        purge_batch_size: 1,
+        // How close a learner must be for "add and wait" to return. Whether it needs a snapshot is decided by what the
+        // log still holds.
+        replication_lag_threshold: 1024,
+        // A snapshot is gigabytes of segments, of which a manifest names what is missing.
+        install_snapshot_timeout: 3_600_000,
+        send_snapshot_timeout: 0,
+        snapshot_max_chunk_size: 4 << 20,
+
+        // Counts, where we limit by bytes: reads stop at `read_bytes_max`, entries in flight at `in_flight_bytes_max`.
+        max_payload_entries: 4096,
+        max_append_entries: Some(4096),
+        api_batch_capacity: 4096,
+        // Units are gathered before they become entries; to wait here as well would only add latency.
+        api_batch_linger_ms: 0,
+        api_channel_size: Some(channel),
+        notification_channel_size: Some(65_536),
+        state_machine_channel_size: Some(1024),
+        log_stage_capacity: None,
+        // Followers get an entry as soon as it is handed to the log, while the leader's own write is under way.
+        broadcast_submitted_on_append: Some(true),
+
+        // Of a peer that does not answer: first retries soon, then every second.
+        backoff: "50ms 100ms 200ms ..1s".to_owned(),
+    };
+    settings.validate().map_err(Box::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_accepted_and_nonsense_is_not() {
+        let clock: Clock = Arc::new(|| Timestamp::new(0));
+        let mut config = ReplicaConfig::new(ShardId::new(3), NodeId::from_raw(1), clock);
+        let settings = openraft_config(&config).unwrap();
+        assert_eq!(settings.cluster_name, "shard-3");
+        assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
+        config.timing.election_timeout_min_ms = config.timing.heartbeat_interval_ms;
+        assert!(openraft_config(&config).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+//! When to write checkpoints: by bytes, per shard and over all of them.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use tidemill_log::wal::Wal;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use crate::replica::Replica;
+
+/// Bounds that the driver keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CheckpointConfig {
+    /// The write-ahead log's size, over all shards, above which those that hold its oldest part are checkpointed.
+    pub wal_bytes_max: u64,
+    /// How often the log's size is looked at.
+    pub interval: Duration,
+    /// How long a shard whose checkpoint failed is left alone.
+    pub retry_after: Duration,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self {
+            wal_bytes_max: 2 << 30,
+            interval: Duration::from_millis(500),
+            retry_after: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
+///
+/// A shard is due when it has applied [`ReplicaLimits::checkpoint_bytes`](crate::ReplicaLimits) since its last
+/// checkpoint, or when the log is too large and this shard's entries keep its oldest segments.
+#[derive(Debug)]
+pub struct CheckpointDriver(JoinHandle<()>);
+
+impl CheckpointDriver {
+    /// Starts driving; ends when dropped.
+    #[must_use]
+    pub fn start(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) -> Self {
+        Self(tokio::spawn(run(config, wal, replicas)))
+    }
+}
+
+impl Drop for CheckpointDriver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
+    let mut interval = tokio::time::interval(config.interval);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut due: FuturesUnordered<_> = replicas.iter().map(applied_enough).collect();
+    loop {
+        tokio::select! {
+            Some(replica) = due.next() => {
+                checkpoint(&config, replica).await;
+                due.push(applied_enough(replica));
+            }
+            _ = interval.tick() => {
+                if wal.bytes() > config.wal_bytes_max {
+                    for (shard, _) in wal.pinning_shards() {
+                        for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
+                            checkpoint(&config, replica).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn applied_enough(replica: &Replica) -> &Replica {
+    replica.checkpoint_due().notified().await;
+    replica
+}
+
+async fn checkpoint(config: &CheckpointConfig, replica: &Replica) {
+    if replica.watch().borrow().stopped().is_some() {
+        return;
+    }
+    if let Err(error) = replica.checkpoint().await {
+        tracing::warn!(shard = %replica.shard_id(), %error, "checkpoint failed; it is tried again");
+        tokio::time::sleep(config.retry_after).await;
+    }
+}

@@ -1,0 +1,6 @@
+//! Tests of several parts together.
+
+mod fixture;
+mod proposing;
+mod replicating;
+mod suite;

@@ -1,0 +1,221 @@
+//! Whole replicas: writing, restarting, failing, checkpointing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemill_log::fs::{Call, Effect, FaultyStorage, MemoryStorage};
+use tidemill_protocol::ShardId;
+use tidemill_shard::{Unit, UnitResult};
+
+use super::fixture::{Broker, PATIENCE, SHARD, bulk, commit_all, commit_position, groups};
+use crate::config::ReplicaLimits;
+use crate::driver::{CheckpointConfig, CheckpointDriver};
+use crate::error::{ProposeError, ReplicaStartError};
+use crate::status::ReplicaState;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kills_lose_nothing_and_replay_makes_the_same_state() {
+    let mut storage = MemoryStorage::new();
+    for life in 0..6 {
+        let broker = Broker::in_memory(&storage);
+        let started = Instant::now();
+        let replica = broker.start(SHARD).await;
+        assert!(started.elapsed() < Duration::from_millis(900), "a group of one waits for no election time-out");
+        commit_all(&replica, &format!("group-{life}"), 0..20).await;
+        if life % 3 == 1 {
+            replica.checkpoint().await.unwrap();
+            commit_all(&replica, "after", 0..5).await;
+        }
+        let (groups_before, applied) = (groups(&replica), replica.shard().applied().last.unwrap());
+
+        // What the power cut leaves, with what was never synced gone.
+        storage = storage.crash(life);
+        let again = Broker::in_memory(&storage);
+        let replayed = again.start(SHARD).await;
+        assert!(replayed.shard().applied().last.unwrap().index > applied.index);
+        assert_eq!(groups(&replayed), groups_before);
+        drop((replica, replayed));
+        storage = storage.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn submits_are_written_in_order_whoever_waits_first() {
+    let broker = Broker::in_memory(&MemoryStorage::new());
+    let replica = broker.start(SHARD).await;
+    let mut pending = Vec::new();
+    for offset in 0..500 {
+        let unit = commit_position("ordered", offset);
+        pending.push(replica.reserve(unit.bytes()).await.unwrap().submit(unit));
+    }
+    for unit in pending.into_iter().rev() {
+        unit.await.unwrap();
+    }
+    let entries = replica.shard().applied().last.unwrap().index.get();
+    assert!(entries < 400, "{entries} entries for 500 units: they should have been gathered");
+    let last = replica.propose(commit_position("ordered", 500)).await.unwrap();
+    assert!(matches!(last, UnitResult::Group(_)), "{last:?}");
+    replica.read_barrier().await.unwrap();
+    replica.stop().await;
+    assert!(matches!(replica.propose(Unit::Tick).await, Err(ProposeError::Stopped { .. })));
+    assert!(matches!(replica.status().state, ReplicaState::Stopped { .. }));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_durable_write_there_is_no_answer() {
+    let storage = MemoryStorage::new();
+    let faulty = FaultyStorage::new(Arc::new(storage.clone()));
+    let broker = Broker::open(Arc::new(faulty.clone()));
+    let replica = broker.start(SHARD).await;
+    commit_all(&replica, "before", 0..10).await;
+    let groups_before = groups(&replica);
+    faulty.on_nth(Some(Call::Sync), 1, Effect::Fail);
+    let lost = replica.propose(commit_position("lost", 1)).await;
+    assert_eq!(lost, Err(ProposeError::OutcomeUnknown));
+    let mut role = replica.watch();
+    tokio::time::timeout(PATIENCE, role.wait_for(|role| role.stopped().is_some())).await.unwrap().unwrap();
+    let Err(ProposeError::Stopped { reason }) = replica.propose(Unit::Tick).await else { panic!("it goes on") };
+    assert!(reason.contains("write-ahead log"), "{reason}");
+    assert!(replica.checkpoint().await.is_err());
+    assert!(replica.read_barrier().await.is_err());
+    drop(replica);
+    faulty.heal();
+    let again = Broker::in_memory(&storage.crash(1)).start(SHARD).await;
+    let mut groups_after = groups(&again);
+    groups_after.remove("lost");
+    assert_eq!(groups_after, groups_before, "what was acknowledged is there; what was not may be");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checkpoints_free_the_log() {
+    let storage = MemoryStorage::new();
+    let broker = Broker::in_memory(&storage);
+    let replica = broker.start(SHARD).await;
+    for _ in 0..40 {
+        replica.propose(bulk(100 << 10)).await.unwrap();
+    }
+    let before = broker.wal.bytes();
+    assert!(before > 3 << 20, "{before}");
+    let done = replica.checkpoint().await.unwrap();
+    assert_eq!(replica.status().checkpointed, done.applied);
+    wait_until(|| replica.status().purged == done.applied).await;
+    commit_all(&replica, "after", 0..3).await;
+    wait_until(|| broker.wal.bytes() < 3 << 20).await;
+    replica.checkpoint().await.unwrap();
+    let groups_before = groups(&replica);
+    drop(replica);
+    let again = Broker::in_memory(&storage.kill()).start(SHARD).await;
+    assert_eq!(groups(&again), groups_before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_driver_keeps_the_log_bounded_by_bytes() {
+    let mut broker = Broker::in_memory(&MemoryStorage::new());
+    broker.limits.checkpoint_bytes = 1 << 20;
+    let (busy, idle) = (broker.start(SHARD).await, broker.start(ShardId::new(2)).await);
+    let config = CheckpointConfig {
+        wal_bytes_max: 4 << 20,
+        interval: Duration::from_millis(10),
+        ..CheckpointConfig::default()
+    };
+    let replicas = vec![busy.clone(), idle.clone()];
+    let _driver = CheckpointDriver::start(config, broker.wal.clone(), replicas);
+    for _ in 0..100 {
+        busy.propose(bulk(100 << 10)).await.unwrap();
+    }
+    wait_until(|| {
+        eprintln!("{} {:?} {:?} {:?}", broker.wal.bytes(), broker.wal.pinning_shards(), busy.status(), idle.status());
+        broker.wal.bytes() <= 4 << 20
+    }).await;
+    assert!(busy.status().purged.is_some());
+    assert!(idle.status().purged.is_some(), "its few entries held the oldest segment");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_of_the_log_stop_at_their_limit() {
+    let storage = MemoryStorage::new();
+    let mut broker = Broker::in_memory(&storage);
+    broker.limits = ReplicaLimits { read_bytes_max: 150 << 10, decoded_cache_bytes_max: 0, ..broker.limits };
+    let replica = broker.start(SHARD).await;
+    for _ in 0..20 {
+        replica.propose(bulk(100 << 10)).await.unwrap();
+    }
+    let applied = replica.shard().applied().last.unwrap();
+    drop(replica);
+    let mut again = Broker::in_memory(&storage.kill());
+    again.limits = broker.limits;
+    let replayed = again.start(SHARD).await;
+    assert!(replayed.shard().applied().last.unwrap().index >= applied.index);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn groups_share_the_syncs_of_one_log() {
+    const GROUPS: u16 = 20;
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    let broker = Broker::open(Arc::new(faulty.clone()));
+    let mut replicas = BTreeMap::new();
+    for shard in 0..GROUPS {
+        replicas.insert(shard, broker.start(ShardId::new(shard)).await);
+    }
+    let before = faulty.count(Call::Sync);
+    let rounds = 20;
+    for round in 0..rounds {
+        let mut pending = Vec::new();
+        for replica in replicas.values() {
+            let unit = commit_position("shared", round);
+            pending.push(replica.reserve(unit.bytes()).await.unwrap().submit(unit));
+        }
+        for unit in pending {
+            unit.await.unwrap();
+        }
+    }
+    let syncs = faulty.count(Call::Sync) - before;
+    let entries = u64::from(GROUPS) * u64::try_from(rounds).unwrap();
+    assert!(syncs < entries / 2, "{syncs} syncs for {entries} entries");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_trusted_does_not_start() {
+    let storage = MemoryStorage::new();
+    let mut broker = Broker::in_memory(&storage);
+    broker.init = false;
+    assert!(matches!(broker.try_start(SHARD).await, Err(ReplicaStartError::Missing { .. })));
+    broker.init = true;
+    let replica = broker.start(SHARD).await;
+    commit_all(&replica, "kept", 0..5).await;
+    replica.checkpoint().await.unwrap();
+    wait_until(|| replica.status().purged.is_some()).await;
+    let groups_before = groups(&replica);
+    let term = replica.status().term;
+    drop((replica, broker));
+
+    // The log's directory is lost, the state is not.
+    let lost = storage.kill();
+    tidemill_log::fs::Storage::remove_dir_all(&lost, std::path::Path::new("wal")).unwrap();
+    let mut broker = Broker::in_memory(&lost);
+    let refused = broker.try_start(SHARD).await.unwrap_err();
+    assert!(matches!(refused, ReplicaStartError::LogLost { .. }), "{refused}");
+    assert!(refused.to_string().contains("--accept-data-loss"), "{refused}");
+    broker.accept_data_loss = true;
+    let replica = broker.start(SHARD).await;
+    assert_eq!(groups(&replica), groups_before);
+    assert!(replica.status().term > term, "a term is never used twice");
+    commit_all(&replica, "goes on", 0..3).await;
+    drop((replica, broker));
+
+    // The state is lost, the log begins after it.
+    let storage = storage.kill();
+    tidemill_log::fs::Storage::remove_dir_all(&storage, std::path::Path::new("shard-01")).unwrap();
+    let purged = Broker::in_memory(&storage).try_start(SHARD).await;
+    assert!(matches!(purged, Err(ReplicaStartError::StateLost { .. })), "{:?}", purged.err());
+}
+
+async fn wait_until(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it should have come to that");
+}
