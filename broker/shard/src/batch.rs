@@ -22,6 +22,9 @@ pub(crate) const PREFIX_BYTES: usize = 16;
 /// Bytes that the length field does not count.
 const UNCOUNTED_BYTES: usize = 12;
 
+/// Far above any topic's limit, and far below what lengths in the log's frames can say.
+const BATCH_BYTES_MAX: usize = 1 << 30;
+
 const LENGTH_AT: usize = 8;
 const MAGIC_AT: usize = 16;
 const CRC_AT: usize = 17;
@@ -78,7 +81,8 @@ pub(crate) struct BatchHead {
 impl BatchHead {
     pub(crate) fn parse(batch: &[u8]) -> Result<Self, BatchFault> {
         let length_fault = BatchFault::Length(batch.len());
-        let bytes = u32::try_from(batch.len()).map_err(|_| length_fault)?;
+        let bytes =
+            u32::try_from(batch.len()).ok().filter(|_| batch.len() <= BATCH_BYTES_MAX).ok_or(length_fault)?;
         let (Some(header), Some(length)) = (batch.first_chunk::<HEADER_BYTES>(), field_i32(batch, LENGTH_AT))
         else {
             return Err(length_fault);

@@ -27,6 +27,7 @@ mod keys;
 mod partition_log;
 mod result;
 mod shard;
+mod snapshot;
 mod state;
 mod store;
 #[cfg(test)]
@@ -42,6 +43,10 @@ pub use result::{ProgressRefusal, UnitError, UnitResult};
 pub use shard::{
     AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, OutboxItem, OutboxQueue,
     Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
+};
+pub use snapshot::{
+    ChunkRef, InstallError, ManifestError, SegmentRef, Snapshot, SnapshotError, SnapshotInstall,
+    SnapshotManifest,
 };
 pub use store::StoreError;
 pub use unit::{

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tidemill_controller::Bounds;
 use tidemill_coordinator::GroupCommand;
 use tidemill_partition::Partition;
 use tidemill_protocol::{Offset, TopicId, TopicPartition};
@@ -25,6 +26,10 @@ impl State {
             known.filter(|known| known.deleted_at.is_some() || known.version >= adopt.version)
         {
             return UnitResult::Stale { version: known.version };
+        }
+        if adopt.partitions.iter().any(|number| number.get() >= Bounds::TOPIC_PARTITIONS_MAX) {
+            let most = Bounds::TOPIC_PARTITIONS_MAX;
+            return UnitResult::Refused(UnitError::Invalid(format!("a topic has at most {most} partitions")));
         }
         let here: BTreeSet<_> =
             known.map(|known| known.partitions.iter().copied().collect()).unwrap_or_default();

@@ -19,6 +19,7 @@ use super::write_behind::{Thread, WriteBehind, Writer};
 use super::{Inner, Shard, ShardConfig};
 use crate::keys::{key, space};
 use crate::partition_log::{LogFiles, PartitionLog, PartitionView, directory_name};
+use crate::snapshot::complete_install;
 use crate::state::{Object, SegmentEnds, State, read_all};
 use crate::store::{StateFile, StoreError};
 
@@ -69,6 +70,7 @@ impl Shard {
         let io_error = |source| ShardOpenError::Io { path: dir.clone(), source };
         storage.create_dir_all(&dir).map_err(io_error)?;
         storage.sync_dir(dir.parent().unwrap_or(Path::new(""))).map_err(io_error)?;
+        complete_install(&**storage, &dir).map_err(io_error)?;
         let path = dir.join(STATE_FILE);
         let store_error = |source| ShardOpenError::Store { path: path.clone(), source };
         let store = StateFile::open(&**storage, &path, config.state_cache_bytes).map_err(store_error)?;
@@ -181,7 +183,10 @@ fn remove_strangers(
     };
     let strangers: Vec<_> = storage.list(dir)?.into_iter().filter(stranger).collect();
     for entry in &strangers {
-        tracing::info!(directory = entry.name, "removing files of a partition that the checkpoint does not name");
+        tracing::info!(
+            directory = entry.name,
+            "removing files of a partition that the checkpoint does not name"
+        );
         storage.remove_dir_all(&dir.join(&entry.name))?;
     }
     // The log may make the directory again: its removal must not be what a crash remembers last.

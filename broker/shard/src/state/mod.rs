@@ -20,7 +20,9 @@ pub(crate) use objects::{
     DeploymentState, InboxState, Object, OutboxState, Placements, RoutedProducer, ShardHeader, TaskState,
     TopicState,
 };
-pub(crate) use stored::{Frozen, SegmentEnds, encode_end, read_all};
+pub(crate) use stored::{
+    Frozen, Put, ReadStateError, SegmentEnds, encode_end, read_all, read_ends, read_header,
+};
 pub(crate) use tracked::Tracked;
 
 /// Everything that entries change. Two replicas that applied the same entries have the same.

@@ -159,6 +159,25 @@ pub(crate) fn read_all(shard: ShardId, base: &BaseRows) -> Result<(State, Segmen
     reader.finish(shard)
 }
 
+/// The recorded ends alone.
+pub(crate) fn read_ends(base: &BaseRows) -> Result<SegmentEnds, ReadStateError> {
+    let mut ends = SegmentEnds::new();
+    let range = (Bound::Included(&[space::SEGMENT_END][..]), Bound::Excluded(&[space::SEGMENT_END + 1][..]));
+    for row in base.range(range.0, range.1)? {
+        let (key, value) = row.map_err(|error| StoreError::new("can't be read", error))?;
+        let mut identity = key.value().get(1..).unwrap_or_default();
+        let (partition, _) = take::<(TopicPartition, Offset)>(&mut identity)?;
+        ends.entry(partition).or_default().segments.push(decode_end(value.value())?);
+    }
+    Ok(ends)
+}
+
+/// The shard's header alone.
+pub(crate) fn read_header(base: &BaseRows) -> Result<ShardHeader, ReadStateError> {
+    let row = base.get(&key(space::SHARD, &()))?.ok_or_else(|| damaged("shard header", "it is missing"))?;
+    Ok(ShardHeader::decode(&row)?)
+}
+
 /// Why a stored state can't be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ReadStateError {

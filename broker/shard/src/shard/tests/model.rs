@@ -64,11 +64,14 @@ impl ModelTask {
     }
 }
 
+/// Where the parts of a routed batch went.
+type Answer = Vec<(PartitionId, Offset, u32)>;
+
 #[derive(Default)]
 pub(super) struct Model {
     pub(super) partitions: BTreeMap<TopicPartition, ModelPartition>,
     /// By producer: the answers to its routed batches.
-    pub(super) routed: BTreeMap<i64, Vec<Vec<(PartitionId, Offset, u32)>>>,
+    pub(super) routed: BTreeMap<i64, Vec<Answer>>,
     pub(super) tasks: BTreeMap<u32, ModelTask>,
     /// By task and target: all items ever emitted, and how many are delivered.
     pub(super) outboxes: BTreeMap<(u32, TopicPartition), (Vec<Bytes>, usize)>,
