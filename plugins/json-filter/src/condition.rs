@@ -7,9 +7,9 @@ use tidemill_plugin::json::{NumberBuf, Raw, Value};
 /// A condition over fields, which are numbered as the parser met them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Condition {
-    All(Vec<Condition>),
-    Any(Vec<Condition>),
-    Not(Box<Condition>),
+    All(Vec<Self>),
+    Any(Vec<Self>),
+    Not(Box<Self>),
     Test { field: usize, test: Test },
 }
 

@@ -137,9 +137,8 @@ impl Parser<'_> {
 
     fn field(&mut self) -> Result<usize, InvalidCondition> {
         self.space();
-        let (path, rest) = match Path::parse_start(self.rest) {
-            Ok(parsed) => parsed,
-            Err(_) => return Err(self.expected("a field such as device or user.id")),
+        let Ok((path, rest)) = Path::parse_start(self.rest) else {
+            return Err(self.expected("a field such as device or user.id"));
         };
         if !path.is_exact() {
             return Err(self.expected("a field without *"));

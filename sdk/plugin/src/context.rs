@@ -1,6 +1,5 @@
 //! Where an instance runs, and its configuration.
 
-use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
@@ -29,7 +28,8 @@ pub struct Context {
     deployment: String,
     topics: Vec<String>,
     targets: Vec<String>,
-    config: BTreeMap<String, String>,
+    /// A few pairs: a map would cost more in every component than it saves.
+    config: Vec<(String, String)>,
 }
 
 /// A configuration that a plugin cannot work with; the deployment is refused with this message.
@@ -39,21 +39,22 @@ pub struct ConfigError(String);
 impl Context {
     /// Checks `parts` against what the plugin describes: no key unknown, none twice, none missing.
     pub fn new(parts: ContextParts, description: &Description) -> Result<Self, ConfigError> {
-        let mut config = BTreeMap::new();
+        let mut config: Vec<(String, String)> = Vec::new();
         for (name, value) in parts.config {
             if description.keys().iter().all(|key| key.name != name) {
                 return Err(unknown_key(&name, description));
             }
-            if config.insert(name.clone(), value).is_some() {
+            if config.iter().any(|(given, _)| *given == name) {
                 return Err(ConfigError(format!("config key {name:?} is given twice")));
             }
+            config.push((name, value));
         }
         for key in description.keys() {
-            if config.contains_key(&key.name) {
+            if config.iter().any(|(given, _)| *given == key.name) {
                 continue;
             }
             match &key.default {
-                Some(default) => _ = config.insert(key.name.clone(), default.clone()),
+                Some(default) => config.push((key.name.clone(), default.clone())),
                 None if key.required => return Err(missing_key(&key.name, &key.doc)),
                 None => {}
             }
@@ -89,7 +90,7 @@ impl Context {
 
     /// A key's value: as given, or its default. None where neither is there.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.config.get(key).map(String::as_str)
+        self.config.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
     }
 
     /// The value of a key that is required or has a default.

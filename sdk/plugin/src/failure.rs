@@ -44,8 +44,36 @@ pub struct Rejection {
 }
 
 /// Rejections as the broker wants them: by rising ordinal, the first reason for each.
-pub(crate) fn in_order(mut rejections: Vec<Rejection>) -> Vec<Rejection> {
-    rejections.sort_by_key(|rejection| rejection.ordinal);
-    rejections.dedup_by_key(|rejection| rejection.ordinal);
-    rejections
+pub(crate) fn in_order(rejections: Vec<Rejection>) -> Vec<Rejection> {
+    if rejections.is_sorted_by(|a, b| a.ordinal < b.ordinal) {
+        return rejections;
+    }
+    // Rare, so that the few bytes of a binary search do, where a sort would add kilobytes to every component.
+    let mut ordered: Vec<Rejection> = Vec::with_capacity(rejections.len());
+    for rejection in rejections {
+        if let Err(at) = ordered.binary_search_by_key(&rejection.ordinal, |other| other.ordinal) {
+            ordered.insert(at, rejection);
+        }
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rejections_are_put_in_order() {
+        let list = |list: &[(u32, &str)]| -> Vec<Rejection> {
+            list.iter()
+                .map(|(ordinal, reason)| Rejection { ordinal: *ordinal, reason: (*reason).to_owned() })
+                .collect()
+        };
+        assert_eq!(in_order(list(&[(1, "a"), (2, "b")])), list(&[(1, "a"), (2, "b")]));
+        assert_eq!(
+            in_order(list(&[(2, "a"), (0, "b"), (2, "c"), (1, "d")])),
+            list(&[(0, "b"), (1, "d"), (2, "a")])
+        );
+        assert_eq!(in_order(Vec::new()), Vec::new());
+    }
 }

@@ -93,7 +93,7 @@ impl Segment {
 }
 
 /// The place in an array that a name stands for: digits without leading zeros.
-fn place(name: &str) -> Option<u64> {
+pub(super) fn place(name: &str) -> Option<u64> {
     let canonical = name == "0" || !name.starts_with('0');
     if canonical && name.bytes().all(|byte| byte.is_ascii_digit()) { name.parse().ok() } else { None }
 }
