@@ -1,1 +1,22 @@
-//! Real broker processes under test: the world, the checks, chaos.
+//! Tests of whole brokers: real processes, real clients, kill -9.
+//!
+//! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again;
+//! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`]: what tests do again and again;
+//! - [`fixtures`], [`plays`]: records to send;
+//! - [`chaos`]: a broker killed at random under load, and the checks of what is left.
+//!
+//! `cargo xtask demo` runs the binary `demo`, `cargo xtask chaos` the binary `chaos`.
+
+pub mod chaos;
+#[path = "../../fixtures/events.rs"]
+pub mod fixtures;
+pub mod plays;
+pub mod plugins;
+pub mod reading;
+pub mod waiting;
+mod world;
+
+pub use world::{BrokerOptions, TestBroker, WorldError, tidemill_binary};
+
+/// What a test or a step of one comes to; any error will do.
+pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

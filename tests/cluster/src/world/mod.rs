@@ -1,0 +1,11 @@
+//! Broker processes.
+
+mod binary;
+mod broker;
+mod error;
+mod options;
+
+pub use binary::tidemill_binary;
+pub use broker::TestBroker;
+pub use error::WorldError;
+pub use options::BrokerOptions;
