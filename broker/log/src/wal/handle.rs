@@ -79,7 +79,8 @@ impl Wal {
         Ok((Self { inner: Arc::new(inner) }, recovery))
     }
 
-    /// Appends entries, which must follow the shard's last one without gaps. Waits while the queue is full.
+    /// Appends entries, which must follow the shard's last one without gaps. Waits while the queue is full. Until
+    /// `done` is called a crash may leave any number of them, the first ones first.
     pub fn append(&self, shard: ShardId, entries: Vec<WalEntry>, done: Completion) {
         self.append_with(shard, entries, false, done);
     }

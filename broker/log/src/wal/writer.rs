@@ -107,7 +107,7 @@ impl Writer {
     /// Works until the log is closed or fails.
     pub(super) fn run(mut self) {
         // Even a panic must not leave callers waiting for ever.
-        let guard = PoisonOnDrop(Arc::clone(&self.shared));
+        let mut guard = PoisonOnPanic { shared: Arc::clone(&self.shared), panicking: true };
         loop {
             let done = match self.next_turn() {
                 Turn::Write(taken) => self.write_batch(taken.0, taken.1),
@@ -120,7 +120,7 @@ impl Writer {
             }
         }
         self.shared.pool.close();
-        std::mem::forget(guard);
+        guard.panicking = false;
     }
 
     fn next_turn(&mut self) -> Turn {
@@ -376,11 +376,16 @@ fn panicked() -> io::Error {
     io::Error::other("it panicked; please report this")
 }
 
-struct PoisonOnDrop(Arc<Shared>);
+struct PoisonOnPanic {
+    shared: Arc<Shared>,
+    panicking: bool,
+}
 
-impl Drop for PoisonOnDrop {
+impl Drop for PoisonOnPanic {
     fn drop(&mut self) {
-        fail(&self.0, PANICKED, panicked());
-        self.0.pool.close();
+        if self.panicking {
+            fail(&self.shared, PANICKED, panicked());
+            self.shared.pool.close();
+        }
     }
 }

@@ -66,6 +66,16 @@ impl Operation {
         }
     }
 
+    /// What may survive alone while it is not acknowledged: an append is not atomic over its entries.
+    fn steps(&self) -> Vec<Self> {
+        match self {
+            Self::Append(shard, entries) => {
+                entries.iter().map(|entry| Self::Append(*shard, vec![entry.clone()])).collect()
+            }
+            other => vec![other.clone()],
+        }
+    }
+
     fn apply(&self, model: &mut Model) {
         match self {
             Self::Append(shard, entries) => {
@@ -124,6 +134,17 @@ fn found(wal: &Wal, recovery: &Recovery) -> Model {
     model
 }
 
+fn in_short(model: &Model) -> String {
+    let shards = model.iter().map(|(shard, log)| {
+        let ids: Vec<_> =
+            log.entries.iter().map(|entry| (entry.id.index.get(), entry.id.term.get())).collect();
+        let ends = (ids.first().copied(), ids.last().copied());
+        let purged = log.purged.map(|purged| purged.index.get());
+        format!("{shard}: {ends:?} purged {purged:?} {:?} {:?} {:?}", log.vote, log.committed, log.snapshot)
+    });
+    format!("{{{}}}", shards.collect::<Vec<_>>().join("; "))
+}
+
 /// Works on a log until a crash at a random moment, several lives long.
 fn live_and_crash(seed: u64) {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -136,10 +157,13 @@ fn live_and_crash(seed: u64) {
         assert_eq!(found(&wal, &recovery), model, "seed {seed} life {life}");
         let acknowledged = Arc::new(AtomicUsize::new(0));
         let mut history = vec![model.clone()];
-        for number in 1..=rng.random_range(1..60) {
+        for _ in 1..=rng.random_range(1..60) {
             let operation = Operation::random(&model, &mut rng);
-            operation.apply(&mut model);
-            history.push(model.clone());
+            for step in operation.steps() {
+                step.apply(&mut model);
+                history.push(model.clone());
+            }
+            let number = history.len() - 1;
             let counter = Arc::clone(&acknowledged);
             let (told, heard) = mpsc::channel();
             operation.start(
@@ -169,7 +193,13 @@ fn live_and_crash(seed: u64) {
         assert!(recovery.damage.is_none(), "seed {seed} life {life}: {:?}", recovery.report);
         let after = found(&wal, &recovery);
         let same = history.iter().enumerate().skip(sure).find(|(_, state)| **state == after);
-        assert!(same.is_some(), "seed {seed} life {life}: {sure} of {} acknowledged", history.len() - 1);
+        assert!(
+            same.is_some(),
+            "seed {seed} life {life}: {sure} of {} acknowledged; found {}, expected {}",
+            history.len() - 1,
+            in_short(&after),
+            history.iter().skip(sure).map(in_short).collect::<Vec<_>>().join(" or ")
+        );
         model = after;
     }
 }

@@ -303,3 +303,13 @@ fn what_a_forgotten_shard_flushed_is_not_its_successors() {
     wait(|done| wal.flush(done)).unwrap();
     assert_eq!(wal.flushed(A), Some(id(19)));
 }
+
+#[test]
+fn nothing_outlives_the_last_handle() {
+    let storage: Arc<dyn Storage> = Arc::new(MemoryStorage::new());
+    let watch = Arc::downgrade(&storage);
+    let (wal, _) = Wal::open(storage, &config()).unwrap();
+    append(&wal, A, vec![entry(1, 10)]).unwrap();
+    drop(wal);
+    assert!(watch.upgrade().is_none());
+}
