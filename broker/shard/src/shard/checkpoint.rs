@@ -155,7 +155,7 @@ impl Inner {
             flushes.extend(flush(partition)?.map(|flush| (&partition.log, flush)));
         }
         drop(writer);
-        self.write_behind.prune();
+        self.write_behind.prune(self.config.write_behind_bytes);
         done.synced_partitions = flushes.len();
         let ends = self.sync(flushes)?;
         done.applied = frozen.header.applied();

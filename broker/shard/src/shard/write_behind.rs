@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tidemill_log::segment::{AppendError, OpenError};
 use tidemill_protocol::Offset;
 
@@ -103,9 +103,9 @@ impl WriteBehind {
     }
 
     /// Forgets partitions that were written by a checkpoint meanwhile.
-    pub(super) fn prune(&self) {
+    pub(super) fn prune(&self, threshold: u64) {
         let waiting = self.take_waiting();
-        self.queue.lock().waiting.extend(waiting.into_iter().map(|(_, log)| log));
+        self.wait_for_write(waiting.into_iter().map(|(_, log)| log).collect(), threshold);
     }
 }
 
@@ -133,9 +133,16 @@ impl Inner {
         for (bytes, log) in waiting {
             let lag = self.write_behind.unwritten.load(Ordering::Relaxed);
             if bytes >= self.config.write_coalesce_bytes || lag > enough {
-                // Taken anew for each partition, so that a checkpoint gets in between.
+                // Bounded by what is there now: apply may add as fast as this writes.
+                let until = log.view().high_watermark;
                 let mut writer = self.writer.lock();
-                self.write_until(&mut writer, &log, Offset::new(i64::MAX))?;
+                self.write_until(&mut writer, &log, until)?;
+                // A checkpoint that waits comes before the next partition.
+                MutexGuard::unlock_fair(writer);
+                // What came meanwhile was not the first to wait, so nobody noted it.
+                if log.unwritten_bytes() > 0 {
+                    left.push(log);
+                }
             } else {
                 left.push(log);
             }

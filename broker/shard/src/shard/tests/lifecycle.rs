@@ -1,6 +1,7 @@
 //! Topics, partitions and their files from beginning to end.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidemill_controller::TopicConfig;
@@ -355,4 +356,40 @@ fn records_are_found_by_time_in_memory_and_on_disk() {
     check(&world);
     world.one(Unit::AdvanceLogStart { partition: id, offset: offset(4) });
     assert_eq!(found(&world, 0), Some((4, 140)), "never before the log start");
+}
+
+#[test]
+fn apply_goes_on_while_checkpoints_are_written() {
+    let mut config = ShardConfig::new(SHARD);
+    (config.write_behind_bytes, config.write_coalesce_bytes, config.tail_cache_bytes) =
+        (20_000, 4_000, 30_000);
+    let mut world = World::with(config);
+    world.one(adopt_topic(1, 1, 3, SMALL));
+    let (done, made) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let shard = world.shard.clone();
+    std::thread::scope(|scope| {
+        let checkpoints = scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                shard.checkpoint(&|_| Ok(())).unwrap();
+                made.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        let mut round = 0;
+        while (round < 600 || made.load(Ordering::Relaxed) < 5) && !checkpoints.is_finished() {
+            fill(&mut world, round % 3, 1);
+            if round % 50 == 49 {
+                let start = offset(i64::from(round) * 3);
+                world.one(Unit::AdvanceLogStart { partition: partition(1, round % 3), offset: start });
+            }
+            round += 1;
+            // As a proposer would.
+            while world.shard.write_behind_lag_bytes() > 100_000 && !checkpoints.is_finished() {
+                std::thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let (hash, bytes) = (world.hash(), world.read_all(partition(1, 2)));
+    world.crash(7);
+    assert_eq!((world.hash(), world.read_all(partition(1, 2))), (hash, bytes));
 }
