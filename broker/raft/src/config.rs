@@ -8,6 +8,7 @@ use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
 use tidemill_protocol::{ShardId, Timestamp};
 
 use crate::node::NodeId;
+use crate::snapshot::ShardHome;
 
 /// Everything that starting a replica depends on, beside its log and its shard.
 #[derive(Clone)]
@@ -25,6 +26,8 @@ pub struct ReplicaConfig {
     /// Only ever right for a group of one whose operator has read what is lost: in a larger group the replica is
     /// retired and comes back under a new [`NodeId`] instead.
     pub accept_data_loss: bool,
+    /// What it takes to replace the shard by an installed snapshot. A group of one never does.
+    pub home: Option<ShardHome>,
     /// When a silent leader is given up.
     pub timing: RaftTiming,
     /// Bounds of everything that queues.
@@ -44,6 +47,7 @@ impl ReplicaConfig {
             clock,
             init: false,
             accept_data_loss: false,
+            home: None,
             timing: RaftTiming::default(),
             limits: ReplicaLimits::default(),
         }

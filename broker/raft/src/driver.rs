@@ -55,18 +55,18 @@ impl Drop for CheckpointDriver {
 async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut due: FuturesUnordered<_> = replicas.iter().map(applied_enough).collect();
+    let mut due: FuturesUnordered<_> = replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
     loop {
         tokio::select! {
             Some(replica) = due.next() => {
-                checkpoint(&config, replica).await;
-                due.push(applied_enough(replica));
+                let done = checkpoint(replica).await;
+                due.push(next_due(replica, if done { Duration::ZERO } else { config.retry_after }));
             }
             _ = interval.tick() => {
                 if wal.bytes() > config.wal_bytes_max {
                     for (shard, _) in wal.pinning_shards() {
                         for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
-                            checkpoint(&config, replica).await;
+                            checkpoint(replica).await;
                         }
                     }
                 }
@@ -75,17 +75,30 @@ async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
     }
 }
 
-async fn applied_enough(replica: &Replica) -> &Replica {
-    replica.checkpoint_due().notified().await;
+/// Resolves when the replica's next checkpoint is due; after a failure, when it is to be tried again.
+async fn next_due(replica: &Replica, retry_after: Duration) -> &Replica {
+    if retry_after.is_zero() {
+        replica.checkpoint_due().notified().await;
+    } else {
+        tokio::time::sleep(retry_after).await;
+    }
     replica
 }
 
-async fn checkpoint(config: &CheckpointConfig, replica: &Replica) {
-    if replica.watch().borrow().stopped().is_some() {
-        return;
+/// Whether there is nothing to repeat.
+async fn checkpoint(replica: &Replica) -> bool {
+    if let Some(reason) = replica.watch().borrow().stopped() {
+        tracing::debug!(shard = %replica.shard_id(), %reason, "no checkpoint of a stopped replica");
+        return true;
     }
-    if let Err(error) = replica.checkpoint().await {
-        tracing::warn!(shard = %replica.shard_id(), %error, "checkpoint failed; it is tried again");
-        tokio::time::sleep(config.retry_after).await;
+    match replica.checkpoint().await {
+        Ok(done) => {
+            tracing::debug!(shard = %replica.shard_id(), ?done, "checkpoint");
+            true
+        }
+        Err(error) => {
+            tracing::warn!(shard = %replica.shard_id(), %error, "checkpoint failed; it is tried again");
+            false
+        }
     }
 }

@@ -45,5 +45,6 @@ pub use node::NodeId;
 pub use pending::Pending;
 pub use proposer::Permit;
 pub use replica::Replica;
+pub use snapshot::ShardHome;
 pub use start::recovered_shard;
 pub use status::{ReplicaRole, ReplicaState, ReplicaStatus};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::{Raft, ReadPolicy};
 use tidemill_log::wal::{RecoveredShard, Wal};
@@ -22,9 +22,12 @@ use crate::shared_log::SharedLog;
 use crate::start;
 use crate::state_machine::{Machine, StateMachine};
 use crate::status::{ReplicaRole, ReplicaStatus};
-use crate::supervisor;
+use crate::supervisor::{self, Health};
 use crate::telemetry::{StateTelemetry, Telemetry};
-use crate::types::{Command, TypeConfig, entry_id};
+use crate::types::{Command, LogId, TypeConfig, entry_id};
+
+/// How long openraft may take to notice a checkpoint before it is told again.
+const NOTICE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// A replica of one shard. Cheap to clone; when the last clone is dropped the replica stops, as if the broker had been
 /// killed (what was acknowledged is in the log).
@@ -34,7 +37,7 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     shard: ShardId,
     node: NodeId,
-    raft: Raft<TypeConfig, StateMachine>,
+    raft: Arc<Raft<TypeConfig, StateMachine>>,
     machine: Arc<Machine>,
     log: Arc<SharedLog>,
     proposer: Arc<Proposer>,
@@ -53,14 +56,16 @@ impl Replica {
         shard: Shard,
     ) -> Result<Self, ReplicaStartError> {
         let started = start::start(&config, wal, recovered, shard).await?;
-        let sink = RaftSink { raft: started.raft.clone() };
+        let raft = Arc::new(started.raft);
+        let sink = RaftSink { raft: Arc::clone(&raft) };
         let telemetry = Telemetry::new(config.shard);
         let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
-        let role = supervisor::spawn(config.shard, &started.raft, &proposer);
+        let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
+        let role = supervisor::spawn(config.shard, &raft, &proposer, health);
         Ok(Self(Arc::new(Inner {
             shard: config.shard,
             node: config.node,
-            raft: started.raft,
+            raft,
             machine: started.machine,
             log: started.log,
             proposer,
@@ -82,9 +87,10 @@ impl Replica {
         self.0.node
     }
 
-    /// The shard's state. What it shows is applied, and only [`Self::read_barrier`] makes it current.
+    /// The shard's state. What it shows is applied, and only [`Self::read_barrier`] makes it current. Not to be kept: an
+    /// installed snapshot replaces it.
     #[must_use]
-    pub fn shard(&self) -> &Shard {
+    pub fn shard(&self) -> Shard {
         self.0.machine.shard()
     }
 
@@ -130,7 +136,7 @@ impl Replica {
             state: role.state,
             term: role.term,
             leader: role.leader,
-            last_applied: self.shard().applied().last,
+            last_applied: self.0.machine.applied(),
             checkpointed: self.0.machine.checkpointed(),
             last_entry: ends.last.as_ref().map(entry_id),
             purged: ends.purged.as_ref().map(entry_id),
@@ -203,10 +209,13 @@ impl Replica {
         let raft = &self.0.raft;
         let stopped = |fatal| CheckpointFailed::Stopped { reason: self.stop_reason(&fatal) };
         let mut progress = raft.watch_snapshot_progress();
-        raft.trigger().snapshot().await.map_err(stopped)?;
-        let reached = progress.wait_until(|snapshot| snapshot.as_ref().is_some_and(|id| id.index >= upto.get()));
-        if reached.await.is_err() {
-            return Err(CheckpointFailed::Stopped { reason: self.stop_reason(&openraft::errors::Fatal::Stopped) });
+        let is_known = |snapshot: &Option<LogId>| snapshot.as_ref().is_some_and(|id| id.index >= upto.get());
+        while !is_known(&progress.get()) {
+            // Ignored while it still takes note of an earlier one, so it may have to be said again.
+            raft.trigger().snapshot().await.map_err(stopped)?;
+            if let Ok(Err(_gone)) = tokio::time::timeout(NOTICE_PATIENCE, progress.wait_until(is_known)).await {
+                return Err(stopped(Fatal::Stopped));
+            }
         }
         raft.trigger().purge_log(upto.get()).await.map_err(stopped)
     }
@@ -231,7 +240,7 @@ impl Replica {
         drop(self.watch().wait_for(|role| role.stopped().is_some()).await);
     }
 
-    fn stop_reason(&self, fatal: &openraft::errors::Fatal<TypeConfig>) -> Arc<str> {
+    fn stop_reason(&self, fatal: &Fatal<TypeConfig>) -> Arc<str> {
         self.0.role.borrow().stopped().cloned().unwrap_or_else(|| Arc::from(fatal.to_string()))
     }
 }
@@ -243,7 +252,7 @@ impl std::fmt::Debug for Replica {
 }
 
 struct RaftSink {
-    raft: Raft<TypeConfig, StateMachine>,
+    raft: Arc<Raft<TypeConfig, StateMachine>>,
 }
 
 impl EntrySink for RaftSink {

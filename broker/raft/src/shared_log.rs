@@ -159,6 +159,9 @@ impl SharedLog {
 
     pub(crate) fn truncate_after(&self, last: Option<LogId>) {
         let mut state = self.state.lock();
+        if last.map(|id| id.index) >= state.ends.last.map(|id| id.index) {
+            return;
+        }
         state.recent.truncate_after(last.map(|id| id.index));
         state.ends.last = last.max(state.ends.purged);
         let end = state.ends.last.map(|id| id.index);

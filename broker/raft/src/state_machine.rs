@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tidemill_log::wal::EntryId;
 use tidemill_protocol::ShardId;
 use tidemill_shard::{CheckpointDone, Shard, UnitResult};
@@ -14,13 +14,15 @@ use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError};
 use crate::shared_log::{Lookup, SharedLog};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{ShardHome, Snapshot};
 use crate::types::{LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_id, log_id};
 
 /// A shard as openraft's callbacks, the checkpoint and the start see it.
 pub(crate) struct Machine {
     id: ShardId,
-    shard: Shard,
+    /// Replaced when a snapshot is installed.
+    shard: RwLock<Shard>,
+    home: Option<ShardHome>,
     log: Arc<SharedLog>,
     state: Mutex<MachineState>,
     checkpoint_due: Notify,
@@ -54,6 +56,7 @@ impl Machine {
     pub(crate) fn open(
         id: ShardId,
         shard: Shard,
+        home: Option<ShardHome>,
         log: Arc<SharedLog>,
         checkpoint_bytes: u64,
     ) -> Result<Arc<Self>, CodecError> {
@@ -65,11 +68,21 @@ impl Machine {
             .map(|last| SnapshotMeta { last_log_id: Some(log_id(&last)), last_membership: membership.clone() });
         let state = Mutex::new(MachineState { memberships: vec![membership], checkpoint });
         let checkpoint_due = Notify::new();
-        Ok(Arc::new(Self { id, shard, log, state, checkpoint_due, checkpoint_bytes }))
+        let shard = RwLock::new(shard);
+        Ok(Arc::new(Self { id, shard, home, log, state, checkpoint_due, checkpoint_bytes }))
     }
 
-    pub(crate) fn shard(&self) -> &Shard {
-        &self.shard
+    pub(crate) fn shard(&self) -> Shard {
+        self.shard.read().clone()
+    }
+
+    pub(crate) fn applied(&self) -> Option<EntryId> {
+        self.shard.read().applied().last
+    }
+
+    /// Why the shard stopped, if it has.
+    pub(crate) fn poisoned(&self) -> Option<Arc<str>> {
+        self.shard.read().poisoned()
     }
 
     /// The last entry in the latest checkpoint.
@@ -85,7 +98,7 @@ impl Machine {
     /// Writes a checkpoint; blocks.
     pub(crate) fn checkpoint(&self) -> Result<CheckpointDone, String> {
         let after_flush = |upto: EntryId| self.log.wait_flushed(upto);
-        let done = self.shard.checkpoint(&after_flush).map_err(|error| error.to_string())?;
+        let done = self.shard().checkpoint(&after_flush).map_err(|error| error.to_string())?;
         self.state.lock().checkpointed(done.applied.as_ref().map(log_id));
         Ok(done)
     }
@@ -93,7 +106,7 @@ impl Machine {
     /// Applies the entries that are known to be committed; blocks. Returns how many there were.
     pub(crate) fn replay_committed(&self) -> io::Result<u64> {
         let committed = self.log.ends().committed.map_or(0, |id| id.index + 1);
-        let mut next = self.shard.applied().last.map_or(0, |id| id.index.get() + 1);
+        let mut next = self.applied().map_or(0, |id| id.index.get() + 1);
         let mut count = 0;
         while next < committed {
             let bytes_max = self.log.read_bytes_max();
@@ -121,22 +134,40 @@ impl Machine {
 
     fn apply(&self, entry: RaftLogEntry) -> io::Result<Vec<UnitResult>> {
         let id = entry_id(&entry.log_id);
+        let shard = self.shard.read();
         let applied = match entry.payload {
-            Payload::Normal(command) => self.shard.apply(id, command.entry()),
-            Payload::Blank => self.shard.apply_blank(id).map(|()| Vec::new()),
+            Payload::Normal(command) => shard.apply(id, command.entry()),
+            Payload::Blank => shard.apply_blank(id).map(|()| Vec::new()),
             Payload::Membership(membership) => {
                 let stored = StoredMembership::new(Some(entry.log_id), membership);
                 let bytes = codec::encode_stored_membership(&stored);
                 self.state.lock().memberships.push(stored);
-                self.shard.apply_membership(id, &bytes).map(|()| Vec::new())
+                shard.apply_membership(id, &bytes).map(|()| Vec::new())
             }
         };
         applied.map_err(|stopped| io::Error::other(format!("shard {}: {}", self.id, stopped.reason)))
     }
 
-    fn snapshot(&self) -> io::Result<Option<RaftSnapshot>> {
-        let Some(meta) = self.state.lock().checkpoint.clone() else { return Ok(None) };
-        Ok(Some(openraft::Snapshot { meta, snapshot: Snapshot::of(&self.shard)? }))
+    fn snapshot(&self) -> Option<RaftSnapshot> {
+        let meta = self.state.lock().checkpoint.clone()?;
+        let snapshot = Snapshot::new(self.shard(), meta.last_log_id);
+        Some(RaftSnapshot { meta, snapshot })
+    }
+
+    /// Puts a snapshot in the place of the shard, which is closed for it and opened again; blocks. Whoever else holds
+    /// the old one must have let go of it.
+    fn install(&self, meta: &SnapshotMeta, snapshot: &Snapshot) -> io::Result<()> {
+        let home = self.home.as_ref().ok_or_else(|| io::Error::other("this replica takes no snapshots"))?;
+        let mut shard = self.shard.write();
+        snapshot.install(home)?;
+        *shard = Shard::open(home.config.clone(), &home.files).map_err(io::Error::other)?;
+        if shard.applied().last.as_ref().map(log_id) != meta.last_log_id {
+            return Err(io::Error::other("the installed snapshot does not end where it was said to"));
+        }
+        let mut state = self.state.lock();
+        state.memberships = vec![meta.last_membership.clone()];
+        state.checkpoint = Some(meta.clone());
+        Ok(())
     }
 }
 
@@ -161,7 +192,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        let last = self.0.shard.applied().last.as_ref().map(log_id);
+        let last = self.0.applied().as_ref().map(log_id);
         Ok((last, self.0.state.lock().membership()))
     }
 
@@ -184,7 +215,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if let Some(last) = last {
             self.0.log.applied(last);
         }
-        if self.0.shard.bytes_since_checkpoint() >= self.0.checkpoint_bytes {
+        if self.0.shard.read().bytes_since_checkpoint() >= self.0.checkpoint_bytes {
             self.0.checkpoint_due.notify_one();
         }
         Ok(())
@@ -201,41 +232,30 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Snapshot) -> io::Result<()> {
-        let machine = Arc::clone(&self.0);
-        let installed = tokio::task::spawn_blocking(move || snapshot.install(&machine.shard)).await;
-        installed.map_err(io::Error::other)??;
-        let applied = self.0.shard.applied().last.as_ref().map(log_id);
-        if applied != meta.last_log_id {
-            return Err(io::Error::other("the installed snapshot does not end where it was said to"));
-        }
-        let mut state = self.0.state.lock();
-        state.memberships = vec![meta.last_membership.clone()];
-        state.checkpoint = Some(meta.clone());
-        Ok(())
+        let (machine, meta) = (Arc::clone(&self.0), meta.clone());
+        let installed = tokio::task::spawn_blocking(move || machine.install(&meta, &snapshot)).await;
+        installed.map_err(io::Error::other)?
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> io::Result<Option<RaftSnapshot>> {
-        self.0.snapshot()
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
+        Ok(self.0.snapshot())
     }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = Snapshot;
 
-    async fn build_snapshot(
-        &mut self,
-    ) -> io::Result<RaftSnapshot> {
+    async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         if self.write {
             let machine = Arc::clone(&self.machine);
             let written = tokio::task::spawn_blocking(move || machine.checkpoint()).await;
             written.map_err(io::Error::other)?.map_err(io::Error::other)?;
         }
-        match self.machine.snapshot()? {
-            Some(snapshot) => Ok(snapshot),
-            // Nothing is applied yet: the snapshot of nothing.
-            None => Ok(RaftSnapshot { meta: SnapshotMeta::default(), snapshot: Snapshot::of(&self.machine.shard)? }),
-        }
+        // Nothing is applied yet: the snapshot of nothing.
+        let nothing = || RaftSnapshot {
+            meta: SnapshotMeta::default(),
+            snapshot: Snapshot::new(self.machine.shard(), None),
+        };
+        Ok(self.machine.snapshot().unwrap_or_else(nothing))
     }
 }

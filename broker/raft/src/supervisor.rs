@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::proposer::Proposer;
-use crate::state_machine::StateMachine;
+use crate::shared_log::SharedLog;
+use crate::state_machine::{Machine, StateMachine};
 use crate::status::{ReplicaRole, ReplicaState};
 use crate::telemetry::StateTelemetry;
 use crate::types::TypeConfig;
@@ -19,8 +20,9 @@ use crate::types::TypeConfig;
 /// Starts watching. The task ends with the replica; it keeps none of it alive.
 pub(crate) fn spawn(
     shard: ShardId,
-    raft: &Raft<TypeConfig, StateMachine>,
+    raft: &Arc<Raft<TypeConfig, StateMachine>>,
     proposer: &Arc<Proposer>,
+    health: Health,
 ) -> watch::Receiver<ReplicaRole> {
     let server = raft.server_metrics();
     let (role, watched) = watch::channel(ReplicaRole::of(&server.borrow_watched()));
@@ -28,7 +30,9 @@ pub(crate) fn spawn(
         shard,
         server,
         metrics: raft.metrics(),
+        raft: Arc::downgrade(raft),
         proposer: Arc::downgrade(proposer),
+        health,
         role,
         telemetry: StateTelemetry::new(shard),
     };
@@ -37,8 +41,23 @@ pub(crate) fn spawn(
     watched
 }
 
+/// Where a failure shows that openraft does not notice by itself while nothing is written or applied.
+pub(crate) struct Health {
+    pub(crate) log: Arc<SharedLog>,
+    pub(crate) machine: Arc<Machine>,
+}
+
+impl Health {
+    fn failure(&self) -> Option<Arc<str>> {
+        let log = || self.log.wal().poisoned().map(|error| Arc::from(error.to_string()));
+        self.machine.poisoned().or_else(log)
+    }
+}
+
 struct Supervisor {
     shard: ShardId,
+    raft: Weak<Raft<TypeConfig, StateMachine>>,
+    health: Health,
     server: WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>,
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     proposer: Weak<Proposer>,
@@ -62,6 +81,9 @@ impl Supervisor {
                     if let Some(proposer) = self.proposer.upgrade() {
                         proposer.sweep(Instant::now());
                     }
+                    if let Some(reason) = self.health.failure() {
+                        self.give_up(&reason).await;
+                    }
                 }
             }
         }
@@ -82,8 +104,20 @@ impl Supervisor {
         });
     }
 
+    /// Ends a replica whose log or state has failed.
+    async fn give_up(&self, reason: &Arc<str>) {
+        if let Some(proposer) = self.proposer.upgrade() {
+            proposer.stop(reason);
+        }
+        if let Some(raft) = self.raft.upgrade() {
+            drop(raft.shutdown().await);
+        }
+    }
+
     fn ended(&self) {
+        let failure = self.health.failure();
         let reason: Arc<str> = match &self.metrics.borrow_watched().running_state {
+            _ if failure.is_some() => failure.unwrap_or_default(),
             Ok(()) => Arc::from("its Raft core ended unexpectedly"),
             Err(openraft::errors::Fatal::Stopped) => Arc::from("it was shut down"),
             Err(fatal) => {

@@ -16,6 +16,7 @@ use crate::config::{ReplicaConfig, ReplicaLimits};
 use crate::error::ReplicaStartError;
 use crate::node::NodeId;
 use crate::replica::Replica;
+use crate::snapshot::ShardHome;
 use crate::start::recovered_shard;
 
 pub(super) const SHARD: ShardId = ShardId::new(1);
@@ -48,6 +49,10 @@ impl Broker {
 
     pub(super) fn shard(&self, shard: ShardId) -> Shard {
         Shard::open(ShardConfig::new(shard), &self.files).unwrap()
+    }
+
+    pub(super) fn home(&self, shard: ShardId) -> ShardHome {
+        ShardHome { config: ShardConfig::new(shard), files: Arc::clone(&self.files) }
     }
 
     pub(super) fn recovered(&self, shard: ShardId) -> tidemill_log::wal::RecoveredShard {

@@ -124,10 +124,13 @@ async fn the_driver_keeps_the_log_bounded_by_bytes() {
     for _ in 0..100 {
         busy.propose(bulk(100 << 10)).await.unwrap();
     }
-    wait_until(|| {
-        eprintln!("{} {:?} {:?} {:?}", broker.wal.bytes(), broker.wal.pinning_shards(), busy.status(), idle.status());
-        broker.wal.bytes() <= 4 << 20
-    }).await;
+    // Segments that nobody pins are released by the next write.
+    let bounded = async {
+        while broker.wal.bytes() > 4 << 20 {
+            busy.propose(Unit::Tick).await.unwrap();
+        }
+    };
+    tokio::time::timeout(PATIENCE, bounded).await.unwrap();
     assert!(busy.status().purged.is_some());
     assert!(idle.status().purged.is_some(), "its few entries held the oldest segment");
 }
@@ -159,20 +162,29 @@ async fn groups_share_the_syncs_of_one_log() {
         replicas.insert(shard, broker.start(ShardId::new(shard)).await);
     }
     let before = faulty.count(Call::Sync);
-    let rounds = 20;
+    let rounds = 10;
     for round in 0..rounds {
+        // The log's writer is held up, as if its last sync took its time.
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        broker.wal.flush(Box::new(move |_| {
+            let _released = held.recv();
+        }));
         let mut pending = Vec::new();
         for replica in replicas.values() {
             let unit = commit_position("shared", round);
+            let last = replica.status().last_entry;
             pending.push(replica.reserve(unit.bytes()).await.unwrap().submit(unit));
+            wait_until(|| replica.status().last_entry > last).await;
         }
+        drop(release);
         for unit in pending {
             unit.await.unwrap();
         }
     }
     let syncs = faulty.count(Call::Sync) - before;
-    let entries = u64::from(GROUPS) * u64::try_from(rounds).unwrap();
-    assert!(syncs < entries / 2, "{syncs} syncs for {entries} entries");
+    let rounds = u64::try_from(rounds).unwrap();
+    // One for what held the writer up, one for all that came meanwhile, and one for a straggler.
+    assert!(syncs <= 3 * rounds, "{syncs} syncs for {rounds} rounds of {GROUPS} entries");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,5 +229,6 @@ async fn wait_until(condition: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.expect("it should have come to that");
+    let came = tokio::time::timeout(PATIENCE, waiting).await;
+    came.expect("it should have come to that");
 }
