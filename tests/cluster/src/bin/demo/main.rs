@@ -1,1 +1,38 @@
-fn main() {}
+//! The worked example: a broker, plugins, producers, readers, a crash; explained and measured while it runs.
+
+mod chapters;
+mod crash;
+mod facts;
+mod narrator;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use narrator::Narrator;
+
+/// Plays the worked example against a broker of its own.
+#[derive(Parser)]
+struct Arguments {
+    /// Leave the broker's directory behind, and say where it is.
+    #[arg(long)]
+    keep: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let mut narrator = Narrator::default();
+    let played = chapters::play(&mut narrator, arguments.keep).await;
+    match played {
+        Ok(()) if narrator.all_hold() => ExitCode::SUCCESS,
+        Ok(()) => {
+            eprintln!("demo: {} of {} checks failed", narrator.failed(), narrator.checks());
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("demo: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The chapters of the story, but for the crash.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tidemill_client::messages::FailurePolicy;
+use tidemill_client::{
+    Client, Consumer, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start, StateRange,
+    TopicPartition,
+};
+use tidemill_cluster_tests::plays::DEVICES;
+use tidemill_cluster_tests::reading::{self, ByPartition, drain, read_all};
+use tidemill_cluster_tests::waiting::caught_up;
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
+
+use crate::crash;
+use crate::facts::{Inventory, Plays};
+use crate::narrator::{Narrator, grouped, rate, size, time};
+
+pub(crate) const TOPIC: &str = "plays";
+pub(crate) const PARTITIONS: u32 = 3;
+pub(crate) const COUNTER: &str = "plays-per-song";
+const TOP_SONGS: &str = "top-songs";
+const EVENTS: u64 = 30_000;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Tells the whole story.
+pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
+    narrator.tell(
+        "Tidemill is a durable commit log in the shape of Apache Kafka: topics, partitions, offsets, consumer groups. Clients \
+         reach it over QUIC, and small programs of yours (plugins, compiled to WebAssembly) run next to the log, where \
+         otherwise you would run further services. This example starts a broker, plays a music service on it, kills the \
+         broker on the way, and checks every claim that it makes.",
+    );
+    narrator.chapter("A broker");
+    let begun = Instant::now();
+    let mut broker = TestBroker::start(BrokerOptions::as_shipped()).await?;
+    let where_ = if keep { broker.keep() } else { broker.data_dir() };
+    narrator.tell(&format!(
+        "A process of its own (pid {}) serves on {} (UDP) after {}. Everything that it knows is in {}. Nothing else was \
+         installed: no ZooKeeper, no JVM.",
+        broker.process_id().unwrap_or_default(),
+        broker.address(),
+        time(begun.elapsed()),
+        where_.display()
+    ));
+    let client = broker.client().await?;
+    let mut plays = Plays::new();
+    partitioner(narrator, &client, &mut plays).await?;
+    let first_read = consumer(narrator, &client).await?;
+    filter(narrator, &client, &first_read).await?;
+    let replay_from = readers(narrator, &client, &first_read).await?;
+    let before = replay(narrator, &client, &first_read, &replay_from).await?;
+    crash::play(narrator, &client, &mut broker, &mut plays, EVENTS).await?;
+    let after = reading_from(&client, &replay_from).await?;
+    let digest = reading::digest(up_to(&after, &first_read));
+    narrator.check(
+        before == digest,
+        format!("the replay of chapter 6 reads the same after the crash: {}", short(&digest)),
+    );
+    counts_after_all(narrator, &client).await?;
+    farewell(narrator, &broker, keep);
+    Ok(())
+}
+
+/// Chapter: the broker places records, by a plugin.
+async fn partitioner(narrator: &mut Narrator, client: &Client, plays: &mut Plays) -> Outcome<()> {
+    narrator.chapter("The broker chooses the partition");
+    client.topics().create(NewTopic::new(TOPIC, PARTITIONS)).await?;
+    client.topics().create(NewTopic::new(TOP_SONGS, 2)).await?;
+    let begun = Instant::now();
+    let plugin = plugins::upload(client, "field-hash").await?;
+    let uploaded = begun.elapsed();
+    let deployment = NewDeployment::partitioner("by-user", "field-hash", TOPIC).set("field", "user_id");
+    client.deployments().create(deployment).await?;
+    narrator.tell(&format!(
+        "Topic \"{TOPIC}\" has {PARTITIONS} partitions. Events of a user must stay in order, so they must share a partition; but the \
+         records' keys are event numbers. With Kafka every producer would have to agree on a partitioner. Here the topic has \
+         one: the plugin field-hash ({} of WebAssembly, uploaded, checked and compiled in {}), told to look at user_id.",
+        size(plugin.size),
+        time(uploaded)
+    ));
+    let producer = client.producer(TOPIC).routed().build().await?;
+    let begun = Instant::now();
+    for event in plays.by_ref().take(EVENTS as usize) {
+        producer.send_and_forget(Record::new(&event.play.to_json()).key(&event.key())).await?;
+    }
+    producer.flush().await?;
+    let took = begun.elapsed();
+    narrator.show(String::from_utf8_lossy(
+        &Plays::new().next().map(|event| event.play.to_json()).unwrap_or_default(),
+    ));
+    narrator.tell(&format!(
+        "{} events like this one were produced in {} ({}), each acknowledged only after it was on the disk (fdatasync).",
+        grouped(EVENTS),
+        time(took),
+        rate(EVENTS, took)
+    ));
+    let records = read_all(client, TOPIC).await?;
+    let inventory = Inventory::of(&records);
+    for (partition, records) in &records {
+        let users = inventory.users_per_partition.get(partition).copied().unwrap_or(0);
+        narrator.show(format!(
+            "partition {partition}: {:>7} events of {users:>4} users",
+            grouped(records.len() as u64)
+        ));
+    }
+    narrator
+        .check(inventory.numbers.len() as u64 == EVENTS, format!("all {} events are there", grouped(EVENTS)));
+    narrator.check(inventory.scattered_users == 0, "every user's events lie in one partition");
+    narrator.check(inventory.reordered == 0, "and in the order in which they were sent");
+    Ok(())
+}
+
+/// Chapter: a hosted consumer. Answers the first read of the topic.
+async fn consumer(narrator: &mut Narrator, client: &Client) -> Outcome<ByPartition> {
+    narrator.chapter("A consumer that runs in the broker");
+    plugins::upload(client, "count-by-field").await?;
+    let begun = Instant::now();
+    let deployment = NewDeployment::consumer(COUNTER, "count-by-field")
+        .topic(TOPIC)
+        .target(TOP_SONGS)
+        .set("field", "song_id")
+        .start(Position::Earliest)
+        .policy(FailurePolicy::Pause);
+    client.deployments().create(deployment).await?;
+    let seen = caught_up(client, COUNTER, PARTITIONS as usize, PATIENCE).await?;
+    let took = begun.elapsed();
+    let counter = |name: &str| seen.counters.get(name).copied().unwrap_or(0);
+    narrator.tell(&format!(
+        "The plugin count-by-field counts plays per song: deployed on \"{TOPIC}\" from its start, one task per partition, it had gone \
+         through {} events after {} in {} calls. Its counts are keyed state in the broker, and it emitted {} new totals to \
+         \"{TOP_SONGS}\". Input position, state and output of a call are committed as one: a crash can lose or repeat none of \
+         them. No service, no database, no deployment of your own.",
+        grouped(counter("records_in")),
+        time(took),
+        grouped(counter("calls")),
+        grouped(counter("records_out"))
+    ));
+    let records = read_all(client, TOPIC).await?;
+    let inventory = Inventory::of(&records);
+    for (song, plays) in inventory.top_songs().iter().take(5) {
+        narrator.show(format!("{song:<10} {:>6} plays", grouped(*plays)));
+    }
+    check_counts(narrator, client, &inventory).await?;
+    Ok(records)
+}
+
+/// The state and the emitted totals, against a count of our own.
+async fn check_counts(narrator: &mut Narrator, client: &Client, inventory: &Inventory) -> Outcome<()> {
+    let state = totals(client).await?;
+    let songs: usize = inventory.songs.values().map(BTreeMap::len).sum();
+    narrator.check(
+        state == inventory.songs,
+        format!(
+            "the state of all tasks ({} counts) equals a count made by reading the topic",
+            grouped(songs as u64)
+        ),
+    );
+    let emitted = last_totals(client).await?;
+    // One total per task that has the song: the largest that was emitted of any of them.
+    let largest: BTreeMap<String, u64> =
+        inventory.songs.values().flatten().fold(BTreeMap::new(), |mut all, (song, plays)| {
+            let largest: &mut u64 = all.entry(song.clone()).or_default();
+            *largest = (*largest).max(*plays);
+            all
+        });
+    narrator.check(emitted == largest, format!("the last totals in \"{TOP_SONGS}\" say the same"));
+    Ok(())
+}
+
+/// The counter's state, by partition.
+async fn totals(client: &Client) -> Outcome<BTreeMap<u32, BTreeMap<String, u64>>> {
+    let mut totals: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
+    for partition in 0..PARTITIONS {
+        let range = StateRange { partition: Some(PartitionId::new(partition)), ..StateRange::default() };
+        for entry in client.state(COUNTER).scan(range).await?.entries {
+            let key = std::str::from_utf8(&entry.key)?;
+            let song = key.strip_prefix("total:").ok_or("a key that is no total")?.trim_matches('"');
+            let plays = std::str::from_utf8(&entry.value)?.parse()?;
+            totals.entry(entry.partition).or_default().insert(song.to_owned(), plays);
+        }
+    }
+    Ok(totals)
+}
+
+/// The largest total of each song that was emitted.
+async fn last_totals(client: &Client) -> Outcome<BTreeMap<String, u64>> {
+    #[derive(serde::Deserialize)]
+    struct Total {
+        song_id: String,
+        count: u64,
+    }
+    let mut largest: BTreeMap<String, u64> = BTreeMap::new();
+    for record in read_all(client, TOP_SONGS).await?.values().flatten() {
+        let total: Total = serde_json::from_slice(record.value.as_deref().unwrap_or_default())?;
+        let known = largest.entry(total.song_id).or_default();
+        *known = (*known).max(total.count);
+    }
+    Ok(largest)
+}
+
+/// Chapter: a subscription with a filter.
+async fn filter(narrator: &mut Narrator, client: &Client, all: &ByPartition) -> Outcome<()> {
+    narrator.chapter("A subscription that gets only what it wants");
+    plugins::upload(client, "json-filter").await?;
+    let device = DEVICES[DEVICES.len() - 1];
+    let condition = format!("device == \"{device}\"");
+    let mut consumer = client
+        .consumer()
+        .topic(TOPIC)
+        .from(Start::Earliest)
+        .filter("json-filter", [("where", condition.as_str())])
+        .stop_at_end()
+        .build()
+        .await?;
+    let mut matched = 0;
+    let mut matched_bytes = 0;
+    let mut is_right = true;
+    while let Some(record) = consumer.next().await {
+        let record = record?;
+        let value = record.value.as_deref().unwrap_or_default();
+        matched += 1;
+        matched_bytes += (value.len() + record.key.as_deref().map_or(0, <[u8]>::len)) as u64;
+        is_right &= serde_json::from_slice::<serde_json::Value>(value)?["device"] == device;
+    }
+    let stats = consumer.stats();
+    narrator.tell(&format!(
+        "A reader asks for plays on a {device} only: {condition}. The plugin json-filter looks at each record in the broker, \
+         and what does not match never crosses the network."
+    ));
+    narrator.show(format!("read by the broker    {:>10}", size(stats.scanned_bytes)));
+    narrator.show(format!(
+        "matched               {:>10}  in {} of {} events",
+        size(matched_bytes),
+        grouped(matched),
+        grouped(reading::count(all) as u64)
+    ));
+    narrator.show(format!(
+        "sent to the reader    {:>10}  ({:.1} % of what was read)",
+        size(stats.received_bytes),
+        stats.received_bytes as f64 * 100.0 / stats.scanned_bytes.max(1) as f64
+    ));
+    let expected = all.values().flatten().filter(|record| {
+        let value = record.value.as_deref().unwrap_or_default();
+        serde_json::from_slice::<serde_json::Value>(value).is_ok_and(|value| value["device"] == device)
+    });
+    narrator.check(is_right && matched == expected.count() as u64, "exactly the matching events arrived");
+    narrator.check(
+        stats.received_bytes * 10 < stats.scanned_bytes,
+        "and less than a tenth of the bytes was sent",
+    );
+    Ok(())
+}
+
+/// Chapter: two readers at their own positions. Answers where the replay begins: where royalties are.
+async fn readers(narrator: &mut Narrator, client: &Client, all: &ByPartition) -> Outcome<BTreeMap<u32, i64>> {
+    narrator.chapter("Two readers, each at its own pace");
+    narrator.tell(
+        "Recommendations read live; royalties run at night and are behind. Both read the same log; each commits its own position \
+         under its name, and neither takes anything away from the other.",
+    );
+    let live = client
+        .consumer()
+        .topic(TOPIC)
+        .from(Start::committed("recommendations"))
+        .stop_at_end()
+        .build()
+        .await?;
+    commit_at_end(live, "recommendations").await?;
+    let mut nightly =
+        client.consumer().topic(TOPIC).from(Start::committed("royalties")).stop_at_end().build().await?;
+    for _ in 0..EVENTS / 4 {
+        nightly.next().await.ok_or("the topic ended too early")??;
+    }
+    nightly.commit("royalties").await?;
+    drop(nightly);
+    let topic = client.topic_metadata(TOPIC).await?;
+    let mut positions = BTreeMap::new();
+    for group in ["recommendations", "royalties"] {
+        let committed = client.groups().positions(group).await?;
+        let at = |partition: u32| {
+            committed
+                .get(&TopicPartition::new(topic.id, PartitionId::new(partition)))
+                .map_or(0, |offset| offset.get())
+        };
+        let all_at: Vec<i64> = (0..PARTITIONS).map(at).collect();
+        let behind = all.values().map(Vec::len).sum::<usize>() as i64 - all_at.iter().sum::<i64>();
+        narrator.show(format!(
+            "{group:<16} committed offsets {all_at:?}, {} events behind",
+            grouped(behind.unsigned_abs())
+        ));
+        positions.insert(group, all_at);
+    }
+    let ends: Vec<i64> =
+        (0..PARTITIONS).map(|p| all.get(&p).map_or(0, |records| records.len() as i64)).collect();
+    narrator.check(positions["recommendations"] == ends, "recommendations have read everything");
+    let royalties = &positions["royalties"];
+    narrator.check(
+        royalties.iter().sum::<i64>() == (EVENTS / 4) as i64,
+        format!("royalties have read {} events", grouped(EVENTS / 4)),
+    );
+    Ok((0..PARTITIONS).zip(royalties.iter().copied()).collect())
+}
+
+async fn commit_at_end(mut consumer: Consumer, group: &str) -> Outcome<()> {
+    while let Some(record) = consumer.next().await {
+        record?;
+    }
+    Ok(consumer.commit(group).await?)
+}
+
+/// Chapter: the log can be read again. Answers the digest.
+async fn replay(
+    narrator: &mut Narrator,
+    client: &Client,
+    first: &ByPartition,
+    from: &BTreeMap<u32, i64>,
+) -> Outcome<blake3::Hash> {
+    narrator.chapter("Reading again");
+    let first_digest = reading::digest(later_than(first, from));
+    let again = reading_from(client, from).await?;
+    let again_digest = reading::digest(again.values().flatten());
+    narrator.tell(&format!(
+        "A log keeps what was read. Going back to where royalties are and reading to the end gives the same {} records: offsets, \
+         timestamps, keys, values, headers.",
+        grouped(reading::count(&again) as u64)
+    ));
+    narrator.show(format!("first read  blake3 {}", first_digest.to_hex()));
+    narrator.show(format!("read again  blake3 {}", again_digest.to_hex()));
+    narrator.check(first_digest == again_digest, "both reads are the same, byte for byte");
+    Ok(again_digest)
+}
+
+async fn reading_from(client: &Client, from: &BTreeMap<u32, i64>) -> Outcome<ByPartition> {
+    let mut all = ByPartition::new();
+    for (partition, offset) in from {
+        let partition = PartitionId::new(*partition);
+        let consumer = client
+            .consumer()
+            .topic(TOPIC)
+            .partitions([partition])
+            .from(Start::Offset(Offset::new(*offset)))
+            .stop_at_end();
+        all.extend(drain(consumer.build().await?).await?);
+    }
+    Ok(all)
+}
+
+/// Records from these offsets on.
+fn later_than<'a>(
+    records: &'a ByPartition,
+    from: &'a BTreeMap<u32, i64>,
+) -> impl Iterator<Item = &'a tidemill_client::ConsumerRecord> {
+    records.iter().flat_map(|(partition, records)| {
+        let from = from.get(partition).copied().unwrap_or(0);
+        records.iter().filter(move |record| record.offset.get() >= from)
+    })
+}
+
+/// Of a later read, what was there at an earlier one.
+fn up_to<'a>(
+    later: &'a ByPartition,
+    earlier: &'a ByPartition,
+) -> impl Iterator<Item = &'a tidemill_client::ConsumerRecord> {
+    later.iter().flat_map(|(partition, records)| {
+        let end =
+            earlier.get(partition).and_then(|records| records.last()).map_or(-1, |last| last.offset.get());
+        records.iter().filter(move |record| record.offset.get() <= end)
+    })
+}
+
+fn short(digest: &blake3::Hash) -> String {
+    digest.to_hex().chars().take(16).collect::<String>() + "…"
+}
+
+/// After the crash: the counts go on where they were.
+async fn counts_after_all(narrator: &mut Narrator, client: &Client) -> Outcome<()> {
+    caught_up(client, COUNTER, PARTITIONS as usize, PATIENCE).await?;
+    let inventory = Inventory::of(&read_all(client, TOPIC).await?);
+    check_counts(narrator, client, &inventory).await
+}
+
+fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
+    let (checks, failed) = (narrator.checks(), narrator.failed());
+    narrator.chapter("What to try next");
+    if failed == 0 {
+        narrator.tell(&format!("All {checks} checks hold."));
+    } else {
+        narrator.tell(&format!("{failed} of {checks} checks FAILED."));
+    }
+    let start = if keep {
+        format!("tidemill server --data-dir {}", broker.data_dir().display())
+    } else {
+        "tidemill dev".to_owned()
+    };
+    for (command, what) in [
+        ("cargo install --path broker/cli", "the command line"),
+        (start.as_str(), if keep { "this very broker again" } else { "a broker of your own" }),
+        ("tidemill topic create plays --partitions 3", "in another terminal"),
+        ("tidemill produce plays < events.json", "a record per line"),
+        ("tidemill consume plays --from earliest --follow", ""),
+        (
+            "tidemill plugin new my-filter --kind filter",
+            "a plugin of ten lines that builds and whose test passes",
+        ),
+        ("tidemill deploy consumer --help", "what the broker can run for you"),
+        ("cargo xtask chaos --minutes 15", "what chapter 7 did, for a quarter of an hour"),
+    ] {
+        narrator.show(format!("{command:<52} {what}").trim_end());
+    }
+    if !keep {
+        narrator.tell("The broker of this example is stopped and its directory removed; --keep leaves it.");
+    }
+}

@@ -1,0 +1,127 @@
+//! The chapter in which the broker is killed.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use tidemill_client::{Client, Delivery, Record};
+use tidemill_cluster_tests::reading::read_all;
+use tidemill_cluster_tests::{Outcome, TestBroker};
+use tokio::sync::mpsc;
+
+use crate::chapters::TOPIC;
+use crate::facts::{Event, Inventory, Plays};
+use crate::narrator::{Narrator, grouped, time};
+
+const EVENTS: usize = 30_000;
+/// Between events, so that the kill falls among them.
+const PACE: (usize, Duration) = (300, Duration::from_millis(20));
+/// The broker is killed when so many of the events are acknowledged.
+const KILLED_AFTER: u64 = 10_000;
+/// And stays away for so long.
+const AWAY: Duration = Duration::from_millis(500);
+const PENDING_MAX: usize = 50_000;
+
+/// Kills the broker while events are produced, and looks at what is left.
+pub(crate) async fn play(
+    narrator: &mut Narrator,
+    client: &Client,
+    broker: &mut TestBroker,
+    plays: &mut Plays,
+    sent_before: u64,
+) -> Outcome<()> {
+    narrator.chapter("kill -9, in the middle of it");
+    let producer = client.producer(TOPIC).routed().build().await?;
+    let (pending, outcomes) = mpsc::channel(PENDING_MAX);
+    let (reached, mut count) = tokio::sync::watch::channel(0u64);
+    let collecting = tokio::spawn(collect(outcomes, reached));
+    let events: Vec<Event> = plays.by_ref().take(EVENTS).collect();
+    let sending = {
+        let producer = producer.clone();
+        tokio::spawn(async move { send(&producer, events, pending).await })
+    };
+    count.wait_for(|acknowledged| *acknowledged >= KILLED_AFTER).await?;
+    let before = *count.borrow();
+    let victim = broker.process_id().unwrap_or_default();
+    broker.kill().await?;
+    tokio::time::sleep(AWAY).await;
+    let took = broker.restart().await?;
+    let back = Instant::now();
+    let first = *count.borrow();
+    count.wait_for(|acknowledged| *acknowledged > first).await?;
+    let resumed = back.elapsed();
+    sending.await??;
+    let collected = collecting.await?;
+    let stats = producer.stats();
+    narrator.tell(&format!(
+        "{} more events were on their way. When {} of them were acknowledged, process {victim} was killed with kill -9; it was \
+         gone for {} and started again on the same directory. It read its log and served after {}; the producer noticed by \
+         itself and had its next acknowledgement {} later, having sent {} batches again.",
+        grouped(EVENTS as u64),
+        grouped(before),
+        time(AWAY),
+        time(took),
+        time(resumed),
+        stats.resent_batches
+    ));
+    narrator.check(
+        collected.failed == 0,
+        format!("the producer has an acknowledgement for all {} events", grouped(EVENTS as u64)),
+    );
+    let inventory = Inventory::of(&read_all(client, TOPIC).await?);
+    let expected: BTreeSet<u64> = (0..sent_before).chain(collected.acknowledged.iter().copied()).collect();
+    let lost = expected.difference(&inventory.numbers).count();
+    narrator.check(
+        lost == 0,
+        format!("nothing is lost: all {} acknowledged events are there", grouped(expected.len() as u64)),
+    );
+    narrator.check(
+        inventory.doubled == 0 && inventory.unreadable == 0,
+        "nothing is doubled, though batches were sent twice",
+    );
+    narrator.check(
+        inventory.reordered == 0 && inventory.scattered_users == 0,
+        "every user's events are in order, in one partition",
+    );
+    Ok(())
+}
+
+async fn send(
+    producer: &tidemill_client::Producer,
+    events: Vec<Event>,
+    pending: mpsc::Sender<(u64, Delivery)>,
+) -> Outcome<()> {
+    for (place, event) in events.iter().enumerate() {
+        if place % PACE.0 == 0 {
+            tokio::time::sleep(PACE.1).await;
+        }
+        let delivery = producer.send(Record::new(&event.play.to_json()).key(&event.key())).await?;
+        pending.send((event.number, delivery)).await?;
+    }
+    Ok(())
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    acknowledged: BTreeSet<u64>,
+    failed: u64,
+}
+
+async fn collect(
+    mut outcomes: mpsc::Receiver<(u64, Delivery)>,
+    reached: tokio::sync::watch::Sender<u64>,
+) -> Collected {
+    let mut collected = Collected::default();
+    while let Some((number, delivery)) = outcomes.recv().await {
+        match delivery.await {
+            Ok(_) => {
+                collected.acknowledged.insert(number);
+                reached.send_replace(collected.acknowledged.len() as u64);
+            }
+            Err(error) => {
+                eprintln!("event {number}: {error}");
+                collected.failed += 1;
+            }
+        }
+    }
+    collected
+}

@@ -1,0 +1,98 @@
+//! A disk that fills up.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use tidemill_client::{DeliveryError, Offset, PartitionId, Record};
+use tidemill_cluster_tests::reading::{count, read_all};
+use tidemill_cluster_tests::waiting::eventually;
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
+
+use crate::kit::{PATIENCE, create};
+
+/// A small file system in memory; unmounted when it is dropped.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(megabytes: u32) -> Result<Self, String> {
+        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]).arg(dir.path());
+        let output = mount.output().map_err(|error| format!("mount: {error}"))?;
+        if output.status.success() {
+            Ok(Self(dir))
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+        }
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let unmounted = Command::new("umount").arg(self.0.path()).status();
+        if !unmounted.is_ok_and(|status| status.success()) {
+            eprintln!("{} is still mounted", self.0.path().display());
+        }
+    }
+}
+
+/// Refused before the disk is full, so that nothing breaks; what was acknowledged stays; deleting records makes room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
+    let disk = match SmallDisk::mount(128) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            println!("SKIPPED: no small disk can be mounted here: {reason}");
+            return Ok(());
+        }
+    };
+    let options = BrokerOptions::default()
+        .directory(disk.path())
+        .set("wal.segment_bytes", 4 << 20)
+        .set("wal.bytes_max", 16 << 20)
+        .set("storage.checkpoint_bytes", 2 << 20)
+        .set("storage.disk_free_min_bytes", 24 << 20)
+        .set("storage.disk_reserve_bytes", 4 << 20)
+        .set("storage.retention_interval_ms", 200);
+    let mut broker = TestBroker::start(options).await?;
+    let client = broker.client().await?;
+    let config =
+        tidemill_client::messages::TopicConfig { segment_bytes: Some(1 << 20), ..Default::default() };
+    client.topics().create(tidemill_client::NewTopic::new("t", 1).config(config)).await?;
+    let producer = client.producer("t").delivery_timeout(Duration::from_secs(4)).build().await?;
+    let value = vec![b'x'; 200_000];
+    let mut acknowledged = 0;
+    let refusal = loop {
+        match producer.send(Record::new(&value)).await?.await {
+            Ok(_) => acknowledged += 1,
+            Err(error) => break error,
+        }
+        assert!(acknowledged < 2_000, "128 MB do not take 400 MB");
+    };
+    match &refusal {
+        DeliveryError::TimedOut { last: Some(last), .. } => assert!(last.contains("DISK_FULL"), "{last}"),
+        other => return Err(format!("the client waits for room, and says so: {other}").into()),
+    }
+    assert!(client.cluster_status().await?.produce_refused);
+    let there = count(&read_all(&client, "t").await?);
+    assert!(there >= acknowledged, "{there} of {acknowledged}");
+    // Positions and restarts still work.
+    broker.kill().await?;
+    broker.restart().await?;
+    assert_eq!(count(&read_all(&client, "t").await?), there);
+    client.topics().delete_records("t", PartitionId::new(0), Offset::new(there as i64 - 10)).await?;
+    eventually("room again", PATIENCE, async || {
+        let status = client.cluster_status().await.ok()?;
+        (!status.produce_refused).then_some(())
+    })
+    .await?;
+    create(&client, "another", 1).await?;
+    let producer = client.producer("t").build().await?;
+    producer.send(Record::new("room again")).await?.await?;
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! A peer that is no client of ours: plain QUIC, and whatever bytes it likes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, ConnectionError, Endpoint, ReadExactError, RecvStream, SendStream};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use tidemill_client::messages::{
+    ClientHello, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, ServerHello, StreamOpen,
+    stream_open,
+};
+use tidemill_client::{ErrorCode, TopicPartition};
+use tidemill_cluster_tests::{Outcome, TestBroker};
+use tidemill_protocol::frame::{FrameLimits, RawFrame, encode_head};
+use tokio::time::timeout;
+
+pub(crate) const ALPN: &[u8] = b"tidemill/1";
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A QUIC connection, and nothing said on it yet.
+pub(crate) struct RawPeer {
+    // Closed with the peer.
+    _endpoint: Endpoint,
+    pub(crate) connection: Connection,
+}
+
+/// Both halves of a stream.
+pub(crate) struct RawStream {
+    pub(crate) send: SendStream,
+    pub(crate) receive: RecvStream,
+}
+
+impl RawPeer {
+    /// Shakes hands, no more.
+    pub(crate) async fn connect(broker: &TestBroker, alpn: &[u8]) -> Outcome<Self> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(broker.authority())?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into())?;
+        endpoint
+            .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)));
+        let connection = timeout(PATIENCE, endpoint.connect(broker.address(), "localhost")?).await??;
+        Ok(Self { _endpoint: endpoint, connection })
+    }
+
+    /// Shakes hands and says hello as a client does; the control stream stays open with it.
+    pub(crate) async fn greeted(broker: &TestBroker) -> Outcome<(Self, RawStream)> {
+        let peer = Self::connect(broker, ALPN).await?;
+        let mut control = peer.open(&frame(&hello(1, 1), &[])).await?;
+        let hello: ServerHello = control.message().await?;
+        assert!(hello.error.is_none(), "{:?}", hello.error);
+        Ok((peer, control))
+    }
+
+    /// A stream that begins with these bytes.
+    pub(crate) async fn open(&self, bytes: &[u8]) -> Outcome<RawStream> {
+        let (mut send, receive) = self.connection.open_bi().await?;
+        send.write_all(bytes).await?;
+        Ok(RawStream { send, receive })
+    }
+
+    /// A produce stream without a producer id, which the broker has agreed to.
+    pub(crate) async fn producing(&self, partition: TopicPartition) -> Outcome<RawStream> {
+        let open = ProduceOpen {
+            partition: Some(partition.into()),
+            leader_epoch: -1,
+            producer_id: -1,
+            producer_epoch: -1,
+            ..ProduceOpen::default()
+        };
+        let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
+        let opened: ProduceOpened = stream.message().await?;
+        assert!(opened.error.is_none(), "{:?}", opened.error);
+        Ok(stream)
+    }
+
+    /// With which code the broker closes the connection, which it must.
+    pub(crate) async fn close_code(&self) -> Outcome<ErrorCode> {
+        match timeout(PATIENCE, self.connection.closed()).await? {
+            ConnectionError::ApplicationClosed(close) => code(close.error_code.into_inner()),
+            other => Err(format!("the broker should close the connection with a code: {other}").into()),
+        }
+    }
+}
+
+impl RawStream {
+    /// The next frame's message.
+    pub(crate) async fn message<M: Message + Default>(&mut self) -> Outcome<M> {
+        let reading = async {
+            let mut length = [0; 4];
+            self.receive.read_exact(&mut length).await?;
+            let mut rest = vec![0; u32::from_be_bytes(length) as usize];
+            self.receive.read_exact(&mut rest).await?;
+            Ok::<_, ReadExactError>(rest)
+        };
+        let rest = timeout(PATIENCE, reading).await??;
+        Ok(RawFrame::split(Bytes::from(rest), &FrameLimits::default())?.message()?)
+    }
+
+    /// Sends a batch and answers its acknowledgement.
+    pub(crate) async fn produce(&mut self, request_id: u64, batch: &[u8]) -> Outcome<ProduceAck> {
+        self.send.write_all(&frame(&ProduceBatch { request_id }, batch)).await?;
+        let acks: ProduceAcks = self.message().await?;
+        Ok(acks.acks.into_iter().next().ok_or("an empty frame of acknowledgements")?)
+    }
+
+    /// With which code the broker gives the stream up, in either direction, which it must.
+    pub(crate) async fn reset_code(mut self) -> Outcome<ErrorCode> {
+        let reading = async {
+            loop {
+                match self.receive.read_chunk(1 << 16, true).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(quinn::ReadError::Reset(code)) => return Some(code.into_inner()),
+                    Err(_) => return None,
+                }
+            }
+        };
+        let stopping = async { self.send.stopped().await.ok().flatten().map(|code| code.into_inner()) };
+        let (reset, stopped) = timeout(PATIENCE, async { tokio::join!(reading, stopping) }).await?;
+        code(reset.or(stopped).ok_or("the broker ended the stream without a code")?)
+    }
+}
+
+fn code(number: u64) -> Outcome<ErrorCode> {
+    let known = u32::try_from(number).ok().and_then(ErrorCode::from_code);
+    Ok(known.ok_or_else(|| format!("{number} is no code of ours"))?)
+}
+
+pub(crate) fn opening(kind: stream_open::Kind) -> StreamOpen {
+    StreamOpen { kind: Some(kind) }
+}
+
+pub(crate) fn hello(protocol_min: u32, protocol_max: u32) -> StreamOpen {
+    let hello =
+        ClientHello { protocol_min, protocol_max, client_id: "raw".to_owned(), ..ClientHello::default() };
+    opening(stream_open::Kind::Hello(hello))
+}
+
+/// A frame as it should be.
+pub(crate) fn frame(header: &impl Message, payload: &[u8]) -> Vec<u8> {
+    [&encode_head(header, payload.len())[..], payload].concat()
+}
+
+/// A frame's bytes with a header that is no message.
+pub(crate) fn frame_of(header: &[u8], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    bytes.extend_from_slice(&((4 + header.len() + payload.len()) as u32).to_be_bytes());
+    bytes.extend_from_slice(&(header.len() as u32).to_be_bytes());
+    bytes.extend_from_slice(header);
+    bytes.extend_from_slice(payload);
+    bytes
+}
