@@ -1,1 +1,64 @@
-fn main() {}
+//! The `tidemill` binary: the broker and every client command, one file per command.
+
+#![allow(clippy::disallowed_methods, reason = "the command line is where wall time and files come from")]
+
+mod arguments;
+mod commands;
+mod connect;
+mod contexts;
+mod error;
+mod output;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Command};
+use error::CliError;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    start_logging(&arguments);
+    match run(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.exit_code())
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<(), CliError> {
+    // Commands that need no runtime, and the worker, which must not have one.
+    match &arguments.command {
+        Command::CompileWorker => {
+            let code = tidemill_wasm::compile_worker_main();
+            std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 });
+        }
+        Command::Completions { shell } => return commands::completions::run(*shell),
+        Command::Inspect(inspect) => return commands::inspect::run(inspect, arguments.connection.json),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::other(format!("the runtime can't be started: {error}")))?;
+    runtime.block_on(commands::run(arguments))
+}
+
+/// Logs go to standard error; `TIDEMILL_LOG` (as `RUST_LOG`) says how much.
+fn start_logging(arguments: &Arguments) {
+    let default = match arguments.command {
+        Command::Server(_) | Command::Dev(_) => "info,openraft=warn",
+        _ => "error",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEMILL_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if arguments.connection.json {
+        logging.json().init();
+    } else {
+        logging.with_target(false).init();
+    }
+}

@@ -10,7 +10,7 @@ use crate::blobs::Blobs;
 ///
 /// Everything has been checked as far as it can be here: lists of byte strings are well formed and of equal lengths, emitted
 /// records lie within their data, and one call's emitted and written bytes are bounded.
-pub trait TaskHost: Send + 'static {
+pub trait TaskHost: Send + Sync + 'static {
     /// Records for the target of this place in the context. Partition numbers are not checked against the target.
     fn emit(&mut self, target: u32, records: Records) -> Result<EmitAnswer, HostError>;
 

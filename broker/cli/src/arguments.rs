@@ -1,0 +1,106 @@
+//! The command line's grammar.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands::{
+    bench, consume, context, deploy, deployment, group, inspect, plugin, produce, server, state, topic,
+};
+
+/// A durable, programmable commit log.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tidemill",
+    version,
+    after_help = "\
+Examples:
+  tidemill dev                                    start a broker here
+  tidemill topic create plays --partitions 3      make a topic
+  echo hello | tidemill produce plays             write a record
+  tidemill consume plays --from earliest --max 1  read it back
+
+Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed."
+)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How to reach a broker; every command takes these.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Connection and output")]
+pub(crate) struct Connection {
+    /// A broker's address, host:port; several with commas.
+    #[arg(long, global = true, env = "TIDEMILL_ADDRESS", value_name = "HOST:PORT")]
+    pub(crate) address: Option<String>,
+    /// PEM file of the authority that signed the broker's certificate.
+    #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// PEM file of your own certificate, where the broker asks for one.
+    #[arg(long, global = true, requires = "key", value_name = "FILE")]
+    pub(crate) certificate: Option<PathBuf>,
+    /// PEM file of that certificate's key.
+    #[arg(long, global = true, requires = "certificate", value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// A saved connection; see `tidemill context`.
+    #[arg(long, global = true, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// Print JSON: one document, or one per line where there is no end.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a single broker with defaults, for development
+    Dev(server::Dev),
+    /// Start a broker
+    Server(server::Server),
+    /// Save and choose connections
+    #[command(subcommand)]
+    Context(context::Context),
+    /// Create, list, describe and delete topics
+    #[command(subcommand)]
+    Topic(topic::Topic),
+    /// Write records from standard input or a file
+    Produce(produce::Produce),
+    /// Read records
+    Consume(consume::Consume),
+    /// Committed positions of consumer groups
+    #[command(subcommand)]
+    Group(group::Group),
+    /// Make, build, test and upload plugins
+    #[command(subcommand)]
+    Plugin(plugin::Plugin),
+    /// Bind a plugin to a place
+    #[command(subcommand)]
+    Deploy(deploy::Deploy),
+    /// What is deployed: list, describe, pause, resume, logs, delete
+    #[command(subcommand)]
+    Deployment(deployment::Deployment),
+    /// Keyed state of hosted consumers
+    #[command(subcommand)]
+    State(state::State),
+    /// How the broker and its shards are doing
+    Status,
+    /// Measure a broker with made-up records
+    Bench(bench::Bench),
+    /// Look into files of a stopped broker
+    #[command(subcommand)]
+    Inspect(inspect::Inspect),
+    /// Print a shell's completion script
+    #[command(
+        after_help = "Example:\n  tidemill completions bash > ~/.local/share/bash-completion/completions/tidemill"
+    )]
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// Compile a component (started by the broker itself)
+    #[command(hide = true)]
+    CompileWorker,
+}

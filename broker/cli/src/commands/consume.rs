@@ -1,0 +1,168 @@
+//! `tidemill consume`: records to standard output.
+
+use std::io::{BufWriter, Write};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+use tidemill_client::{Client, Consumer, ConsumerRecord, PartitionId, Position, Start};
+
+use crate::error::CliError;
+use crate::text;
+
+/// Read records
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  tidemill consume plays --from earliest --max 10
+  tidemill consume plays --follow                              new records as they come
+  tidemill consume plays --from -5m --json                     the last five minutes
+  tidemill consume plays --group royalties                     from the group's positions, and commit
+  tidemill consume plays --filter json-filter --set where='device == \"phone\"'
+
+Without --follow it ends where the topic ended when it got there.")]
+pub(crate) struct Consume {
+    /// Which topic.
+    topic: String,
+    /// earliest, latest, an offset, -5m, or a time.
+    #[arg(long, value_name = "POSITION", value_parser = text::position, allow_hyphen_values = true)]
+    from: Option<Position>,
+    /// Only these partitions; may be repeated.
+    #[arg(long)]
+    partition: Vec<u32>,
+    /// Begin at this group's committed positions, and commit what was read.
+    #[arg(long)]
+    group: Option<String>,
+    /// A filter plugin, or a filter deployment: NAME or NAME@VERSION.
+    #[arg(long, value_name = "NAME[@VERSION]")]
+    filter: Option<String>,
+    /// Configuration of the filter; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = text::key_value, requires = "filter")]
+    settings: Vec<(String, String)>,
+    /// End after so many records.
+    #[arg(long, value_name = "COUNT")]
+    max: Option<u64>,
+    /// Wait for new records at the end.
+    #[arg(long, short)]
+    follow: bool,
+    /// Say at the end, on standard error, what was read and what the broker read for it.
+    #[arg(long)]
+    stats: bool,
+}
+
+/// Positions are committed at least this often.
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+const COMMIT_RECORDS: u64 = 10_000;
+
+pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<(), CliError> {
+    let mut consumer = open(&consume, &client).await?;
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut read = 0_u64;
+    let mut commit_due = tokio::time::interval(COMMIT_INTERVAL);
+    commit_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let interrupted = tokio::signal::ctrl_c();
+    tokio::pin!(interrupted);
+    while consume.max.is_none_or(|max| read < max) {
+        tokio::select! {
+            biased;
+            _ = &mut interrupted => break,
+            record = consumer.next() => {
+                let Some(record) = record else { break };
+                let record = record.map_err(|error| CliError::other(error.to_string()))?;
+                // A closed pipe (`| head`) is the reader's way to say that it has enough.
+                if write_record(&mut out, &record, json).is_err() {
+                    break;
+                }
+                read += 1;
+                if read.is_multiple_of(COMMIT_RECORDS) {
+                    commit(&consume, &consumer).await?;
+                }
+            }
+            _ = commit_due.tick() => {
+                if out.flush().is_err() {
+                    break;
+                }
+                commit(&consume, &consumer).await?;
+            }
+        }
+    }
+    let _ = out.flush();
+    commit(&consume, &consumer).await?;
+    if consume.stats {
+        let stats = consumer.stats();
+        eprintln!(
+            "{read} records; {} received, {} read by the broker for it",
+            crate::output::bytes(stats.received_bytes),
+            crate::output::bytes(stats.scanned_bytes)
+        );
+    }
+    client.close().await;
+    Ok(())
+}
+
+async fn open(consume: &Consume, client: &Client) -> Result<Consumer, CliError> {
+    let start = match (&consume.group, consume.from) {
+        (Some(group), from) => {
+            Start::Committed { group: group.clone(), or: from.unwrap_or(Position::Earliest) }
+        }
+        (None, Some(from)) => from.into(),
+        (None, None) if consume.follow => Start::Latest,
+        (None, None) => Start::Earliest,
+    };
+    let mut builder = client.consumer().topic(consume.topic.clone()).from(start);
+    if !consume.partition.is_empty() {
+        builder = builder.partitions(consume.partition.iter().map(|partition| PartitionId::new(*partition)));
+    }
+    if let Some(filter) = &consume.filter {
+        let (name, version) = text::name_version(filter);
+        builder = builder.filter(name, consume.settings.clone());
+        if !version.is_empty() {
+            builder = builder.filter_version(version);
+        }
+    }
+    if !consume.follow {
+        builder = builder.stop_at_end();
+    }
+    builder.build().await.map_err(|error| CliError::other(error.to_string()))
+}
+
+async fn commit(consume: &Consume, consumer: &Consumer) -> Result<(), CliError> {
+    if let Some(group) = &consume.group {
+        consumer.commit(group).await?;
+    }
+    Ok(())
+}
+
+fn write_record(out: &mut impl Write, record: &ConsumerRecord, json: bool) -> std::io::Result<()> {
+    if !json {
+        out.write_all(record.value.as_deref().unwrap_or_default())?;
+        return out.write_all(b"\n");
+    }
+    let headers: Vec<Value> = record
+        .headers()
+        .iter()
+        .map(|header| json!({ "name": header.key, "value": readable(header.value) }))
+        .collect();
+    let document = json!({
+        "topic": &*record.topic,
+        "partition": record.partition.get(),
+        "offset": record.offset.get(),
+        "timestamp": record.timestamp.get(),
+        "key": readable(record.key.as_deref()),
+        "value": readable(record.value.as_deref()),
+        "headers": headers,
+    });
+    writeln!(out, "{document}")
+}
+
+/// Text as text, null as null, other bytes as `{"base16": ".."}`.
+fn readable(bytes: Option<&[u8]>) -> Value {
+    match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
+        None => Value::Null,
+        Some((_, Ok(text))) => Value::String(text.to_owned()),
+        Some((bytes, Err(_))) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({ "base16": digits })
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `tidemill context`: saved connections.
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::arguments::Connection;
+use crate::contexts::{Contexts, SavedContext, file};
+use crate::error::CliError;
+use crate::output;
+
+/// Saved connections
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill context save prod --address log1:9630,log2:9630 --ca prod-ca.pem
+  tidemill context use prod
+  tidemill --context prod topic list")]
+pub(crate) enum Context {
+    /// Save the connection that the flags name
+    #[command(after_help = "Example:\n  tidemill context save prod --address log1:9630 --ca prod-ca.pem")]
+    Save {
+        /// Its name.
+        name: String,
+    },
+    /// Use this one where none is named
+    #[command(after_help = "Example:\n  tidemill context use prod")]
+    Use {
+        /// Its name.
+        name: String,
+    },
+    /// Show what is saved
+    #[command(after_help = "Example:\n  tidemill context list")]
+    List,
+    /// Forget one
+    #[command(after_help = "Example:\n  tidemill context delete prod")]
+    Delete {
+        /// Its name.
+        name: String,
+    },
+}
+
+pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliError> {
+    let mut contexts = Contexts::load()?;
+    match context {
+        Context::Save { name } => {
+            let addresses = connection
+                .address
+                .as_ref()
+                .map(|addresses| addresses.split(',').map(|address| address.trim().to_owned()).collect())
+                .ok_or_else(|| CliError::usage("say which broker: --address HOST:PORT"))?;
+            // A relative path would mean something else from another directory.
+            let absolute =
+                |path: &Option<std::path::PathBuf>| path.as_ref().map(std::path::absolute).transpose();
+            let saved = SavedContext {
+                addresses,
+                ca: absolute(&connection.ca)?,
+                certificate: absolute(&connection.certificate)?,
+                key: absolute(&connection.key)?,
+            };
+            contexts.contexts.insert(name.clone(), saved);
+            contexts.current.get_or_insert(name);
+            contexts.save()
+        }
+        Context::Use { name } => {
+            known(&contexts, &name)?;
+            contexts.current = Some(name);
+            contexts.save()
+        }
+        Context::Delete { name } => {
+            known(&contexts, &name)?;
+            contexts.contexts.remove(&name);
+            contexts.current = contexts.current.filter(|current| *current != name);
+            contexts.save()
+        }
+        Context::List => list(&contexts, connection.json),
+    }
+}
+
+fn known(contexts: &Contexts, name: &str) -> Result<(), CliError> {
+    if contexts.contexts.contains_key(name) {
+        return Ok(());
+    }
+    Err(CliError::usage(format!("there is no context '{name}' in {}", file()?.display())))
+}
+
+fn list(contexts: &Contexts, json: bool) -> Result<(), CliError> {
+    let document = json!({ "current": contexts.current, "contexts": contexts.contexts });
+    output::print(json, &document, || {
+        let rows: Vec<Vec<String>> = contexts
+            .contexts
+            .iter()
+            .map(|(name, saved)| {
+                let current = contexts.current.as_ref() == Some(name);
+                vec![
+                    if current { "*".to_owned() } else { String::new() },
+                    name.clone(),
+                    saved.addresses.join(","),
+                    saved.ca.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+                ]
+            })
+            .collect();
+        output::table(&["", "name", "addresses", "ca"], &rows, &[]);
+    })
+}

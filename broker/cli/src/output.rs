@@ -1,0 +1,76 @@
+//! Tables for people, JSON for programs.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+use serde_json::Value;
+
+use crate::error::CliError;
+
+/// Prints a document as JSON where that was asked for; otherwise runs `human`.
+pub(crate) fn print(json: bool, document: &Value, human: impl FnOnce()) -> Result<(), CliError> {
+    if json {
+        println!("{}", serde_json::to_string(document)?);
+    } else {
+        human();
+    }
+    Ok(())
+}
+
+/// Prints rows under headings; columns named in `right` are aligned to the right.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>], right: &[usize]) {
+    if rows.is_empty() {
+        println!("(none)");
+        return;
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_header(headings.iter().map(|heading| heading.to_uppercase()));
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in right {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    println!("{table}");
+}
+
+/// `key  value` lines.
+pub(crate) fn facts(facts: &[(&str, String)]) {
+    let width = facts.iter().map(|(key, _)| key.len()).max().unwrap_or(0);
+    for (key, value) in facts {
+        println!("{key:width$}  {value}");
+    }
+}
+
+/// Bytes for people: `1.5 MiB`.
+pub(crate) fn bytes(count: u64) -> String {
+    bytesize::ByteSize::b(count).display().iec().to_string()
+}
+
+/// A millisecond duration for people; -1 is for ever.
+pub(crate) fn duration(ms: i64) -> String {
+    match ms {
+        -1 => "for ever".to_owned(),
+        ms if ms % 86_400_000 == 0 => format!("{} d", ms / 86_400_000),
+        ms if ms % 3_600_000 == 0 => format!("{} h", ms / 3_600_000),
+        ms if ms % 1000 == 0 => format!("{} s", ms / 1000),
+        ms => format!("{ms} ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_times_read_well() {
+        assert_eq!(bytes(12), "12 B");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(5 << 30), "5.0 GiB");
+        assert_eq!(duration(-1), "for ever");
+        assert_eq!(duration(7 * 86_400_000), "7 d");
+        assert_eq!(duration(1500), "1500 ms");
+    }
+}

@@ -1,0 +1,185 @@
+//! What went wrong, per operation, in words for the person who can change it.
+
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::record_batch::BatchError;
+use tidemill_wasm::{CallError, CompileError, ConfigError, Failure, InvalidComponent, WrongKind};
+
+/// A partitioner's or filter's call that gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct CallFailure {
+    /// Of which kind.
+    pub kind: CallFailureKind,
+    /// What happened in which deployment.
+    pub message: String,
+}
+
+/// Kinds of [`CallFailure`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallFailureKind {
+    /// The plugin trapped.
+    Trapped,
+    /// The plugin ran for too long.
+    TimedOut,
+    /// The plugin wanted more memory than it may have.
+    OutOfMemory,
+    /// The plugin's answer is not usable.
+    BadAnswer,
+    /// The plugin said that the call failed.
+    Failed {
+        /// The same batch may succeed later.
+        retry: bool,
+    },
+    /// The batch does not read. Not the plugin's fault.
+    BadBatch,
+    /// The broker could not run the plugin. Not the plugin's fault.
+    Broker,
+}
+
+impl CallFailure {
+    pub(crate) fn of(deployment: &str, error: &CallError) -> Self {
+        let kind = match error {
+            CallError::Trapped { .. } => CallFailureKind::Trapped,
+            CallError::TimedOut { .. } => CallFailureKind::TimedOut,
+            CallError::OutOfMemory { .. } => CallFailureKind::OutOfMemory,
+            CallError::BadAnswer(_) | CallError::WrongInterface(_) => CallFailureKind::BadAnswer,
+            CallError::Failed(Failure::Retry(_)) => CallFailureKind::Failed { retry: true },
+            CallError::Failed(Failure::Reject(_)) | CallError::InitRefused(_) => {
+                CallFailureKind::Failed { retry: false }
+            }
+            CallError::HostFailed(_) | CallError::NoCapacity(_) | CallError::Discarded => CallFailureKind::Broker,
+        };
+        Self { kind, message: format!("{deployment}: {error}") }
+    }
+
+    pub(crate) fn stopped(deployment: &str) -> Self {
+        Self { kind: CallFailureKind::Broker, message: format!("{deployment}: plugins are being stopped") }
+    }
+
+    pub(crate) fn batch(deployment: &str, error: &BatchError) -> Self {
+        Self { kind: CallFailureKind::BadBatch, message: format!("{deployment}: the batch does not read: {error}") }
+    }
+
+    pub(crate) fn answer(deployment: &str, reason: impl std::fmt::Display) -> Self {
+        let message = format!("{deployment}: the plugin gave a bad answer: {reason}");
+        Self { kind: CallFailureKind::BadAnswer, message }
+    }
+}
+
+/// Why a plugin can't be opened for use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// Its component is not on this broker.
+    #[error("the component of '{deployment}' is not on this broker, or is damaged: {reason}; upload the plugin again")]
+    Component {
+        /// The deployment.
+        deployment: String,
+        /// What was found.
+        reason: String,
+    },
+    /// It does not compile any more, or does not load.
+    #[error("the plugin of '{deployment}' can't be loaded: {source}")]
+    Compile {
+        /// The deployment.
+        deployment: String,
+        /// Why.
+        source: CompileError,
+    },
+    /// It is of another world.
+    #[error("'{deployment}': {source}")]
+    Kind {
+        /// The deployment.
+        deployment: String,
+        /// Which.
+        source: WrongKind,
+    },
+    /// It refuses its configuration, or does not get as far as answering.
+    #[error("'{deployment}': {source}")]
+    Config {
+        /// The deployment.
+        deployment: String,
+        /// Its words.
+        source: ConfigError,
+    },
+}
+
+impl OpenError {
+    /// The wire's code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Component { .. } => ErrorCode::UnknownPlugin,
+            Self::Compile { source, .. } => compile_code(source),
+            Self::Kind { .. } => ErrorCode::WrongWorld,
+            Self::Config { source: ConfigError::Refused(_), .. } => ErrorCode::BadPluginConfig,
+            Self::Config { source: ConfigError::Call(error), .. } => call_code(error),
+        }
+    }
+}
+
+/// Why a deployment is refused before it stands: the same reasons as when it is opened.
+pub type DeployError = OpenError;
+
+/// Why an upload is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// It can't be a plugin, or does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// It compiles, but does not answer `describe`.
+    #[error("the plugin can't be asked what it is: {0}")]
+    Describe(#[from] CallError),
+    /// It can't be kept.
+    #[error("the component can't be stored on the broker: {0}")]
+    Store(std::io::Error),
+}
+
+impl UploadError {
+    /// The wire's code.
+    #[must_use]
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            Self::Compile(error) => compile_code(error),
+            Self::Describe(error) => call_code(error),
+            Self::Store(_) => ErrorCode::StorageFailed,
+        }
+    }
+}
+
+/// Why the room does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum HostingStartError {
+    /// The sandbox.
+    #[error(transparent)]
+    Engine(#[from] tidemill_wasm::EngineError),
+    /// The artifacts' directory.
+    #[error("the directory for plugins can't be used: {0}")]
+    Directory(std::io::Error),
+    /// The threads.
+    #[error("the threads for plugins can't be started: {0}")]
+    Threads(std::io::Error),
+}
+
+fn compile_code(error: &CompileError) -> ErrorCode {
+    match error {
+        CompileError::Invalid(InvalidComponent::NotAComponent { .. }) => ErrorCode::InvalidComponent,
+        CompileError::Invalid(InvalidComponent::WrongWorld { .. }) => ErrorCode::WrongWorld,
+        CompileError::Invalid(InvalidComponent::ForbiddenImport { .. }) => ErrorCode::ForbiddenImport,
+        CompileError::TooLarge { .. } => ErrorCode::PluginTooLarge,
+        CompileError::Load(tidemill_wasm::LoadError::WrongInterface(_)) => ErrorCode::WrongWorld,
+        CompileError::Failed(_) | CompileError::TimedOut { .. } | CompileError::Worker(_) | CompileError::Load(_) => {
+            ErrorCode::CompileFailed
+        }
+    }
+}
+
+fn call_code(error: &CallError) -> ErrorCode {
+    match CallFailure::of("", error).kind {
+        CallFailureKind::Trapped => ErrorCode::PluginTrapped,
+        CallFailureKind::TimedOut => ErrorCode::PluginTimedOut,
+        CallFailureKind::OutOfMemory => ErrorCode::PluginOutOfMemory,
+        CallFailureKind::BadAnswer => ErrorCode::PluginBadAnswer,
+        CallFailureKind::Failed { .. } => ErrorCode::PluginFailed,
+        CallFailureKind::BadBatch | CallFailureKind::Broker => ErrorCode::Internal,
+    }
+}

@@ -1,0 +1,337 @@
+//! The room's front: uploads checked, plugins opened, tasks started and stopped.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tidemill_protocol::record_batch::BatchLimits;
+use tidemill_protocol::{DeploymentId, PartitionId};
+use tidemill_wasm::{
+    Compiled, ConfigKey, Context, Fields, FilterPool, GuestSink, NullSink, PartitionerPool, PluginLimits,
+};
+use tokio::task::JoinHandle;
+
+use crate::components::ComponentStore;
+use crate::config::HostingConfig;
+use crate::failure::{DeployError, HostingStartError, OpenError, UploadError};
+use crate::filter::{Filter, FilterInner};
+use crate::logs::{DeploymentLog, LogPage, TaskSink};
+use crate::partitioner::{Partitioner, PartitionerInner};
+use crate::plan::{PluginKind, PluginPlan, TaskPlan};
+use crate::port::TaskPort;
+use crate::runtime::PluginRuntime;
+use crate::task::{TaskParts, TaskRunner};
+
+/// Filters and partitioners kept open while nobody uses them.
+const OPEN_MAX: usize = 256;
+/// Instances of one filter that wait for a next call.
+const IDLE_INSTANCES_MAX: usize = 4;
+
+/// What an upload turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckedUpload {
+    /// blake3 of the component.
+    pub digest: [u8; 32],
+    /// Its bytes.
+    pub size: u64,
+    /// Its world.
+    pub kind: PluginKind,
+    /// What it says of itself.
+    pub summary: String,
+    /// Its configuration keys.
+    pub config: Vec<ConfigKey>,
+}
+
+/// Deployments at work. Cheap to clone.
+#[derive(Clone)]
+pub struct Hosting {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    config: HostingConfig,
+    components: Arc<ComponentStore>,
+    runtime: Arc<PluginRuntime>,
+    port: OnceLock<Arc<dyn TaskPort>>,
+    logs: Mutex<HashMap<DeploymentId, Arc<DeploymentLog>>>,
+    filters: Mutex<HashMap<PluginPlan, Filter>>,
+    partitioners: Mutex<HashMap<PluginPlan, Partitioner>>,
+    tasks: Mutex<HashMap<(DeploymentId, PartitionId), RunningTask>>,
+}
+
+struct RunningTask {
+    plan: TaskPlan,
+    handle: JoinHandle<()>,
+}
+
+impl Hosting {
+    /// Opens the directories, the engine and the threads. Tasks run once a port is connected.
+    ///
+    /// # Errors
+    /// [`HostingStartError`] says which of them can't be had.
+    pub fn start(config: HostingConfig) -> Result<Self, HostingStartError> {
+        let components = Arc::new(ComponentStore::open(&config)?);
+        let runtime = Arc::new(PluginRuntime::start().map_err(HostingStartError::Threads)?);
+        Ok(Self {
+            inner: Arc::new(Inner {
+                config,
+                components,
+                runtime,
+                port: OnceLock::new(),
+                logs: Mutex::default(),
+                filters: Mutex::default(),
+                partitioners: Mutex::default(),
+                tasks: Mutex::default(),
+            }),
+        })
+    }
+
+    /// Gives tasks their shards. Only the first port counts.
+    pub fn connect(&self, port: Arc<dyn TaskPort>) {
+        let _ = self.inner.port.set(port);
+    }
+
+    /// Checks, compiles and asks a component what it is, then keeps it durably under its digest.
+    ///
+    /// # Errors
+    /// [`UploadError`] with the reason for its author.
+    pub async fn check_upload(&self, component: Bytes) -> Result<CheckedUpload, UploadError> {
+        let compiled = self.inner.components.compile(component.clone()).await?;
+        let description = compiled.describe(&self.inner.inline_limits(u64::MAX)).await?;
+        let (components, digest, size) =
+            (Arc::clone(&self.inner.components), compiled.digest(), component.len() as u64);
+        tokio::task::spawn_blocking(move || components.store(&digest, &component))
+            .await
+            .map_err(|error| UploadError::Store(std::io::Error::other(error)))?
+            .map_err(UploadError::Store)?;
+        Ok(CheckedUpload {
+            digest,
+            size,
+            kind: PluginKind::of(compiled.kind()),
+            summary: description.summary,
+            config: description.config,
+        })
+    }
+
+    /// Runs a plugin's `init` with the plan's context: a bad configuration is refused in the plugin's own words.
+    ///
+    /// # Errors
+    /// [`DeployError`] names the deployment.
+    pub async fn validate(&self, plan: &PluginPlan) -> Result<(), DeployError> {
+        let compiled = self.inner.compiled(plan).await?;
+        self.inner.fields(plan, &compiled).await.map(|_| ())
+    }
+
+    /// A filter, opened or found open.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the deployment.
+    pub async fn filter(&self, plan: &PluginPlan) -> Result<Filter, OpenError> {
+        if let Some(open) = self.inner.filters.lock().get(plan) {
+            return Ok(open.clone());
+        }
+        let inner = &self.inner;
+        let compiled = inner.compiled(plan).await?;
+        let fields = inner.fields(plan, &compiled).await?;
+        let limits = inner.inline_limits(plan.memory_bytes_max);
+        let pool = FilterPool::new(compiled, context(plan), limits, inner.sink(plan, None), IDLE_INSTANCES_MAX)
+            .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
+        let filter = Filter::new(FilterInner {
+            name: plan.deployment.clone(),
+            pool,
+            fields,
+            limits: inner.batch_limits(),
+            runtime: Arc::clone(&inner.runtime),
+            log: plan.deployment_id.map(|id| inner.log(id)),
+        });
+        keep(&mut inner.filters.lock(), plan, &filter);
+        Ok(filter)
+    }
+
+    /// A partitioner, opened or found open.
+    ///
+    /// # Errors
+    /// [`OpenError`] names the deployment.
+    pub async fn partitioner(&self, plan: &PluginPlan) -> Result<Partitioner, OpenError> {
+        self.inner.partitioner(plan).await
+    }
+
+    /// Starts, stops and restarts tasks so that exactly these run here.
+    pub fn reconcile(&self, plans: Vec<TaskPlan>) {
+        let Some(port) = self.inner.port.get() else { return };
+        let mut wanted: HashMap<(DeploymentId, PartitionId), TaskPlan> = HashMap::new();
+        for plan in plans {
+            if let Some(id) = plan.plugin.deployment_id {
+                wanted.insert((id, plan.partition), plan);
+            }
+        }
+        let mut tasks = self.inner.tasks.lock();
+        tasks.retain(|key, running| {
+            let stays = wanted.get(key) == Some(&running.plan) && !running.handle.is_finished();
+            if !stays {
+                // A step that is under way may still commit: whoever comes next looks where the task stands.
+                running.handle.abort();
+            }
+            stays
+        });
+        for (key, plan) in wanted {
+            tasks.entry(key).or_insert_with(|| {
+                let log = self.inner.log(key.0);
+                let runner = TaskRunner::new(TaskParts {
+                    plan: plan.clone(),
+                    hosting: Arc::clone(&self.inner),
+                    port: Arc::clone(port),
+                    log,
+                });
+                RunningTask { plan, handle: self.inner.runtime.spawn(runner.run()) }
+            });
+        }
+    }
+
+    /// How many tasks run here.
+    #[must_use]
+    pub fn task_count(&self) -> usize {
+        self.inner.tasks.lock().len()
+    }
+
+    /// A deployment's log lines after a number.
+    #[must_use]
+    pub fn logs(&self, deployment: DeploymentId, after: u64, limit: usize) -> LogPage {
+        self.inner.log(deployment).page(after, limit)
+    }
+
+    /// A deployment's counters.
+    #[must_use]
+    pub fn counters(&self, deployment: DeploymentId) -> BTreeMap<String, u64> {
+        self.inner.log(deployment).counters()
+    }
+
+    /// Forgets a deployment that is gone: its log, its counters, what is open of it.
+    pub fn forget(&self, deployment: DeploymentId) {
+        self.inner.logs.lock().remove(&deployment);
+        self.inner.filters.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
+        self.inner.partitioners.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
+    }
+
+    /// Stops all tasks.
+    pub async fn stop(&self) {
+        let tasks: Vec<RunningTask> = self.inner.tasks.lock().drain().map(|(_, task)| task).collect();
+        for task in tasks {
+            task.handle.abort();
+            let _ = task.handle.await;
+        }
+    }
+}
+
+impl Inner {
+    /// The compiled component of a plan: loaded, or read, checked and compiled or found in the cache.
+    pub(crate) async fn compiled(&self, plan: &PluginPlan) -> Result<Compiled, OpenError> {
+        if let Some(compiled) = self.components.loaded(&plan.digest) {
+            return Ok(compiled);
+        }
+        let (components, digest) = (Arc::clone(&self.components), plan.digest);
+        let missing = |reason: String| OpenError::Component { deployment: plan.deployment.clone(), reason };
+        let component = tokio::task::spawn_blocking(move || components.read(&digest))
+            .await
+            .map_err(|error| missing(error.to_string()))?
+            .map_err(|error| missing(error.to_string()))?;
+        self.components
+            .compile(component)
+            .await
+            .map_err(|source| OpenError::Compile { deployment: plan.deployment.clone(), source })
+    }
+
+    async fn fields(&self, plan: &PluginPlan, compiled: &Compiled) -> Result<Fields, OpenError> {
+        let limits = match plan.kind {
+            PluginKind::Consumer => self.task_limits(plan.memory_bytes_max),
+            PluginKind::Partitioner | PluginKind::Filter => self.inline_limits(plan.memory_bytes_max),
+        };
+        compiled
+            .validate_config(&context(plan), &limits, self.sink(plan, None))
+            .await
+            .map_err(|source| OpenError::Config { deployment: plan.deployment.clone(), source })
+    }
+
+    pub(crate) async fn partitioner(&self, plan: &PluginPlan) -> Result<Partitioner, OpenError> {
+        if let Some(open) = self.partitioners.lock().get(plan) {
+            return Ok(open.clone());
+        }
+        let compiled = self.compiled(plan).await?;
+        let fields = self.fields(plan, &compiled).await?;
+        let limits = self.inline_limits(plan.memory_bytes_max);
+        let pool = PartitionerPool::new(compiled, context(plan), limits, self.sink(plan, None))
+            .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
+        let partitioner = Partitioner::plugin(PartitionerInner {
+            name: plan.deployment.clone(),
+            pool,
+            fields,
+            limits: self.batch_limits(),
+            runtime: Arc::clone(&self.runtime),
+            log: plan.deployment_id.map(|id| self.log(id)),
+        });
+        keep(&mut self.partitioners.lock(), plan, &partitioner);
+        Ok(partitioner)
+    }
+
+    pub(crate) fn log(&self, deployment: DeploymentId) -> Arc<DeploymentLog> {
+        let mut logs = self.logs.lock();
+        let new = || DeploymentLog::new(self.config.log_bytes_max, Arc::clone(&self.config.clock));
+        Arc::clone(logs.entry(deployment).or_insert_with(new))
+    }
+
+    pub(crate) fn sink(&self, plan: &PluginPlan, partition: Option<u32>) -> Arc<dyn GuestSink> {
+        match plan.deployment_id {
+            Some(id) => Arc::new(TaskSink { log: self.log(id), partition }),
+            None => Arc::new(NullSink),
+        }
+    }
+
+    pub(crate) fn task_limits(&self, memory_bytes_max: u64) -> PluginLimits {
+        PluginLimits {
+            memory_bytes_max: self.memory(memory_bytes_max),
+            call_time: self.config.task_call_time,
+            ..PluginLimits::task()
+        }
+    }
+
+    fn inline_limits(&self, memory_bytes_max: u64) -> PluginLimits {
+        PluginLimits {
+            memory_bytes_max: self.memory(memory_bytes_max),
+            call_time: self.config.call_time,
+            ..PluginLimits::inline()
+        }
+    }
+
+    fn memory(&self, asked: u64) -> usize {
+        usize::try_from(asked.min(self.config.memory_bytes_max)).unwrap_or(usize::MAX)
+    }
+
+    /// Stored batches were checked when they came: what is read back is bounded by memory alone.
+    pub(crate) fn batch_limits(&self) -> BatchLimits {
+        BatchLimits {
+            batch_bytes_max: 64 << 20,
+            record_bytes_max: 64 << 20,
+            decompressed_bytes_max: self.config.decompressed_bytes_max,
+            ..BatchLimits::default()
+        }
+        .allowing_gaps()
+    }
+}
+
+pub(crate) fn context(plan: &PluginPlan) -> Context {
+    Context {
+        deployment: plan.deployment.clone(),
+        topics: plan.topics.clone(),
+        targets: plan.targets.clone(),
+        config: plan.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+    }
+}
+
+/// Keeps what is open, up to a bound: configurations come from clients.
+fn keep<T: Clone>(open: &mut HashMap<PluginPlan, T>, plan: &PluginPlan, opened: &T) {
+    if open.len() >= OPEN_MAX {
+        open.clear();
+    }
+    open.insert(plan.clone(), opened.clone());
+}

@@ -1,0 +1,198 @@
+//! What one call did so far: kept apart until it is committed, seen by the call's own reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tidemill_protocol::Timestamp;
+use tidemill_wasm::{Blobs, EmitAnswer, HostError, Records, StatePage, TaskHost, WriteAnswer};
+
+use crate::plan::TargetPlan;
+use crate::port::{StateChange, TaskKey, TaskPort, TimerChange};
+
+/// The effects of one call.
+#[derive(Debug, Default)]
+pub(crate) struct Effects {
+    /// Records by target, in the order of the calls.
+    pub(crate) emitted: Vec<(u32, Records)>,
+    /// The last value of each key, and when it expires.
+    pub(crate) state: BTreeMap<Bytes, (Option<Bytes>, Option<Timestamp>)>,
+    /// The last setting of each timer.
+    pub(crate) timers: BTreeMap<Bytes, Option<Timestamp>>,
+    /// The log's time of the call.
+    pub(crate) now: Timestamp,
+}
+
+impl Effects {
+    pub(crate) fn state_changes(&self) -> Vec<StateChange> {
+        self.state
+            .iter()
+            .map(|(key, (value, expires_at))| StateChange {
+                key: key.clone(),
+                value: value.clone(),
+                expires_at: *expires_at,
+            })
+            .collect()
+    }
+
+    pub(crate) fn timer_changes(&self) -> Vec<TimerChange> {
+        self.timers.iter().map(|(key, at)| TimerChange { key: key.clone(), at: *at }).collect()
+    }
+}
+
+/// What a task's instance reaches.
+pub(crate) struct EffectsHost {
+    pub(crate) task: TaskKey,
+    pub(crate) port: Arc<dyn TaskPort>,
+    pub(crate) targets: Arc<[TargetPlan]>,
+    /// Shared with the runner, which clears it before and takes it after a call.
+    pub(crate) effects: Arc<Mutex<Effects>>,
+}
+
+impl TaskHost for EffectsHost {
+    fn emit(&mut self, target: u32, records: Records) -> Result<EmitAnswer, HostError> {
+        let Some(plan) = usize::try_from(target).ok().and_then(|index| self.targets.get(index)) else {
+            return Ok(EmitAnswer::NoSuchTarget);
+        };
+        let outside = records.iter().filter_map(|record| record.partition).find(|p| *p >= plan.partitions);
+        if let Some(partition) = outside {
+            let reason = format!("topic '{}' has {} partitions and no {partition}", plan.name, plan.partitions);
+            return Ok(EmitAnswer::Malformed(reason));
+        }
+        self.effects.lock().emitted.push((target, records));
+        Ok(EmitAnswer::Taken)
+    }
+
+    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>> {
+        async move {
+            let (mut found, unknown) = self.own_writes(&keys);
+            if !unknown.is_empty() {
+                let wanted = unknown.iter().map(|(_, key)| key.clone()).collect();
+                let stored = self.port.state_get(self.task, wanted).await.map_err(|error| HostError(error.0))?;
+                for ((index, _), value) in unknown.into_iter().zip(stored) {
+                    if let Some(slot) = found.get_mut(index) {
+                        *slot = value;
+                    }
+                }
+            }
+            blobs(found.iter().map(Option::as_deref))
+        }
+        .boxed()
+    }
+
+    fn write_state(&mut self, keys: Blobs, values: Blobs, ttl_ms: u64) -> Result<WriteAnswer, HostError> {
+        let mut effects = self.effects.lock();
+        let expires_at = match i64::try_from(ttl_ms) {
+            Ok(0) => None,
+            Ok(ttl_ms) => Some(effects.now.plus_ms(ttl_ms)),
+            Err(_) => None,
+        };
+        for (key, value) in keys.iter().zip(values.iter()) {
+            let Some(key) = key else {
+                return Ok(WriteAnswer::Malformed("a key is absent".to_owned()));
+            };
+            let value = value.map(Bytes::copy_from_slice);
+            let expires_at = expires_at.filter(|_| value.is_some());
+            effects.state.insert(Bytes::copy_from_slice(key), (value, expires_at));
+        }
+        Ok(WriteAnswer::Taken)
+    }
+
+    fn scan_state(
+        &mut self,
+        start: Vec<u8>,
+        end: Option<Vec<u8>>,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<StatePage, HostError>> {
+        async move { self.scan(start.into(), end.map(Bytes::from), limit as usize).await }.boxed()
+    }
+
+    fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError> {
+        self.effects.lock().timers.insert(key.into(), Some(Timestamp::new(at)));
+        Ok(())
+    }
+
+    fn cancel_timer(&mut self, key: Vec<u8>) -> Result<(), HostError> {
+        self.effects.lock().timers.insert(key.into(), None);
+        Ok(())
+    }
+}
+
+impl EffectsHost {
+    /// Values that this call wrote, and the keys (with their places) that it did not.
+    fn own_writes(&self, keys: &Blobs) -> (Vec<Option<Bytes>>, Vec<(usize, Bytes)>) {
+        let effects = self.effects.lock();
+        let mut unknown = Vec::new();
+        let found = keys
+            .iter()
+            .enumerate()
+            .map(|(index, key)| {
+                let key = key?;
+                match effects.state.get(key) {
+                    Some((value, _)) => value.clone(),
+                    None => {
+                        unknown.push((index, Bytes::copy_from_slice(key)));
+                        None
+                    }
+                }
+            })
+            .collect();
+        (found, unknown)
+    }
+
+    /// Stored entries and the call's own, merged by key.
+    async fn scan(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<StatePage, HostError> {
+        let mut merged: BTreeMap<Bytes, Bytes> = BTreeMap::new();
+        let mut from = start.clone();
+        let mut stored_more = true;
+        // The call may have deleted entries that are stored: then one page of them is not enough.
+        while stored_more && merged.len() <= limit {
+            let page = self.port.state_scan(self.task, from.clone(), end.clone(), limit.saturating_add(1));
+            let (entries, more) = page.await.map_err(|error| HostError(error.0))?;
+            stored_more = more && !entries.is_empty();
+            let effects = self.effects.lock();
+            for (key, value) in entries {
+                from = after(&key);
+                if !effects.state.contains_key(&key) {
+                    merged.insert(key, value);
+                }
+            }
+        }
+        // Beyond the last stored entry that was read nothing is known, unless there are none.
+        let known_before = stored_more.then_some(from);
+        let within = |key: &Bytes| {
+            *key >= start
+                && end.as_ref().is_none_or(|end| key < end)
+                && known_before.as_ref().is_none_or(|known| key < known)
+        };
+        for (key, (value, _)) in &self.effects.lock().state {
+            if let Some(value) = value.as_ref().filter(|_| within(key)) {
+                merged.insert(key.clone(), value.clone());
+            }
+        }
+        let more = merged.len() > limit || stored_more;
+        let keys = blobs(merged.keys().take(limit).map(|key| Some(&key[..])))?;
+        let values = blobs(merged.values().take(limit).map(|value| Some(&value[..])))?;
+        Ok(StatePage { keys, values, more })
+    }
+}
+
+fn after(key: &Bytes) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    next.into()
+}
+
+fn blobs<'a>(list: impl Iterator<Item = Option<&'a [u8]>>) -> Result<Blobs, HostError> {
+    let mut blobs = Blobs::new();
+    for blob in list {
+        if !blobs.push(blob) {
+            return Err(HostError("the state asked for is larger than a plugin's memory".to_owned()));
+        }
+    }
+    Ok(blobs)
+}

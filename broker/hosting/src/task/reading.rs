@@ -1,0 +1,122 @@
+//! The records of one call: taken from stored batches, as many as a call should see.
+
+use bytes::{Bytes, BytesMut};
+use tidemill_protocol::record_batch::{BatchError, BatchLimits, HeadersView, RecordBatch};
+use tidemill_protocol::{Offset, Timestamp, TopicPartition};
+use tidemill_wasm::{Batch, Fields};
+
+use crate::batch_view::Index;
+use crate::port::Fetched;
+
+/// Records that one call gets at the most.
+pub(crate) const CALL_RECORDS_MAX: usize = 1000;
+/// Bytes of stored batches that are read for it.
+pub(crate) const CALL_BYTES_MAX: usize = 1 << 20;
+
+/// One record of a source: slices of its batch.
+#[derive(Debug, Clone)]
+pub(crate) struct TaskRecord {
+    pub(crate) offset: Offset,
+    pub(crate) timestamp: Timestamp,
+    pub(crate) key: Option<Bytes>,
+    pub(crate) value: Option<Bytes>,
+    /// Encoded, the count first.
+    pub(crate) headers: Bytes,
+}
+
+impl TaskRecord {
+    pub(crate) fn headers(&self) -> HeadersView<'_> {
+        // Cut from a view that had parsed it.
+        HeadersView::parse(&self.headers).unwrap_or(HeadersView::EMPTY)
+    }
+}
+
+/// Records of one source, from where the task stands.
+#[derive(Debug, Clone)]
+pub(crate) struct SourceRecords {
+    /// Counts in the plan's topics.
+    pub(crate) topic: u32,
+    pub(crate) source: TopicPartition,
+    /// Where the task stands.
+    pub(crate) position: Offset,
+    /// Where it stands when all of these are done.
+    pub(crate) end: Offset,
+    pub(crate) records: Vec<TaskRecord>,
+}
+
+impl SourceRecords {
+    /// Takes records from stored batches: those from `position` on, up to the bounds of a call.
+    pub(crate) fn read(
+        topic: u32,
+        source: TopicPartition,
+        position: Offset,
+        fetched: Fetched,
+        limits: &BatchLimits,
+    ) -> Result<Self, BatchError> {
+        let mut taken = Self { topic, source, position, end: position, records: Vec::new() };
+        for stored in fetched.batches {
+            let batch = RecordBatch::decode(stored, limits)?;
+            let records = batch.records(limits)?;
+            for record in &records {
+                let record = record?;
+                if record.offset < position {
+                    continue;
+                }
+                if taken.records.len() == CALL_RECORDS_MAX {
+                    return Ok(taken);
+                }
+                taken.records.push(TaskRecord {
+                    offset: record.offset,
+                    timestamp: record.timestamp,
+                    key: record.key.map(|key| records.slice_of(key)),
+                    value: record.value.map(|value| records.slice_of(value)),
+                    headers: records.slice_of(record.headers.as_bytes()),
+                });
+                taken.end = record.offset.plus(1);
+            }
+            // A batch may reach beyond its last record.
+            taken.end = taken.end.max(batch.header().next_offset());
+        }
+        Ok(taken)
+    }
+
+    /// The first `count` of them.
+    pub(crate) fn first(&self, count: usize) -> &[TaskRecord] {
+        self.records.get(..count).unwrap_or(&self.records)
+    }
+
+    /// Where the task stands when the first `count` are done.
+    pub(crate) fn position_after(&self, count: usize) -> Offset {
+        self.records.get(count).map_or(self.end, |next| next.offset)
+    }
+
+    /// The first `count` as a plugin reads them.
+    pub(crate) fn view(&self, count: usize, fields: Fields, now: Timestamp) -> Batch {
+        let records = self.first(count);
+        let base_offset = records.first().map_or(self.position, |record| record.offset);
+        let base_timestamp = records.iter().map(|record| record.timestamp.get()).min().unwrap_or(0);
+        let mut data = BytesMut::new();
+        let mut append = |part: &[u8]| {
+            let at = data.len();
+            data.extend_from_slice(part);
+            Some(at)
+        };
+        let mut index = Index::new(records.len());
+        for record in records {
+            index.part(fields.key, record.key.as_deref(), &mut append);
+            index.part(fields.value, record.value.as_deref(), &mut append);
+            index.part(fields.headers, Some(&record.headers), &mut append);
+            let delta = u32::try_from(record.offset.since(base_offset)).unwrap_or(u32::MAX);
+            index.position(delta, record.timestamp.get(), base_timestamp);
+        }
+        Batch {
+            topic: self.topic,
+            partition: self.source.partition.get(),
+            base_offset: base_offset.get(),
+            base_timestamp,
+            now: now.get(),
+            data: data.freeze(),
+            index: index.freeze(),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Carries what the controller decided into the shards.
+//!
+//! The controller and the other shards are separate logs. A topic, its configuration, its deletion, a deployment: each
+//! reaches a shard as an `adopt` unit with the version that the controller gave it. The leader of a shard compares what
+//! it has adopted with what it should have whenever either changes; adopting twice is harmless, since a shard accepts
+//! rising versions only.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_controller::{
+    ControllerCommand, DeploymentKind, DeploymentRecord, DeploymentStatus, StartAt, TopicRecord,
+};
+use tidemill_protocol::{DeploymentId, Offset, PartitionId, ShardId, TopicPartition};
+use tidemill_raft::Replica;
+use tidemill_shard::{
+    AdoptDeployment, AdoptTopic, AdoptedStatus, StartAt as TaskStart, TaskAssignment, Unit, UnitResult,
+};
+
+use crate::config::PluginSettings;
+use crate::shards::Shards;
+use crate::view::{ClusterView, ViewReader};
+use tokio_util::sync::CancellationToken;
+
+/// What failed is tried again after this long.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+pub(crate) struct Adopter {
+    pub(crate) shards: Shards,
+    pub(crate) view: ViewReader,
+    pub(crate) plugins: PluginSettings,
+}
+
+impl Adopter {
+    pub(crate) async fn run(mut self, stopping: CancellationToken) {
+        loop {
+            let done = self.reconcile().await;
+            tokio::select! {
+                changed = self.view.changed() => {
+                    if changed.is_none() {
+                        return;
+                    }
+                }
+                () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    /// Proposes what is missing; `false` where something has to be tried again.
+    async fn reconcile(&self) -> bool {
+        let view = self.view.now();
+        let mut done = true;
+        for (shard, replica) in self.shards.data() {
+            if !replica.watch().borrow().is_leader() {
+                continue;
+            }
+            for unit in self.missing(&view, shard, replica) {
+                match replica.propose(unit).await {
+                    Ok(UnitResult::Adopted | UnitResult::Stale { .. } | UnitResult::Group(_)) => {}
+                    Ok(other) => {
+                        tracing::error!(%shard, result = ?other, "a shard did not adopt what the controller decided");
+                        done = false;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%shard, %error, "adopting will be tried again");
+                        done = false;
+                    }
+                }
+            }
+        }
+        done && self.forget(&view).await
+    }
+
+    fn missing(&self, view: &Arc<ClusterView>, shard: ShardId, replica: &Replica) -> Vec<Unit> {
+        let state = replica.shard();
+        let mut units = Vec::new();
+        for topic in view.controller().topics() {
+            let held = topic.partitions_of(shard).next().is_some();
+            let adopted = state.topic_version(topic.id);
+            let due = if topic.deleted {
+                adopted.is_some_and(|version| version < topic.version)
+            } else {
+                held && adopted.is_none_or(|version| version < topic.version)
+            };
+            if due {
+                units.push(Unit::AdoptTopic(adopt_topic(shard, topic)));
+            }
+        }
+        for record in view.controller().deployments().filter(|record| record.spec.kind == DeploymentKind::Consumer) {
+            let adopted = deployment_version(replica, record.id);
+            let tasks = assignments(view, shard, record);
+            let due = if record.deleted {
+                adopted.is_some_and(|version| version < record.version)
+            } else {
+                !tasks.is_empty() && adopted.is_none_or(|version| version < record.version)
+            };
+            if due {
+                units.push(Unit::AdoptDeployment(self.adopt_deployment(record, tasks)));
+            }
+        }
+        units
+    }
+
+    fn adopt_deployment(&self, record: &DeploymentRecord, tasks: Vec<TaskAssignment>) -> AdoptDeployment {
+        AdoptDeployment {
+            deployment: record.id,
+            version: record.version,
+            epoch: record.epoch,
+            status: match (&record.status, record.deleted) {
+                (_, true) => AdoptedStatus::Deleted,
+                (DeploymentStatus::Running, _) => AdoptedStatus::Running,
+                (DeploymentStatus::Paused | DeploymentStatus::Failed(_), _) => AdoptedStatus::Paused,
+            },
+            tasks,
+            state_bytes_max: self.plugins.state_bytes_max,
+            outbox_bytes_max: self.plugins.outbox_bytes_max,
+        }
+    }
+
+    /// Tells the controller which deletions every shard has adopted.
+    async fn forget(&self, view: &ClusterView) -> bool {
+        let mut commands = Vec::new();
+        for topic in view.controller().topics().filter(|topic| topic.deleted) {
+            if self.shards.data().all(|(_, replica)| topic_gone(replica, topic)) {
+                commands.push(ControllerCommand::ForgetTopic { id: topic.id });
+            }
+        }
+        for record in view.controller().deployments().filter(|record| record.deleted) {
+            let remembered = view
+                .controller()
+                .topics()
+                .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(record.id)));
+            let gone =
+                self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
+            if gone && !remembered {
+                commands.push(ControllerCommand::ForgetDeployment { id: record.id });
+            }
+        }
+        let mut done = true;
+        for command in commands {
+            let unit = Unit::Control(command);
+            done &= self.shards.propose(ShardId::CONTROLLER, unit).await.is_ok();
+        }
+        done
+    }
+}
+
+fn adopt_topic(shard: ShardId, topic: &TopicRecord) -> AdoptTopic {
+    AdoptTopic {
+        topic: topic.id,
+        version: topic.version,
+        name: topic.name.to_string(),
+        config: topic.config,
+        partitions: topic.partitions_of(shard).collect(),
+        deleted: topic.deleted,
+    }
+}
+
+/// The version of a deployment that a shard has adopted.
+pub(crate) fn deployment_version(replica: &Replica, deployment: DeploymentId) -> Option<u64> {
+    let adopted = replica.shard().deployments();
+    adopted.iter().find(|known| known.deployment == deployment).map(|known| known.version)
+}
+
+/// Whether a shard has adopted a topic's deletion, or never knew the topic.
+fn topic_gone(replica: &Replica, topic: &TopicRecord) -> bool {
+    replica.shard().topic_version(topic.id).is_none_or(|version| version >= topic.version)
+}
+
+/// Whether a shard has adopted a deployment's deletion, or never knew the deployment.
+fn deployment_gone(replica: &Replica, record: &DeploymentRecord) -> bool {
+    deployment_version(replica, record.id).is_none_or(|version| version >= record.version)
+}
+
+/// The tasks of a deployment that live in a shard: one per partition of its (co-partitioned) topics.
+pub(crate) fn assignments(view: &ClusterView, shard: ShardId, record: &DeploymentRecord) -> Vec<TaskAssignment> {
+    let Some(first) = record.topics.first().and_then(|topic| view.topic(*topic)) else { return Vec::new() };
+    first
+        .partitions_of(shard)
+        .map(|partition| TaskAssignment { partition, sources: sources(record, partition) })
+        .collect()
+}
+
+fn sources(record: &DeploymentRecord, partition: PartitionId) -> Vec<(TopicPartition, TaskStart)> {
+    record
+        .topics
+        .iter()
+        .map(|topic| {
+            let source = TopicPartition::new(*topic, partition);
+            let start = match &record.spec.start {
+                StartAt::Earliest => TaskStart::Earliest,
+                StartAt::Latest => TaskStart::Latest,
+                StartAt::Offsets(offsets) => {
+                    let found = offsets.iter().find(|(named, _)| *named == source);
+                    TaskStart::Offset(found.map_or(Offset::ZERO, |(_, offset)| *offset))
+                }
+            };
+            (source, start)
+        })
+        .collect()
+}

@@ -1,0 +1,370 @@
+//! The broker's settings: defaults < TOML file < `TIDEMILL_*` environment < flags.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// Every setting of a broker. Sizes in bytes, times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrokerConfig {
+    /// Where everything is kept. One broker, one directory.
+    pub data_dir: PathBuf,
+    /// The UDP address to listen on.
+    pub listen: SocketAddr,
+    /// `host:port` that clients are told to use; empty: the listening address.
+    pub advertise: Vec<String>,
+    /// This broker's number in the cluster.
+    pub broker_id: u32,
+    /// Number of data shards, fixed when the cluster is initialised.
+    pub shards: u16,
+    /// When a record counts as written, fixed when the cluster is initialised.
+    pub durability: DurabilitySetting,
+    /// Listen beyond loopback without asking clients who they are.
+    pub insecure: bool,
+    /// PEM file of authorities that sign clients' certificates: every client must show one.
+    pub client_ca: Option<PathBuf>,
+    /// PEM certificate chain of this broker; without it the broker is its own authority.
+    pub tls_certificate: Option<PathBuf>,
+    /// PEM key of that certificate.
+    pub tls_key: Option<PathBuf>,
+    /// Further names and addresses for the certificate that the broker makes itself.
+    pub tls_names: Vec<String>,
+    /// Start although entries that were acknowledged may be lost (`--accept-data-loss`).
+    pub accept_data_loss: bool,
+    /// The write-ahead log.
+    pub wal: WalSettings,
+    /// Checkpoints and caches of the shards.
+    pub storage: StorageSettings,
+    /// What clients may do.
+    pub limits: LimitSettings,
+    /// Plugins.
+    pub plugins: PluginSettings,
+    /// How long a shutdown waits for what is under way.
+    pub shutdown_grace_ms: u64,
+}
+
+/// When a record counts as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DurabilitySetting {
+    /// fsync before the acknowledgement.
+    Fsync,
+    /// In the page cache of a majority, flushed soon after.
+    Replicated,
+}
+
+/// The write-ahead log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct WalSettings {
+    /// One file of the log; files are written once ahead of time and recycled.
+    pub segment_bytes: u64,
+    /// The log is kept below this: shards that hold it up are made to checkpoint.
+    pub bytes_max: u64,
+    /// Recent entries kept in memory for apply and readers.
+    pub cache_bytes: usize,
+    /// Entries queued and not yet written.
+    pub queue_bytes_max: usize,
+    /// Use direct I/O where the file system allows it.
+    pub direct_io: bool,
+    /// With `durability = "replicated"`: flush at least this often.
+    pub flush_interval_ms: u64,
+}
+
+/// Checkpoints and caches of the shards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageSettings {
+    /// A shard checkpoints after so many bytes of entries.
+    pub checkpoint_bytes: u64,
+    /// Newest records kept in memory over all shards.
+    pub tail_cache_bytes: usize,
+    /// How often retention looks for what may go.
+    pub retention_interval_ms: u64,
+    /// Produce is refused when less than this is free; retention may still free space.
+    pub disk_free_min_bytes: u64,
+    /// A file of this size is kept in reserve, and given up when the disk is full.
+    pub disk_reserve_bytes: u64,
+}
+
+/// What clients may do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LimitSettings {
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Streams of one connection at once.
+    pub streams_max: u32,
+    /// One frame.
+    pub frame_bytes_max: usize,
+    /// One record.
+    pub record_bytes_max: u32,
+    /// Records of one batch, decompressed.
+    pub decompressed_bytes_max: usize,
+    /// Batches in flight on one produce stream.
+    pub produce_in_flight_max: u32,
+    /// Bytes in flight on one produce stream.
+    pub produce_window_bytes: u32,
+    /// Bytes proposed and not yet applied, per shard.
+    pub proposal_bytes_max: usize,
+    /// Partitions of one subscription.
+    pub subscription_partitions_max: u32,
+    /// Credit of all partitions of one subscription.
+    pub subscription_credit_bytes_max: u64,
+    /// A request's deadline where it names none.
+    pub request_deadline_ms: u32,
+    /// An uploaded component.
+    pub plugin_bytes_max: u64,
+}
+
+/// Plugins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PluginSettings {
+    /// One call of a partitioner or filter.
+    pub call_ms_max: u64,
+    /// One call of a hosted consumer.
+    pub task_call_ms_max: u64,
+    /// Memory of one instance where the deployment names none.
+    pub memory_bytes_default: u64,
+    /// Memory of one instance at the most.
+    pub memory_bytes_max: u64,
+    /// Compiling one component.
+    pub compile_ms_max: u64,
+    /// Memory of the compiling process.
+    pub compile_memory_bytes_max: u64,
+    /// State of one task.
+    pub state_bytes_max: u64,
+    /// Outbox of one task towards one target partition.
+    pub outbox_bytes_max: u64,
+    /// Log lines kept per deployment.
+    pub log_bytes_max: usize,
+}
+
+const MIB: usize = 1 << 20;
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("tidemill-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
+            advertise: Vec::new(),
+            broker_id: 1,
+            shards: 4,
+            durability: DurabilitySetting::Fsync,
+            insecure: false,
+            client_ca: None,
+            tls_certificate: None,
+            tls_key: None,
+            tls_names: Vec::new(),
+            accept_data_loss: false,
+            wal: WalSettings::default(),
+            storage: StorageSettings::default(),
+            limits: LimitSettings::default(),
+            plugins: PluginSettings::default(),
+            shutdown_grace_ms: 10_000,
+        }
+    }
+}
+
+/// UDP port of a broker where none is named.
+pub const DEFAULT_PORT: u16 = 9630;
+
+impl Default for WalSettings {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            bytes_max: 2 << 30,
+            cache_bytes: 64 * MIB,
+            queue_bytes_max: 64 * MIB,
+            direct_io: true,
+            flush_interval_ms: 50,
+        }
+    }
+}
+
+impl Default for StorageSettings {
+    fn default() -> Self {
+        Self {
+            checkpoint_bytes: 256 << 20,
+            tail_cache_bytes: 64 * MIB,
+            retention_interval_ms: 30_000,
+            disk_free_min_bytes: 1 << 30,
+            disk_reserve_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Default for LimitSettings {
+    fn default() -> Self {
+        Self {
+            connections_max: 4096,
+            streams_max: 4096,
+            frame_bytes_max: 18 * MIB,
+            record_bytes_max: 8 << 20,
+            decompressed_bytes_max: 64 * MIB,
+            produce_in_flight_max: 32,
+            produce_window_bytes: 32 << 20,
+            proposal_bytes_max: 64 * MIB,
+            subscription_partitions_max: 10_000,
+            subscription_credit_bytes_max: 256 << 20,
+            request_deadline_ms: 30_000,
+            plugin_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Default for PluginSettings {
+    fn default() -> Self {
+        Self {
+            call_ms_max: 200,
+            task_call_ms_max: 10_000,
+            memory_bytes_default: 64 << 20,
+            memory_bytes_max: 1 << 30,
+            compile_ms_max: 120_000,
+            compile_memory_bytes_max: 4 << 30,
+            state_bytes_max: 1 << 30,
+            outbox_bytes_max: 64 << 20,
+            log_bytes_max: MIB,
+        }
+    }
+}
+
+/// Why the settings do not stand.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file or the environment holds something else than a setting.
+    #[error("the configuration does not read: {0}")]
+    Read(#[from] config::ConfigError),
+    /// Settings that contradict each other.
+    #[error("{setting}: {reason}")]
+    Invalid {
+        /// Which setting.
+        setting: &'static str,
+        /// What to change.
+        reason: String,
+    },
+}
+
+impl BrokerConfig {
+    /// Defaults, then the TOML file, then `TIDEMILL_*` variables (`TIDEMILL_WAL__BYTES_MAX` for `wal.bytes_max`), then
+    /// `flags` as `(dotted key, value)`.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the setting.
+    pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigError> {
+        let mut builder = config::Config::builder();
+        if let Some(file) = file {
+            builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
+        }
+        let environment = config::Environment::with_prefix("TIDEMILL")
+            .prefix_separator("_")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("advertise")
+            .with_list_parse_key("tls_names")
+            // Variables that are not settings: the command line's own.
+            .source(Some(settings_from_environment()));
+        builder = builder.add_source(environment);
+        for (key, value) in flags {
+            builder = builder.set_override(key, value.as_str())?;
+        }
+        let settings: Self = builder.build()?.try_deserialize()?;
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Whether the settings fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError::Invalid`] names the one to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, reason: &str| Err(ConfigError::Invalid { setting, reason: reason.to_owned() });
+        if !self.listen.ip().is_loopback() && self.client_ca.is_none() && !self.insecure {
+            return invalid(
+                "listen",
+                "beyond loopback clients must show who they are: give --client-ca FILE, or say --insecure",
+            );
+        }
+        if self.shards == 0 || self.shards > 1024 {
+            return invalid("shards", "between 1 and 1024");
+        }
+        if self.tls_certificate.is_some() != self.tls_key.is_some() {
+            return invalid("tls_certificate", "a certificate and its key go together");
+        }
+        if self.wal.segment_bytes < 4 << 20 || self.wal.bytes_max < 4 * self.wal.segment_bytes {
+            return invalid("wal.bytes_max", "at least four segments of at least 4 MiB each");
+        }
+        if self.wal.cache_bytes < 8 * MIB || self.wal.queue_bytes_max < 8 * MIB {
+            return invalid("wal.cache_bytes", "cache and queue need at least 8 MiB each");
+        }
+        if self.limits.frame_bytes_max < 64 << 10 {
+            return invalid("limits.frame_bytes_max", "at least 64 KiB");
+        }
+        if self.limits.produce_in_flight_max == 0 || self.limits.produce_in_flight_max > 32 {
+            return invalid("limits.produce_in_flight_max", "between 1 and 32: so many results are remembered");
+        }
+        Ok(())
+    }
+}
+
+fn settings_from_environment() -> config::Map<String, String> {
+    const NOT_SETTINGS: [&str; 5] =
+        ["TIDEMILL_CONFIG", "TIDEMILL_CONTEXT", "TIDEMILL_ADDRESS", "TIDEMILL_CA", "TIDEMILL_LOG"];
+    std::env::vars()
+        .filter(|(key, _)| key.starts_with("TIDEMILL_") && !NOT_SETTINGS.contains(&key.as_str()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flags(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn flags_lie_over_the_file_and_the_file_over_defaults() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("broker.toml");
+        std::fs::write(&file, "broker_id = 7\nshards = 2\n[wal]\nbytes_max = 1073741824\n").expect("written");
+        let config = BrokerConfig::load(Some(&file), &flags(&[("shards", "3")])).expect("loads");
+        assert_eq!((config.broker_id, config.shards), (7, 3));
+        assert_eq!(config.wal.bytes_max, 1 << 30);
+        assert_eq!(config.wal.cache_bytes, WalSettings::default().cache_bytes);
+    }
+
+    #[test]
+    fn a_mistyped_setting_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("broker.toml");
+        std::fs::write(&file, "brokr_id = 7\n").expect("written");
+        let error = BrokerConfig::load(Some(&file), &[]).expect_err("unknown").to_string();
+        assert!(error.contains("brokr_id"), "{error}");
+    }
+
+    #[test]
+    fn listening_beyond_loopback_needs_a_decision() {
+        let open = flags(&[("listen", "0.0.0.0:9630")]);
+        let error = BrokerConfig::load(None, &open).expect_err("refused").to_string();
+        assert!(error.contains("--client-ca") && error.contains("--insecure"), "{error}");
+        let decided = flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true")]);
+        BrokerConfig::load(None, &decided).expect("said so");
+    }
+
+    #[test]
+    fn settings_that_contradict_are_refused() {
+        for (key, value) in [
+            ("shards", "0"),
+            ("wal.bytes_max", "1"),
+            ("limits.produce_in_flight_max", "0"),
+            ("tls_key", "k.pem"),
+        ] {
+            BrokerConfig::load(None, &flags(&[(key, value)])).expect_err(key);
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! One client's connection: the hello, then a task per stream.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_net::{Connection, ReadError, Stream};
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
+use tokio::task::JoinSet;
+
+use crate::context::Context;
+use crate::handlers::{control, produce, request, routed, subscribe};
+
+/// A stream that says nothing for so long after it was opened is dropped.
+const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What a client said of itself, for logs.
+#[derive(Debug, Clone)]
+pub(crate) struct ClientName(pub(crate) Arc<str>);
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
+    let peer = connection.peer().address;
+    match hello(&context, &connection).await {
+        Ok(client) => {
+            tracing::debug!(%peer, client = %client.0, "client connected");
+            serve_streams(&context, &connection, &client).await;
+            tracing::debug!(%peer, client = %client.0, "client gone");
+        }
+        Err(error) => {
+            metrics::counter!("tidemill_refused_hellos_total").increment(1);
+            tracing::debug!(%peer, %error, "a client was refused");
+            connection.close(error.code, &error.message);
+        }
+    }
+}
+
+/// The first stream carries the hello and stays open as the control stream.
+async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<ClientName, Error> {
+    let bad = |reason: &str| Error::new(ErrorCode::UnexpectedStream, reason.to_owned());
+    let opening = async {
+        let stream = connection.accept_stream().await.ok().flatten().ok_or_else(|| bad("the connection ended"))?;
+        first_frame(stream).await
+    };
+    let (open, stream) = tokio::time::timeout(FIRST_FRAME_DEADLINE, opening)
+        .await
+        .map_err(|_| bad("no hello came; the first stream of a connection carries it"))??;
+    match open {
+        stream_open::Kind::Hello(hello) => control::start(context, connection, stream, &hello).await,
+        _ => Err(bad("the first stream of a connection carries the hello")),
+    }
+}
+
+async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = connection.accept_stream() => match accepted {
+                Ok(Some(stream)) => {
+                    streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(client = %client.0, %error, "connection lost");
+                    break;
+                }
+            },
+            Some(ended) = streams.join_next(), if !streams.is_empty() => report(client, ended),
+        }
+    }
+    // What is under way on the streams sees the connection's end by itself; nobody is left to hear its answers.
+    streams.shutdown().await;
+}
+
+fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        metrics::counter!("tidemill_stream_panics_total").increment(1);
+        tracing::error!(client = %client.0, %error, "a stream's task panicked; only that stream ended");
+    }
+}
+
+async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream) {
+    let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
+    let (kind, stream) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => {
+            metrics::counter!("tidemill_bad_streams_total").increment(1);
+            tracing::debug!(client = %client.0, %error, "a stream was refused");
+            return;
+        }
+        Err(_) => return,
+    };
+    match kind {
+        stream_open::Kind::Produce(open) => produce::serve(context, client, stream, open).await,
+        stream_open::Kind::Routed(open) => routed::serve(context, client, stream, open).await,
+        stream_open::Kind::Subscribe(open) => subscribe::serve(context, client, stream, open).await,
+        stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
+        stream_open::Kind::Hello(_) => reset(stream, ErrorCode::UnexpectedStream),
+    }
+}
+
+/// Reads the frame that says what a stream is for. On an error the stream is reset with its code.
+async fn first_frame(mut stream: Stream) -> Result<(stream_open::Kind, Opened), Error> {
+    let frame = match stream.reader.next().await {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
+        Err(error) => {
+            let error = read_error(&error);
+            reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::BadFrame);
+            return Err(error);
+        }
+    };
+    let kind = frame.message::<StreamOpen>().ok().and_then(|open| open.kind);
+    match kind {
+        Some(kind) => Ok((kind, Opened { stream, payload: frame.payload })),
+        None => {
+            reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::BadMessage);
+            Err(Error::new(ErrorCode::BadMessage, "the first frame of a stream says what the stream is for"))
+        }
+    }
+}
+
+/// A stream whose first frame was read, with that frame's payload.
+pub(crate) struct Opened {
+    pub(crate) stream: Stream,
+    pub(crate) payload: bytes::Bytes,
+}
+
+/// Gives a stream up: whatever was under way on it has an unknown outcome for the peer.
+pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
+    opened.stream.reader.stop(code.code());
+    opened.stream.writer.reset(code.code());
+}
+
+/// What a peer is told, and the log says, of a frame that does not read.
+pub(crate) fn read_error(error: &ReadError) -> Error {
+    metrics::counter!("tidemill_bad_frames_total").increment(1);
+    let code = match error {
+        ReadError::Frame(tidemill_protocol::frame::FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
+        _ => ErrorCode::BadFrame,
+    };
+    Error::new(code, error.to_string())
+}

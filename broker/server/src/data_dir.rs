@@ -1,0 +1,259 @@
+//! The data directory: its lock, and the file that says whose it is.
+//!
+//! ```text
+//! DIR/lock       held by the broker that runs on it
+//! DIR/meta       format, cluster and broker ids, incarnation, whether the last stop was clean (TOML)
+//! DIR/wal/ shard-NN/ artifacts/ tls/
+//! ```
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tidemill_log::fs::{DirectoryLock, DiskStorage, LockError, OpenMode, Storage};
+use tidemill_protocol::ClusterId;
+
+/// Newest format of the data directory that this release reads and writes.
+const FORMAT: u32 = 1;
+
+/// There from the first start until the directory is complete.
+const CREATING: &str = "creating";
+
+/// A data directory, locked for this process.
+pub(crate) struct DataDir {
+    root: PathBuf,
+    storage: Arc<dyn Storage>,
+    meta: Meta,
+    created: bool,
+    _lock: DirectoryLock,
+}
+
+/// The contents of `meta`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Meta {
+    pub(crate) format: u32,
+    pub(crate) cluster: ClusterId,
+    pub(crate) broker_id: u32,
+    /// Of the Raft node: rises when this broker comes back as another replica, never on a plain restart.
+    pub(crate) incarnation: u32,
+    pub(crate) shards: u16,
+    /// Counts starts.
+    pub(crate) starts: u64,
+    /// The last stop wrote everything down.
+    pub(crate) clean: bool,
+}
+
+/// Why a data directory can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another broker runs on it, or the lock file can't be made.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The file system.
+    #[error("the data directory {path} can't be used: {source}")]
+    Io {
+        /// The directory or file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Not a data directory of this release.
+    #[error("{path}: {reason}")]
+    Meta {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+}
+
+impl DataDir {
+    /// Opens the directory, or makes it with `new` as its identity.
+    pub(crate) fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<Self, DataDirError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DataDirError::Io { path, source }
+        };
+        let storage: Arc<dyn Storage> = Arc::new(DiskStorage::new(root).map_err(io(root))?);
+        let lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))?;
+        let path = root.join("meta");
+        let stored = read_meta(storage.as_ref()).map_err(io(&path))?;
+        let created = stored.is_none();
+        let meta = match stored {
+            Some(text) => parse_meta(&text).map_err(|reason| DataDirError::Meta { path: path.clone(), reason })?,
+            None => {
+                refuse_foreign(storage.as_ref(), root)?;
+                begin_anew(storage.as_ref()).map_err(io(root))?;
+                new()
+            }
+        };
+        let mut this = Self { root: root.to_owned(), storage, meta, created, _lock: lock };
+        this.meta.starts += 1;
+        if this.created {
+            // Written last when the directory is new: until then a crash leaves nothing that looks complete.
+            return Ok(this);
+        }
+        let clean = this.meta.clean;
+        this.save(false).map_err(io(&path))?;
+        this.meta.clean = clean;
+        Ok(this)
+    }
+
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// As found, or as given for a new directory.
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Whether there was no data directory before.
+    pub(crate) fn created(&self) -> bool {
+        self.created
+    }
+
+    /// The directory is complete from here on: writes `meta`, then takes the mark of one under construction away.
+    pub(crate) fn complete(&mut self) -> io::Result<()> {
+        self.save(false)?;
+        self.storage.remove(Path::new(CREATING))
+    }
+
+    /// Writes `meta` durably; `clean` says that everything else is written down too.
+    pub(crate) fn save(&mut self, clean: bool) -> io::Result<()> {
+        self.meta.clean = clean;
+        let text = toml::to_string(&self.meta).map_err(io::Error::other)?;
+        let (beside, path) = (Path::new("meta.new"), Path::new("meta"));
+        let file = self.storage.open(beside, OpenMode::CREATE)?;
+        file.set_len(0)?;
+        file.write_all_at(0, text.as_bytes())?;
+        file.sync_data()?;
+        self.storage.rename(beside, path)?;
+        self.storage.sync_dir(Path::new(""))
+    }
+}
+
+fn read_meta(storage: &dyn Storage) -> io::Result<Option<String>> {
+    const META_BYTES_MAX: u64 = 64 << 10;
+    let file = match storage.open(Path::new("meta"), OpenMode::READ) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let size = file.size()?.min(META_BYTES_MAX);
+    let mut text = vec![0; usize::try_from(size).unwrap_or_default()];
+    let read = file.read_at(0, &mut text)?;
+    text.truncate(read);
+    String::from_utf8(text).map(Some).map_err(io::Error::other)
+}
+
+fn parse_meta(text: &str) -> Result<Meta, String> {
+    let meta: Meta = toml::from_str(text)
+        .map_err(|error| format!("this is not the meta file of a data directory: {}", error.message()))?;
+    if meta.format > FORMAT {
+        return Err(format!(
+            "the directory has format {}, this release reads up to {FORMAT}: start a newer release",
+            meta.format
+        ));
+    }
+    Ok(meta)
+}
+
+/// A directory without `meta` must not hold a log: somebody lost the file, or named the wrong directory.
+fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError> {
+    let entries = storage
+        .list(Path::new(""))
+        .map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
+    match entries.iter().find(|entry| entry.name == "wal" || entry.name.starts_with("shard-")) {
+        None => Ok(()),
+        // Made by a first start that did not get as far as writing `meta`: nothing was acknowledged from it.
+        Some(_) if entries.iter().any(|entry| entry.name == CREATING) => Ok(()),
+        Some(entry) => Err(DataDirError::Meta {
+            path: root.join("meta"),
+            reason: format!(
+                "it is missing, though {} is there; restore it from a copy, or name another data directory",
+                entry.name
+            ),
+        }),
+    }
+}
+
+/// Marks the directory as under construction, and clears what an earlier first start left unfinished: it had not served.
+fn begin_anew(storage: &dyn Storage) -> io::Result<()> {
+    let unfinished = storage.list(Path::new(""))?;
+    for entry in unfinished.iter().filter(|entry| entry.name == "wal" || entry.name.starts_with("shard-")) {
+        storage.remove_dir_all(Path::new(&entry.name))?;
+    }
+    storage.open(Path::new(CREATING), OpenMode::CREATE)?.sync_data()?;
+    storage.sync_dir(Path::new(""))
+}
+
+impl Meta {
+    pub(crate) fn new(cluster: ClusterId, broker_id: u32, shards: u16) -> Self {
+        Self { format: FORMAT, cluster, broker_id, incarnation: 1, shards, starts: 0, clean: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn meta() -> Meta {
+        Meta::new(ClusterId::new(Uuid::from_u128(9)), 4, 3)
+    }
+
+    #[test]
+    fn a_directory_keeps_its_identity_and_whether_it_stopped_cleanly() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = DataDir::open(dir.path(), meta).expect("new");
+        assert!(first.created());
+        first.complete().expect("completed");
+        first.save(true).expect("saved");
+        drop(first);
+        let second = DataDir::open(dir.path(), || panic!("it is there")).expect("opens");
+        assert!(!second.created() && second.meta().clean);
+        assert_eq!((second.meta().cluster, second.meta().starts), (meta().cluster, 2));
+        drop(second);
+        let third = DataDir::open(dir.path(), || panic!("it is there")).expect("opens");
+        assert!(!third.meta().clean, "the second start did not stop cleanly");
+    }
+
+    #[test]
+    fn a_first_start_that_did_not_finish_begins_anew() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(DataDir::open(dir.path(), meta).expect("new"));
+        std::fs::create_dir(dir.path().join("wal")).expect("made");
+        let again = DataDir::open(dir.path(), meta).expect("begins anew");
+        assert!(again.created() && !dir.path().join("wal").exists());
+    }
+
+    #[test]
+    fn two_brokers_do_not_share_a_directory() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _held = DataDir::open(dir.path(), meta).expect("new");
+        let error = DataDir::open(dir.path(), meta).err().expect("locked");
+        assert!(matches!(error, DataDirError::Lock(_)), "{error}");
+    }
+
+    #[test]
+    fn newer_foreign_and_incomplete_directories_are_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let write = |text: &str| std::fs::write(dir.path().join("meta"), text).expect("written");
+        let refusal = || DataDir::open(dir.path(), meta).err().expect("refused").to_string();
+        let newer = Meta { format: 2, ..meta() };
+        write(&toml::to_string(&newer).expect("encodes"));
+        assert!(refusal().contains("newer release"));
+        write("hello");
+        assert!(refusal().contains("not the meta file"));
+        std::fs::remove_file(dir.path().join("meta")).expect("removed");
+        std::fs::create_dir(dir.path().join("wal")).expect("made");
+        assert!(refusal().contains("missing"));
+    }
+}

@@ -1,0 +1,142 @@
+//! Where domain errors become wire errors: the one place, so that codes stay stable.
+
+use tidemill_controller::ControllerError;
+use tidemill_coordinator::GroupRefusal;
+use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, UploadError};
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{Error, Rejection};
+use tidemill_protocol::record_batch::{BatchError, ReshapeError};
+use tidemill_raft::{ProposeError, ReadError};
+use tidemill_shard::{FetchError, StoreError, UnitError, UnitResult};
+
+/// An error as it goes to a client.
+pub(crate) type WireError = Error;
+
+pub(crate) fn propose(error: &ProposeError) -> Error {
+    let code = match error {
+        ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+        ProposeError::Overloaded => ErrorCode::Overloaded,
+        ProposeError::TooLarge { .. } => ErrorCode::BatchTooLarge,
+        ProposeError::OutcomeUnknown => ErrorCode::OutcomeUnknown,
+        ProposeError::Stopped { .. } => ErrorCode::StorageFailed,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(crate) fn barrier(error: &ReadError) -> Error {
+    let code = match error {
+        ReadError::NotLeader { .. } => ErrorCode::NotLeader,
+        ReadError::NoQuorum => ErrorCode::Overloaded,
+        ReadError::Stopped { .. } => ErrorCode::StorageFailed,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(crate) fn batch(error: &BatchError) -> Error {
+    Error::new(error.error_code(), error.to_string())
+}
+
+pub(crate) fn reshape(error: &ReshapeError) -> Error {
+    match error {
+        ReshapeError::Batch(error) => batch(error),
+        other => Error::new(ErrorCode::Internal, other.to_string()),
+    }
+}
+
+pub(crate) fn controller(error: &ControllerError) -> Error {
+    let code = match error {
+        ControllerError::NotInitialised | ControllerError::AlreadyInitialised(_) => ErrorCode::Internal,
+        ControllerError::UnknownTopic(_) => ErrorCode::UnknownTopic,
+        ControllerError::TopicExists(_) => ErrorCode::TopicExists,
+        ControllerError::InvalidTopic { .. } => ErrorCode::InvalidTopic,
+        ControllerError::InUse { .. } => ErrorCode::PluginInUse,
+        ControllerError::UnknownPlugin(_) => ErrorCode::UnknownPlugin,
+        ControllerError::PluginExists { .. } => ErrorCode::PluginExists,
+        ControllerError::UnknownDeployment(_) => ErrorCode::UnknownDeployment,
+        ControllerError::DeploymentExists(_) => ErrorCode::DeploymentExists,
+        ControllerError::InvalidDeployment { .. } => ErrorCode::InvalidDeployment,
+        ControllerError::TooMany { .. } => ErrorCode::Overloaded,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(crate) fn group(refusal: &GroupRefusal) -> Error {
+    let code = match refusal {
+        GroupRefusal::UnknownGroup(_) => ErrorCode::UnknownGroup,
+        GroupRefusal::Invalid { .. } => ErrorCode::InvalidGroup,
+    };
+    Error::new(code, refusal.to_string())
+}
+
+/// What a shard refused.
+pub(crate) fn unit(result: &UnitResult) -> Error {
+    let UnitResult::Refused(error) = result else { return unexpected(result) };
+    let code = match error {
+        UnitError::NotAdopted(_) => ErrorCode::NotYetAdopted,
+        UnitError::TopicDeleted(_) => ErrorCode::UnknownTopic,
+        UnitError::UnknownPartition(_) => ErrorCode::UnknownPartition,
+        UnitError::WrongLeaderEpoch { .. } => ErrorCode::NotLeader,
+        UnitError::OutOfOrderSequence { .. } | UnitError::OutOfOrderTopicSequence { .. } => {
+            ErrorCode::OutOfOrderSequence
+        }
+        UnitError::UnknownProducer(_) => ErrorCode::UnknownProducer,
+        UnitError::ProducerFenced { .. } => ErrorCode::ProducerFenced,
+        UnitError::InvalidBatch(_) => ErrorCode::InvalidBatch,
+        UnitError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
+        UnitError::OffsetsExhausted(_)
+        | UnitError::NotController
+        | UnitError::UnknownTask
+        | UnitError::WrongDeploymentEpoch { .. }
+        | UnitError::UnknownOutboxItem { .. }
+        | UnitError::Invalid(_) => ErrorCode::Internal,
+    };
+    Error::new(code, error.to_string())
+}
+
+pub(crate) fn unexpected(result: &UnitResult) -> Error {
+    Error::new(ErrorCode::Internal, format!("the shard answered something else than was asked: {result:?}"))
+}
+
+pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
+    Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
+}
+
+pub(crate) fn state(error: &StoreError) -> Error {
+    Error::new(ErrorCode::StorageFailed, error.to_string())
+}
+
+/// A partitioner's or filter's call that gave no answer.
+pub(crate) fn call(failure: &CallFailure) -> Error {
+    let (code, retriable) = match failure.kind {
+        CallFailureKind::Trapped => (ErrorCode::PluginTrapped, false),
+        CallFailureKind::TimedOut => (ErrorCode::PluginTimedOut, false),
+        CallFailureKind::OutOfMemory => (ErrorCode::PluginOutOfMemory, false),
+        CallFailureKind::BadAnswer => (ErrorCode::PluginBadAnswer, false),
+        CallFailureKind::Failed { retry } => (ErrorCode::PluginFailed, retry),
+        CallFailureKind::BadBatch => (ErrorCode::CorruptBatch, false),
+        CallFailureKind::Broker => (ErrorCode::Overloaded, true),
+    };
+    Error::new(code, failure.message.clone()).with_retriable(retriable)
+}
+
+/// Records that a plugin refused: the whole batch was refused with them.
+pub(crate) fn rejected(rejections: Vec<Rejection>) -> Error {
+    let first = rejections.first().map(|rejection| rejection.reason.clone()).unwrap_or_default();
+    let message = format!(
+        "a plugin refused {} of the batch's records, and so the batch; the first because: {first}",
+        rejections.len()
+    );
+    Error::new(ErrorCode::RecordsRejected, message).with_rejections(rejections)
+}
+
+pub(crate) fn open_plugin(error: &OpenError) -> Error {
+    Error::new(error.code(), error.to_string())
+}
+
+pub(crate) fn upload(error: &UploadError) -> Error {
+    Error::new(error.code(), error.to_string())
+}
+
+pub(crate) fn deploy(error: &DeployError) -> Error {
+    Error::new(error.code(), error.to_string())
+}

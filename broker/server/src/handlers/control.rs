@@ -1,0 +1,161 @@
+//! The control stream: hello, metadata pushed when it changes, pings, going away.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidemill_net::{Connection, Stream, WriteError};
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{
+    ClientControl, ClientHello, Error, GoingAway, Limits, Metadata, Ping, ServerControl, ServerHello,
+    client_control, server_control,
+};
+
+use crate::connection::{ClientName, Opened, read_error};
+use crate::context::Context;
+use crate::handlers::metadata;
+
+/// The one version of the protocol that this release speaks.
+pub(crate) const PROTOCOL_VERSION: u32 = 1;
+
+const CLIENT_ID_CHARACTERS_MAX: usize = 128;
+const INTEREST_TOPICS_MAX: usize = 100_000;
+
+/// Answers the hello and leaves a task that serves the control stream for as long as the connection lives.
+pub(crate) async fn start(
+    context: &Arc<Context>,
+    connection: &Connection,
+    opened: Opened,
+    hello: &ClientHello,
+) -> Result<ClientName, Error> {
+    let mut stream = opened.stream;
+    if let Err(error) = check(hello) {
+        let refusal = ServerHello { error: Some(error.clone()), ..ServerHello::default() };
+        // The close that follows says the same; this only is kinder to a client that reads the stream first.
+        let _ = stream.writer.send(&refusal, &[]).await;
+        let _ = stream.writer.finish().await;
+        return Err(error);
+    }
+    let answer = ServerHello {
+        error: None,
+        protocol: PROTOCOL_VERSION,
+        cluster_id: bytes::Bytes::copy_from_slice(&context.meta.cluster.bytes()),
+        broker_id: context.meta.broker_id,
+        software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
+        limits: Some(limits(context)),
+        metadata: Some(metadata::brokers_only(&context.view.now())),
+    };
+    stream
+        .writer
+        .send(&answer, &[])
+        .await
+        .map_err(|error| Error::new(ErrorCode::BadFrame, error.to_string()))?;
+    let name: String = hello.client_id.chars().take(CLIENT_ID_CHARACTERS_MAX).collect();
+    let client = ClientName(Arc::from(name));
+    let control = Control { context: Arc::clone(context), stream, interest: BTreeSet::new(), sent: 0 };
+    tokio::spawn(control.run(connection.clone(), client.clone()));
+    Ok(client)
+}
+
+fn check(hello: &ClientHello) -> Result<(), Error> {
+    if (hello.protocol_min..=hello.protocol_max).contains(&PROTOCOL_VERSION) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::UnsupportedVersion,
+        format!(
+            "this broker speaks protocol {PROTOCOL_VERSION}, the client {} to {}; use a client of the broker's release",
+            hello.protocol_min, hello.protocol_max
+        ),
+    ))
+}
+
+fn limits(context: &Context) -> Limits {
+    let limits = &context.config.limits;
+    Limits {
+        batch_bytes_max: u32::try_from(limits.frame_bytes_max.saturating_sub(64 << 10)).unwrap_or(u32::MAX),
+        record_bytes_max: limits.record_bytes_max,
+        frame_bytes_max: u32::try_from(limits.frame_bytes_max).unwrap_or(u32::MAX),
+        produce_window_bytes: limits.produce_window_bytes,
+        produce_in_flight_max: limits.produce_in_flight_max,
+        subscription_partitions_max: limits.subscription_partitions_max,
+        plugin_bytes_max: limits.plugin_bytes_max,
+    }
+}
+
+struct Control {
+    context: Arc<Context>,
+    stream: Stream,
+    interest: BTreeSet<String>,
+    /// Version of the metadata that was pushed last.
+    sent: u64,
+}
+
+impl Control {
+    async fn run(mut self, connection: Connection, client: ClientName) {
+        let mut view = self.context.view.clone();
+        let stopping = self.context.stopping.clone();
+        loop {
+            tokio::select! {
+                frame = self.stream.reader.next() => {
+                    let message = match frame {
+                        Ok(Some(frame)) => frame.message::<ClientControl>().ok().and_then(|message| message.kind),
+                        // The control stream's end is the connection's.
+                        Ok(None) => return connection.close(0, "bye"),
+                        Err(error) => {
+                            let error = read_error(&error);
+                            return connection.close(error.code, &error.message);
+                        }
+                    };
+                    let Some(message) = message else {
+                        return connection.close(ErrorCode::BadMessage.code(), "a control message does not read");
+                    };
+                    if let Err(error) = self.handle(message).await {
+                        tracing::debug!(client = %client.0, %error, "control stream ended");
+                        return connection.close(ErrorCode::BadMessage.code(), "the control stream broke off");
+                    }
+                }
+                Some(_) = view.changed() => {
+                    if self.push_metadata().await.is_err() {
+                        return;
+                    }
+                }
+                () = stopping.cancelled() => {
+                    let grace = u32::try_from(self.context.config.shutdown_grace_ms).unwrap_or(u32::MAX);
+                    let going = GoingAway { reason: "the broker is shutting down".to_owned(), grace_ms: grace };
+                    let _ = self.send(server_control::Kind::GoingAway(going)).await;
+                    // The broker closes the connection when the grace is over.
+                    connection.closed().await;
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn handle(&mut self, message: client_control::Kind) -> Result<(), WriteError> {
+        match message {
+            client_control::Kind::Interest(interest) => {
+                self.interest = interest.topics.into_iter().take(INTEREST_TOPICS_MAX).collect();
+                self.sent = 0;
+                self.push_metadata().await
+            }
+            client_control::Kind::Ping(Ping { nonce }) => {
+                self.send(server_control::Kind::Pong(Ping { nonce })).await
+            }
+        }
+    }
+
+    async fn push_metadata(&mut self) -> Result<(), WriteError> {
+        let view = self.context.view.now();
+        if view.version() == self.sent || self.interest.is_empty() {
+            return Ok(());
+        }
+        self.sent = view.version();
+        let topics = self.interest.iter().map(String::as_str);
+        let metadata: Metadata = metadata::named(&self.context, &view, topics);
+        self.send(server_control::Kind::Metadata(metadata)).await
+    }
+
+    async fn send(&mut self, kind: server_control::Kind) -> Result<(), WriteError> {
+        self.stream.writer.send(&ServerControl { kind: Some(kind) }, &[]).await
+    }
+}

@@ -1,0 +1,342 @@
+//! Deployments: create, list, describe, pause, resume, delete, logs.
+
+use std::sync::Arc;
+
+use tidemill_controller::{
+    ControllerCommand, ControllerReply, DeploymentKind, DeploymentRecord, DeploymentSpec, DeploymentStatus,
+    FailurePolicy, StartAt,
+};
+use tidemill_protocol::messages::{
+    self, CreateDeploymentRequest, Deployment, DeploymentLogsReply, DeploymentLogsRequest, Error,
+    ListDeploymentsReply, LogLine, TaskPosition, TaskStatus, position::At,
+};
+use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
+use tidemill_shard::TaskStatus as TaskState;
+
+use crate::context::{Context, unknown_topic};
+use crate::errors;
+use crate::handlers::topics::{control, name, not_ready};
+use crate::adopter::deployment_version;
+use crate::plans;
+use crate::view::ClusterView;
+
+const ATTEMPTS_DEFAULT: u32 = 5;
+const BACKOFF_MS_DEFAULT: u32 = 200;
+const LOG_LINES_MAX: u32 = 1000;
+
+pub(crate) async fn create(
+    context: &Arc<Context>,
+    request: CreateDeploymentRequest,
+) -> Result<Deployment, Error> {
+    context.room_to_write()?;
+    let view = context.view.now();
+    let spec = spec(context, &view, request).await?;
+    // The plugin sees its configuration before anything is bound: a bad one is refused in its own words.
+    let plan = dry_run(&view, &spec)?;
+    context.hosting.validate(&plan).await.map_err(|error| errors::deploy(&error))?;
+    let record = deployment_reply(control(context, ControllerCommand::CreateDeployment(spec)).await?)?;
+    settled(context, &record).await;
+    Ok(message(context, &context.view.now(), &record))
+}
+
+async fn spec(
+    context: &Arc<Context>,
+    view: &ClusterView,
+    request: CreateDeploymentRequest,
+) -> Result<DeploymentSpec, Error> {
+    let invalid = |reason: String| Error::new(ErrorCode::InvalidDeployment, reason);
+    let kind = match messages::DeploymentKind::try_from(request.kind) {
+        Ok(messages::DeploymentKind::Partitioner) => DeploymentKind::Partitioner,
+        Ok(messages::DeploymentKind::SubscriptionFilter) => DeploymentKind::SubscriptionFilter,
+        Ok(messages::DeploymentKind::ProduceFilter) => DeploymentKind::ProduceFilter,
+        Ok(messages::DeploymentKind::Consumer) => DeploymentKind::Consumer,
+        _ => return Err(invalid("a deployment is a partitioner, a filter or a consumer".to_owned())),
+    };
+    let policy = match messages::FailurePolicy::try_from(request.policy) {
+        Ok(messages::FailurePolicy::Skip) => FailurePolicy::Skip,
+        Ok(messages::FailurePolicy::DeadLetter) => FailurePolicy::DeadLetter,
+        // What loses nothing and hides nothing.
+        Ok(messages::FailurePolicy::Pause | messages::FailurePolicy::Unspecified) => FailurePolicy::Pause,
+        Err(_) => return Err(invalid("the failure policy is skip, dead-letter or pause".to_owned())),
+    };
+    let memory = match request.memory_bytes_max {
+        0 => context.config.plugins.memory_bytes_default,
+        asked if asked <= context.config.plugins.memory_bytes_max => asked,
+        _ => {
+            return Err(invalid(format!(
+                "an instance may have at most {} bytes of memory (plugins.memory_bytes_max)",
+                context.config.plugins.memory_bytes_max
+            )));
+        }
+    };
+    let names = |texts: &[String]| texts.iter().map(|text| name(text)).collect::<Result<Vec<_>, _>>();
+    let topics = names(&request.topics)?;
+    let start = match kind {
+        DeploymentKind::Consumer => start(context, view, &request).await?,
+        _ => StartAt::Latest,
+    };
+    Ok(DeploymentSpec {
+        name: name(&request.name)?,
+        kind,
+        plugin: name(&request.plugin)?,
+        version: Some(request.plugin_version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?,
+        config: request.config.into_iter().collect(),
+        topics,
+        targets: names(&request.targets)?,
+        start,
+        policy,
+        dead_letter: Some(request.dead_letter_topic.as_str()).filter(|topic| !topic.is_empty()).map(name).transpose()?,
+        attempts: if request.attempts == 0 { ATTEMPTS_DEFAULT } else { request.attempts },
+        backoff_ms: if request.backoff_ms == 0 { BACKOFF_MS_DEFAULT } else { request.backoff_ms },
+        memory_bytes_max: memory,
+        drop_rejected: request.drop_rejected,
+    })
+}
+
+/// A time is looked up here, once: what is decided must not depend on when a shard hears of it.
+async fn start(
+    context: &Arc<Context>,
+    view: &ClusterView,
+    request: &CreateDeploymentRequest,
+) -> Result<StartAt, Error> {
+    let position = request.start.as_ref().and_then(|position| position.at.clone());
+    let time = match position {
+        None | Some(At::Latest(_)) => return Ok(StartAt::Latest),
+        Some(At::Earliest(_)) => return Ok(StartAt::Earliest),
+        Some(At::Offset(offset)) if offset < 0 => {
+            return Err(Error::new(ErrorCode::OffsetOutOfRange, "a consumer starts at offset 0 or later"));
+        }
+        Some(At::Offset(offset)) => {
+            let all = partitions(view, &request.topics)?;
+            return Ok(StartAt::Offsets(all.into_iter().map(|partition| (partition, Offset::new(offset))).collect()));
+        }
+        Some(At::Timestamp(time)) => Timestamp::new(time),
+    };
+    let mut starts = Vec::new();
+    for partition in partitions(view, &request.topics)? {
+        let (_, replica) = context.find(view, partition)?;
+        let shard = replica.shard().clone();
+        let end = shard.partition(partition).ok_or_else(|| not_ready(partition))?.high_watermark;
+        let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
+            .await
+            .map_err(|_| Error::new(ErrorCode::Internal, "looking up a time failed; try again"))?
+            .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
+        starts.push((partition, found.map_or(end, |(offset, _)| offset)));
+    }
+    Ok(StartAt::Offsets(starts))
+}
+
+fn partitions(view: &ClusterView, topics: &[String]) -> Result<Vec<TopicPartition>, Error> {
+    let mut all = Vec::new();
+    for topic in topics {
+        let topic = view.topic_by_name(topic).ok_or_else(|| unknown_topic(topic))?;
+        all.extend((0..topic.partition_count()).map(|p| TopicPartition::new(topic.id, PartitionId::new(p))));
+    }
+    Ok(all)
+}
+
+/// What the plugin would be told if the deployment stood.
+fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting::PluginPlan, Error> {
+    let version = spec.version.as_ref().map(tidemill_controller::Name::as_str);
+    let plugin = view.plugin(spec.plugin.as_str(), version).ok_or_else(|| {
+        Error::new(
+            ErrorCode::UnknownPlugin,
+            format!("there is no plugin '{}'; `tidemill plugin list` shows what was uploaded", spec.plugin),
+        )
+    })?;
+    if plugin.kind != spec.kind.plugin_kind() {
+        return Err(Error::new(
+            ErrorCode::WrongWorld,
+            format!("plugin '{}' is a {:?}, and this needs a {:?}", spec.plugin, plugin.kind, spec.kind.plugin_kind()),
+        ));
+    }
+    Ok(tidemill_hosting::PluginPlan {
+        deployment: spec.name.to_string(),
+        deployment_id: None,
+        digest: plugin.digest,
+        kind: plans::kind(spec.kind),
+        config: spec.config.clone(),
+        topics: spec.topics.iter().map(ToString::to_string).collect(),
+        targets: spec.targets.iter().map(ToString::to_string).collect(),
+        memory_bytes_max: spec.memory_bytes_max,
+    })
+}
+
+/// Waits until this broker sees the change and every shard concerned has adopted it; the request's deadline bounds it.
+async fn settled(context: &Context, record: &DeploymentRecord) {
+    let mut view = context.view.clone();
+    while view.now().version() < record.version {
+        if view.changed().await.is_none() {
+            return;
+        }
+    }
+    if record.spec.kind != DeploymentKind::Consumer {
+        return;
+    }
+    let seen = view.now();
+    for (shard, replica) in context.shards.data() {
+        let holds = record
+            .topics
+            .first()
+            .and_then(|topic| seen.topic(*topic))
+            .is_some_and(|topic| topic.partitions_of(shard).next().is_some());
+        let mut changes = replica.shard().changes();
+        while holds && deployment_version(replica, record.id).is_none_or(|version| version < record.version) {
+            if record.deleted && deployment_version(replica, record.id).is_none() {
+                break;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+pub(crate) fn list(context: &Context) -> ListDeploymentsReply {
+    let view = context.view.now();
+    let live = view.controller().deployments().filter(|record| !record.deleted);
+    ListDeploymentsReply { deployments: live.map(|record| message(context, &view, record)).collect() }
+}
+
+pub(crate) fn describe(context: &Context, name: &str) -> Result<Deployment, Error> {
+    let view = context.view.now();
+    view.deployment_by_name(name).map(|record| message(context, &view, record)).ok_or_else(|| unknown(name))
+}
+
+pub(crate) async fn pause(context: &Arc<Context>, deployment: &str) -> Result<Deployment, Error> {
+    set_status(context, deployment, DeploymentStatus::Paused).await
+}
+
+pub(crate) async fn resume(context: &Arc<Context>, deployment: &str) -> Result<Deployment, Error> {
+    set_status(context, deployment, DeploymentStatus::Running).await
+}
+
+async fn set_status(context: &Arc<Context>, deployment: &str, status: DeploymentStatus) -> Result<Deployment, Error> {
+    if let Some(record) = context.view.now().deployment_by_name(deployment)
+        && record.spec.kind != DeploymentKind::Consumer
+    {
+        return Err(Error::new(
+            ErrorCode::InvalidDeployment,
+            format!("'{deployment}' is not a hosted consumer: only these pause and resume; delete it instead"),
+        ));
+    }
+    let command = ControllerCommand::SetDeploymentStatus { name: name(deployment)?, status };
+    let record = deployment_reply(control(context, command).await?)?;
+    settled(context, &record).await;
+    Ok(message(context, &context.view.now(), &record))
+}
+
+pub(crate) async fn delete(context: &Arc<Context>, deployment: &str) -> Result<(), Error> {
+    let command = ControllerCommand::DeleteDeployment { name: name(deployment)? };
+    let record = deployment_reply(control(context, command).await?)?;
+    settled(context, &record).await;
+    context.hosting.forget(record.id);
+    Ok(())
+}
+
+pub(crate) fn logs(context: &Context, request: &DeploymentLogsRequest) -> Result<DeploymentLogsReply, Error> {
+    let view = context.view.now();
+    let record = view.deployment_by_name(&request.name).ok_or_else(|| unknown(&request.name))?;
+    let limit = if request.limit == 0 { LOG_LINES_MAX } else { request.limit.min(LOG_LINES_MAX) };
+    let page = context.hosting.logs(record.id, request.after, usize::try_from(limit).unwrap_or(1));
+    let lines = page
+        .lines
+        .into_iter()
+        .map(|line| LogLine {
+            number: line.number,
+            time: line.time.get(),
+            level: line.level.to_string(),
+            partition: line.partition,
+            message: line.message,
+        })
+        .collect();
+    Ok(DeploymentLogsReply { lines, next: page.next, dropped: page.dropped })
+}
+
+pub(crate) fn unknown(name: &str) -> Error {
+    Error::new(
+        ErrorCode::UnknownDeployment,
+        format!("there is no deployment '{name}'; `tidemill deployment list` shows the deployments"),
+    )
+}
+
+fn deployment_reply(reply: ControllerReply) -> Result<DeploymentRecord, Error> {
+    match reply {
+        ControllerReply::Deployment(record) => Ok(*record),
+        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+    }
+}
+
+fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Deployment {
+    let kind = match record.spec.kind {
+        DeploymentKind::Partitioner => messages::DeploymentKind::Partitioner,
+        DeploymentKind::SubscriptionFilter => messages::DeploymentKind::SubscriptionFilter,
+        DeploymentKind::ProduceFilter => messages::DeploymentKind::ProduceFilter,
+        DeploymentKind::Consumer => messages::DeploymentKind::Consumer,
+    };
+    let policy = match record.spec.policy {
+        FailurePolicy::Skip => messages::FailurePolicy::Skip,
+        FailurePolicy::DeadLetter => messages::FailurePolicy::DeadLetter,
+        FailurePolicy::Pause => messages::FailurePolicy::Pause,
+    };
+    let (status, status_reason) = match &record.status {
+        DeploymentStatus::Running => (messages::DeploymentStatus::Running, String::new()),
+        DeploymentStatus::Paused => (messages::DeploymentStatus::Paused, String::new()),
+        DeploymentStatus::Failed(reason) => (messages::DeploymentStatus::Failed, reason.clone()),
+    };
+    Deployment {
+        deployment_id: record.id.get(),
+        name: record.spec.name.to_string(),
+        kind: kind.into(),
+        plugin: record.spec.plugin.to_string(),
+        plugin_version: record.spec.version.as_ref().map(ToString::to_string).unwrap_or_default(),
+        config: record.spec.config.clone(),
+        topics: record.spec.topics.iter().map(ToString::to_string).collect(),
+        targets: record.spec.targets.iter().map(ToString::to_string).collect(),
+        policy: policy.into(),
+        dead_letter_topic: record.spec.dead_letter.as_ref().map(ToString::to_string).unwrap_or_default(),
+        status: status.into(),
+        status_reason,
+        epoch: record.epoch,
+        created_at: record.created_at.get(),
+        tasks: tasks(context, view, record),
+        counters: context.hosting.counters(record.id),
+        memory_bytes_max: record.spec.memory_bytes_max,
+    }
+}
+
+fn tasks(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Vec<TaskStatus> {
+    let Some(first) = record.topics.first().and_then(|topic| view.topic(*topic)) else { return Vec::new() };
+    if record.spec.kind != DeploymentKind::Consumer {
+        return Vec::new();
+    }
+    (0u32..)
+        .zip(&first.shards)
+        .filter_map(|(partition, shard)| {
+            let shard = context.shards.state(*shard)?;
+            let task = shard.task(record.id, PartitionId::new(partition)).ok()??;
+            let (status, reason) = match &task.status {
+                TaskState::Running => (messages::DeploymentStatus::Running, String::new()),
+                TaskState::Paused { reason } => (messages::DeploymentStatus::Paused, reason.clone()),
+                TaskState::Failed { reason } => (messages::DeploymentStatus::Failed, reason.clone()),
+            };
+            let positions = task
+                .positions
+                .iter()
+                .map(|(source, position)| TaskPosition {
+                    topic: view.topic_name(source.topic),
+                    position: position.get(),
+                    high_watermark: shard.partition(*source).map_or(-1, |known| known.high_watermark.get()),
+                })
+                .collect();
+            Some(TaskStatus {
+                partition,
+                status: status.into(),
+                reason,
+                positions,
+                outbox_bytes: task.outbox.iter().map(|(_, bytes)| bytes).sum(),
+                state_bytes: task.state_bytes,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,95 @@
+//! Groups' committed positions.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tidemill_coordinator::{GroupCommand, GroupReply, PositionCommit};
+use tidemill_protocol::messages::{
+    CommitOffsetsReply, CommitOffsetsRequest, CommittedOffset, Error, GroupDescription, ListGroupsReply,
+};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
+use tidemill_raft::Replica;
+use tidemill_shard::{Unit, UnitResult};
+
+use crate::context::Context;
+use crate::errors;
+use crate::handlers::topics;
+
+/// Sets positions, all of them or none.
+pub(crate) async fn commit(
+    context: &Arc<Context>,
+    request: CommitOffsetsRequest,
+) -> Result<CommitOffsetsReply, Error> {
+    context.room_to_write()?;
+    let view = context.view.now();
+    let mut positions = Vec::with_capacity(request.offsets.len());
+    for offset in request.offsets {
+        let partition = topics::partition(offset.partition.as_ref())?;
+        // A position of a partition that never was would be a typing error kept for ever.
+        if offset.offset >= 0 {
+            context.find(&view, partition)?;
+        }
+        positions.push(PositionCommit {
+            partition,
+            offset: (offset.offset >= 0).then(|| Offset::new(offset.offset)),
+            leader_epoch: (offset.leader_epoch >= 0).then(|| LeaderEpoch::new(offset.leader_epoch)),
+            note: offset.note,
+        });
+    }
+    let errors = vec![Error::default(); positions.len()];
+    propose(context, &request.group.clone(), GroupCommand::Commit { group: request.group, positions }).await?;
+    Ok(CommitOffsetsReply { errors })
+}
+
+pub(crate) async fn describe(context: &Arc<Context>, group: String) -> Result<GroupDescription, Error> {
+    let replica = home(context, &group)?;
+    replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
+    let positions = replica.shard().group(&group).ok_or_else(|| {
+        Error::new(
+            ErrorCode::UnknownGroup,
+            format!("there is no group '{group}'; `tidemill group list` shows the groups"),
+        )
+    })?;
+    let offsets = positions
+        .into_iter()
+        .map(|(partition, position)| CommittedOffset {
+            partition: Some(partition.into()),
+            offset: position.offset.get(),
+            leader_epoch: position.leader_epoch.map_or(-1, LeaderEpoch::get),
+            note: position.note,
+            committed_at: position.committed_at.get(),
+        })
+        .collect();
+    Ok(GroupDescription { group, offsets })
+}
+
+pub(crate) fn list(context: &Context) -> ListGroupsReply {
+    let names: BTreeSet<String> =
+        context.shards.data().flat_map(|(_, replica)| replica.shard().group_names()).collect();
+    ListGroupsReply { groups: names.into_iter().collect() }
+}
+
+pub(crate) async fn delete(context: &Arc<Context>, group: String) -> Result<(), Error> {
+    propose(context, &group.clone(), GroupCommand::Delete { group }).await
+}
+
+async fn propose(context: &Context, group: &str, command: GroupCommand) -> Result<(), Error> {
+    let replica = home(context, group)?;
+    let unit = Unit::Group(command);
+    match replica.propose(unit).await.map_err(|error| errors::propose(&error))? {
+        UnitResult::Group(GroupReply::Done) => Ok(()),
+        UnitResult::Group(GroupReply::Refused(refusal)) => Err(errors::group(&refusal)),
+        other => Err(errors::unit(&other)),
+    }
+}
+
+/// The replica of the group's home shard.
+fn home<'a>(context: &'a Context, group: &str) -> Result<&'a Replica, Error> {
+    context
+        .view
+        .now()
+        .controller()
+        .shard_of_group(group)
+        .and_then(|shard| context.shards.replica(shard))
+        .ok_or_else(|| Error::new(ErrorCode::NotLeader, "the group's shard is not on this broker; refresh the metadata"))
+}

@@ -1,0 +1,92 @@
+//! Metadata: brokers, topics, who leads what.
+
+use tidemill_controller::{TopicConfig, TopicRecord};
+use tidemill_protocol::TopicId;
+use tidemill_protocol::messages::{self, BrokerInfo, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo};
+
+use crate::context::{Context, unknown_topic};
+use crate::view::ClusterView;
+
+pub(crate) fn answer(context: &Context, request: &MetadataRequest) -> Metadata {
+    let view = context.view.now();
+    if request.all {
+        let topics = view.live_topics().into_iter().map(|topic| info(context, &view, topic)).collect();
+        return Metadata { topics, ..brokers_only(&view) };
+    }
+    named(context, &view, request.topics.iter().map(String::as_str))
+}
+
+/// The brokers and no topic.
+pub(crate) fn brokers_only(view: &ClusterView) -> Metadata {
+    let mut brokers: Vec<BrokerInfo> = view
+        .controller()
+        .brokers()
+        .map(|broker| BrokerInfo { broker_id: broker.broker.get(), addresses: broker.addresses.clone() })
+        .collect();
+    if brokers.is_empty() {
+        brokers.push(BrokerInfo { broker_id: view.broker.get(), addresses: view.addresses.clone() });
+    }
+    Metadata { version: view.version(), brokers, topics: Vec::new() }
+}
+
+/// The brokers and the named topics; one that is not there carries an error.
+pub(crate) fn named<'a>(
+    context: &Context,
+    view: &ClusterView,
+    names: impl Iterator<Item = &'a str>,
+) -> Metadata {
+    let topics = names
+        .map(|name| match view.topic_by_name(name) {
+            Some(topic) => info(context, view, topic),
+            None => TopicInfo { name: name.to_owned(), error: Some(unknown_topic(name)), ..TopicInfo::default() },
+        })
+        .collect();
+    Metadata { topics, ..brokers_only(view) }
+}
+
+/// One topic, as clients see it.
+pub(crate) fn info(context: &Context, view: &ClusterView, topic: &TopicRecord) -> TopicInfo {
+    let partitions = (0u32..)
+        .zip(&topic.shards)
+        .map(|(partition, shard)| {
+            let replica = context.shards.replica(*shard);
+            let status = replica.map(|replica| replica.watch().borrow().clone());
+            let leader = status.as_ref().and_then(|role| role.leader).map_or(0, |node| node.broker().get());
+            let term = status.map_or(0, |role| role.term.get());
+            PartitionInfo {
+                partition,
+                shard: u32::from(shard.get()),
+                leader,
+                leader_epoch: i32::try_from(term).unwrap_or(i32::MAX),
+            }
+        })
+        .collect();
+    let partitioner = topic.partitioner.deployment.map(|id| PartitionerInfo {
+        deployment_id: id.get(),
+        deployment: view.deployment(id).map(|record| record.spec.name.to_string()).unwrap_or_default(),
+        epoch: topic.partitioner.epoch,
+    });
+    TopicInfo {
+        topic_id: topic_id(topic.id),
+        name: topic.name.to_string(),
+        partitions,
+        config: Some(config(&topic.config)),
+        partitioner,
+        error: None,
+    }
+}
+
+pub(crate) fn topic_id(id: TopicId) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(&id.bytes())
+}
+
+pub(crate) fn config(config: &TopicConfig) -> messages::TopicConfig {
+    messages::TopicConfig {
+        retention_ms: Some(config.retention_ms),
+        retention_bytes: Some(config.retention_bytes),
+        segment_bytes: Some(config.segment_bytes),
+        segment_ms: Some(config.segment_ms),
+        batch_bytes_max: Some(config.batch_bytes_max),
+        log_append_time: Some(config.log_append_time),
+    }
+}

@@ -1,0 +1,17 @@
+//! What clients may ask: one file per stream kind, one file per area of requests.
+
+pub(crate) mod control;
+pub(crate) mod produce;
+pub(crate) mod request;
+pub(crate) mod routed;
+pub(crate) mod subscribe;
+
+mod acks;
+mod deployments;
+mod groups;
+mod metadata;
+mod offsets;
+mod plugins;
+mod state;
+mod status;
+mod topics;

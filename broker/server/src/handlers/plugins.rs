@@ -1,0 +1,149 @@
+//! The plugin registry: upload, list, describe, delete.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tidemill_controller::{ConfigKey, ControllerCommand, ControllerReply, PluginKind, PluginRecord, PluginUpload};
+use tidemill_net::FrameReader;
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{
+    self, DeletePluginRequest, DescribePluginRequest, Error, ListPluginsReply, PayloadChunk, PluginVersion,
+    UploadPluginRequest,
+};
+
+use crate::connection::read_error;
+use crate::context::Context;
+use crate::errors;
+use crate::handlers::topics::{control, name};
+
+const SUMMARY_CHARACTERS_MAX: usize = 1000;
+
+/// Takes a component in: its bytes, a check of what it is, a compilation; then it is registered.
+pub(crate) async fn upload(
+    context: &Arc<Context>,
+    request: UploadPluginRequest,
+    reader: &mut FrameReader,
+    first: Bytes,
+) -> Result<PluginVersion, Error> {
+    context.room_to_write()?;
+    let limit = context.config.limits.plugin_bytes_max;
+    if request.size > limit {
+        return Err(Error::new(
+            ErrorCode::PluginTooLarge,
+            format!("the component has {} bytes, this broker takes up to {limit} (limits.plugin_bytes_max)", request.size),
+        ));
+    }
+    let plugin = name(&request.name)?;
+    let version = Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let bytes = receive(request.size, reader, first).await?;
+    if blake3::hash(&bytes).as_bytes().as_slice() != request.blake3.as_ref() {
+        return Err(Error::new(
+            ErrorCode::DigestMismatch,
+            "the component's bytes do not have the digest that was announced; upload it again",
+        ));
+    }
+    let checked = context.hosting.check_upload(bytes).await.map_err(|error| errors::upload(&error))?;
+    let upload = PluginUpload {
+        name: plugin,
+        version,
+        kind: match checked.kind {
+            tidemill_hosting::PluginKind::Partitioner => PluginKind::Partitioner,
+            tidemill_hosting::PluginKind::Filter => PluginKind::Filter,
+            tidemill_hosting::PluginKind::Consumer => PluginKind::Consumer,
+        },
+        digest: checked.digest,
+        size: checked.size,
+        summary: checked.summary.chars().take(SUMMARY_CHARACTERS_MAX).collect(),
+        config: checked
+            .config
+            .into_iter()
+            .map(|key| ConfigKey { name: key.name, doc: key.doc, required: key.required, default: key.default })
+            .collect(),
+    };
+    match control(context, ControllerCommand::RegisterPlugin(upload)).await? {
+        ControllerReply::Plugin(record) => Ok(version_message(&record)),
+        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+    }
+}
+
+/// Collects the component from the first frame and those that follow; never more than was announced.
+async fn receive(size: u64, reader: &mut FrameReader, first: Bytes) -> Result<Bytes, Error> {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    let wrong_size =
+        || Error::new(ErrorCode::BadMessage, format!("more bytes came than the {size} that were announced"));
+    if first.len() == size {
+        return Ok(first);
+    }
+    if first.len() > size {
+        return Err(wrong_size());
+    }
+    // Grows with what arrives: an announced size alone takes no memory.
+    let mut bytes = BytesMut::from(first.as_ref());
+    while bytes.len() < size {
+        let frame = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => {
+                return Err(Error::new(
+                    ErrorCode::BadMessage,
+                    format!("the upload ended after {} of {size} bytes", bytes.len()),
+                ));
+            }
+            Err(error) => return Err(read_error(&error)),
+        };
+        frame
+            .message::<PayloadChunk>()
+            .map_err(|_| Error::new(ErrorCode::BadMessage, "after an upload's first frame come chunks"))?;
+        if frame.payload.is_empty() || bytes.len() + frame.payload.len() > size {
+            return Err(wrong_size());
+        }
+        bytes.extend_from_slice(&frame.payload);
+    }
+    Ok(bytes.freeze())
+}
+
+pub(crate) fn list(context: &Context) -> ListPluginsReply {
+    ListPluginsReply { versions: context.view.now().controller().plugins().map(version_message).collect() }
+}
+
+pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Result<PluginVersion, Error> {
+    let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
+    context.view.now().plugin(&request.name, version).map(version_message).ok_or_else(|| {
+        Error::new(
+            ErrorCode::UnknownPlugin,
+            format!("there is no plugin '{}'; `tidemill plugin list` shows what was uploaded", request.name),
+        )
+    })
+}
+
+pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
+    let version = Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
+    control(context, command).await.map(|_| ())
+}
+
+fn version_message(record: &PluginRecord) -> PluginVersion {
+    let kind = match record.kind {
+        PluginKind::Partitioner => messages::PluginKind::Partitioner,
+        PluginKind::Filter => messages::PluginKind::Filter,
+        PluginKind::Consumer => messages::PluginKind::Consumer,
+    };
+    PluginVersion {
+        name: record.name.to_string(),
+        version: record.version.to_string(),
+        kind: kind.into(),
+        blake3: Bytes::copy_from_slice(&record.digest),
+        size: record.size,
+        uploaded_at: record.uploaded_at.get(),
+        summary: record.summary.clone(),
+        config: record
+            .config
+            .iter()
+            .map(|key| messages::ConfigKey {
+                name: key.name.clone(),
+                doc: key.doc.clone(),
+                required: key.required,
+                default: key.default.clone(),
+            })
+            .collect(),
+    }
+}

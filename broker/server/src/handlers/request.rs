@@ -1,0 +1,85 @@
+//! Requests: a stream each, with a deadline; an error has a stable code, says what to do, and whether to retry.
+
+use std::sync::Arc;
+
+use tidemill_net::{FrameReader, Stream};
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
+
+use crate::connection::{ClientName, Opened};
+use crate::context::Context;
+use crate::handlers::{deployments, groups, metadata, offsets, plugins, state, status, topics};
+
+/// Answers one request.
+pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
+    metrics::counter!("tidemill_requests_total").increment(1);
+    let deadline = context.deadline(request.deadline_ms);
+    let Opened { stream, payload } = opened;
+    let Stream { mut reader, mut writer, .. } = stream;
+    let answering = async {
+        match request.body {
+            Some(body) => answer(&context, body, &mut reader, payload).await,
+            None => Err(Error::new(ErrorCode::BadMessage, "the request has no body that this release knows")),
+        }
+    };
+    let reply = match tokio::time::timeout(deadline, answering).await {
+        Ok(Ok(body)) => Reply { error: None, body: Some(body) },
+        Ok(Err(error)) => Reply { error: Some(error), body: None },
+        Err(_) => {
+            let late = format!("no answer within {} ms; it may still take effect", deadline.as_millis());
+            Reply { error: Some(Error::new(ErrorCode::Deadline, late)), body: None }
+        }
+    };
+    if let Some(error) = &reply.error {
+        metrics::counter!("tidemill_requests_failed_total").increment(1);
+        tracing::debug!(client = %client.0, %error, "a request failed");
+    }
+    if writer.send(&reply, &[]).await.is_ok() {
+        let _ = writer.finish().await;
+    }
+}
+
+async fn answer(
+    context: &Arc<Context>,
+    body: request::Body,
+    reader: &mut FrameReader,
+    payload: bytes::Bytes,
+) -> Result<reply::Body, Error> {
+    use request::Body;
+    let done = |()| reply::Body::Empty(Empty {});
+    Ok(match body {
+        Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request)),
+        Body::CreateTopic(request) => reply::Body::Topic(topics::create(context, request).await?),
+        Body::DeleteTopic(request) => topics::delete(context, request).await.map(done)?,
+        Body::AlterTopic(request) => reply::Body::Topic(topics::alter(context, request).await?),
+        Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(context, &request.name)?),
+        Body::DeleteRecords(request) => reply::Body::DeleteRecords(topics::delete_records(context, &request).await?),
+        Body::ListOffsets(request) => reply::Body::ListOffsets(offsets::list(context, &request).await?),
+        Body::InitProducer(_) => reply::Body::InitProducer(offsets::init_producer(context).await?),
+        Body::CommitOffsets(request) => reply::Body::CommitOffsets(groups::commit(context, request).await?),
+        Body::DescribeGroup(request) => reply::Body::Group(groups::describe(context, request.group).await?),
+        Body::ListGroups(_) => reply::Body::ListGroups(groups::list(context)),
+        Body::DeleteGroup(request) => groups::delete(context, request.group).await.map(done)?,
+        Body::UploadPlugin(request) => {
+            reply::Body::PluginVersion(plugins::upload(context, request, reader, payload).await?)
+        }
+        Body::ListPlugins(_) => reply::Body::ListPlugins(plugins::list(context)),
+        Body::DescribePlugin(request) => reply::Body::PluginVersion(plugins::describe(context, &request)?),
+        Body::DeletePlugin(request) => plugins::delete(context, &request).await.map(done)?,
+        Body::CreateDeployment(request) => {
+            reply::Body::Deployment(deployments::create(context, request).await?)
+        }
+        Body::ListDeployments(_) => reply::Body::ListDeployments(deployments::list(context)),
+        Body::DescribeDeployment(request) => reply::Body::Deployment(deployments::describe(context, &request.name)?),
+        Body::PauseDeployment(request) => reply::Body::Deployment(deployments::pause(context, &request.name).await?),
+        Body::ResumeDeployment(request) => {
+            reply::Body::Deployment(deployments::resume(context, &request.name).await?)
+        }
+        Body::DeleteDeployment(request) => deployments::delete(context, &request.name).await.map(done)?,
+        Body::DeploymentLogs(request) => reply::Body::DeploymentLogs(deployments::logs(context, &request)?),
+        Body::StateGet(request) => reply::Body::StateGet(state::get(context, request).await?),
+        Body::StateScan(request) => reply::Body::StateScan(state::scan(context, request).await?),
+        Body::ClusterStatus(_) => reply::Body::ClusterStatus(status::cluster(context)),
+        Body::Metrics(_) => reply::Body::Metrics(status::metrics(context)),
+    })
+}

@@ -1,0 +1,72 @@
+//! Subscriptions: a set of partitions on one stream, pushed as far as their credit goes.
+//!
+//! One task owns the set. It serves partitions that have records, credit and no pause in turn, one frame each; those at
+//! their end wait for their high watermark, all at once. A slow reader of one partition runs out of that partition's
+//! credit and holds up nobody else.
+
+mod filtering;
+mod partition;
+mod set;
+
+use std::sync::Arc;
+
+use tidemill_net::FrameReader;
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::{SubscribeControl, SubscribeOpen, SubscribeOpened, subscribe_control};
+use tokio::sync::mpsc;
+
+use crate::connection::{ClientName, Opened, read_error};
+use crate::context::Context;
+use filtering::Filtering;
+use set::SubscriptionSet;
+
+/// Control messages read ahead of the task that owns the set.
+const CONTROLS_MAX: usize = 256;
+
+/// Serves a subscription until its stream ends.
+pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, open: SubscribeOpen) {
+    let Opened { stream, .. } = opened;
+    let (reader, mut writer) = (stream.reader, stream.writer);
+    let filtering = match Filtering::open(&context, open.filter.as_ref()).await {
+        Ok(filtering) => filtering,
+        Err(error) => {
+            let _ = writer.send(&SubscribeOpened { error: Some(error) }, &[]).await;
+            let _ = writer.finish().await;
+            return;
+        }
+    };
+    if writer.send(&SubscribeOpened { error: None }, &[]).await.is_err() {
+        return;
+    }
+    let (forward, controls) = mpsc::channel(CONTROLS_MAX);
+    let reading = tokio::spawn(read_controls(reader, forward, client));
+    let set = SubscriptionSet::new(context, writer, filtering, open.frame_bytes_max);
+    set.run(controls).await;
+    reading.abort();
+}
+
+/// Ends where the stream ends; the closed channel tells the set.
+async fn read_controls(
+    mut reader: FrameReader,
+    forward: mpsc::Sender<subscribe_control::Kind>,
+    client: ClientName,
+) {
+    loop {
+        let frame = match reader.next().await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(error) => {
+                let error = read_error(&error);
+                tracing::debug!(client = %client.0, %error, "a subscription broke off");
+                return reader.stop(error.code);
+            }
+        };
+        let control = frame.message::<SubscribeControl>().ok().and_then(|control| control.kind);
+        let Some(control) = control else {
+            return reader.stop(ErrorCode::BadMessage.code());
+        };
+        if forward.send(control).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! One partition of a subscription: where it stands and how much it may send.
+
+use tidemill_protocol::messages::Position;
+use tidemill_protocol::messages::position::At;
+use tidemill_protocol::{ErrorCode, Offset, Timestamp, TopicPartition, messages::Error};
+use tidemill_shard::{PartitionView, Shard};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// One partition of a subscription.
+pub(super) struct Subscribed {
+    pub(super) partition: TopicPartition,
+    pub(super) shard: Shard,
+    /// The next offset to send.
+    pub(super) next: Offset,
+    /// Of the last seek; what was sent before it is the client's to discard.
+    pub(super) generation: u64,
+    /// Bytes that may still be sent. A batch larger than the rest takes it below zero.
+    pub(super) credit: i64,
+    pub(super) paused: bool,
+    pub(super) high_watermark: watch::Receiver<Offset>,
+    /// A future that waits for the high watermark is under way.
+    pub(super) waiting: bool,
+    /// It stands in the queue of those to serve.
+    pub(super) queued: bool,
+    /// Ends the waiter when this is dropped.
+    pub(super) removed: Removal,
+}
+
+/// Cancels its tokens when it is dropped.
+#[derive(Default)]
+pub(super) struct Removal(CancellationToken);
+
+impl Removal {
+    pub(super) fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+impl Subscribed {
+    pub(super) fn may_send(&self) -> bool {
+        !self.paused && self.credit > 0
+    }
+
+    pub(super) fn at_end(&self) -> bool {
+        self.next >= *self.high_watermark.borrow()
+    }
+}
+
+/// The offset that a position means now.
+///
+/// # Errors
+/// `OFFSET_OUT_OF_RANGE` names the range; a time is looked up on a thread that may block.
+pub(super) async fn resolve(
+    shard: &Shard,
+    partition: TopicPartition,
+    name: &str,
+    position: Option<&Position>,
+) -> Result<Offset, Error> {
+    let view = shard.partition(partition).ok_or_else(|| {
+        Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
+    })?;
+    match position.and_then(|position| position.at.as_ref()) {
+        None | Some(At::Latest(_)) => Ok(view.high_watermark),
+        Some(At::Earliest(_)) => Ok(view.log_start),
+        Some(At::Offset(offset)) => in_range(&view, Offset::new(*offset), name),
+        Some(At::Timestamp(time)) => {
+            let (shard, time) = (shard.clone(), Timestamp::new(*time));
+            let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time)).await;
+            match found {
+                Ok(Ok(Some((offset, _)))) => Ok(offset.max(view.log_start)),
+                Ok(Ok(None)) => Ok(view.high_watermark),
+                Ok(Err(error)) => Err(crate::errors::read(&error, name)),
+                Err(_) => Err(Error::new(ErrorCode::Internal, "looking up a time failed; try again")),
+            }
+        }
+    }
+}
+
+pub(super) fn in_range(view: &PartitionView, offset: Offset, name: &str) -> Result<Offset, Error> {
+    if offset < view.log_start || offset > view.high_watermark {
+        return Err(out_of_range(name, offset, view.log_start, view.high_watermark));
+    }
+    Ok(offset)
+}
+
+pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_watermark: Offset) -> Error {
+    Error::new(
+        ErrorCode::OffsetOutOfRange,
+        format!("offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; seek to one of these"),
+    )
+}

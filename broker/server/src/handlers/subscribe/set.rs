@@ -1,0 +1,377 @@
+//! The task that owns a subscription's partitions.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
+use tidemill_net::{FrameWriter, WriteError};
+use tidemill_protocol::messages::{
+    Error, SubscribeAdd, SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeSeek,
+    SubscribeStarted, TopicPartitionRef, subscribe_control, subscribe_event,
+};
+use tidemill_protocol::{ErrorCode, Offset};
+use tidemill_shard::Fetch;
+use tokio::sync::mpsc;
+
+use super::filtering::Filtering;
+use super::partition::{Removal, Subscribed, out_of_range, resolve};
+use crate::context::Context;
+use crate::errors;
+
+/// Payload of one data frame where the client names no size.
+const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
+/// And the range in which it may name one.
+const FRAME_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=4 << 20;
+/// A filter that passes nothing says how far it came after so many bytes of batches.
+const SCAN_BYTES_MAX: usize = 4 << 20;
+
+/// Why a partition at its end waits no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    /// There are more records.
+    More,
+    /// Its topic was deleted.
+    Gone,
+    /// The client took it out of the subscription.
+    Removed,
+}
+
+/// Partitions by the client's id, and whose turn it is.
+pub(super) struct SubscriptionSet {
+    context: Arc<Context>,
+    writer: FrameWriter,
+    filtering: Filtering,
+    frame_bytes: usize,
+    partitions: HashMap<u32, Subscribed>,
+    /// Those that may have something to send, in turn.
+    queue: VecDeque<u32>,
+    /// Those at their end, each waiting for more.
+    waiters: FuturesUnordered<BoxFuture<'static, (u32, Woken)>>,
+}
+
+impl SubscriptionSet {
+    pub(super) fn new(
+        context: Arc<Context>,
+        writer: FrameWriter,
+        filtering: Filtering,
+        frame_bytes_max: u32,
+    ) -> Self {
+        let frame_bytes = match frame_bytes_max {
+            0 => FRAME_BYTES_DEFAULT,
+            asked => asked.clamp(*FRAME_BYTES.start(), *FRAME_BYTES.end()),
+        };
+        Self {
+            context,
+            writer,
+            filtering,
+            frame_bytes: usize::try_from(frame_bytes).unwrap_or(usize::MAX),
+            partitions: HashMap::new(),
+            queue: VecDeque::new(),
+            waiters: FuturesUnordered::new(),
+        }
+    }
+
+    /// Runs until the client ends the stream or can't be written to.
+    pub(super) async fn run(mut self, mut controls: mpsc::Receiver<subscribe_control::Kind>) {
+        loop {
+            let turn = if self.queue.is_empty() {
+                tokio::select! {
+                    control = controls.recv() => match control {
+                        Some(control) => self.control(control).await,
+                        None => break,
+                    },
+                    Some((id, woken)) = self.waiters.next(), if !self.waiters.is_empty() => {
+                        self.woken(id, woken).await
+                    }
+                }
+            } else {
+                self.serve_next(&mut controls).await
+            };
+            if turn.is_err() {
+                return;
+            }
+        }
+        let _ = self.writer.finish().await;
+    }
+
+    /// Takes in what came meanwhile, then sends one frame of the partition whose turn it is.
+    async fn serve_next(
+        &mut self,
+        controls: &mut mpsc::Receiver<subscribe_control::Kind>,
+    ) -> Result<(), WriteError> {
+        while let Ok(control) = controls.try_recv() {
+            self.control(control).await?;
+        }
+        while let Some(Some((id, woken))) = self.waiters.next().now_or_never() {
+            self.woken(id, woken).await?;
+        }
+        let Some(id) = self.queue.pop_front() else { return Ok(()) };
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.queued = false;
+            self.send_some(id).await?;
+            self.schedule(id);
+        }
+        Ok(())
+    }
+
+    async fn control(&mut self, control: subscribe_control::Kind) -> Result<(), WriteError> {
+        match control {
+            subscribe_control::Kind::Add(add) => self.add(add).await,
+            subscribe_control::Kind::Remove(remove) => {
+                self.partitions.remove(&remove.id);
+                Ok(())
+            }
+            subscribe_control::Kind::Seek(seek) => self.seek(seek).await,
+            subscribe_control::Kind::Pause(pause) => {
+                if let Some(partition) = self.partitions.get_mut(&pause.id) {
+                    partition.paused = pause.paused;
+                }
+                self.schedule(pause.id);
+                Ok(())
+            }
+            subscribe_control::Kind::Credit(credit) => {
+                let credit_max = credit_max(&self.context);
+                if let Some(partition) = self.partitions.get_mut(&credit.id) {
+                    let more = i64::try_from(credit.bytes).unwrap_or(i64::MAX);
+                    partition.credit = partition.credit.saturating_add(more).min(credit_max);
+                }
+                self.schedule(credit.id);
+                Ok(())
+            }
+        }
+    }
+
+    async fn add(&mut self, add: SubscribeAdd) -> Result<(), WriteError> {
+        let id = add.id;
+        let held = self.partitions.len();
+        let opened = if self.partitions.contains_key(&id) {
+            Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")))
+        } else {
+            open(&self.context, held, &add).await
+        };
+        match opened {
+            Ok(subscribed) => {
+                let started = started(id, &subscribed);
+                self.partitions.insert(id, subscribed);
+                self.send(subscribe_event::Kind::Started(started), &[]).await?;
+                self.schedule(id);
+                Ok(())
+            }
+            Err(error) => self.fail(id, 0, error).await,
+        }
+    }
+
+    async fn seek(&mut self, seek: SubscribeSeek) -> Result<(), WriteError> {
+        let Some(partition) = self.partitions.get(&seek.id) else { return Ok(()) };
+        let name = self.context.view.now().partition_name(partition.partition);
+        let found = resolve(&partition.shard, partition.partition, &name, seek.start.as_ref()).await;
+        match (found, self.partitions.get_mut(&seek.id)) {
+            (Ok(next), Some(partition)) => {
+                partition.next = next;
+                partition.generation = seek.generation;
+                let started = started(seek.id, partition);
+                self.send(subscribe_event::Kind::Started(started), &[]).await?;
+                self.schedule(seek.id);
+                Ok(())
+            }
+            (Err(error), _) => self.fail(seek.id, seek.generation, error).await,
+            (Ok(_), None) => Ok(()),
+        }
+    }
+
+    /// Queues a partition that has something to send, or lets it wait for more.
+    fn schedule(&mut self, id: u32) {
+        let Some(partition) = self.partitions.get_mut(&id) else { return };
+        if !partition.may_send() || partition.queued {
+            return;
+        }
+        if !partition.at_end() {
+            partition.queued = true;
+            self.queue.push_back(id);
+        } else if !partition.waiting {
+            partition.waiting = true;
+            let (mut high_watermark, next) = (partition.high_watermark.clone(), partition.next);
+            // Without this, adding and removing partitions at their end would pile up waiters.
+            let removed = partition.removed.token();
+            self.waiters.push(Box::pin(async move {
+                tokio::select! {
+                    more = high_watermark.wait_for(|high_watermark| *high_watermark > next) => {
+                        (id, if more.is_ok() { Woken::More } else { Woken::Gone })
+                    }
+                    () = removed.cancelled() => (id, Woken::Removed),
+                }
+            }));
+        }
+    }
+
+    async fn woken(&mut self, id: u32, woken: Woken) -> Result<(), WriteError> {
+        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+        if woken == Woken::Removed {
+            // The id is another partition's by now.
+            return Ok(());
+        }
+        partition.waiting = false;
+        if woken == Woken::More {
+            self.schedule(id);
+            return Ok(());
+        }
+        let (partition, generation) = (partition.partition, partition.generation);
+        let name = self.context.view.now().partition_name(partition);
+        let gone = Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"));
+        self.fail(id, generation, gone).await
+    }
+
+    async fn send_some(&mut self, id: u32) -> Result<(), WriteError> {
+        let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
+        if !partition.may_send() {
+            return Ok(());
+        }
+        let generation = partition.generation;
+        match gather(&self.context, &self.filtering, self.frame_bytes, partition).await {
+            Ok(Some(gathered)) => self.push(id, gathered).await,
+            Ok(None) => Ok(()),
+            Err(error) => self.fail(id, generation, error).await,
+        }
+    }
+
+    async fn push(&mut self, id: u32, gathered: Gathered) -> Result<(), WriteError> {
+        let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+        partition.next = gathered.next;
+        partition.credit -= i64::try_from(gathered.bytes).unwrap_or(i64::MAX);
+        let generation = partition.generation;
+        let high_watermark = partition.high_watermark.borrow().get();
+        let (next_offset, bytes_scanned) = (gathered.next.get(), gathered.scanned as u64);
+        metrics::counter!("tidemill_subscribe_scanned_bytes_total").increment(bytes_scanned);
+        metrics::counter!("tidemill_subscribe_sent_bytes_total").increment(gathered.bytes as u64);
+        if gathered.parts.is_empty() {
+            let progress = SubscribeProgress { id, generation, next_offset, high_watermark, bytes_scanned };
+            return self.send(subscribe_event::Kind::Progress(progress), &[]).await;
+        }
+        let data = SubscribeData { id, generation, next_offset, high_watermark, bytes_scanned };
+        self.send(subscribe_event::Kind::Data(data), &gathered.parts).await
+    }
+
+    async fn fail(&mut self, id: u32, generation: u64, error: Error) -> Result<(), WriteError> {
+        self.partitions.remove(&id);
+        metrics::counter!("tidemill_subscribe_failed_total").increment(1);
+        let failed = SubscribeFailed { id, generation, error: Some(error) };
+        self.send(subscribe_event::Kind::Failed(failed), &[]).await
+    }
+
+    async fn send(&mut self, kind: subscribe_event::Kind, payload: &[Bytes]) -> Result<(), WriteError> {
+        self.writer.send(&SubscribeEvent { kind: Some(kind) }, payload).await
+    }
+}
+
+fn credit_max(context: &Context) -> i64 {
+    i64::try_from(context.config.limits.subscription_credit_bytes_max).unwrap_or(i64::MAX)
+}
+
+async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subscribed, Error> {
+        let limit = usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX);
+        if held >= limit {
+            return Err(Error::new(
+                ErrorCode::Overloaded,
+                format!("a subscription holds at most {limit} partitions; open another"),
+            ));
+        }
+        let partition = add
+            .partition
+            .as_ref()
+            .and_then(TopicPartitionRef::parse)
+            .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
+        let view = context.view.now();
+        let (_, replica) = context.find(&view, partition)?;
+        let shard = replica.shard().clone();
+        let name = view.partition_name(partition);
+        let high_watermark = shard.watch(partition).ok_or_else(|| {
+            Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
+        })?;
+        let next = resolve(&shard, partition, &name, add.start.as_ref()).await?;
+        Ok(Subscribed {
+            partition,
+            shard,
+            next,
+            generation: 0,
+            credit: i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(context)),
+            paused: add.paused,
+            high_watermark,
+            waiting: false,
+            queued: false,
+            removed: Removal::default(),
+        })
+    }
+
+
+    /// Reads on from where a partition stands until there is a frame's worth, the end, or enough scanned in vain.
+async fn gather(
+    context: &Context,
+    filtering: &Filtering,
+    frame_bytes: usize,
+    partition: &Subscribed,
+) -> Result<Option<Gathered>, Error> {
+        let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
+        let mut gathered = Gathered { parts: Vec::new(), bytes: 0, scanned: 0, next: partition.next };
+        while gathered.bytes < room && gathered.scanned < SCAN_BYTES_MAX {
+            let high_watermark = *partition.high_watermark.borrow();
+            if gathered.next >= high_watermark {
+                break;
+            }
+            let batches = match partition.shard.fetch(partition.partition, gathered.next, room - gathered.bytes) {
+                Fetch::Memory(batches) => batches,
+                Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
+                    .await
+                    .map_err(|_| Error::new(ErrorCode::Internal, "reading the log failed; try again"))?
+                    .map_err(|error| errors::read(&error, &partition.partition.to_string()))?,
+                Fetch::OutOfRange { log_start, high_watermark } => {
+                    let name = context.view.now().partition_name(partition.partition);
+                    return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
+                }
+                Fetch::Unknown => {
+                    return Err(Error::new(ErrorCode::UnknownTopic, "the partition is gone: its topic was deleted"));
+                }
+            };
+            if batches.is_empty() {
+                break;
+            }
+            gathered.scanned += batches.bytes;
+            gathered.next = batches.next;
+            if matches!(filtering, Filtering::None) {
+                gathered.bytes += batches.bytes;
+                gathered.parts.extend(batches.parts);
+                continue;
+            }
+            for batch in batches.contiguous() {
+                if let Some(kept) = filtering.pass(context, partition.partition, batch).await? {
+                    gathered.bytes += kept.len();
+                    gathered.parts.push(kept);
+                }
+            }
+        }
+        Ok((gathered.scanned > 0).then_some(gathered))
+    }
+
+
+/// What one frame will carry.
+struct Gathered {
+    parts: Vec<Bytes>,
+    /// Of the parts.
+    bytes: usize,
+    /// Read from the log for it.
+    scanned: usize,
+    next: Offset,
+}
+
+fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {
+    let view = partition.shard.partition(partition.partition);
+    SubscribeStarted {
+        id,
+        generation: partition.generation,
+        offset: partition.next.get(),
+        log_start_offset: view.map_or(0, |view| view.log_start.get()),
+        high_watermark: partition.high_watermark.borrow().get(),
+    }
+}

@@ -1,0 +1,182 @@
+//! Topics: create, delete, alter, describe, delete records.
+
+use std::sync::Arc;
+
+use tidemill_controller::{ControllerCommand, ControllerReply, Name, TopicOverrides, TopicRecord};
+use tidemill_protocol::messages::{
+    self, AlterTopicRequest, CreateTopicRequest, DeleteRecordsReply, DeleteRecordsRequest, DeleteTopicRequest, Error,
+    PartitionStatus, TopicDescription, TopicPartitionRef,
+};
+use tidemill_protocol::{ErrorCode, Offset, PartitionId, ShardId, TopicId, TopicPartition};
+use tidemill_shard::{Unit, UnitResult};
+
+use crate::context::{Context, unknown_topic};
+use crate::errors;
+use crate::handlers::metadata;
+use crate::view::ClusterView;
+
+pub(crate) async fn create(
+    context: &Arc<Context>,
+    request: CreateTopicRequest,
+) -> Result<TopicDescription, Error> {
+    let command = ControllerCommand::CreateTopic {
+        id: TopicId::new(uuid::Uuid::now_v7()),
+        name: name(&request.name)?,
+        partitions: request.partitions,
+        overrides: overrides(request.config.as_ref()),
+        with: Some(request.with.as_str()).filter(|with| !with.is_empty()).map(name).transpose()?,
+        if_not_exists: request.if_not_exists,
+    };
+    let topic = topic_reply(control(context, command).await?)?;
+    adopted(context, &topic).await;
+    description(context, &context.view.now(), &topic)
+}
+
+pub(crate) async fn alter(context: &Arc<Context>, request: AlterTopicRequest) -> Result<TopicDescription, Error> {
+    let command = ControllerCommand::AlterTopic {
+        name: name(&request.name)?,
+        overrides: overrides(request.config.as_ref()),
+    };
+    let topic = topic_reply(control(context, command).await?)?;
+    adopted(context, &topic).await;
+    description(context, &context.view.now(), &topic)
+}
+
+pub(crate) async fn delete(context: &Arc<Context>, request: DeleteTopicRequest) -> Result<(), Error> {
+    let topic = topic_reply(control(context, ControllerCommand::DeleteTopic { name: name(&request.name)? }).await?)?;
+    adopted(context, &topic).await;
+    Ok(())
+}
+
+pub(crate) fn describe(context: &Context, name: &str) -> Result<TopicDescription, Error> {
+    let view = context.view.now();
+    let topic = view.topic_by_name(name).ok_or_else(|| unknown_topic(name))?;
+    description(context, &view, topic)
+}
+
+pub(crate) async fn delete_records(
+    context: &Arc<Context>,
+    request: &DeleteRecordsRequest,
+) -> Result<DeleteRecordsReply, Error> {
+    let partition = partition(request.partition.as_ref())?;
+    let (_, replica) = context.find(&context.view.now(), partition)?;
+    let known = replica.shard().partition(partition).ok_or_else(|| not_ready(partition))?;
+    let offset = match request.before_offset {
+        -1 => known.high_watermark,
+        offset => Offset::new(offset),
+    };
+    if offset > known.high_watermark || offset < Offset::ZERO {
+        return Err(Error::new(
+            ErrorCode::OffsetOutOfRange,
+            format!("records up to {} can be deleted, not up to {offset}", known.high_watermark),
+        ));
+    }
+    let unit = Unit::AdvanceLogStart { partition, offset };
+    match replica.propose(unit).await.map_err(|error| errors::propose(&error))? {
+        UnitResult::LogStart { offset } => Ok(DeleteRecordsReply { log_start_offset: offset.get() }),
+        other => Err(errors::unit(&other)),
+    }
+}
+
+/// Parses a topic's, plugin's or deployment's name.
+pub(crate) fn name(text: &str) -> Result<Name, Error> {
+    Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidTopic, error.to_string()))
+}
+
+/// A partition that a message names.
+pub(crate) fn partition(reference: Option<&TopicPartitionRef>) -> Result<TopicPartition, Error> {
+    reference
+        .and_then(TopicPartitionRef::parse)
+        .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))
+}
+
+pub(crate) fn not_ready(partition: TopicPartition) -> Error {
+    Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
+}
+
+/// Asks the controller for a change.
+pub(crate) async fn control(
+    context: &Context,
+    command: ControllerCommand,
+) -> Result<ControllerReply, Error> {
+    let unit = Unit::Control(command);
+    let result = context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
+    match result {
+        UnitResult::Control(Ok(reply)) => Ok(reply),
+        UnitResult::Control(Err(error)) => Err(errors::controller(&error)),
+        other => Err(errors::unit(&other)),
+    }
+}
+
+fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
+    match reply {
+        ControllerReply::Topic(topic) => Ok(*topic),
+        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+    }
+}
+
+/// Waits until this broker's view and every shard of the topic have the change, so that the next request finds it.
+/// Bounded by the request's deadline: the change stands whether or not anybody waits.
+async fn adopted(context: &Context, topic: &TopicRecord) {
+    let mut view = context.view.clone();
+    while view.now().version() < topic.version {
+        if view.changed().await.is_none() {
+            return;
+        }
+    }
+    for (shard, replica) in context.shards.data() {
+        if topic.partitions_of(shard).next().is_none() {
+            continue;
+        }
+        let mut changes = replica.shard().changes();
+        while replica.shard().topic_version(topic.id).is_none_or(|version| version < topic.version) {
+            // A shard that never knew a deleted topic has nothing to adopt.
+            if topic.deleted && replica.shard().topic_version(topic.id).is_none() {
+                break;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn overrides(config: Option<&messages::TopicConfig>) -> TopicOverrides {
+    config.map_or_else(TopicOverrides::default, |config| TopicOverrides {
+        retention_ms: config.retention_ms,
+        retention_bytes: config.retention_bytes,
+        segment_bytes: config.segment_bytes,
+        segment_ms: config.segment_ms,
+        batch_bytes_max: config.batch_bytes_max,
+        log_append_time: config.log_append_time,
+    })
+}
+
+fn description(context: &Context, view: &ClusterView, topic: &TopicRecord) -> Result<TopicDescription, Error> {
+    let info = metadata::info(context, view, topic);
+    let partitions = info
+        .partitions
+        .iter()
+        .map(|partition| {
+            let id = TopicPartition::new(topic.id, PartitionId::new(partition.partition));
+            let shard = u16::try_from(partition.shard).map(ShardId::new).ok();
+            let known = shard.and_then(|shard| context.shards.state(shard)).and_then(|shard| shard.partition(id));
+            let mut status = PartitionStatus {
+                partition: partition.partition,
+                shard: partition.shard,
+                leader: partition.leader,
+                leader_epoch: partition.leader_epoch,
+                ..PartitionStatus::default()
+            };
+            if let Some(known) = known {
+                status.log_start_offset = known.log_start.get();
+                status.last_stable_offset = known.last_stable.get();
+                status.high_watermark = known.high_watermark.get();
+                status.bytes = known.bytes;
+                status.segments = u32::try_from(known.segments).unwrap_or(u32::MAX);
+            }
+            status
+        })
+        .collect();
+    Ok(TopicDescription { info: Some(info), partitions })
+}

@@ -1,0 +1,89 @@
+//! Where the rooms meet: hosting gets its shards, and hears what the controller decided.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_controller::{DeploymentKind, DeploymentStatus};
+use tidemill_hosting::{Hosting, HostingConfig, HostingStartError, TaskPlan, WorkerCommand};
+
+use crate::clock::Clock;
+use crate::config::BrokerConfig;
+use crate::context::Context;
+use crate::data_dir::DataDir;
+use crate::outbox::OutboxSignals;
+use crate::shards::Shards;
+use crate::task_port::ShardPort;
+use crate::view::ClusterView;
+use crate::{adopter, plans};
+
+/// The hidden subcommand of the broker's own program that compiles one component.
+const COMPILE_SUBCOMMAND: &str = "compile-worker";
+/// A program other than the running one that has the subcommand: for tests, whose own program has none.
+const COMPILER_VARIABLE: &str = "TIDEMILL_COMPILER";
+
+/// Starts the room and gives it the shards.
+pub(crate) fn start_hosting(
+    config: &BrokerConfig,
+    data_dir: &DataDir,
+    shards: &Shards,
+    outboxes: &Arc<OutboxSignals>,
+    clock: &Clock,
+) -> Result<Hosting, HostingStartError> {
+    let program = match std::env::var_os(COMPILER_VARIABLE) {
+        Some(program) => program.into(),
+        None => std::env::current_exe().map_err(HostingStartError::Directory)?,
+    };
+    let hosting = Hosting::start(HostingConfig {
+        artifacts_dir: data_dir.path("artifacts"),
+        digests_file: data_dir.path("artifact-digests"),
+        worker: WorkerCommand { program, args: vec![COMPILE_SUBCOMMAND.into()] },
+        call_time: Duration::from_millis(config.plugins.call_ms_max),
+        task_call_time: Duration::from_millis(config.plugins.task_call_ms_max),
+        memory_bytes_max: config.plugins.memory_bytes_max,
+        compile_time: Duration::from_millis(config.plugins.compile_ms_max),
+        compile_memory_bytes_max: config.plugins.compile_memory_bytes_max,
+        component_bytes_max: config.limits.plugin_bytes_max,
+        decompressed_bytes_max: config.limits.decompressed_bytes_max,
+        log_bytes_max: config.plugins.log_bytes_max,
+        clock: Arc::clone(clock),
+    })?;
+    hosting.connect(Arc::new(ShardPort { shards: shards.clone(), outboxes: Arc::clone(outboxes) }));
+    Ok(hosting)
+}
+
+/// Keeps the tasks that run here in step with the deployments and with which shards are led here.
+pub(crate) async fn follow_deployments(context: Arc<Context>) {
+    /// Leadership changes are noticed at the latest after this.
+    const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+    let mut view = context.view.clone();
+    loop {
+        let now = view.now();
+        context.hosting.reconcile(tasks(&context, &now));
+        tokio::select! {
+            changed = view.changed() => {
+                if changed.is_none() {
+                    return;
+                }
+            }
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = context.stopping.cancelled() => return,
+        }
+    }
+}
+
+fn tasks(context: &Context, view: &ClusterView) -> Vec<TaskPlan> {
+    let running = view.controller().deployments().filter(|record| {
+        record.spec.kind == DeploymentKind::Consumer
+            && !record.deleted
+            && record.status == DeploymentStatus::Running
+    });
+    let mut plans = Vec::new();
+    for record in running {
+        for (shard, replica) in context.shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader()) {
+            debug_assert_eq!(shard, replica.shard_id());
+            let assigned = adopter::assignments(view, shard, record);
+            plans.extend(assigned.into_iter().map(|task| plans::task(view, record, task.partition)));
+        }
+    }
+    plans
+}
