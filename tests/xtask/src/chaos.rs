@@ -1,7 +1,9 @@
 //! Kills under load, and the checks.
 
+use std::process::Command;
+
 use crate::plugins;
-use crate::run::{Failed, cargo, step};
+use crate::run::{Failed, cargo, root, step, target};
 
 /// See `cargo xtask chaos`.
 #[derive(clap::Args)]
@@ -19,11 +21,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
     let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
-    step("build the broker", &mut cargo(&["build", "--package", "tidemill-cli", "--locked"]))?;
+    step("build the broker", &mut cargo(&["build", "--workspace", "--bins", "--locked"]))?;
     let minutes = arguments.minutes.to_string();
-    let mut chaos =
-        cargo(&["run", "--package", "tidemill-cluster-tests", "--bin", "chaos", "--locked", "--quiet", "--"]);
-    chaos.args(["--minutes", &minutes]).env("TIDEMILL_COMPONENTS", &components);
+    let mut chaos = Command::new(target().join("debug").join("chaos"));
+    chaos.current_dir(root()).args(["--minutes", &minutes]).env("TIDEMILL_COMPONENTS", &components);
     if let Some(seed) = arguments.seed {
         chaos.args(["--seed", &seed.to_string()]);
     }

@@ -1,6 +1,5 @@
 //! The project's own commands: what README tells a newcomer, and what CI runs.
 
-mod bench;
 mod chaos;
 mod check;
 mod demo;
@@ -38,8 +37,6 @@ enum Command {
     Plugins(plugins::Arguments),
     /// Kill the broker at random under load for a while, and check that nothing was lost, doubled or reordered.
     Chaos(chaos::Arguments),
-    /// Measure, side by side with what the machine can do at best.
-    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -53,7 +50,6 @@ fn main() -> ExitCode {
         Command::Fix => check::fix(),
         Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),
         Command::Chaos(arguments) => chaos::run(&arguments),
-        Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -21,8 +21,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
         "This builds the workspace and its plugins (10 to 15 minutes the first time on two cores) and runs all tests."
     );
     let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
-    // The broker as a process is what the tests under tests/cluster start.
-    step("build the broker", &mut cargo(&["build", "--package", "tidemill-cli", "--locked"]))?;
+    // One selection of packages for everything: another would build the dependencies again with other features. It
+    // also builds the broker's binary, which the tests under tests/cluster start.
     let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--"]);
     tests.args(&arguments.filter).env("TIDEMILL_COMPONENTS", &components);
     step("tests", &mut tests)?;
