@@ -52,7 +52,8 @@ async fn main() -> Result<(), Failure> {
     }
 
     println!("many in flight                               units/s     MB/s  entries/s");
-    for (name, bytes, window) in [("1 MiB", 1 << 20, 16), ("64 KiB", 64 << 10, 64), ("1 KiB", 1 << 10, 4096)] {
+    for (name, bytes, window) in [("1 MiB", 1 << 20, 16), ("64 KiB", 64 << 10, 64), ("1 KiB", 1 << 10, 4096)]
+    {
         let bare = bench.bare_stream(bytes, window, leg)?;
         println!("{name:>8} bare log, {window:>4} in flight    {bare}");
         let refused = bench.stream(&bench.unknown, bytes, window, leg).await?;
@@ -82,8 +83,7 @@ impl Bench {
         let clock = || Timestamp::new(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX));
         let mut config = ReplicaConfig::new(SHARD, NodeId::new(BrokerId::new(1), 1), Arc::new(clock));
         config.init = true;
-        let replica =
-            Replica::start(config, wal.clone(), recovered_shard(&recovery, SHARD), shard).await?;
+        let replica = Replica::start(config, wal.clone(), recovered_shard(&recovery, SHARD), shard).await?;
         replica.wait_leading(Duration::from_secs(10)).await?;
         let topic = TopicId::from_slice(&[1; 16]).ok_or("16 bytes")?;
         let adopt = AdoptTopic {
@@ -96,7 +96,8 @@ impl Bench {
         };
         replica.propose(Unit::AdoptTopic(adopt)).await?;
         let partition = TopicPartition::new(topic, PartitionId::new(0));
-        let unknown = TopicPartition::new(TopicId::from_slice(&[2; 16]).ok_or("16 bytes")?, PartitionId::new(0));
+        let unknown =
+            TopicPartition::new(TopicId::from_slice(&[2; 16]).ok_or("16 bytes")?, PartitionId::new(0));
         let config = CheckpointConfig::default();
         let driver = CheckpointDriver::start(config, wal.clone(), vec![replica.clone()]);
         Ok(Self { wal, replica, partition, unknown, _driver: driver })
@@ -106,7 +107,7 @@ impl Bench {
     fn bare_append(&self, body: &Bytes, done: mpsc::Sender<()>) {
         let index = self.wal.range(BARE).last.map_or(1, |last| last.index.get() + 1);
         let id = EntryId { term: Term::new(1), leader_node: 1, index: LogIndex::new(index) };
-        if index % 256 == 0 {
+        if index.is_multiple_of(256) {
             let purged = EntryId { index: LogIndex::new(index - 200), ..id };
             self.wal.applied(BARE, purged.index);
             self.wal.purge(BARE, purged, Box::new(|_| ()));

@@ -32,7 +32,9 @@ pub(crate) enum CodecError {
     Truncated { what: &'static str },
     #[error("{what} has {extra} bytes too many")]
     Trailing { what: &'static str, extra: usize },
-    #[error("{what} has format {found:#04x}, which this release does not know; was it written by a newer one?")]
+    #[error(
+        "{what} has format {found:#04x}, which this release does not know; was it written by a newer one?"
+    )]
     UnknownFormat { what: &'static str, found: u8 },
     #[error("{what} is not consistent: {reason}")]
     Invalid { what: &'static str, reason: String },
@@ -130,8 +132,10 @@ pub(crate) fn decode_payload(parts: &[Bytes]) -> Result<Payload, CodecError> {
                 joined = std::iter::once(first.slice(1..)).chain(rest.iter().cloned()).collect::<Vec<_>>();
                 &joined
             };
-            let entry = Entry::decode(body)
-                .map_err(|error| CodecError::Invalid { what: "an entry of units", reason: error.to_string() })?;
+            let entry = Entry::decode(body).map_err(|error| CodecError::Invalid {
+                what: "an entry of units",
+                reason: error.to_string(),
+            })?;
             Ok(Payload::Normal(Command::with_encoded(entry, parts.to_vec())))
         }
         KIND_MEMBERSHIP => {
@@ -224,8 +228,9 @@ impl<'a> Input<'a> {
 
     fn membership(&mut self) -> Result<Membership, CodecError> {
         let configurations = self.u16()?;
-        let voters =
-            (0..configurations).map(|_| self.nodes()).collect::<Result<Vec<BTreeSet<NodeId>>, CodecError>>()?;
+        let voters = (0..configurations)
+            .map(|_| self.nodes())
+            .collect::<Result<Vec<BTreeSet<NodeId>>, CodecError>>()?;
         let members: BTreeMap<NodeId, EmptyNode> =
             self.nodes()?.into_iter().map(|node| (node, EmptyNode::new())).collect();
         if let Some(stranger) = voters.iter().flatten().find(|node| !members.contains_key(*node)) {
@@ -246,5 +251,116 @@ impl<'a> Input<'a> {
 
     fn invalid(&self, reason: String) -> CodecError {
         CodecError::Invalid { what: self.what, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::{btree_set, vec};
+    use proptest::prelude::*;
+    use tidemill_protocol::Timestamp;
+    use tidemill_shard::Unit;
+
+    use super::*;
+
+    fn leaders() -> impl Strategy<Value = LeaderId> {
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(term, node)| LeaderId { term, node_id: NodeId::from_raw(node) })
+    }
+
+    fn log_ids() -> impl Strategy<Value = LogId> {
+        (leaders(), any::<u64>()).prop_map(|(leader, index)| LogId::new(leader, index))
+    }
+
+    fn memberships() -> impl Strategy<Value = Membership> {
+        let voters = vec(btree_set(any::<u64>().prop_map(NodeId::from_raw), 1..5), 1..3);
+        (voters, btree_set(any::<u64>().prop_map(NodeId::from_raw), 0..4))
+            .prop_map(|(voters, learners)| Membership::new_with_defaults(voters, learners))
+    }
+
+    /// Every shorter and every longer form is refused.
+    fn is_exact<T: std::fmt::Debug>(bytes: &[u8], decode: impl Fn(&[u8]) -> Result<T, CodecError>) {
+        for end in 0..bytes.len() {
+            decode(&bytes[..end]).unwrap_err();
+        }
+        let longer = [bytes, &[0]].concat();
+        assert!(matches!(decode(&longer), Err(CodecError::Trailing { extra: 1, .. })));
+        let mut newer = bytes.to_vec();
+        newer[0] = 0x7f;
+        assert!(matches!(decode(&newer), Err(CodecError::UnknownFormat { found: 0x7f, .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn votes_round_trip(leader in leaders(), committed: bool) {
+            let vote = Vote::from_leader_id(leader, committed);
+            let bytes = encode_vote(&vote);
+            prop_assert_eq!(decode_vote(&bytes), Ok(vote));
+            is_exact(&bytes, decode_vote);
+        }
+
+        #[test]
+        fn positions_round_trip(id in log_ids()) {
+            let bytes = encode_log_id(&id);
+            prop_assert_eq!(decode_log_id(&bytes), Ok(id));
+            is_exact(&bytes, decode_log_id);
+        }
+
+        #[test]
+        fn stored_memberships_round_trip(id in proptest::option::of(log_ids()), membership in memberships()) {
+            let stored = StoredMembership::new(id, membership);
+            let bytes = encode_stored_membership(&stored);
+            prop_assert_eq!(decode_stored_membership(&bytes), Ok(stored));
+            is_exact(&bytes, decode_stored_membership);
+        }
+
+        #[test]
+        fn membership_entries_round_trip(membership in memberships()) {
+            let parts = encode_payload(&Payload::Membership(membership.clone()));
+            match decode_payload(&parts) {
+                Ok(Payload::Membership(decoded)) => prop_assert_eq!(decoded, membership),
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+
+        #[test]
+        fn garbage_is_refused_without_a_panic(bytes in vec(any::<u8>(), 0..200)) {
+            drop(decode_vote(&bytes));
+            drop(decode_stored_membership(&bytes));
+            drop(decode_payload(&[Bytes::from(bytes)]));
+        }
+    }
+
+    #[test]
+    fn entries_of_units_read_back_from_their_parts_and_from_one_piece() {
+        let entry = Entry { time: Timestamp::new(5), units: vec![Unit::Tick, Unit::Tick] };
+        let parts = encode_payload(&Payload::Normal(Command::new(entry.clone())));
+        let joined = Bytes::from(parts.concat());
+        for form in [parts, vec![joined]] {
+            match decode_payload(&form) {
+                Ok(Payload::Normal(command)) => assert_eq!(*command.entry(), entry),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn blank_entries_are_one_byte() {
+        assert!(matches!(decode_payload(&[Bytes::from_static(&[0x10])]), Ok(Payload::Blank)));
+        let trailing = decode_payload(&[Bytes::from_static(&[0x10, 0])]);
+        assert!(matches!(trailing, Err(CodecError::Trailing { extra: 1, .. })));
+        assert!(matches!(decode_payload(&[]), Err(CodecError::Truncated { .. })));
+        assert!(matches!(decode_payload(&[Bytes::new()]), Err(CodecError::Truncated { .. })));
+    }
+
+    #[test]
+    fn a_voter_who_is_no_member_is_refused() {
+        let mut out = BytesMut::new();
+        out.put_slice(&[VERSION, 0]);
+        out.put_u16(1);
+        out.put_u16(1);
+        out.put_u64(7);
+        out.put_u16(0);
+        assert!(matches!(decode_stored_membership(&out), Err(CodecError::Invalid { .. })));
     }
 }

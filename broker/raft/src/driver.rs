@@ -55,7 +55,8 @@ impl Drop for CheckpointDriver {
 async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut due: FuturesUnordered<_> = replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
+    let mut due: FuturesUnordered<_> =
+        replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
     loop {
         tokio::select! {
             Some(replica) = due.next() => {

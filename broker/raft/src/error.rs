@@ -64,7 +64,9 @@ pub enum ReplicaStartError {
         applied: Option<EntryId>,
     },
     /// The group of this shard consists of others.
-    #[error("shard {shard}: node {node} is not a member of its group ({members}); was the broker id changed?")]
+    #[error(
+        "shard {shard}: node {node} is not a member of its group ({members}); was the broker id changed?"
+    )]
     NotAMember {
         /// The shard.
         shard: ShardId,
@@ -172,7 +174,8 @@ pub enum CheckpointFailed {
 }
 
 fn hint(leader: &Option<NodeId>) -> String {
-    leader.map_or_else(|| "; its leader is not known yet".to_owned(), |leader| format!("; node {leader} does"))
+    leader
+        .map_or_else(|| "; its leader is not known yet".to_owned(), |leader| format!("; node {leader} does"))
 }
 
 fn position(id: Option<&EntryId>) -> String {

@@ -37,7 +37,9 @@ impl LogReader {
             return self.0.read_older(from, to, bytes_max);
         }
         let log = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || log.read_older(from, to, bytes_max)).await.map_err(io::Error::other)?
+        tokio::task::spawn_blocking(move || log.read_older(from, to, bytes_max))
+            .await
+            .map_err(io::Error::other)?
     }
 
     /// Entries one by one, read in pieces.
@@ -93,7 +95,10 @@ impl RaftLogReader<TypeConfig> for LogReader {
         })
     }
 
-    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<RaftLogEntry>> + OptionalSend
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = io::Result<RaftLogEntry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {

@@ -5,8 +5,8 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
-use openraft::storage::{LogState, RaftLogStorage};
 use openraft::OptionalSend;
+use openraft::storage::{LogState, RaftLogStorage};
 use tidemill_log::wal::{EntryBytes, WalEntry};
 use tokio::sync::oneshot;
 

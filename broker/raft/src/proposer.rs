@@ -168,7 +168,8 @@ impl Proposer {
         let limits = &self.limits;
         let bytes = self.in_flight.bytes.load(Ordering::Acquire);
         let next = queue.bytes.min(limits.entry_bytes_max);
-        if entries >= limits.in_flight_entries_max || bytes.saturating_add(next) > limits.in_flight_bytes_max {
+        if entries >= limits.in_flight_entries_max || bytes.saturating_add(next) > limits.in_flight_bytes_max
+        {
             return false;
         }
         entries < limits.eager_entries

@@ -213,7 +213,8 @@ impl Replica {
         while !is_known(&progress.get()) {
             // Ignored while it still takes note of an earlier one, so it may have to be said again.
             raft.trigger().snapshot().await.map_err(stopped)?;
-            if let Ok(Err(_gone)) = tokio::time::timeout(NOTICE_PATIENCE, progress.wait_until(is_known)).await {
+            if let Ok(Err(_gone)) = tokio::time::timeout(NOTICE_PATIENCE, progress.wait_until(is_known)).await
+            {
                 return Err(stopped(Fatal::Stopped));
             }
         }
@@ -257,14 +258,15 @@ struct RaftSink {
 
 impl EntrySink for RaftSink {
     fn propose(&self, command: Command, flight: Flight) {
-        let responder = CallbackResponder::new(move |outcome: Option<ClientWriteResult<TypeConfig>>| match outcome {
-            Some(Ok(applied)) => flight.committed(applied.data),
-            Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                flight.failed(&ProposeError::NotLeader { leader: forward.leader_id });
-            }
-            Some(Err(_discarded)) => flight.failed(&ProposeError::OutcomeUnknown),
-            None => drop(flight),
-        });
+        let responder =
+            CallbackResponder::new(move |outcome: Option<ClientWriteResult<TypeConfig>>| match outcome {
+                Some(Ok(applied)) => flight.committed(applied.data),
+                Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
+                    flight.failed(&ProposeError::NotLeader { leader: forward.leader_id });
+                }
+                Some(Err(_discarded)) => flight.failed(&ProposeError::OutcomeUnknown),
+                None => drop(flight),
+            });
         // The channel holds more than may be in flight, so this never has to wait; and outside of tokio's budget it is
         // never made to. Should it be full all the same, or the core be gone, the entry is dropped, and with it the
         // flight, whose units learn that their outcome is unknown.

@@ -226,7 +226,8 @@ impl SharedLog {
         if entry.id.index.get() != expected {
             return Err(invalid(format!("entry {} stands in its place", entry.id.index)));
         }
-        let payload = codec::decode_payload(entry.payload.pieces()).map_err(|error| invalid(error.to_string()))?;
+        let payload =
+            codec::decode_payload(entry.payload.pieces()).map_err(|error| invalid(error.to_string()))?;
         Ok(RaftLogEntry { log_id: log_id(&entry.id), payload })
     }
 }
@@ -244,6 +245,9 @@ pub(crate) enum Lookup {
 
 impl fmt::Debug for SharedLog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SharedLog").field("shard", &self.shard).field("ends", &self.ends()).finish_non_exhaustive()
+        f.debug_struct("SharedLog")
+            .field("shard", &self.shard)
+            .field("ends", &self.ends())
+            .finish_non_exhaustive()
     }
 }

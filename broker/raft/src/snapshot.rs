@@ -46,18 +46,22 @@ impl Snapshot {
     pub(crate) fn install(&self, home: &ShardHome) -> io::Result<()> {
         let pinned = self.source.snapshot().map_err(io::Error::other)?;
         if Some(log_id(&pinned.manifest().applied())) != self.last {
-            return Err(io::Error::other("the source made a newer checkpoint meanwhile; ask for the snapshot again"));
+            return Err(io::Error::other(
+                "the source made a newer checkpoint meanwhile; ask for the snapshot again",
+            ));
         }
         let manifest = pinned.manifest().clone();
         let segments = manifest.segments.clone();
-        let mut install = SnapshotInstall::begin(&home.files, &home.config, manifest).map_err(io::Error::other)?;
+        let mut install =
+            SnapshotInstall::begin(&home.files, &home.config, manifest).map_err(io::Error::other)?;
         for number in install.missing_chunks().collect::<Vec<_>>() {
             let chunk = pinned.chunk(number).map_err(io::Error::other)?;
             install.put_chunk(number, chunk).map_err(io::Error::other)?;
         }
         let mut buffer = vec![0; COPY_BYTES];
         for number in install.missing_segments().collect::<Vec<_>>() {
-            let segment = segments.get(number).ok_or_else(|| io::Error::other("the manifest lacks a segment"))?;
+            let segment =
+                segments.get(number).ok_or_else(|| io::Error::other("the manifest lacks a segment"))?;
             let mut position = install.received(number).map_err(io::Error::other)?;
             loop {
                 let read = pinned

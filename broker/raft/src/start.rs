@@ -46,8 +46,9 @@ pub(crate) async fn start(
     let log =
         SharedLog::open(config.shard, wal, &recovered, limits.read_bytes_max, limits.decoded_cache_bytes_max)
             .map_err(|error| unreadable(config, "what recovery found", error.to_string()))?;
-    let machine = Machine::open(config.shard, shard, config.home.clone(), Arc::clone(&log), limits.checkpoint_bytes)
-        .map_err(|error| unreadable(config, "the shard's membership", error.to_string()))?;
+    let machine =
+        Machine::open(config.shard, shard, config.home.clone(), Arc::clone(&log), limits.checkpoint_bytes)
+            .map_err(|error| unreadable(config, "the shard's membership", error.to_string()))?;
     if config.accept_data_loss {
         if recovered.doubtful.is_some() {
             let (done, synced) = oneshot::channel();
@@ -81,7 +82,8 @@ pub(crate) async fn start(
 const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
 
 fn check_sizes(config: &ReplicaConfig, wal: &Wal) -> Result<(), ReplicaStartError> {
-    let needed = config.limits.unit_bytes_max.max(config.limits.entry_bytes_max).saturating_add(ENTRY_OVERHEAD_BYTES);
+    let needed =
+        config.limits.unit_bytes_max.max(config.limits.entry_bytes_max).saturating_add(ENTRY_OVERHEAD_BYTES);
     if needed <= wal.entry_bytes_max() {
         return Ok(());
     }
@@ -119,7 +121,9 @@ fn check_trust(
         tracing::warn!(%shard, %doubt, "going on without the damaged part of the log, as told");
     }
     let last = recovered.last.max(recovered.purged);
-    if let Some(applied) = applied.copied().filter(|applied| last.is_none_or(|last| last.index < applied.index)) {
+    if let Some(applied) =
+        applied.copied().filter(|applied| last.is_none_or(|last| last.index < applied.index))
+    {
         if !config.accept_data_loss {
             return Err(ReplicaStartError::LogLost { shard, applied, last });
         }
@@ -148,7 +152,11 @@ async fn restore_vote(
     }
     let vote = Vote::from_leader_id(LeaderId { term, node_id: config.node }, false);
     let (done, synced) = oneshot::channel();
-    log.wal().save_vote(config.shard, codec::encode_vote(&vote), Box::new(move |result| drop(done.send(result))));
+    log.wal().save_vote(
+        config.shard,
+        codec::encode_vote(&vote),
+        Box::new(move |result| drop(done.send(result))),
+    );
     wait_synced(config, synced).await?;
     log.set_vote(vote);
     Ok(())

@@ -15,7 +15,9 @@ use tokio::sync::Notify;
 use crate::codec::{self, CodecError};
 use crate::shared_log::{Lookup, SharedLog};
 use crate::snapshot::{ShardHome, Snapshot};
-use crate::types::{LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_id, log_id};
+use crate::types::{
+    LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_id, log_id,
+};
 
 /// A shard as openraft's callbacks, the checkpoint and the start see it.
 pub(crate) struct Machine {
@@ -43,7 +45,8 @@ impl MachineState {
 
     fn checkpointed(&mut self, last: Option<LogId>) {
         let Some(last) = last else { return };
-        let within = |stored: &StoredMembership| stored.log_id().as_ref().is_none_or(|id| id.index <= last.index);
+        let within =
+            |stored: &StoredMembership| stored.log_id().as_ref().is_none_or(|id| id.index <= last.index);
         let kept = self.memberships.iter().rposition(within).unwrap_or(0);
         self.memberships.drain(..kept);
         let last_membership = self.memberships.first().cloned().unwrap_or_default();
@@ -61,11 +64,16 @@ impl Machine {
         checkpoint_bytes: u64,
     ) -> Result<Arc<Self>, CodecError> {
         let applied = shard.applied();
-        let membership =
-            applied.membership.as_deref().map(codec::decode_stored_membership).transpose()?.unwrap_or_default();
-        let checkpoint = applied
-            .last
-            .map(|last| SnapshotMeta { last_log_id: Some(log_id(&last)), last_membership: membership.clone() });
+        let membership = applied
+            .membership
+            .as_deref()
+            .map(codec::decode_stored_membership)
+            .transpose()?
+            .unwrap_or_default();
+        let checkpoint = applied.last.map(|last| SnapshotMeta {
+            last_log_id: Some(log_id(&last)),
+            last_membership: membership.clone(),
+        });
         let state = Mutex::new(MachineState { memberships: vec![membership], checkpoint });
         let checkpoint_due = Notify::new();
         let shard = RwLock::new(shard);
@@ -119,7 +127,9 @@ impl Machine {
                 Some(first) if first.log_id.index == next => {}
                 found => {
                     let found = found.map_or_else(|| "nothing".to_owned(), |entry| entry.log_id.to_string());
-                    return Err(io::Error::other(format!("entry {next} is missing from the log: found {found}")));
+                    return Err(io::Error::other(format!(
+                        "entry {next} is missing from the log: found {found}"
+                    )));
                 }
             }
             for entry in entries {

@@ -116,8 +116,5 @@ pub(crate) fn entry_id(id: &LogId) -> EntryId {
 
 /// openraft's name for the log's entry id.
 pub(crate) fn log_id(id: &EntryId) -> LogId {
-    LogId::new(
-        LeaderId { term: id.term.get(), node_id: NodeId::from_raw(id.leader_node) },
-        id.index.get(),
-    )
+    LogId::new(LeaderId { term: id.term.get(), node_id: NodeId::from_raw(id.leader_node) }, id.index.get())
 }

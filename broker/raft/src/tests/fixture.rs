@@ -31,16 +31,20 @@ pub(super) struct Broker {
     pub(super) limits: ReplicaLimits,
     pub(super) init: bool,
     pub(super) accept_data_loss: bool,
+    pub(super) node: NodeId,
 }
 
 impl Broker {
     pub(super) fn open(storage: Arc<dyn Storage>) -> Self {
         let config = WalConfig { segment_bytes: 1 << 20, write_bytes_max: 64 << 10, ..WalConfig::new("wal") };
         let (wal, recovery) = Wal::open(Arc::clone(&storage), &config).unwrap();
-        let limits =
-            ReplicaLimits { unit_bytes_max: 256 << 10, entry_bytes_max: 128 << 10, ..ReplicaLimits::default() };
+        let limits = ReplicaLimits {
+            unit_bytes_max: 256 << 10,
+            entry_bytes_max: 128 << 10,
+            ..ReplicaLimits::default()
+        };
         let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
-        Self { wal, recovery, files, limits, init: true, accept_data_loss: false }
+        Self { wal, recovery, files, limits, init: true, accept_data_loss: false, node: NODE }
     }
 
     pub(super) fn in_memory(storage: &MemoryStorage) -> Self {
@@ -61,7 +65,7 @@ impl Broker {
 
     pub(super) async fn try_start(&self, shard: ShardId) -> Result<Replica, ReplicaStartError> {
         let clock = Arc::new(|| Timestamp::new(1_700_000_000_000));
-        let mut config = ReplicaConfig::new(shard, NODE, clock);
+        let mut config = ReplicaConfig::new(shard, self.node, clock);
         config.limits = self.limits;
         config.init = self.init;
         config.accept_data_loss = self.accept_data_loss;
@@ -78,7 +82,8 @@ impl Broker {
 /// A unit that a fresh shard takes: `group` stands at `offset` from now on.
 pub(super) fn commit_position(group: &str, offset: i64) -> Unit {
     let offset = Some(Offset::new(offset));
-    let position = PositionCommit { partition: partition(7), offset, leader_epoch: None, note: String::new() };
+    let position =
+        PositionCommit { partition: partition(7), offset, leader_epoch: None, note: String::new() };
     Unit::Group(GroupCommand::Commit { group: group.to_owned(), positions: vec![position] })
 }
 

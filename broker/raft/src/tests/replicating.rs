@@ -1,17 +1,19 @@
 //! Whole replicas: writing, restarting, failing, checkpointing.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemill_log::fs::{Call, Effect, FaultyStorage, MemoryStorage};
+use tidemill_log::fs::{Call, Effect, FaultyStorage, MemoryStorage, Storage};
 use tidemill_protocol::ShardId;
 use tidemill_shard::{Unit, UnitResult};
 
 use super::fixture::{Broker, PATIENCE, SHARD, bulk, commit_all, commit_position, groups};
 use crate::config::ReplicaLimits;
 use crate::driver::{CheckpointConfig, CheckpointDriver};
-use crate::error::{ProposeError, ReplicaStartError};
+use crate::error::{CheckpointFailed, ProposeError, ReplicaStartError};
+use crate::node::NodeId;
 use crate::status::ReplicaState;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -21,7 +23,10 @@ async fn kills_lose_nothing_and_replay_makes_the_same_state() {
         let broker = Broker::in_memory(&storage);
         let started = Instant::now();
         let replica = broker.start(SHARD).await;
-        assert!(started.elapsed() < Duration::from_millis(900), "a group of one waits for no election time-out");
+        assert!(
+            started.elapsed() < Duration::from_millis(900),
+            "a group of one waits for no election time-out"
+        );
         commit_all(&replica, &format!("group-{life}"), 0..20).await;
         if life % 3 == 1 {
             replica.checkpoint().await.unwrap();
@@ -75,7 +80,9 @@ async fn without_a_durable_write_there_is_no_answer() {
     assert_eq!(lost, Err(ProposeError::OutcomeUnknown));
     let mut role = replica.watch();
     tokio::time::timeout(PATIENCE, role.wait_for(|role| role.stopped().is_some())).await.unwrap().unwrap();
-    let Err(ProposeError::Stopped { reason }) = replica.propose(Unit::Tick).await else { panic!("it goes on") };
+    let Err(ProposeError::Stopped { reason }) = replica.propose(Unit::Tick).await else {
+        panic!("it goes on")
+    };
     assert!(reason.contains("write-ahead log"), "{reason}");
     assert!(replica.checkpoint().await.is_err());
     assert!(replica.read_barrier().await.is_err());
@@ -130,7 +137,7 @@ async fn the_driver_keeps_the_log_bounded_by_bytes() {
             busy.propose(Unit::Tick).await.unwrap();
         }
     };
-    tokio::time::timeout(PATIENCE, bounded).await.unwrap();
+    if tokio::time::timeout(Duration::from_secs(5), bounded).await.is_err() { panic!("{} {:?} {:?} {:?}", broker.wal.bytes(), broker.wal.pinning_shards(), busy.status(), idle.status()) }
     assert!(busy.status().purged.is_some());
     assert!(idle.status().purged.is_some(), "its few entries held the oldest segment");
 }
@@ -204,7 +211,7 @@ async fn what_cannot_be_trusted_does_not_start() {
 
     // The log's directory is lost, the state is not.
     let lost = storage.kill();
-    tidemill_log::fs::Storage::remove_dir_all(&lost, std::path::Path::new("wal")).unwrap();
+    Storage::remove_dir_all(&lost, Path::new("wal")).unwrap();
     let mut broker = Broker::in_memory(&lost);
     let refused = broker.try_start(SHARD).await.unwrap_err();
     assert!(matches!(refused, ReplicaStartError::LogLost { .. }), "{refused}");
@@ -218,9 +225,65 @@ async fn what_cannot_be_trusted_does_not_start() {
 
     // The state is lost, the log begins after it.
     let storage = storage.kill();
-    tidemill_log::fs::Storage::remove_dir_all(&storage, std::path::Path::new("shard-01")).unwrap();
+    Storage::remove_dir_all(&storage, Path::new("shard-01")).unwrap();
     let purged = Broker::in_memory(&storage).try_start(SHARD).await;
     assert!(matches!(purged, Err(ReplicaStartError::StateLost { .. })), "{:?}", purged.err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_in_the_log_is_refused_until_the_loss_is_accepted() {
+    let storage = MemoryStorage::new();
+    let replica = Broker::in_memory(&storage).start(SHARD).await;
+    commit_all(&replica, "group", 0..40).await;
+    drop(replica);
+    let storage = storage.kill();
+    let segment =
+        Storage::list(&storage, Path::new("wal")).unwrap().into_iter().map(|entry| entry.name).min();
+    let path = Path::new("wal").join(segment.unwrap());
+    // Each commit was a write of its own block: this is one of the earlier ones.
+    storage.edit(&path, |bytes| bytes[20 * 4096 + 48] ^= 1);
+
+    let refused = Broker::in_memory(&storage).try_start(SHARD).await.unwrap_err();
+    assert!(matches!(refused, ReplicaStartError::DoubtfulTail { .. }), "{refused}");
+    assert!(refused.to_string().contains("--accept-data-loss"), "{refused}");
+    let mut broker = Broker::in_memory(&storage);
+    broker.accept_data_loss = true;
+    let replica = broker.start(SHARD).await;
+    let kept = groups(&replica)["group"][0].1.offset;
+    assert!(kept < tidemill_protocol::Offset::new(39), "{kept}");
+    commit_all(&replica, "later", 0..3).await;
+    drop((replica, broker));
+    let replica = Broker::in_memory(&storage.kill()).start(SHARD).await;
+    assert_eq!(groups(&replica)["group"][0].1.offset, kept, "accepted once, it is settled");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_group_and_units_beyond_the_log_are_refused() {
+    let storage = MemoryStorage::new();
+    drop(Broker::in_memory(&storage).start(SHARD).await);
+    let mut broker = Broker::in_memory(&storage.kill());
+    broker.node = NodeId::from_raw(9 << 32 | 1);
+    let refused = broker.try_start(SHARD).await.unwrap_err();
+    assert!(refused.to_string().contains("node 9.1 is not a member of its group (1.1)"), "{refused}");
+    broker.limits.unit_bytes_max = 1 << 20;
+    let refused = broker.try_start(SHARD).await.unwrap_err();
+    assert!(matches!(refused, ReplicaStartError::BadConfig { .. }), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failed_shard_ends_an_idle_replica() {
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    let broker = Broker::open(Arc::new(faulty.clone()));
+    let replica = broker.start(SHARD).await;
+    commit_all(&replica, "group", 0..3).await;
+    faulty.on_nth(Some(Call::Sync), 1, Effect::Halt);
+    let failed = replica.checkpoint().await;
+    assert!(matches!(failed, Err(CheckpointFailed::NotWritten { .. })), "{failed:?}");
+    let mut role = replica.watch();
+    let ended = tokio::time::timeout(PATIENCE, role.wait_for(|role| role.stopped().is_some())).await;
+    let reason = ended.unwrap().unwrap().stopped().cloned().unwrap();
+    assert!(reason.contains("restart the broker"), "it says what to do: {reason}");
+    assert!(matches!(replica.propose(Unit::Tick).await, Err(ProposeError::Stopped { .. })));
 }
 
 async fn wait_until(condition: impl Fn() -> bool) {
