@@ -87,7 +87,9 @@ impl Adopter {
                 units.push(Unit::AdoptTopic(adopt_topic(shard, topic)));
             }
         }
-        for record in view.controller().deployments().filter(|record| record.spec.kind == DeploymentKind::Consumer) {
+        for record in
+            view.controller().deployments().filter(|record| record.spec.kind == DeploymentKind::Consumer)
+        {
             let adopted = deployment_version(replica, record.id);
             let tasks = assignments(view, shard, record);
             let due = if record.deleted {
@@ -131,8 +133,7 @@ impl Adopter {
                 .controller()
                 .topics()
                 .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(record.id)));
-            let gone =
-                self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
+            let gone = self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
             if gone && !remembered {
                 commands.push(ControllerCommand::ForgetDeployment { id: record.id });
             }
@@ -174,7 +175,11 @@ fn deployment_gone(replica: &Replica, record: &DeploymentRecord) -> bool {
 }
 
 /// The tasks of a deployment that live in a shard: one per partition of its (co-partitioned) topics.
-pub(crate) fn assignments(view: &ClusterView, shard: ShardId, record: &DeploymentRecord) -> Vec<TaskAssignment> {
+pub(crate) fn assignments(
+    view: &ClusterView,
+    shard: ShardId,
+    record: &DeploymentRecord,
+) -> Vec<TaskAssignment> {
     let Some(first) = record.topics.first().and_then(|topic| view.topic(*topic)) else { return Vec::new() };
     first
         .partitions_of(shard)

@@ -9,12 +9,15 @@ use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand
 use tidemill_log::fs::Storage;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
-use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, NetLimits, ServerTls, TlsError};
+use tidemill_net::{
+    BindError, ClientAuthentication, DevCa, Listener, NetConfig, NetLimits, ServerTls, TlsError,
+};
 use tidemill_protocol::frame::FrameLimits;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
 use tidemill_raft::{
-    CheckpointConfig, CheckpointDriver, NodeId, ReadError, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
+    CheckpointConfig, CheckpointDriver, NodeId, ReadError, Replica, ReplicaConfig, ReplicaLimits,
+    ReplicaStartError,
 };
 use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
 use tokio::task::{JoinHandle, JoinSet};
@@ -55,7 +58,9 @@ pub enum StartError {
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The settings name another broker than the data directory's.
-    #[error("the data directory {path} belongs to broker {found}, the settings say {asked}; name the right directory")]
+    #[error(
+        "the data directory {path} belongs to broker {found}, the settings say {asked}; name the right directory"
+    )]
     WrongBroker {
         /// The directory.
         path: String,
@@ -268,8 +273,9 @@ async fn open_shards(
     clock: &Clock,
 ) -> Result<(Wal, BTreeMap<ShardId, Replica>), StartError> {
     let (opening, wal_config) = (Arc::clone(storage), wal_config(config));
-    let (wal, mut recovery) =
-        tokio::task::spawn_blocking(move || Wal::open(opening, &wal_config)).await.map_err(|_| StartError::Interrupted)??;
+    let (wal, mut recovery) = tokio::task::spawn_blocking(move || Wal::open(opening, &wal_config))
+        .await
+        .map_err(|_| StartError::Interrupted)??;
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
     let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());

@@ -282,7 +282,8 @@ impl BrokerConfig {
     /// # Errors
     /// [`ConfigError::Invalid`] names the one to change.
     pub fn check(&self) -> Result<(), ConfigError> {
-        let invalid = |setting, reason: &str| Err(ConfigError::Invalid { setting, reason: reason.to_owned() });
+        let invalid =
+            |setting, reason: &str| Err(ConfigError::Invalid { setting, reason: reason.to_owned() });
         if !self.listen.ip().is_loopback() && self.client_ca.is_none() && !self.insecure {
             return invalid(
                 "listen",
@@ -305,15 +306,29 @@ impl BrokerConfig {
             return invalid("limits.frame_bytes_max", "at least 64 KiB");
         }
         if self.limits.produce_in_flight_max == 0 || self.limits.produce_in_flight_max > 32 {
-            return invalid("limits.produce_in_flight_max", "between 1 and 32: so many results are remembered");
+            return invalid(
+                "limits.produce_in_flight_max",
+                "between 1 and 32: so many results are remembered",
+            );
         }
         Ok(())
     }
 }
 
 fn settings_from_environment() -> config::Map<String, String> {
-    const NOT_SETTINGS: [&str; 5] =
-        ["TIDEMILL_CONFIG", "TIDEMILL_CONTEXT", "TIDEMILL_ADDRESS", "TIDEMILL_CA", "TIDEMILL_LOG"];
+    const NOT_SETTINGS: [&str; 11] = [
+        "TIDEMILL_ADDRESS",
+        "TIDEMILL_BIN",
+        "TIDEMILL_CA",
+        "TIDEMILL_CHAOS_SECONDS",
+        "TIDEMILL_COMPILER",
+        "TIDEMILL_COMPONENTS",
+        "TIDEMILL_CONFIG",
+        "TIDEMILL_CONTEXT",
+        "TIDEMILL_LOG",
+        "TIDEMILL_PLUGIN_TOOLCHAIN",
+        "TIDEMILL_TEST_FULL",
+    ];
     std::env::vars()
         .filter(|(key, _)| key.starts_with("TIDEMILL_") && !NOT_SETTINGS.contains(&key.as_str()))
         .collect()

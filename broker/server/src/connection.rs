@@ -39,7 +39,8 @@ pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
 async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<ClientName, Error> {
     let bad = |reason: &str| Error::new(ErrorCode::UnexpectedStream, reason.to_owned());
     let opening = async {
-        let stream = connection.accept_stream().await.ok().flatten().ok_or_else(|| bad("the connection ended"))?;
+        let stream =
+            connection.accept_stream().await.ok().flatten().ok_or_else(|| bad("the connection ended"))?;
         first_frame(stream).await
     };
     let (open, stream) = tokio::time::timeout(FIRST_FRAME_DEADLINE, opening)

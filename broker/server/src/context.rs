@@ -118,7 +118,10 @@ impl Context {
             )
         })?;
         let replica = self.shards.replica(shard).ok_or_else(|| {
-            Error::new(ErrorCode::NotLeader, format!("shard {shard} is not on this broker; refresh the metadata"))
+            Error::new(
+                ErrorCode::NotLeader,
+                format!("shard {shard} is not on this broker; refresh the metadata"),
+            )
         })?;
         Ok((Arc::clone(topic), replica.clone()))
     }
@@ -132,5 +135,8 @@ impl Context {
 }
 
 pub(crate) fn unknown_topic(name: &str) -> Error {
-    Error::new(ErrorCode::UnknownTopic, format!("there is no topic '{name}'; `tidemill topic list` shows the topics"))
+    Error::new(
+        ErrorCode::UnknownTopic,
+        format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
+    )
 }

@@ -81,7 +81,9 @@ impl DataDir {
         let stored = read_meta(storage.as_ref()).map_err(io(&path))?;
         let created = stored.is_none();
         let meta = match stored {
-            Some(text) => parse_meta(&text).map_err(|reason| DataDirError::Meta { path: path.clone(), reason })?,
+            Some(text) => {
+                parse_meta(&text).map_err(|reason| DataDirError::Meta { path: path.clone(), reason })?
+            }
             None => {
                 refuse_foreign(storage.as_ref(), root)?;
                 begin_anew(storage.as_ref()).map_err(io(root))?;
@@ -166,9 +168,8 @@ fn parse_meta(text: &str) -> Result<Meta, String> {
 
 /// A directory without `meta` must not hold a log: somebody lost the file, or named the wrong directory.
 fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError> {
-    let entries = storage
-        .list(Path::new(""))
-        .map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
+    let entries =
+        storage.list(Path::new("")).map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
     match entries.iter().find(|entry| entry.name == "wal" || entry.name.starts_with("shard-")) {
         None => Ok(()),
         // Made by a first start that did not get as far as writing `meta`: nothing was acknowledged from it.

@@ -31,7 +31,7 @@ mod wiring;
 pub use broker::{Broker, StartError};
 pub use clock::{Clock, system_clock};
 pub use config::{
-    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, PluginSettings, StorageSettings,
-    WalSettings,
+    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, PluginSettings,
+    StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;

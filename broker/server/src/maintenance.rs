@@ -124,11 +124,14 @@ impl DiskWatch {
         disk.set_space(space);
         metrics::gauge!("tidemill_disk_free_bytes").set(space.free as f64);
         let enough = self.free_min_bytes.saturating_mul(DISK_RELIEF);
-        let nearly_full =
-            space.free < self.free_min_bytes || (disk.is_nearly_full() && space.free < enough);
+        let nearly_full = space.free < self.free_min_bytes || (disk.is_nearly_full() && space.free < enough);
         if disk.set_nearly_full(nearly_full) != nearly_full {
             if nearly_full {
-                tracing::error!(free = space.free, least = self.free_min_bytes, "the disk is nearly full: produce is refused");
+                tracing::error!(
+                    free = space.free,
+                    least = self.free_min_bytes,
+                    "the disk is nearly full: produce is refused"
+                );
             } else {
                 tracing::info!(free = space.free, "the disk has room again: produce is taken");
             }
@@ -140,7 +143,10 @@ impl DiskWatch {
                 Ok(()) => tracing::warn!("the disk reserve was given up, so that retention can free space"),
                 Err(error) => tracing::error!(%error, "the disk reserve can't be given up"),
             }
-        } else if !nearly_full && !held && let Err(error) = self.reserve.ensure() {
+        } else if !nearly_full
+            && !held
+            && let Err(error) = self.reserve.ensure()
+        {
             tracing::debug!(%error, "the disk reserve can't be taken back yet");
         }
     }

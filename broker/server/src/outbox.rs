@@ -58,7 +58,8 @@ impl OutboxDispatcher {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let Some(replica) = self.shards.replica(self.source).cloned() else { return };
         loop {
-            let more = if replica.watch().borrow().is_leader() { self.round(&replica).await } else { Round::Idle };
+            let more =
+                if replica.watch().borrow().is_leader() { self.round(&replica).await } else { Round::Idle };
             let retry = match more {
                 Round::More => continue,
                 Round::Idle => false,
@@ -93,7 +94,9 @@ impl OutboxDispatcher {
                 None => streams.push((item.stream, vec![item])),
             }
         }
-        let sent = join_all(streams.into_iter().map(|(stream, items)| self.send_stream(source, stream, items))).await;
+        let sent =
+            join_all(streams.into_iter().map(|(stream, items)| self.send_stream(source, stream, items)))
+                .await;
         if sent.into_iter().all(|sent| sent) { Round::More } else { Round::Failed }
     }
 
@@ -164,9 +167,13 @@ pub(crate) fn start(
     shards
         .data()
         .map(|(source, _)| {
-            let dispatcher = OutboxDispatcher { source, shards: shards.clone(), view: view.clone(), signals: Arc::clone(signals) };
+            let dispatcher = OutboxDispatcher {
+                source,
+                shards: shards.clone(),
+                view: view.clone(),
+                signals: Arc::clone(signals),
+            };
             tokio::spawn(dispatcher.run(stopping.clone()))
         })
         .collect()
 }
-

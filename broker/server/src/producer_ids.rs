@@ -31,7 +31,8 @@ impl ProducerIds {
             Some(block) if block.count > 0 => block,
             _ => self.allocate().await?,
         };
-        *held = Some(ProducerIdBlock { first: ProducerId::new(block.first.get() + 1), count: block.count - 1 });
+        *held =
+            Some(ProducerIdBlock { first: ProducerId::new(block.first.get() + 1), count: block.count - 1 });
         Ok(block.first)
     }
 

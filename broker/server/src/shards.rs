@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use tidemill_protocol::{ShardId, TopicPartition};
+use tidemill_protocol::ShardId;
 use tidemill_raft::{ProposeError, Replica};
 use tidemill_shard::{Shard, Unit, UnitResult};
-
-use crate::view::ClusterView;
 
 /// Every replica on this broker. Cheap to clone.
 #[derive(Clone)]
@@ -22,11 +20,6 @@ impl Shards {
 
     pub(crate) fn replica(&self, shard: ShardId) -> Option<&Replica> {
         self.replicas.get(&shard)
-    }
-
-    /// The replica of the shard that holds a partition.
-    pub(crate) fn holding(&self, view: &ClusterView, partition: TopicPartition) -> Option<&Replica> {
-        self.replica(view.shard_of(partition)?)
     }
 
     /// Shard 0's replica.

@@ -7,14 +7,14 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, select_all};
 use tidemill_hosting::{
-    DueTimer, Fetched, PortError, StateEntries, StepOutcome, StepRefusal, TaskKey, TaskPort, TaskRunState, TaskStep,
-    TaskView,
+    DueTimer, Fetched, PortError, StateEntries, StepOutcome, StepRefusal, TaskKey, TaskPort, TaskRunState,
+    TaskStep, TaskView,
 };
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_raft::Replica;
 use tidemill_shard::{
-    AdoptedStatus, Fetch, PositionStep, Progress, ProgressRefusal, StateWrite, TaskOutput, TaskStatus, TimerWrite,
-    Unit, UnitResult,
+    AdoptedStatus, Fetch, PositionStep, Progress, ProgressRefusal, StateWrite, TaskOutput, TaskStatus,
+    TimerWrite, Unit, UnitResult,
 };
 
 use crate::outbox::OutboxSignals;
@@ -57,10 +57,13 @@ where
 impl TaskPort for ShardPort {
     fn view(&self, task: TaskKey) -> Option<TaskView> {
         let replica = self.replica(task.home).ok()?;
-        let known = replica.shard().tasks().into_iter().find(|known| {
-            known.deployment == task.deployment && known.partition == task.partition
-        })?;
-        let running = known.deployment_status == AdoptedStatus::Running && known.status == TaskStatus::Running;
+        let known = replica
+            .shard()
+            .tasks()
+            .into_iter()
+            .find(|known| known.deployment == task.deployment && known.partition == task.partition)?;
+        let running =
+            known.deployment_status == AdoptedStatus::Running && known.status == TaskStatus::Running;
         Some(TaskView { epoch: known.epoch, running, positions: known.positions })
     }
 
@@ -99,7 +102,11 @@ impl TaskPort for ShardPort {
             };
             let shard = replica.shard();
             let mut changes = shard.changes();
-            let timers = shard.task(task.deployment, task.partition).ok().flatten().is_some_and(|known| known.next_timer.is_some());
+            let timers = shard
+                .task(task.deployment, task.partition)
+                .ok()
+                .flatten()
+                .is_some_and(|known| known.next_timer.is_some());
             let mut more: Vec<BoxFuture<'_, ()>> = sources
                 .into_iter()
                 .filter_map(|(source, from)| {
@@ -121,7 +128,11 @@ impl TaskPort for ShardPort {
         .boxed()
     }
 
-    fn state_get(&self, task: TaskKey, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>> {
+    fn state_get(
+        &self,
+        task: TaskKey,
+        keys: Vec<Bytes>,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
             blocking(move || shard.state_get(task.deployment, task.partition, &keys)).await
@@ -176,7 +187,12 @@ impl TaskPort for ShardPort {
         .boxed()
     }
 
-    fn set_state(&self, task: TaskKey, epoch: u32, state: TaskRunState) -> BoxFuture<'_, Result<(), PortError>> {
+    fn set_state(
+        &self,
+        task: TaskKey,
+        epoch: u32,
+        state: TaskRunState,
+    ) -> BoxFuture<'_, Result<(), PortError>> {
         async move {
             let replica = self.replica(task.home)?;
             let status = match state {

@@ -79,7 +79,9 @@ fn tasks(context: &Context, view: &ClusterView) -> Vec<TaskPlan> {
     });
     let mut plans = Vec::new();
     for record in running {
-        for (shard, replica) in context.shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader()) {
+        for (shard, replica) in
+            context.shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader())
+        {
             debug_assert_eq!(shard, replica.shard_id());
             let assigned = adopter::assignments(view, shard, record);
             plans.extend(assigned.into_iter().map(|task| plans::task(view, record, task.partition)));

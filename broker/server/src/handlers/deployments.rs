@@ -13,10 +13,10 @@ use tidemill_protocol::messages::{
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
 use tidemill_shard::TaskStatus as TaskState;
 
+use crate::adopter::deployment_version;
 use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::handlers::topics::{control, name, not_ready};
-use crate::adopter::deployment_version;
 use crate::plans;
 use crate::view::ClusterView;
 
@@ -79,13 +79,19 @@ async fn spec(
         name: name(&request.name)?,
         kind,
         plugin: name(&request.plugin)?,
-        version: Some(request.plugin_version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?,
+        version: Some(request.plugin_version.as_str())
+            .filter(|version| !version.is_empty())
+            .map(name)
+            .transpose()?,
         config: request.config.into_iter().collect(),
         topics,
         targets: names(&request.targets)?,
         start,
         policy,
-        dead_letter: Some(request.dead_letter_topic.as_str()).filter(|topic| !topic.is_empty()).map(name).transpose()?,
+        dead_letter: Some(request.dead_letter_topic.as_str())
+            .filter(|topic| !topic.is_empty())
+            .map(name)
+            .transpose()?,
         attempts: if request.attempts == 0 { ATTEMPTS_DEFAULT } else { request.attempts },
         backoff_ms: if request.backoff_ms == 0 { BACKOFF_MS_DEFAULT } else { request.backoff_ms },
         memory_bytes_max: memory,
@@ -99,7 +105,7 @@ async fn start(
     view: &ClusterView,
     request: &CreateDeploymentRequest,
 ) -> Result<StartAt, Error> {
-    let position = request.start.as_ref().and_then(|position| position.at.clone());
+    let position = request.start.as_ref().and_then(|position| position.at);
     let time = match position {
         None | Some(At::Latest(_)) => return Ok(StartAt::Latest),
         Some(At::Earliest(_)) => return Ok(StartAt::Earliest),
@@ -108,7 +114,9 @@ async fn start(
         }
         Some(At::Offset(offset)) => {
             let all = partitions(view, &request.topics)?;
-            return Ok(StartAt::Offsets(all.into_iter().map(|partition| (partition, Offset::new(offset))).collect()));
+            return Ok(StartAt::Offsets(
+                all.into_iter().map(|partition| (partition, Offset::new(offset))).collect(),
+            ));
         }
         Some(At::Timestamp(time)) => Timestamp::new(time),
     };
@@ -147,7 +155,12 @@ fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting
     if plugin.kind != spec.kind.plugin_kind() {
         return Err(Error::new(
             ErrorCode::WrongWorld,
-            format!("plugin '{}' is a {:?}, and this needs a {:?}", spec.plugin, plugin.kind, spec.kind.plugin_kind()),
+            format!(
+                "plugin '{}' is a {:?}, and this needs a {:?}",
+                spec.plugin,
+                plugin.kind,
+                spec.kind.plugin_kind()
+            ),
         ));
     }
     Ok(tidemill_hosting::PluginPlan {
@@ -211,13 +224,19 @@ pub(crate) async fn resume(context: &Arc<Context>, deployment: &str) -> Result<D
     set_status(context, deployment, DeploymentStatus::Running).await
 }
 
-async fn set_status(context: &Arc<Context>, deployment: &str, status: DeploymentStatus) -> Result<Deployment, Error> {
+async fn set_status(
+    context: &Arc<Context>,
+    deployment: &str,
+    status: DeploymentStatus,
+) -> Result<Deployment, Error> {
     if let Some(record) = context.view.now().deployment_by_name(deployment)
         && record.spec.kind != DeploymentKind::Consumer
     {
         return Err(Error::new(
             ErrorCode::InvalidDeployment,
-            format!("'{deployment}' is not a hosted consumer: only these pause and resume; delete it instead"),
+            format!(
+                "'{deployment}' is not a hosted consumer: only these pause and resume; delete it instead"
+            ),
         ));
     }
     let command = ControllerCommand::SetDeploymentStatus { name: name(deployment)?, status };

@@ -37,7 +37,8 @@ pub(crate) async fn commit(
         });
     }
     let errors = vec![Error::default(); positions.len()];
-    propose(context, &request.group.clone(), GroupCommand::Commit { group: request.group, positions }).await?;
+    propose(context, &request.group.clone(), GroupCommand::Commit { group: request.group, positions })
+        .await?;
     Ok(CommitOffsetsReply { errors })
 }
 
@@ -91,5 +92,7 @@ fn home<'a>(context: &'a Context, group: &str) -> Result<&'a Replica, Error> {
         .controller()
         .shard_of_group(group)
         .and_then(|shard| context.shards.replica(shard))
-        .ok_or_else(|| Error::new(ErrorCode::NotLeader, "the group's shard is not on this broker; refresh the metadata"))
+        .ok_or_else(|| {
+            Error::new(ErrorCode::NotLeader, "the group's shard is not on this broker; refresh the metadata")
+        })
 }

@@ -2,7 +2,9 @@
 
 use tidemill_controller::{TopicConfig, TopicRecord};
 use tidemill_protocol::TopicId;
-use tidemill_protocol::messages::{self, BrokerInfo, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo};
+use tidemill_protocol::messages::{
+    self, BrokerInfo, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo,
+};
 
 use crate::context::{Context, unknown_topic};
 use crate::view::ClusterView;
@@ -38,7 +40,9 @@ pub(crate) fn named<'a>(
     let topics = names
         .map(|name| match view.topic_by_name(name) {
             Some(topic) => info(context, view, topic),
-            None => TopicInfo { name: name.to_owned(), error: Some(unknown_topic(name)), ..TopicInfo::default() },
+            None => {
+                TopicInfo { name: name.to_owned(), error: Some(unknown_topic(name)), ..TopicInfo::default() }
+            }
         })
         .collect();
     Metadata { topics, ..brokers_only(view) }

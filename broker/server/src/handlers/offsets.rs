@@ -13,9 +13,15 @@ use crate::handlers::topics;
 
 const QUERIES_MAX: usize = 100_000;
 
-pub(crate) async fn list(context: &Arc<Context>, request: &ListOffsetsRequest) -> Result<ListOffsetsReply, Error> {
+pub(crate) async fn list(
+    context: &Arc<Context>,
+    request: &ListOffsetsRequest,
+) -> Result<ListOffsetsReply, Error> {
     if request.queries.len() > QUERIES_MAX {
-        return Err(Error::new(ErrorCode::BadMessage, format!("at most {QUERIES_MAX} queries in one request")));
+        return Err(Error::new(
+            ErrorCode::BadMessage,
+            format!("at most {QUERIES_MAX} queries in one request"),
+        ));
     }
     let mut answers = Vec::with_capacity(request.queries.len());
     for query in &request.queries {
@@ -47,7 +53,9 @@ async fn find(context: &Arc<Context>, query: &OffsetQuery) -> Result<(i64, i64),
                 .await
                 .map_err(|_| Error::new(ErrorCode::Internal, "looking up a time failed; try again"))?
                 .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
-            Ok(found.map_or((known.high_watermark.get(), -1), |(offset, timestamp)| (offset.get(), timestamp.get())))
+            Ok(found.map_or((known.high_watermark.get(), -1), |(offset, timestamp)| {
+                (offset.get(), timestamp.get())
+            }))
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tidemill_controller::{ConfigKey, ControllerCommand, ControllerReply, PluginKind, PluginRecord, PluginUpload};
+use tidemill_controller::{
+    ConfigKey, ControllerCommand, ControllerReply, PluginKind, PluginRecord, PluginUpload,
+};
 use tidemill_net::FrameReader;
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{
@@ -30,11 +32,15 @@ pub(crate) async fn upload(
     if request.size > limit {
         return Err(Error::new(
             ErrorCode::PluginTooLarge,
-            format!("the component has {} bytes, this broker takes up to {limit} (limits.plugin_bytes_max)", request.size),
+            format!(
+                "the component has {} bytes, this broker takes up to {limit} (limits.plugin_bytes_max)",
+                request.size
+            ),
         ));
     }
     let plugin = name(&request.name)?;
-    let version = Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let version =
+        Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
     let bytes = receive(request.size, reader, first).await?;
     if blake3::hash(&bytes).as_bytes().as_slice() != request.blake3.as_ref() {
         return Err(Error::new(
@@ -57,7 +63,12 @@ pub(crate) async fn upload(
         config: checked
             .config
             .into_iter()
-            .map(|key| ConfigKey { name: key.name, doc: key.doc, required: key.required, default: key.default })
+            .map(|key| ConfigKey {
+                name: key.name,
+                doc: key.doc,
+                required: key.required,
+                default: key.default,
+            })
             .collect(),
     };
     match control(context, ControllerCommand::RegisterPlugin(upload)).await? {
@@ -116,7 +127,8 @@ pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Re
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
-    let version = Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let version =
+        Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
     let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
     control(context, command).await.map(|_| ())
 }

@@ -145,7 +145,8 @@ impl Producing {
         match self.submit(frame.payload).await {
             Ok(submitted) => Answer { request_id, state: submitted },
             Err(error) => {
-                metrics::counter!("tidemill_produce_refused_total", "code" => error_name(&error)).increment(1);
+                metrics::counter!("tidemill_produce_refused_total", "code" => error_name(&error))
+                    .increment(1);
                 Answer { request_id, state: AnswerState::Refused(Box::new(error)) }
             }
         }
@@ -163,12 +164,14 @@ impl Producing {
             ));
         }
         if header.producer_id != self.producer {
-            return Err(Error::new(ErrorCode::InvalidBatch, "the batch has another producer id than its stream"));
+            return Err(Error::new(
+                ErrorCode::InvalidBatch,
+                "the batch has another producer id than its stream",
+            ));
         }
         batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
         let (unit, rejections) = self.filtered(batch).await?;
-        let permit =
-            self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
+        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
         let pending = permit.submit(unit);
         Ok(AnswerState::Pending { pending, rejections })
     }
@@ -214,9 +217,9 @@ impl Producing {
     /// Notices that the topic was altered or deleted, or its filter exchanged.
     async fn follow_topic(&mut self) -> Result<(), Error> {
         let view = self.view.now();
-        let topic = view
-            .topic(self.partition.topic)
-            .ok_or_else(|| Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name)))?;
+        let topic = view.topic(self.partition.topic).ok_or_else(|| {
+            Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name))
+        })?;
         if topic.version == self.topic.version {
             return Ok(());
         }
@@ -261,18 +264,22 @@ impl Future for Answer {
             AnswerState::Refused(error) => failed((**error).clone()),
             AnswerState::Pending { pending, rejections } => match ready!(Pin::new(pending).poll(context)) {
                 Err(error) => failed(errors::propose(&error)),
-                Ok(UnitResult::Appended { .. } | UnitResult::BatchRefused { .. }) if !rejections.is_empty() => {
+                Ok(UnitResult::Appended { .. } | UnitResult::BatchRefused { .. })
+                    if !rejections.is_empty() =>
+                {
                     let rejections = std::mem::take(rejections);
                     failed(errors::rejected(rejections))
                 }
-                Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => ProduceAck {
-                    request_id,
-                    base_offset: base_offset.get(),
-                    log_append_time: log_append_time.map_or(-1, |time| time.get()),
-                    log_start_offset: log_start.get(),
-                    duplicate,
-                    error: None,
-                },
+                Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => {
+                    ProduceAck {
+                        request_id,
+                        base_offset: base_offset.get(),
+                        log_append_time: log_append_time.map_or(-1, |time| time.get()),
+                        log_start_offset: log_start.get(),
+                        duplicate,
+                        error: None,
+                    }
+                }
                 Ok(UnitResult::BatchRefused { duplicate }) => ProduceAck {
                     request_id,
                     base_offset: -1,

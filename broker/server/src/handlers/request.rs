@@ -53,7 +53,9 @@ async fn answer(
         Body::DeleteTopic(request) => topics::delete(context, request).await.map(done)?,
         Body::AlterTopic(request) => reply::Body::Topic(topics::alter(context, request).await?),
         Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(context, &request.name)?),
-        Body::DeleteRecords(request) => reply::Body::DeleteRecords(topics::delete_records(context, &request).await?),
+        Body::DeleteRecords(request) => {
+            reply::Body::DeleteRecords(topics::delete_records(context, &request).await?)
+        }
         Body::ListOffsets(request) => reply::Body::ListOffsets(offsets::list(context, &request).await?),
         Body::InitProducer(_) => reply::Body::InitProducer(offsets::init_producer(context).await?),
         Body::CommitOffsets(request) => reply::Body::CommitOffsets(groups::commit(context, request).await?),
@@ -70,8 +72,12 @@ async fn answer(
             reply::Body::Deployment(deployments::create(context, request).await?)
         }
         Body::ListDeployments(_) => reply::Body::ListDeployments(deployments::list(context)),
-        Body::DescribeDeployment(request) => reply::Body::Deployment(deployments::describe(context, &request.name)?),
-        Body::PauseDeployment(request) => reply::Body::Deployment(deployments::pause(context, &request.name).await?),
+        Body::DescribeDeployment(request) => {
+            reply::Body::Deployment(deployments::describe(context, &request.name)?)
+        }
+        Body::PauseDeployment(request) => {
+            reply::Body::Deployment(deployments::pause(context, &request.name).await?)
+        }
         Body::ResumeDeployment(request) => {
             reply::Body::Deployment(deployments::resume(context, &request.name).await?)
         }

@@ -133,13 +133,32 @@ impl Routing {
             ));
         }
         batch.validate_records(&limits).map_err(|error| errors::batch(&error))?;
+        if batch.header().producer_id != self.producer && batch.header().has_producer() {
+            return Err(Error::new(
+                ErrorCode::InvalidBatch,
+                "the batch has another producer id than its stream",
+            ));
+        }
+        if self.topic.produce_filter.is_some() {
+            // Better refused than let past the filter.
+            return Err(Error::new(
+                ErrorCode::InvalidDeployment,
+                format!(
+                    "topic '{}' has a produce filter, which routed produce does not pass yet; name partitions instead",
+                    self.topic.name
+                ),
+            ));
+        }
         if header.partition_count != self.topic.partition_count() {
             return Err(partitioner_changed(&self.topic));
         }
         let placement = self.place(header, &batch).await?;
         if !placement.rejections.is_empty() {
-            let rejections =
-                placement.rejections.into_iter().map(|(ordinal, reason)| Rejection { ordinal, reason }).collect();
+            let rejections = placement
+                .rejections
+                .into_iter()
+                .map(|(ordinal, reason)| Rejection { ordinal, reason })
+                .collect();
             // Logged as empty everywhere: it takes up its sequence, so that the batches behind it stand.
             let pending = self.propose(header.topic_sequence, BTreeMap::new()).await?;
             return Ok(Submitted { pending, rejections });
@@ -149,7 +168,9 @@ impl Routing {
             .records(&limits)
             .map_err(|error| errors::batch(&error))?
             // The topic sequence deduplicates; the parts carry no producer of their own.
-            .split(&placement.partitions, self.topic.partition_count(), compression, |_, _| ProducerFields::NONE)
+            .split(&placement.partitions, self.topic.partition_count(), compression, |_, _| {
+                ProducerFields::NONE
+            })
             .map_err(|error| errors::reshape(&error))?;
         let mut by_shard: BTreeMap<ShardId, Vec<(PartitionId, Bytes)>> = BTreeMap::new();
         for (partition, batch) in split {
@@ -225,9 +246,9 @@ impl Routing {
 
     fn follow_topic(&mut self) -> Result<(), Error> {
         let view = self.view.now();
-        let topic = view
-            .topic(self.topic.id)
-            .ok_or_else(|| Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name)))?;
+        let topic = view.topic(self.topic.id).ok_or_else(|| {
+            Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name))
+        })?;
         if topic.version != self.topic.version {
             self.topic = Arc::clone(topic);
             let topic = &self.topic;
@@ -272,7 +293,9 @@ impl Submitted {
                 }
                 Ok(other) => failure = failure.or_else(|| Some(errors::unit(&other))),
                 // Another shard may have it: only a retry of the very same batch finds out.
-                Err(ProposeError::OutcomeUnknown) => failure = Some(errors::propose(&ProposeError::OutcomeUnknown)),
+                Err(ProposeError::OutcomeUnknown) => {
+                    failure = Some(errors::propose(&ProposeError::OutcomeUnknown))
+                }
                 Err(error) => failure = failure.or_else(|| Some(errors::propose(&error))),
             }
         }
@@ -290,4 +313,3 @@ impl Submitted {
 fn refused(request_id: u64, error: Error) -> RoutedAck {
     RoutedAck { request_id, error: Some(error), ..RoutedAck::default() }
 }
-

@@ -24,7 +24,8 @@ pub(crate) async fn get(context: &Arc<Context>, request: StateGetRequest) -> Res
     for (partition, replica) in tasks {
         replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
         let (shard, key) = (replica.shard().clone(), request.key.clone());
-        let found = blocking(move || shard.state_get(deployment, partition, std::slice::from_ref(&key))).await?;
+        let found =
+            blocking(move || shard.state_get(deployment, partition, std::slice::from_ref(&key))).await?;
         let value = found.map_err(|error| errors::state(&error))?.into_iter().next().flatten();
         entries.extend(value.map(|value| StateEntry {
             partition: partition.get(),
@@ -52,13 +53,19 @@ pub(crate) async fn scan(context: &Arc<Context>, request: StateScanRequest) -> R
             }
             let (shard, from, end) = (replica.shard().clone(), start.clone(), request.end.clone());
             let wanted = limit - entries.len();
-            let page = blocking(move || shard.state_scan(deployment, partition, &from, end.as_deref(), wanted))
-                .await?
-                .map_err(|error| errors::state(&error))?;
+            let page =
+                blocking(move || shard.state_scan(deployment, partition, &from, end.as_deref(), wanted))
+                    .await?
+                    .map_err(|error| errors::state(&error))?;
             for entry in page.entries {
                 bytes += entry.key.len() + entry.value.len();
                 let expires_at = entry.expires_at.map_or(-1, Timestamp::get);
-                entries.push(StateEntry { partition: partition.get(), key: entry.key, value: entry.value, expires_at });
+                entries.push(StateEntry {
+                    partition: partition.get(),
+                    key: entry.key,
+                    value: entry.value,
+                    expires_at,
+                });
             }
             match page.next {
                 Some(next) => start = next,
@@ -93,7 +100,9 @@ fn tasks(
     let tasks: Vec<_> = (0u32..)
         .zip(shards.unwrap_or_default())
         .filter(|(partition, _)| only.is_none_or(|only| only == *partition))
-        .filter_map(|(partition, shard)| Some((PartitionId::new(partition), context.shards.replica(shard)?.clone())))
+        .filter_map(|(partition, shard)| {
+            Some((PartitionId::new(partition), context.shards.replica(shard)?.clone()))
+        })
         .collect();
     if tasks.is_empty() {
         return Err(Error::new(

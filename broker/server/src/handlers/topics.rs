@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tidemill_controller::{ControllerCommand, ControllerReply, Name, TopicOverrides, TopicRecord};
 use tidemill_protocol::messages::{
-    self, AlterTopicRequest, CreateTopicRequest, DeleteRecordsReply, DeleteRecordsRequest, DeleteTopicRequest, Error,
-    PartitionStatus, TopicDescription, TopicPartitionRef,
+    self, AlterTopicRequest, CreateTopicRequest, DeleteRecordsReply, DeleteRecordsRequest,
+    DeleteTopicRequest, Error, PartitionStatus, TopicDescription, TopicPartitionRef,
 };
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, ShardId, TopicId, TopicPartition};
 use tidemill_shard::{Unit, UnitResult};
@@ -32,7 +32,10 @@ pub(crate) async fn create(
     description(context, &context.view.now(), &topic)
 }
 
-pub(crate) async fn alter(context: &Arc<Context>, request: AlterTopicRequest) -> Result<TopicDescription, Error> {
+pub(crate) async fn alter(
+    context: &Arc<Context>,
+    request: AlterTopicRequest,
+) -> Result<TopicDescription, Error> {
     let command = ControllerCommand::AlterTopic {
         name: name(&request.name)?,
         overrides: overrides(request.config.as_ref()),
@@ -43,7 +46,8 @@ pub(crate) async fn alter(context: &Arc<Context>, request: AlterTopicRequest) ->
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: DeleteTopicRequest) -> Result<(), Error> {
-    let topic = topic_reply(control(context, ControllerCommand::DeleteTopic { name: name(&request.name)? }).await?)?;
+    let topic =
+        topic_reply(control(context, ControllerCommand::DeleteTopic { name: name(&request.name)? }).await?)?;
     adopted(context, &topic).await;
     Ok(())
 }
@@ -95,12 +99,10 @@ pub(crate) fn not_ready(partition: TopicPartition) -> Error {
 }
 
 /// Asks the controller for a change.
-pub(crate) async fn control(
-    context: &Context,
-    command: ControllerCommand,
-) -> Result<ControllerReply, Error> {
+pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Result<ControllerReply, Error> {
     let unit = Unit::Control(command);
-    let result = context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
+    let result =
+        context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
         UnitResult::Control(Ok(reply)) => Ok(reply),
         UnitResult::Control(Err(error)) => Err(errors::controller(&error)),
@@ -152,7 +154,11 @@ fn overrides(config: Option<&messages::TopicConfig>) -> TopicOverrides {
     })
 }
 
-fn description(context: &Context, view: &ClusterView, topic: &TopicRecord) -> Result<TopicDescription, Error> {
+fn description(
+    context: &Context,
+    view: &ClusterView,
+    topic: &TopicRecord,
+) -> Result<TopicDescription, Error> {
     let info = metadata::info(context, view, topic);
     let partitions = info
         .partitions
@@ -160,7 +166,8 @@ fn description(context: &Context, view: &ClusterView, topic: &TopicRecord) -> Re
         .map(|partition| {
             let id = TopicPartition::new(topic.id, PartitionId::new(partition.partition));
             let shard = u16::try_from(partition.shard).map(ShardId::new).ok();
-            let known = shard.and_then(|shard| context.shards.state(shard)).and_then(|shard| shard.partition(id));
+            let known =
+                shard.and_then(|shard| context.shards.state(shard)).and_then(|shard| shard.partition(id));
             let mut status = PartitionStatus {
                 partition: partition.partition,
                 shard: partition.shard,

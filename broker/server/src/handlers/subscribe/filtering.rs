@@ -36,8 +36,8 @@ impl Filtering {
         stored: Bytes,
     ) -> Result<Option<Bytes>, Error> {
         let Self::By(filter) = self else { return Ok(Some(stored)) };
-        let batch =
-            RecordBatch::decode(stored, &context.stored_batch_limits()).map_err(|error| errors::batch(&error))?;
+        let batch = RecordBatch::decode(stored, &context.stored_batch_limits())
+            .map_err(|error| errors::batch(&error))?;
         let place = BatchPlace { topic: 0, partition: partition.partition.get() };
         let outcome = filter
             .apply(&batch, place, (context.clock)(), Lane::Subscribe)

@@ -93,6 +93,8 @@ pub(super) fn in_range(view: &PartitionView, offset: Offset, name: &str) -> Resu
 pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_watermark: Offset) -> Error {
     Error::new(
         ErrorCode::OffsetOutOfRange,
-        format!("offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; seek to one of these"),
+        format!(
+            "offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; seek to one of these"
+        ),
     )
 }

@@ -220,7 +220,8 @@ impl SubscriptionSet {
         }
         let (partition, generation) = (partition.partition, partition.generation);
         let name = self.context.view.now().partition_name(partition);
-        let gone = Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"));
+        let gone =
+            Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"));
         self.fail(id, generation, gone).await
     }
 
@@ -271,89 +272,90 @@ fn credit_max(context: &Context) -> i64 {
 }
 
 async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subscribed, Error> {
-        let limit = usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX);
-        if held >= limit {
-            return Err(Error::new(
-                ErrorCode::Overloaded,
-                format!("a subscription holds at most {limit} partitions; open another"),
-            ));
-        }
-        let partition = add
-            .partition
-            .as_ref()
-            .and_then(TopicPartitionRef::parse)
-            .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
-        let view = context.view.now();
-        let (_, replica) = context.find(&view, partition)?;
-        let shard = replica.shard().clone();
-        let name = view.partition_name(partition);
-        let high_watermark = shard.watch(partition).ok_or_else(|| {
-            Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
-        })?;
-        let next = resolve(&shard, partition, &name, add.start.as_ref()).await?;
-        Ok(Subscribed {
-            partition,
-            shard,
-            next,
-            generation: 0,
-            credit: i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(context)),
-            paused: add.paused,
-            high_watermark,
-            waiting: false,
-            queued: false,
-            removed: Removal::default(),
-        })
+    let limit = usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX);
+    if held >= limit {
+        return Err(Error::new(
+            ErrorCode::Overloaded,
+            format!("a subscription holds at most {limit} partitions; open another"),
+        ));
     }
+    let partition = add
+        .partition
+        .as_ref()
+        .and_then(TopicPartitionRef::parse)
+        .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
+    let view = context.view.now();
+    let (_, replica) = context.find(&view, partition)?;
+    let shard = replica.shard().clone();
+    let name = view.partition_name(partition);
+    let high_watermark = shard.watch(partition).ok_or_else(|| {
+        Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
+    })?;
+    let next = resolve(&shard, partition, &name, add.start.as_ref()).await?;
+    Ok(Subscribed {
+        partition,
+        shard,
+        next,
+        generation: 0,
+        credit: i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(context)),
+        paused: add.paused,
+        high_watermark,
+        waiting: false,
+        queued: false,
+        removed: Removal::default(),
+    })
+}
 
-
-    /// Reads on from where a partition stands until there is a frame's worth, the end, or enough scanned in vain.
+/// Reads on from where a partition stands until there is a frame's worth, the end, or enough scanned in vain.
 async fn gather(
     context: &Context,
     filtering: &Filtering,
     frame_bytes: usize,
     partition: &Subscribed,
 ) -> Result<Option<Gathered>, Error> {
-        let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
-        let mut gathered = Gathered { parts: Vec::new(), bytes: 0, scanned: 0, next: partition.next };
-        while gathered.bytes < room && gathered.scanned < SCAN_BYTES_MAX {
-            let high_watermark = *partition.high_watermark.borrow();
-            if gathered.next >= high_watermark {
-                break;
+    let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
+    let mut gathered = Gathered { parts: Vec::new(), bytes: 0, scanned: 0, next: partition.next };
+    while gathered.bytes < room && gathered.scanned < SCAN_BYTES_MAX {
+        let high_watermark = *partition.high_watermark.borrow();
+        if gathered.next >= high_watermark {
+            break;
+        }
+        let batches = match partition.shard.fetch(partition.partition, gathered.next, room - gathered.bytes) {
+            Fetch::Memory(batches) => batches,
+            Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
+                .await
+                .map_err(|_| Error::new(ErrorCode::Internal, "reading the log failed; try again"))?
+                .map_err(|error| errors::read(&error, &partition.partition.to_string()))?,
+            Fetch::OutOfRange { log_start, high_watermark } => {
+                let name = context.view.now().partition_name(partition.partition);
+                return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
             }
-            let batches = match partition.shard.fetch(partition.partition, gathered.next, room - gathered.bytes) {
-                Fetch::Memory(batches) => batches,
-                Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
-                    .await
-                    .map_err(|_| Error::new(ErrorCode::Internal, "reading the log failed; try again"))?
-                    .map_err(|error| errors::read(&error, &partition.partition.to_string()))?,
-                Fetch::OutOfRange { log_start, high_watermark } => {
-                    let name = context.view.now().partition_name(partition.partition);
-                    return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
-                }
-                Fetch::Unknown => {
-                    return Err(Error::new(ErrorCode::UnknownTopic, "the partition is gone: its topic was deleted"));
-                }
-            };
-            if batches.is_empty() {
-                break;
+            Fetch::Unknown => {
+                return Err(Error::new(
+                    ErrorCode::UnknownTopic,
+                    "the partition is gone: its topic was deleted",
+                ));
             }
-            gathered.scanned += batches.bytes;
-            gathered.next = batches.next;
-            if matches!(filtering, Filtering::None) {
-                gathered.bytes += batches.bytes;
-                gathered.parts.extend(batches.parts);
-                continue;
-            }
-            for batch in batches.contiguous() {
-                if let Some(kept) = filtering.pass(context, partition.partition, batch).await? {
-                    gathered.bytes += kept.len();
-                    gathered.parts.push(kept);
-                }
+        };
+        if batches.is_empty() {
+            break;
+        }
+        gathered.scanned += batches.bytes;
+        gathered.next = batches.next;
+        if matches!(filtering, Filtering::None) {
+            gathered.bytes += batches.bytes;
+            gathered.parts.extend(batches.parts);
+            continue;
+        }
+        for batch in batches.contiguous() {
+            if let Some(kept) = filtering.pass(context, partition.partition, batch).await? {
+                gathered.bytes += kept.len();
+                gathered.parts.push(kept);
             }
         }
-        Ok((gathered.scanned > 0).then_some(gathered))
     }
-
+    Ok((gathered.scanned > 0).then_some(gathered))
+}
 
 /// What one frame will carry.
 struct Gathered {
