@@ -15,6 +15,8 @@ use tidemill_protocol::{LogIndex, ShardId, Term};
 const LEG: Duration = Duration::from_millis(1500);
 const ROUNDS: usize = 3;
 const FILE_BYTES: u64 = 64 << 20;
+/// The log may hold this much; more means that it is not recycled, and the disk is not ours to fill.
+const LOG_BYTES_MAX: u64 = 512 << 20;
 const SIZES: [(&str, usize); 4] =
     [("100 B", 100), ("4 KiB", 4 << 10), ("64 KiB", 64 << 10), ("1 MiB", 1 << 20)];
 
@@ -77,7 +79,7 @@ fn log(
     in_flight: u32,
     durability: Durability,
 ) -> Result<f64, Box<dyn std::error::Error>> {
-    let config = WalConfig { durability, ..WalConfig::new("wal") };
+    let config = WalConfig { durability, spare_bytes_max: LOG_BYTES_MAX, ..WalConfig::new("wal") };
     let (wal, _) = Wal::open(Arc::clone(storage), &config)?;
     let shard = ShardId::new(1);
     let payload = Bytes::from(vec![7; bytes]);
@@ -101,7 +103,10 @@ fn log(
         results.recv()??;
         waiting -= 1;
         count += 1;
-        if index % (1 + (32 << 20) / bytes as u64) == 0 {
+        if index % (1 + (32 << 20) / bytes.max(4096) as u64) == 0 {
+            if wal.bytes() > LOG_BYTES_MAX {
+                return Err(format!("the log holds {} bytes though it is purged", wal.bytes()).into());
+            }
             wal.applied(shard, LogIndex::new(index - u64::from(waiting)));
             wal.purge(shard, id(index - u64::from(waiting)), Box::new(|_| {}));
         }

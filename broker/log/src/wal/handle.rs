@@ -363,6 +363,14 @@ impl Wal {
 
 #[cfg(test)]
 impl Wal {
+    /// Waits until nothing is queued or unflushed, and counts anew what is kept counted.
+    pub(super) fn assert_counts(&self) {
+        let (done, flushed) = std::sync::mpsc::channel();
+        self.flush(Box::new(move |result| drop(done.send(result))));
+        flushed.recv().expect("a completion is always called").expect("a log that works");
+        self.state().assert_counts();
+    }
+
     pub(super) fn inner_cached_bytes(&self) -> usize {
         self.state().cached_bytes()
     }

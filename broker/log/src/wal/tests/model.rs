@@ -182,6 +182,9 @@ fn live_and_crash(seed: u64) {
                     wal.applied(*shard, log.entries.last().map_or(LogIndex::new(0), |entry| entry.id.index));
                 }
             }
+            if rng.random_range(0..8) == 0 {
+                wal.assert_counts();
+            }
             let shard = ShardId::new(rng.random_range(0..4));
             assert_eq!(read_all(&wal, shard), model.get(&shard).map_or(&[][..], |log| &log.entries));
         }

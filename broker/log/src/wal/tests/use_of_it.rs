@@ -313,3 +313,33 @@ fn nothing_outlives_the_last_handle() {
     drop(wal);
     assert!(watch.upgrade().is_none());
 }
+
+#[test]
+fn purged_segments_are_recycled_under_a_pipeline_too() {
+    let storage = MemoryStorage::new();
+    for life in 0..3 {
+        let (wal, _) = open(&storage);
+        let (done, results) = mpsc::channel();
+        let mut index = wal.range(A).last.map_or(0, |last| last.index.get());
+        let (mut waiting, mut most) = (0, 0);
+        for round in 0..600 {
+            while waiting < 8 {
+                index += 1;
+                let done = done.clone();
+                wal.append(A, vec![entry(index, 4096)], Box::new(move |result| drop(done.send(result))));
+                waiting += 1;
+            }
+            results.recv().unwrap().unwrap();
+            waiting -= 1;
+            if round % 50 == 49 {
+                wal.applied(A, LogIndex::new(index - waiting));
+                wal.purge(A, id(index - waiting), Box::new(|result| result.unwrap()));
+                wal.assert_counts();
+                most = most.max(wal.bytes());
+            }
+        }
+        // Between purges 57 entries of two blocks each.
+        assert!(most <= 8 * (128 << 10), "life {life}: {most} bytes, pinned by {:?}", wal.pinning_shards());
+        wal.close().unwrap();
+    }
+}
