@@ -73,7 +73,12 @@ impl Index {
 
     /// One part: not asked for, null, or at the offset that `place` says. A batch is far below 4 GiB.
     #[inline]
-    pub(crate) fn part(&mut self, asked: bool, part: Option<&[u8]>, place: impl FnOnce(&[u8]) -> Option<usize>) {
+    pub(crate) fn part(
+        &mut self,
+        asked: bool,
+        part: Option<&[u8]>,
+        place: impl FnOnce(&[u8]) -> Option<usize>,
+    ) {
         let (offset, length) = match (asked, part) {
             (false, _) => (0, LENGTH_ABSENT),
             (true, None) => (0, LENGTH_NULL),
@@ -101,7 +106,9 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use tidemill_protocol::Timestamp;
-    use tidemill_protocol::record_batch::{BatchBuilder, BatchLimits, BuilderOptions, Compression, Header, RecordBatch};
+    use tidemill_protocol::record_batch::{
+        BatchBuilder, BatchLimits, BuilderOptions, Compression, Header, RecordBatch,
+    };
 
     use super::*;
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tidemill_wasm::{
-    ArtifactCache, CompileError, CompileLimits, CompileService, Compiled, Engine, EngineConfig, FileDigestIndex,
+    ArtifactCache, CompileError, CompileLimits, CompileService, Compiled, Engine, EngineConfig,
+    FileDigestIndex,
 };
 
 use crate::config::HostingConfig;
@@ -34,9 +35,12 @@ impl ComponentStore {
         let directory = config.artifacts_dir.join("components");
         fs::create_dir_all(&directory).map_err(HostingStartError::Directory)?;
         let digests = FileDigestIndex::open(&config.digests_file).map_err(HostingStartError::Directory)?;
-        let cache =
-            ArtifactCache::open(config.artifacts_dir.join("compiled"), Arc::new(digests), ARTIFACTS_BYTES_MAX)
-                .map_err(HostingStartError::Directory)?;
+        let cache = ArtifactCache::open(
+            config.artifacts_dir.join("compiled"),
+            Arc::new(digests),
+            ARTIFACTS_BYTES_MAX,
+        )
+        .map_err(HostingStartError::Directory)?;
         let limits = CompileLimits {
             component_bytes_max: usize::try_from(config.component_bytes_max).unwrap_or(usize::MAX),
             memory_bytes_max: config.compile_memory_bytes_max,

@@ -47,7 +47,9 @@ impl CallFailure {
             CallError::Failed(Failure::Reject(_)) | CallError::InitRefused(_) => {
                 CallFailureKind::Failed { retry: false }
             }
-            CallError::HostFailed(_) | CallError::NoCapacity(_) | CallError::Discarded => CallFailureKind::Broker,
+            CallError::HostFailed(_) | CallError::NoCapacity(_) | CallError::Discarded => {
+                CallFailureKind::Broker
+            }
         };
         Self { kind, message: format!("{deployment}: {error}") }
     }
@@ -57,7 +59,10 @@ impl CallFailure {
     }
 
     pub(crate) fn batch(deployment: &str, error: &BatchError) -> Self {
-        Self { kind: CallFailureKind::BadBatch, message: format!("{deployment}: the batch does not read: {error}") }
+        Self {
+            kind: CallFailureKind::BadBatch,
+            message: format!("{deployment}: the batch does not read: {error}"),
+        }
     }
 
     pub(crate) fn answer(deployment: &str, reason: impl std::fmt::Display) -> Self {
@@ -70,7 +75,9 @@ impl CallFailure {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// Its component is not on this broker.
-    #[error("the component of '{deployment}' is not on this broker, or is damaged: {reason}; upload the plugin again")]
+    #[error(
+        "the component of '{deployment}' is not on this broker, or is damaged: {reason}; upload the plugin again"
+    )]
     Component {
         /// The deployment.
         deployment: String,
@@ -167,9 +174,10 @@ fn compile_code(error: &CompileError) -> ErrorCode {
         CompileError::Invalid(InvalidComponent::ForbiddenImport { .. }) => ErrorCode::ForbiddenImport,
         CompileError::TooLarge { .. } => ErrorCode::PluginTooLarge,
         CompileError::Load(tidemill_wasm::LoadError::WrongInterface(_)) => ErrorCode::WrongWorld,
-        CompileError::Failed(_) | CompileError::TimedOut { .. } | CompileError::Worker(_) | CompileError::Load(_) => {
-            ErrorCode::CompileFailed
-        }
+        CompileError::Failed(_)
+        | CompileError::TimedOut { .. }
+        | CompileError::Worker(_)
+        | CompileError::Load(_) => ErrorCode::CompileFailed,
     }
 }
 

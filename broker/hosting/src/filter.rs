@@ -88,7 +88,8 @@ impl Filter {
             (Selection::Keep(bitmap), _) => self.keep(records, bitmap.ordinals(), &rejections)?,
             (Selection::Replace(made), _) => self.replace(records, made, &rejections)?,
         };
-        let rejections = rejections.into_iter().map(|rejection| (rejection.ordinal, rejection.reason)).collect();
+        let rejections =
+            rejections.into_iter().map(|rejection| (rejection.ordinal, rejection.reason)).collect();
         Ok(FilterOutcome { kept, rejections })
     }
 

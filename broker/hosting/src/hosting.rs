@@ -135,8 +135,9 @@ impl Hosting {
         let compiled = inner.compiled(plan).await?;
         let fields = inner.fields(plan, &compiled).await?;
         let limits = inner.inline_limits(plan.memory_bytes_max);
-        let pool = FilterPool::new(compiled, context(plan), limits, inner.sink(plan, None), IDLE_INSTANCES_MAX)
-            .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
+        let pool =
+            FilterPool::new(compiled, context(plan), limits, inner.sink(plan, None), IDLE_INSTANCES_MAX)
+                .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
         let filter = Filter::new(FilterInner {
             name: plan.deployment.clone(),
             pool,

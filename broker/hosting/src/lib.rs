@@ -36,7 +36,7 @@ pub use logs::{LogLine, LogPage};
 pub use partitioner::{Partitioner, Placement};
 pub use plan::{BatchPlace, Lane, PluginKind, PluginPlan, TargetPlan, TaskPlan, TaskPolicy};
 pub use port::{
-    DueTimer, Fetched, PortError, PositionStep, StateChange, StateEntries, StepOutcome, StepRefusal, TaskKey, TaskOutput, TaskPort,
-    TaskRunState, TaskStep, TaskView, TimerChange,
+    DueTimer, Fetched, PortError, PositionStep, StateChange, StateEntries, StepOutcome, StepRefusal, TaskKey,
+    TaskOutput, TaskPort, TaskRunState, TaskStep, TaskView, TimerChange,
 };
 pub use tidemill_wasm::{ConfigKey, WorkerCommand, compile_worker_main};

@@ -74,14 +74,15 @@ impl Partitioner {
             .map_err(unreadable)?;
         let answer = inner.runtime.run(Lane::Produce, inner.pool.partition(view, partitions)).await;
         let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
-        let placement = answer.map_err(|error| CallFailure::of(&inner.name, &error)).map(|placement| Placement {
-            partitions: placement
-                .partitions
-                .into_iter()
-                .map(|partition| if partition == ANY_PARTITION { any } else { partition })
-                .collect(),
-            rejections: placement.rejections.into_iter().map(|r| (r.ordinal, r.reason)).collect(),
-        });
+        let placement =
+            answer.map_err(|error| CallFailure::of(&inner.name, &error)).map(|placement| Placement {
+                partitions: placement
+                    .partitions
+                    .into_iter()
+                    .map(|partition| if partition == ANY_PARTITION { any } else { partition })
+                    .collect(),
+                rejections: placement.rejections.into_iter().map(|r| (r.ordinal, r.reason)).collect(),
+            });
         if let Some(log) = &inner.log {
             count(log, &records, &placement);
         }

@@ -147,13 +147,22 @@ pub trait TaskPort: Send + Sync + 'static {
     fn log_time(&self, task: TaskKey) -> Timestamp;
 
     /// Stored batches of a source from an offset on, about `bytes_max` of them; none at the end.
-    fn fetch(&self, source: TopicPartition, from: Offset, bytes_max: usize) -> BoxFuture<'_, Result<Fetched, PortError>>;
+    fn fetch(
+        &self,
+        source: TopicPartition,
+        from: Offset,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Fetched, PortError>>;
 
     /// Waits until a source has records at or beyond its offset, a timer is due, or the task may have changed.
     fn wait(&self, task: TaskKey, sources: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, ()>;
 
     /// Values by key; `None` where there is none.
-    fn state_get(&self, task: TaskKey, keys: Vec<Bytes>) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>>;
+    fn state_get(
+        &self,
+        task: TaskKey,
+        keys: Vec<Bytes>,
+    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>>;
 
     /// Entries from `start` on, before `end`.
     fn state_scan(
@@ -171,5 +180,10 @@ pub trait TaskPort: Send + Sync + 'static {
     fn commit(&self, task: TaskKey, step: TaskStep) -> BoxFuture<'_, Result<StepOutcome, PortError>>;
 
     /// Notes that the task stops itself, or goes on.
-    fn set_state(&self, task: TaskKey, epoch: u32, state: TaskRunState) -> BoxFuture<'_, Result<(), PortError>>;
+    fn set_state(
+        &self,
+        task: TaskKey,
+        epoch: u32,
+        state: TaskRunState,
+    ) -> BoxFuture<'_, Result<(), PortError>>;
 }

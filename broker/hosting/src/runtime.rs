@@ -33,8 +33,11 @@ pub(crate) struct Stopped;
 impl PluginRuntime {
     pub(crate) fn start() -> std::io::Result<Self> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let normal =
-            Builder::new_multi_thread().worker_threads(1).thread_name("plugin-produce").enable_time().build()?;
+        let normal = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("plugin-produce")
+            .enable_time()
+            .build()?;
         let low = Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("plugin")

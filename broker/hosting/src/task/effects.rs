@@ -59,7 +59,8 @@ impl TaskHost for EffectsHost {
         };
         let outside = records.iter().filter_map(|record| record.partition).find(|p| *p >= plan.partitions);
         if let Some(partition) = outside {
-            let reason = format!("topic '{}' has {} partitions and no {partition}", plan.name, plan.partitions);
+            let reason =
+                format!("topic '{}' has {} partitions and no {partition}", plan.name, plan.partitions);
             return Ok(EmitAnswer::Malformed(reason));
         }
         self.effects.lock().emitted.push((target, records));
@@ -71,7 +72,8 @@ impl TaskHost for EffectsHost {
             let (mut found, unknown) = self.own_writes(&keys);
             if !unknown.is_empty() {
                 let wanted = unknown.iter().map(|(_, key)| key.clone()).collect();
-                let stored = self.port.state_get(self.task, wanted).await.map_err(|error| HostError(error.0))?;
+                let stored =
+                    self.port.state_get(self.task, wanted).await.map_err(|error| HostError(error.0))?;
                 for ((index, _), value) in unknown.into_iter().zip(stored) {
                     if let Some(slot) = found.get_mut(index) {
                         *slot = value;

@@ -47,10 +47,8 @@ impl Outputs<'_> {
         for (target, records) in emitted {
             let target = usize::try_from(*target).ok().and_then(|index| self.plan.targets.get(index));
             let Some(target) = target else { continue };
-            let outgoing: Vec<Outgoing<'_>> = records
-                .iter()
-                .map(|made| self.outgoing(&made, inputs, now))
-                .collect::<Result<_, _>>()?;
+            let outgoing: Vec<Outgoing<'_>> =
+                records.iter().map(|made| self.outgoing(&made, inputs, now)).collect::<Result<_, _>>()?;
             self.place(target, outgoing, now, &mut batches).await?;
         }
         batches.finish().map_err(|reason| self.bad(&reason))
@@ -112,7 +110,13 @@ impl Outputs<'_> {
             Some(bytes) => HeadersView::parse(bytes).map_err(|error| self.bad(&error))?,
             None => HeadersView::EMPTY,
         };
-        Ok(Outgoing { key: bytes(made.key), value: bytes(made.value), headers, timestamp, partition: made.partition })
+        Ok(Outgoing {
+            key: bytes(made.key),
+            value: bytes(made.value),
+            headers,
+            timestamp,
+            partition: made.partition,
+        })
     }
 
     /// Gives each record its partition, and adds it to that partition's batch in the order of emission.
@@ -137,7 +141,8 @@ impl Outputs<'_> {
         outgoing: &[Outgoing<'_>],
         now: Timestamp,
     ) -> Result<Vec<u32>, CallFailure> {
-        let mut builder = BatchBuilder::new(BuilderOptions { batch_bytes_max: usize::MAX, ..BuilderOptions::default() });
+        let mut builder =
+            BatchBuilder::new(BuilderOptions { batch_bytes_max: usize::MAX, ..BuilderOptions::default() });
         for record in outgoing.iter().filter(|record| record.partition.is_none()) {
             builder
                 .append_encoded(record.timestamp, record.key, record.value, record.headers)
@@ -153,13 +158,21 @@ impl Outputs<'_> {
         outgoing
             .iter()
             .map(|record| {
-                record.partition.or_else(|| rest.next()).ok_or_else(|| self.bad(&"too few partitions were answered"))
+                record
+                    .partition
+                    .or_else(|| rest.next())
+                    .ok_or_else(|| self.bad(&"too few partitions were answered"))
             })
             .collect()
     }
 
     /// What the target's own partitioner says.
-    async fn ask(&self, target: &TargetPlan, batch: &RecordBatch, now: Timestamp) -> Result<Vec<u32>, CallFailure> {
+    async fn ask(
+        &self,
+        target: &TargetPlan,
+        batch: &RecordBatch,
+        now: Timestamp,
+    ) -> Result<Vec<u32>, CallFailure> {
         let partitioner = match &target.partitioner {
             None => Partitioner::by_key(),
             Some(plan) => self.hosting.partitioner(plan).await.map_err(|error| CallFailure {

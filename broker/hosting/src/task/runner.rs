@@ -109,7 +109,8 @@ impl TaskRunner {
             self.instance = None;
             return Ok(Progress::Idle(Vec::new()));
         };
-        let due = self.parts.port.due_timers(self.task, TIMERS_MAX).await.map_err(|e| Setback::Broker(e.0))?;
+        let due =
+            self.parts.port.due_timers(self.task, TIMERS_MAX).await.map_err(|e| Setback::Broker(e.0))?;
         if !due.is_empty() {
             self.fire(due).await?;
             return Ok(Progress::More);
@@ -224,7 +225,8 @@ impl TaskRunner {
         };
         let limits = self.parts.hosting.task_limits(plan.plugin.memory_bytes_max);
         let sink = self.parts.hosting.sink(&plan.plugin, Some(plan.partition.get()));
-        let instance = ConsumerInstance::start(compiled, context(&plan.plugin), limits, sink, Box::new(host)).await;
+        let instance =
+            ConsumerInstance::start(compiled, context(&plan.plugin), limits, sink, Box::new(host)).await;
         let instance = instance.map_err(|error| self.setback(&error))?;
         Ok(Running { instance, effects })
     }
@@ -233,7 +235,8 @@ impl TaskRunner {
     async fn rejected(&self, records: &SourceRecords, outcome: &Outcome) -> Result<Vec<TaskOutput>, Setback> {
         let mut failed: Vec<(TaskRecord, String)> = Vec::new();
         for rejection in &outcome.rejections {
-            let record = usize::try_from(rejection.ordinal).ok().and_then(|ordinal| records.records.get(ordinal));
+            let record =
+                usize::try_from(rejection.ordinal).ok().and_then(|ordinal| records.records.get(ordinal));
             if let Some(record) = record {
                 self.parts.log.count("rejections", 1);
                 failed.push((record.clone(), rejection.reason.clone()));
@@ -249,7 +252,11 @@ impl TaskRunner {
         failed: Vec<(TaskRecord, String)>,
     ) -> Result<Vec<TaskOutput>, Setback> {
         for (record, reason) in &failed {
-            self.error(&format!("record at offset {} of {}: {reason}", record.offset, self.source_name(records)));
+            self.error(&format!(
+                "record at offset {} of {}: {reason}",
+                record.offset,
+                self.source_name(records)
+            ));
         }
         match &self.parts.plan.policy {
             TaskPolicy::DeadLetter(target) if !failed.is_empty() => {
@@ -269,7 +276,11 @@ impl TaskRunner {
     }
 
     /// With the pause policy nothing behind a rejected record may be done, and nothing before it be lost.
-    async fn stop_before_rejected(&mut self, records: &SourceRecords, outcome: &Outcome) -> Result<(), Setback> {
+    async fn stop_before_rejected(
+        &mut self,
+        records: &SourceRecords,
+        outcome: &Outcome,
+    ) -> Result<(), Setback> {
         self.instance = None;
         let Some(first) = outcome.rejections.first() else { return Ok(()) };
         match usize::try_from(first.ordinal).unwrap_or(0) {
@@ -417,7 +428,9 @@ impl TaskRunner {
                     self.parts.log.count("outbox_waits", 1);
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
-                Ok(StepOutcome::Refused(StepRefusal::Outdated(reason))) => return Err(Setback::Outdated(reason)),
+                Ok(StepOutcome::Refused(StepRefusal::Outdated(reason))) => {
+                    return Err(Setback::Outdated(reason));
+                }
                 Ok(StepOutcome::Refused(StepRefusal::Failed(reason))) => {
                     return Err(self.plugin_failure(&reason, false));
                 }
