@@ -101,7 +101,8 @@ pub struct ReplicaLimits {
     pub gather_bytes: usize,
     /// The most entries proposed and not yet answered.
     pub in_flight_entries_max: usize,
-    /// The most bytes proposed and not yet answered (one entry always may be).
+    /// The most bytes proposed and not yet answered (one entry always may be). Over all shards they should fit into the
+    /// queue of the write-ahead log, which makes its callers wait when it is full.
     pub in_flight_bytes_max: usize,
     /// The most bytes of units that are reserved, queued or in flight.
     pub pending_bytes_max: usize,
@@ -126,7 +127,7 @@ impl Default for ReplicaLimits {
             eager_entries: 2,
             gather_bytes: 128 << 10,
             in_flight_entries_max: 64,
-            in_flight_bytes_max: 16 << 20,
+            in_flight_bytes_max: 8 << 20,
             pending_bytes_max: 64 << 20,
             reserve_deadline: Duration::from_secs(5),
             proposal_deadline: Duration::from_secs(15),

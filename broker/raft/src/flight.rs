@@ -92,6 +92,12 @@ impl Flight {
         self.proposer.next();
     }
 
+    /// The entry is refused before it was handed over: by the sink, while the queue is locked.
+    pub(crate) fn refused(mut self, error: &ProposeError) {
+        self.outcome.fail(error);
+        self.land(false);
+    }
+
     fn land(&mut self, committed: bool) {
         if !std::mem::replace(&mut self.landed, true) {
             self.proposer.landed(self.bytes, self.charged, self.started, committed);

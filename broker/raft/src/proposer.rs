@@ -27,7 +27,7 @@ use crate::pending::Pending;
 use crate::telemetry::Telemetry;
 use crate::types::Command;
 
-/// Where entries go. Must not wait, and must not call back before it returns other than by dropping `flight`.
+/// Where entries go. Must not wait, and of `flight` may call only [`Flight::refused`] before it returns, or drop it.
 pub(crate) trait EntrySink: Send + Sync + 'static {
     fn propose(&self, command: Command, flight: Flight);
 }
@@ -132,9 +132,15 @@ impl Proposer {
         let (reply, pending) = Pending::new();
         let expires = Instant::now() + self.limits.proposal_deadline;
         self.telemetry.proposals.increment(1);
+        // Whoever reserved less than the unit takes must not thereby get around the limit.
+        let bytes = unit.bytes().max(bytes);
+        let bytes_max = self.limits.unit_bytes_max;
         let mut queue = self.queue.lock();
-        if let Some(reason) = &queue.stopped {
-            let error = ProposeError::Stopped { reason: Arc::clone(reason) };
+        let refusal = match &queue.stopped {
+            Some(reason) => Some(ProposeError::Stopped { reason: Arc::clone(reason) }),
+            None => (bytes > bytes_max).then_some(ProposeError::TooLarge { bytes, bytes_max }),
+        };
+        if let Some(error) = refusal {
             drop(queue);
             self.room.add_permits(charged);
             drop(reply.send(Err(error)));

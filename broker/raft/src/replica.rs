@@ -57,7 +57,7 @@ impl Replica {
     ) -> Result<Self, ReplicaStartError> {
         let started = start::start(&config, wal, recovered, shard).await?;
         let raft = Arc::new(started.raft);
-        let sink = RaftSink { raft: Arc::clone(&raft) };
+        let sink = RaftSink { raft: Arc::clone(&raft), entry_bytes_max: started.log.wal().entry_bytes_max() };
         let telemetry = Telemetry::new(config.shard);
         let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
@@ -254,10 +254,16 @@ impl std::fmt::Debug for Replica {
 
 struct RaftSink {
     raft: Arc<Raft<TypeConfig, StateMachine>>,
+    /// What the log takes: an entry beyond it would end the replica.
+    entry_bytes_max: usize,
 }
 
 impl EntrySink for RaftSink {
     fn propose(&self, command: Command, flight: Flight) {
+        if command.bytes() > self.entry_bytes_max {
+            let (bytes, bytes_max) = (command.bytes(), self.entry_bytes_max);
+            return flight.refused(&ProposeError::TooLarge { bytes, bytes_max });
+        }
         let responder =
             CallbackResponder::new(move |outcome: Option<ClientWriteResult<TypeConfig>>| match outcome {
                 Some(Ok(applied)) => flight.committed(applied.data),

@@ -106,7 +106,7 @@ async fn large_units_keep_several_entries_in_flight_within_bounds() {
 
 #[tokio::test]
 async fn entries_keep_to_their_limits_and_carry_the_leaders_time() {
-    let (proposer, held) = proposer(limits());
+    let (proposer, held) = proposer(ReplicaLimits { gather_bytes: 900, ..limits() });
     let mut waiting = Vec::new();
     for _ in 0..2 {
         waiting.push(submit(&proposer, 10).await);
@@ -139,6 +139,8 @@ async fn without_room_a_reservation_fails_in_time_and_dropped_permits_give_it_ba
     drop(proposer.reserve(1000).await.unwrap());
     held.commit();
     unit.await.unwrap();
+    let larger = proposer.reserve(10).await.unwrap().submit(super::fixture::bulk(2000));
+    assert!(matches!(larger.await, Err(ProposeError::TooLarge { .. })), "whatever was reserved");
     let too_large = ProposeError::TooLarge { bytes: 1001, bytes_max: 1000 };
     assert_eq!(proposer.reserve(1001).await.unwrap_err(), too_large);
 }

@@ -137,7 +137,7 @@ async fn the_driver_keeps_the_log_bounded_by_bytes() {
             busy.propose(Unit::Tick).await.unwrap();
         }
     };
-    if tokio::time::timeout(Duration::from_secs(5), bounded).await.is_err() { panic!("{} {:?} {:?} {:?}", broker.wal.bytes(), broker.wal.pinning_shards(), busy.status(), idle.status()) }
+    tokio::time::timeout(PATIENCE, bounded).await.unwrap();
     assert!(busy.status().purged.is_some());
     assert!(idle.status().purged.is_some(), "its few entries held the oldest segment");
 }
@@ -237,11 +237,14 @@ async fn damage_in_the_log_is_refused_until_the_loss_is_accepted() {
     commit_all(&replica, "group", 0..40).await;
     drop(replica);
     let storage = storage.kill();
-    let segment =
-        Storage::list(&storage, Path::new("wal")).unwrap().into_iter().map(|entry| entry.name).min();
-    let path = Path::new("wal").join(segment.unwrap());
-    // Each commit was a write of its own block: this is one of the earlier ones.
-    storage.edit(&path, |bytes| bytes[20 * 4096 + 48] ^= 1);
+    // Each commit was a write of at least a block of its own, so the 20th is one of them. Segments that are only
+    // prepared are all zeros.
+    for segment in Storage::list(&storage, Path::new("wal")).unwrap() {
+        storage.edit(&Path::new("wal").join(segment.name), |bytes| {
+            let block = &mut bytes[20 * 4096..21 * 4096];
+            block[48] ^= u8::from(block.iter().any(|byte| *byte != 0));
+        });
+    }
 
     let refused = Broker::in_memory(&storage).try_start(SHARD).await.unwrap_err();
     assert!(matches!(refused, ReplicaStartError::DoubtfulTail { .. }), "{refused}");
