@@ -279,6 +279,10 @@ async fn open_shards(
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
     let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());
+    // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
+    const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
+    let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
+    let defaults = ReplicaLimits::default();
     let mut starting = JoinSet::new();
     for number in 0..=meta.shards {
         let shard_id = ShardId::new(number);
@@ -289,6 +293,8 @@ async fn open_shards(
             limits: ReplicaLimits {
                 pending_bytes_max: config.limits.proposal_bytes_max,
                 checkpoint_bytes: config.storage.checkpoint_bytes,
+                unit_bytes_max: defaults.unit_bytes_max.min(entry_bytes_max),
+                entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
                 ..ReplicaLimits::default()
             },
             ..ReplicaConfig::new(shard_id, node, clock.clone())

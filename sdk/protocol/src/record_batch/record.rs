@@ -170,8 +170,12 @@ impl<'a> RecordIter<'a> {
         }
         let key = fields.nullable().ok_or(RecordProblem::Field)?;
         let value = fields.nullable().ok_or(RecordProblem::Field)?;
-        let headers =
-            if fields.rest == [0] { HeadersView::EMPTY } else { HeadersView::parse_prefix(&mut fields)? };
+        // No headers is by far the most common; its byte is the record's own, so that `offset_of` finds it.
+        let headers = if fields.rest == [0] {
+            HeadersView { bytes: fields.rest, count: 0 }
+        } else {
+            HeadersView::parse_prefix(&mut fields)?
+        };
         let timestamp = match self.append_time {
             Some(at) => at,
             None => Timestamp::new(
