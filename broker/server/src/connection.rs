@@ -109,7 +109,8 @@ async fn first_frame(mut stream: Stream) -> Result<(stream_open::Kind, Opened), 
         Ok(None) => return Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
         Err(error) => {
             let error = read_error(&error);
-            reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::BadFrame);
+            let code = error.error_code().unwrap_or(ErrorCode::BadFrame);
+            reset(Opened { stream, payload: bytes::Bytes::new() }, code);
             return Err(error);
         }
     };

@@ -170,7 +170,17 @@ fn parse_meta(text: &str) -> Result<Meta, String> {
 fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError> {
     let entries =
         storage.list(Path::new("")).map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
-    match entries.iter().find(|entry| entry.name == "wal" || entry.name.starts_with("shard-")) {
+    const OURS: [&str; 7] = ["lock", CREATING, "meta.new", "artifacts", "artifact-digests", "reserve", "tls"];
+    let data = |name: &str| name == "wal" || name.starts_with("shard-");
+    if let Some(entry) =
+        entries.iter().find(|entry| !OURS.contains(&entry.name.as_str()) && !data(&entry.name))
+    {
+        return Err(DataDirError::Meta {
+            path: root.join(&entry.name),
+            reason: "this is no data directory, and it is not empty; name another".to_owned(),
+        });
+    }
+    match entries.iter().find(|entry| data(&entry.name)) {
         None => Ok(()),
         // Made by a first start that did not get as far as writing `meta`: nothing was acknowledged from it.
         Some(_) if entries.iter().any(|entry| entry.name == CREATING) => Ok(()),

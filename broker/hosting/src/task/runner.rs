@@ -145,11 +145,13 @@ impl TaskRunner {
         }
         let count = records.records.len().min(self.records_max.max(1));
         match self.call(&records, count).await {
-            Ok(()) => {
+            Ok(Called::Committed) => {
                 self.tries = 0;
                 self.records_max = (self.records_max * 2).min(CALL_RECORDS_MAX);
                 Ok(())
             }
+            // As many as were said, and no more.
+            Ok(Called::Again) => Ok(()),
             Err(Setback::Plugin { failure, may_pass }) => {
                 self.instance = None;
                 self.settle(&records, count, failure, may_pass).await
@@ -159,7 +161,7 @@ impl TaskRunner {
     }
 
     /// One call and its step.
-    async fn call(&mut self, records: &SourceRecords, count: usize) -> Result<(), Setback> {
+    async fn call(&mut self, records: &SourceRecords, count: usize) -> Result<Called, Setback> {
         let now = self.parts.port.log_time(self.task);
         let started = Instant::now();
         let running = self.running(now).await?;
@@ -174,7 +176,8 @@ impl TaskRunner {
             return Err(self.plugin_failure("it handled none of the records", true));
         }
         if matches!(self.parts.plan.policy, TaskPolicy::Pause) && !outcome.rejections.is_empty() {
-            return self.stop_before_rejected(records, &outcome).await;
+            self.stop_before_rejected(records, &outcome).await?;
+            return Ok(Called::Again);
         }
         let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
         let made = outputs.of(&effects.emitted, records.first(count), now).await;
@@ -196,7 +199,7 @@ impl TaskRunner {
         self.commit(step).await?;
         self.parts.log.count("records_in", processed as u64);
         self.parts.log.count("records_out", emitted);
-        Ok(())
+        Ok(Called::Committed)
     }
 
     /// The instance, started if there is none, with nothing done yet.
@@ -472,6 +475,14 @@ impl TaskRunner {
             None => records.source.to_string(),
         }
     }
+}
+
+/// What a call came to.
+enum Called {
+    /// Its step is committed.
+    Committed,
+    /// Nothing is: the next round has other records.
+    Again,
 }
 
 /// What a round came to.

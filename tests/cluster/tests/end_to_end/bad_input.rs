@@ -156,7 +156,7 @@ async fn a_bad_batch_is_refused_and_the_next_is_stored() -> Outcome<()> {
     let larger = batch_of(&[&"x".repeat(40_000), &"y".repeat(40_000), &"z".repeat(40_000)]);
     let cases: Vec<(&str, Vec<u8>, ErrorCode)> = vec![
         ("nothing", Vec::new(), ErrorCode::CorruptBatch),
-        ("garbage", vec![0x5a; 300], ErrorCode::CorruptBatch),
+        ("garbage", vec![0x5a; 300], ErrorCode::InvalidBatch),
         ("a flipped bit", changed(&|bytes| bytes[70] ^= 4), ErrorCode::CorruptBatch),
         ("a wrong checksum", changed(&|bytes| bytes[18] ^= 1), ErrorCode::CorruptBatch),
         ("a length that promises more", changed(&|bytes| bytes[11] += 1), ErrorCode::CorruptBatch),

@@ -67,7 +67,7 @@ async fn counts_go_on_where_they_were() -> Outcome<()> {
     }
     let seen = caught_up(&client, "songs", 3, PATIENCE).await?;
     assert_eq!(state_of(&client, "songs").await?, expected);
-    assert!(seen.counters.get("counted").is_some_and(|counted| *counted > 0), "{:?}", seen.counters);
+    assert!(seen.counters.get("plugin_counted").is_some_and(|counted| *counted > 0), "{:?}", seen.counters);
     let one = client.state("songs").get("total:\"song-0\"", None).await?;
     assert_eq!(one.len(), 1, "a song is counted by one task");
     let mut last = BTreeMap::new();

@@ -71,6 +71,9 @@ fn plan(context: &Context, spec: &FilterSpec) -> Result<PluginPlan, Error> {
             format!("there is no filter '{}'; `tidemill plugin list` and `tidemill deployment list` show what is there", spec.name),
         )
     })?;
+    if plugin.kind != tidemill_controller::PluginKind::Filter {
+        return Err(Error::new(ErrorCode::WrongWorld, format!("plugin '{}' is not a filter", spec.name)));
+    }
     Ok(PluginPlan {
         deployment: format!("{}@{}", plugin.name, plugin.version),
         deployment_id: None,
