@@ -61,7 +61,34 @@ async fn main() -> Result<(), Failure> {
         let appended = bench.stream(&bench.partition, bytes, window, leg).await?;
         println!("{name:>8} replica, appended            {appended}");
     }
+    restart(bench, dir.path().to_owned()).await
+}
+
+/// Writes entries, stops without a checkpoint, and starts again.
+async fn restart(mut bench: Bench, dir: PathBuf) -> Result<(), Failure> {
+    const UNITS: usize = 512;
+    bench.driver = None;
+    let (done, forgotten) = mpsc::channel();
+    bench.wal.forget(BARE, Box::new(move |result| drop(done.send(result))));
+    forgotten.recv()??;
+    bench.replica.checkpoint().await?;
+    let batch = batch(1 << 20)?;
+    let mut pending = VecDeque::new();
+    for _ in 0..UNITS {
+        let unit = Unit::Append { partition: bench.partition, batch: batch.clone(), leader_epoch: None };
+        pending.push_back(bench.replica.reserve(unit.bytes()).await?.submit(unit));
+    }
+    for unit in pending {
+        unit.await?;
+    }
     bench.replica.stop().await;
+    bench.wal.close()?;
+    drop(bench);
+    let started = Instant::now();
+    let again = Bench::open(dir).await?;
+    let took = started.elapsed().as_secs_f64();
+    println!("restart with {UNITS} MiB to replay: {took:.2} s, {:.0} MB/s", UNITS as f64 * 1.048_576 / took);
+    again.replica.stop().await;
     Ok(())
 }
 
@@ -70,21 +97,28 @@ struct Bench {
     replica: Replica,
     partition: TopicPartition,
     unknown: TopicPartition,
-    _driver: CheckpointDriver,
+    driver: Option<CheckpointDriver>,
 }
 
 impl Bench {
     async fn open(dir: PathBuf) -> Result<Self, Failure> {
         let storage: Arc<dyn Storage> = Arc::new(DiskStorage::new(dir)?);
+        let started = Instant::now();
         let (wal, recovery) = Wal::open(Arc::clone(&storage), &WalConfig::new("wal"))?;
-        println!("direct I/O: {}", recovery.direct);
+        let (direct, scanned, took) = (recovery.direct, recovery.bytes_scanned >> 20, started.elapsed());
+        println!("log opened in {took:.2?}: {scanned} MiB scanned, direct I/O: {direct}");
         let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
+        let started = Instant::now();
         let shard = Shard::open(ShardConfig::new(SHARD), &files)?;
+        println!("shard opened in {:.2?}", started.elapsed());
+        let started = Instant::now();
         let clock = || Timestamp::new(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX));
         let mut config = ReplicaConfig::new(SHARD, NodeId::new(BrokerId::new(1), 1), Arc::new(clock));
         config.init = true;
         let replica = Replica::start(config, wal.clone(), recovered_shard(&recovery, SHARD), shard).await?;
+        println!("replica started in {:.2?}", started.elapsed());
         replica.wait_leading(Duration::from_secs(10)).await?;
+        println!("leading after {:.2?}", started.elapsed());
         let topic = TopicId::from_slice(&[1; 16]).ok_or("16 bytes")?;
         let adopt = AdoptTopic {
             topic,
@@ -100,7 +134,7 @@ impl Bench {
             TopicPartition::new(TopicId::from_slice(&[2; 16]).ok_or("16 bytes")?, PartitionId::new(0));
         let config = CheckpointConfig::default();
         let driver = CheckpointDriver::start(config, wal.clone(), vec![replica.clone()]);
-        Ok(Self { wal, replica, partition, unknown, _driver: driver })
+        Ok(Self { wal, replica, partition, unknown, driver: Some(driver) })
     }
 
     /// The next entry of the bare shard, which is purged as it goes.
