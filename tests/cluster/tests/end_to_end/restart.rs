@@ -12,6 +12,7 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome};
 use crate::kit::{PATIENCE, broker_with, create};
 
 /// Much more than the write-ahead log holds: its files are recycled, segments roll, checkpoints come. Then kill -9, again and again.
+#[ignore = "how many bytes of log stand at the end depends on the machine: open"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_larger_than_its_write_ahead_log_survives_kills() -> Outcome<()> {
     let options = BrokerOptions::default()
