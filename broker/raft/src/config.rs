@@ -106,6 +106,9 @@ pub struct ReplicaLimits {
     pub in_flight_bytes_max: usize,
     /// The most bytes of units that are reserved, queued or in flight.
     pub pending_bytes_max: usize,
+    /// The most bytes that are applied and not yet in segments before units with records wait. What was reserved before
+    /// comes on top, so memory is bounded by this and `pending_bytes_max`.
+    pub write_behind_bytes_max: u64,
     /// How long [`Replica::reserve`](crate::Replica::reserve) waits for room.
     pub reserve_deadline: Duration,
     /// How long a proposal may go without an answer; its outcome is unknown from then on.
@@ -129,6 +132,7 @@ impl Default for ReplicaLimits {
             in_flight_entries_max: 64,
             in_flight_bytes_max: 8 << 20,
             pending_bytes_max: 64 << 20,
+            write_behind_bytes_max: 64 << 20,
             reserve_deadline: Duration::from_secs(5),
             proposal_deadline: Duration::from_secs(15),
             read_bytes_max: 8 << 20,

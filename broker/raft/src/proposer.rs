@@ -118,14 +118,22 @@ impl Proposer {
                 match tokio::time::timeout(self.limits.reserve_deadline, waiting).await {
                     Ok(Ok(room)) => room,
                     Ok(Err(_closed)) => return Err(self.stopped_error()),
-                    Err(_elapsed) => {
-                        self.telemetry.overloaded.increment(1);
-                        return Err(ProposeError::Overloaded);
-                    }
+                    Err(_elapsed) => return Err(self.overloaded()),
                 }
             }
         };
         Ok(Permit { proposer: Arc::clone(self), room, bytes, charged: count as usize })
+    }
+
+    /// How long whoever reserves waits.
+    pub(crate) fn reserve_deadline(&self) -> Duration {
+        self.limits.reserve_deadline
+    }
+
+    /// What whoever waited in vain is told; counted.
+    pub(crate) fn overloaded(&self) -> ProposeError {
+        self.telemetry.overloaded.increment(1);
+        ProposeError::Overloaded
     }
 
     fn submit(self: &Arc<Self>, unit: Unit, bytes: usize, charged: usize) -> Pending {

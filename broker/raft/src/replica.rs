@@ -94,20 +94,40 @@ impl Replica {
         self.0.machine.shard()
     }
 
-    /// Waits for room for a unit of `bytes`, as [`Unit::bytes`] counts them.
+    /// Waits for room for a unit of `bytes` with records, as [`Unit::bytes`] counts them: for proposals to be applied,
+    /// and for what is applied to be written to segments.
     ///
     /// # Errors
     /// [`ProposeError::Overloaded`] when there is none in time, [`ProposeError::TooLarge`], [`ProposeError::Stopped`].
     pub async fn reserve(&self, bytes: usize) -> Result<Permit, ProposeError> {
+        if self.0.machine.lags() {
+            self.wait_for_segments().await?;
+        }
         self.0.proposer.reserve(bytes).await
     }
 
-    /// Writes one unit: [`Self::reserve`], [`Permit::submit`], and the answer.
+    /// The segments' disk is slower than the log's. Apply never waits for it, so whoever brings more does.
+    async fn wait_for_segments(&self) -> Result<(), ProposeError> {
+        let telemetry = &self.0.telemetry;
+        telemetry.stalls.increment(1);
+        let started = tokio::time::Instant::now();
+        let patience = self.0.proposer.reserve_deadline();
+        let waited = tokio::time::timeout(patience, self.0.machine.caught_up()).await;
+        telemetry.stall_seconds.record(started.elapsed());
+        waited.map_err(|_elapsed| self.0.proposer.overloaded())
+    }
+
+    /// Writes one unit: [`Self::reserve`], [`Permit::submit`], and the answer. One without records, such as retention's,
+    /// does not wait for segments.
     ///
     /// # Errors
     /// Of these, only [`ProposeError::OutcomeUnknown`] leaves open whether the unit was written.
     pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
-        self.reserve(unit.bytes()).await?.submit(unit).await
+        let permit = match unit.has_records() {
+            true => self.reserve(unit.bytes()).await?,
+            false => self.0.proposer.reserve(unit.bytes()).await?,
+        };
+        permit.submit(unit).await
     }
 
     /// Returns once this replica's state shows everything that was acknowledged before the call, by whichever replica.

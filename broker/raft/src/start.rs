@@ -46,9 +46,8 @@ pub(crate) async fn start(
     let log =
         SharedLog::open(config.shard, wal, &recovered, limits.read_bytes_max, limits.decoded_cache_bytes_max)
             .map_err(|error| unreadable(config, "what recovery found", error.to_string()))?;
-    let machine =
-        Machine::open(config.shard, shard, config.home.clone(), Arc::clone(&log), limits.checkpoint_bytes)
-            .map_err(|error| unreadable(config, "the shard's membership", error.to_string()))?;
+    let machine = Machine::open(config.shard, shard, config.home.clone(), Arc::clone(&log), limits)
+        .map_err(|error| unreadable(config, "the shard's membership", error.to_string()))?;
     if config.accept_data_loss {
         if recovered.doubtful.is_some() {
             let (done, synced) = oneshot::channel();

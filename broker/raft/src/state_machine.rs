@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
@@ -10,9 +11,11 @@ use parking_lot::{Mutex, RwLock};
 use tidemill_log::wal::EntryId;
 use tidemill_protocol::ShardId;
 use tidemill_shard::{CheckpointDone, Shard, UnitResult};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError};
+use crate::config::ReplicaLimits;
 use crate::shared_log::{Lookup, SharedLog};
 use crate::snapshot::{ShardHome, Snapshot};
 use crate::types::{
@@ -29,6 +32,7 @@ pub(crate) struct Machine {
     state: Mutex<MachineState>,
     checkpoint_due: Notify,
     checkpoint_bytes: u64,
+    write_behind_bytes_max: u64,
 }
 
 struct MachineState {
@@ -61,7 +65,7 @@ impl Machine {
         shard: Shard,
         home: Option<ShardHome>,
         log: Arc<SharedLog>,
-        checkpoint_bytes: u64,
+        limits: &ReplicaLimits,
     ) -> Result<Arc<Self>, CodecError> {
         let applied = shard.applied();
         let membership = applied
@@ -77,7 +81,17 @@ impl Machine {
         let state = Mutex::new(MachineState { memberships: vec![membership], checkpoint });
         let checkpoint_due = Notify::new();
         let shard = RwLock::new(shard);
-        Ok(Arc::new(Self { id, shard, home, log, state, checkpoint_due, checkpoint_bytes }))
+        let &ReplicaLimits { checkpoint_bytes, write_behind_bytes_max, .. } = limits;
+        Ok(Arc::new(Self {
+            id,
+            shard,
+            home,
+            log,
+            state,
+            checkpoint_due,
+            checkpoint_bytes,
+            write_behind_bytes_max,
+        }))
     }
 
     pub(crate) fn shard(&self) -> Shard {
@@ -86,6 +100,29 @@ impl Machine {
 
     pub(crate) fn applied(&self) -> Option<EntryId> {
         self.shard.read().applied().last
+    }
+
+    /// Bytes that are applied and not yet in segments.
+    pub(crate) fn write_behind_lag_bytes(&self) -> u64 {
+        self.shard.read().write_behind_lag_bytes()
+    }
+
+    /// Whether so much waits to be written to segments that nothing should be added.
+    pub(crate) fn lags(&self) -> bool {
+        self.write_behind_lag_bytes() > self.write_behind_bytes_max
+    }
+
+    /// Waits until it does not lag any more, or has stopped.
+    pub(crate) async fn caught_up(&self) {
+        /// An installed snapshot replaces the shard, and needs it let go of.
+        const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+        while self.lags() && self.poisoned().is_none() {
+            let shard = self.shard();
+            let written = shard.written_up_to(self.write_behind_bytes_max);
+            if tokio::time::timeout(LOOK_INTERVAL, written).await.is_ok() {
+                return;
+            }
+        }
     }
 
     /// Why the shard stopped, if it has.
@@ -111,7 +148,8 @@ impl Machine {
         Ok(done)
     }
 
-    /// Applies the entries that are known to be committed; blocks. Returns how many there were.
+    /// Applies the entries that are known to be committed; blocks, on a thread of the runtime's. Returns how many there
+    /// were.
     pub(crate) fn replay_committed(&self) -> io::Result<u64> {
         let committed = self.log.ends().committed.map_or(0, |id| id.index + 1);
         let mut next = self.applied().map_or(0, |id| id.index.get() + 1);
@@ -138,6 +176,9 @@ impl Machine {
                 self.apply(entry)?;
             }
             self.log.applied(next - 1);
+            if self.lags() {
+                Handle::current().block_on(self.caught_up());
+            }
         }
         Ok(count)
     }

@@ -81,6 +81,7 @@ impl Supervisor {
                     if let Some(proposer) = self.proposer.upgrade() {
                         proposer.sweep(Instant::now());
                     }
+                    self.telemetry.write_behind_lag.set(self.health.machine.write_behind_lag_bytes() as f64);
                     if let Some(reason) = self.health.failure() {
                         self.give_up(&reason).await;
                     }

@@ -53,6 +53,11 @@ pub(crate) struct StateTelemetry {
     pub(crate) checkpoints: Counter,
     pub(crate) checkpoint_failures: Counter,
     pub(crate) checkpoint_seconds: Histogram,
+    /// Bytes that are applied and not yet in segments.
+    pub(crate) write_behind_lag: Gauge,
+    /// Units that waited for segments, and for how long.
+    pub(crate) stalls: Counter,
+    pub(crate) stall_seconds: Histogram,
 }
 
 impl StateTelemetry {
@@ -63,7 +68,10 @@ impl StateTelemetry {
             term: gauge!("tidemill_raft_term", "shard" => shard.clone()),
             checkpoints: counter!("tidemill_raft_checkpoints_total", "shard" => shard.clone()),
             checkpoint_failures: counter!("tidemill_raft_checkpoint_failures_total", "shard" => shard.clone()),
-            checkpoint_seconds: histogram!("tidemill_raft_checkpoint_seconds", "shard" => shard),
+            checkpoint_seconds: histogram!("tidemill_raft_checkpoint_seconds", "shard" => shard.clone()),
+            write_behind_lag: gauge!("tidemill_write_behind_lag_bytes", "shard" => shard.clone()),
+            stalls: counter!("tidemill_write_behind_stalls_total", "shard" => shard.clone()),
+            stall_seconds: histogram!("tidemill_write_behind_stall_seconds", "shard" => shard),
         }
     }
 }

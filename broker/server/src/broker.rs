@@ -278,7 +278,7 @@ async fn open_shards(
         .map_err(|_| StartError::Interrupted)??;
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
-    let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());
+    let files = SegmentFiles::new(Arc::clone(storage), segment_files_config(config));
     // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
     const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
     let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
@@ -292,6 +292,7 @@ async fn open_shards(
             accept_data_loss: config.accept_data_loss,
             limits: ReplicaLimits {
                 pending_bytes_max: config.limits.proposal_bytes_max,
+                write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, meta),
                 checkpoint_bytes: config.storage.checkpoint_bytes,
                 unit_bytes_max: defaults.unit_bytes_max.min(entry_bytes_max),
                 entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
@@ -336,12 +337,27 @@ fn wal_config(config: &BrokerConfig) -> WalConfig {
     }
 }
 
-fn shard_config(config: &BrokerConfig, meta: &Meta, shard: ShardId) -> ShardConfig {
-    let data_shards = usize::from(meta.shards).max(1);
-    ShardConfig {
-        tail_cache_bytes: (config.storage.tail_cache_bytes / data_shards) as u64,
-        ..ShardConfig::new(shard)
+fn segment_files_config(config: &BrokerConfig) -> SegmentFilesConfig {
+    SegmentFilesConfig {
+        page_cache_bytes: Some(config.storage.page_cache_bytes),
+        ..SegmentFilesConfig::default()
     }
+}
+
+fn shard_config(config: &BrokerConfig, meta: &Meta, shard: ShardId) -> ShardConfig {
+    let defaults = ShardConfig::new(shard);
+    let write_behind_bytes_max = per_shard(config.storage.write_behind_bytes_max, meta);
+    ShardConfig {
+        tail_cache_bytes: per_shard(config.storage.tail_cache_bytes, meta),
+        // Well before anybody has to wait.
+        write_behind_bytes: defaults.write_behind_bytes.min(write_behind_bytes_max / 4),
+        ..defaults
+    }
+}
+
+/// A data shard's share of what all of them have.
+fn per_shard(bytes: usize, meta: &Meta) -> u64 {
+    (bytes / usize::from(meta.shards).max(1)) as u64
 }
 
 async fn init_cluster(shards: &Shards, config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> {

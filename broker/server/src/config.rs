@@ -81,6 +81,10 @@ pub struct StorageSettings {
     pub checkpoint_bytes: u64,
     /// Newest records kept in memory over all shards.
     pub tail_cache_bytes: usize,
+    /// Records that are acknowledged and not yet in segments, over all shards, before more have to wait.
+    pub write_behind_bytes_max: usize,
+    /// Bytes written to segments that are left in the page cache for readers.
+    pub page_cache_bytes: u64,
     /// How often retention looks for what may go.
     pub retention_interval_ms: u64,
     /// Produce is refused when less than this is free; retention may still free space.
@@ -190,6 +194,8 @@ impl Default for StorageSettings {
         Self {
             checkpoint_bytes: 256 << 20,
             tail_cache_bytes: 64 * MIB,
+            write_behind_bytes_max: 256 * MIB,
+            page_cache_bytes: 4 << 30,
             retention_interval_ms: 30_000,
             disk_free_min_bytes: 1 << 30,
             disk_reserve_bytes: 64 << 20,
@@ -302,6 +308,12 @@ impl BrokerConfig {
         if self.wal.cache_bytes < 8 * MIB || self.wal.queue_bytes_max < 8 * MIB {
             return invalid("wal.cache_bytes", "cache and queue need at least 8 MiB each");
         }
+        if self.storage.write_behind_bytes_max < 16 * MIB {
+            return invalid(
+                "storage.write_behind_bytes_max",
+                "at least 16 MiB: writing behind gathers large writes",
+            );
+        }
         if self.limits.frame_bytes_max < 64 << 10 {
             return invalid("limits.frame_bytes_max", "at least 64 KiB");
         }
@@ -376,6 +388,7 @@ mod tests {
         for (key, value) in [
             ("shards", "0"),
             ("wal.bytes_max", "1"),
+            ("storage.write_behind_bytes_max", "1"),
             ("limits.produce_in_flight_max", "0"),
             ("tls_key", "k.pem"),
         ] {

@@ -296,6 +296,16 @@ impl Unit {
         }
     }
 
+    /// Whether it brings records, which wait in memory until they are in segments.
+    #[must_use]
+    pub fn has_records(&self) -> bool {
+        match self {
+            Self::Append { .. } | Self::Deliver { .. } | Self::RoutedAppend(_) => true,
+            Self::Progress(progress) => !progress.outputs.is_empty(),
+            _ => false,
+        }
+    }
+
     /// About how many bytes it takes in the log and in memory: what queues and budgets count.
     #[must_use]
     pub fn bytes(&self) -> usize {

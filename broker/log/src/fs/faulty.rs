@@ -1,11 +1,11 @@
 //! A storage whose calls fail when told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 
 use super::{DirEntry, LockGuard, OpenMode, Space, Storage, StorageFile};
 
@@ -57,24 +57,35 @@ pub enum Effect {
 #[derive(Clone)]
 pub struct FaultyStorage {
     inner: Arc<dyn Storage>,
-    plan: Arc<Mutex<Plan>>,
+    shared: Arc<Shared>,
 }
 
 impl FaultyStorage {
     /// Wraps `inner`; no call fails yet.
     #[must_use]
     pub fn new(inner: Arc<dyn Storage>) -> Self {
-        Self { inner, plan: Arc::default() }
+        Self { inner, shared: Arc::default() }
     }
 
     /// Applies `effect` to the `nth` (from 1) call of this kind, or of any kind for `None`, counted from now on.
     pub fn on_nth(&self, call: Option<Call>, nth: u64, effect: Effect) {
-        self.plan.lock().faults.push(Fault { call, remaining: nth.max(1), effect });
+        self.shared.plan.lock().faults.push(Fault { call, remaining: nth.max(1), effect });
+    }
+
+    /// Lets every call of this kind wait from now on, as a device that is busy does, until [`Self::go_on`].
+    pub fn hold(&self, call: Call) {
+        self.shared.plan.lock().held.insert(call);
+    }
+
+    /// Lets the calls go on that were held.
+    pub fn go_on(&self) {
+        self.shared.plan.lock().held.clear();
+        self.shared.going_on.notify_all();
     }
 
     /// Forgets all faults, spent and to come, and ends a [`Effect::Halt`].
     pub fn heal(&self) {
-        let mut plan = self.plan.lock();
+        let mut plan = self.shared.plan.lock();
         plan.faults.clear();
         plan.halted = false;
     }
@@ -82,24 +93,24 @@ impl FaultyStorage {
     /// Number of calls so far.
     #[must_use]
     pub fn calls(&self) -> u64 {
-        self.plan.lock().counts.values().sum()
+        self.shared.plan.lock().counts.values().sum()
     }
 
     /// Number of calls of one kind so far.
     #[must_use]
     pub fn count(&self, call: Call) -> u64 {
-        self.plan.lock().counts.get(&call).copied().unwrap_or(0)
+        self.shared.plan.lock().counts.get(&call).copied().unwrap_or(0)
     }
 
     /// Whether a fault has struck since the start or the last [`FaultyStorage::heal`].
     #[must_use]
     pub fn has_struck(&self) -> bool {
-        let plan = self.plan.lock();
+        let plan = self.shared.plan.lock();
         plan.halted || plan.faults.iter().any(|fault| fault.remaining == 0)
     }
 
     fn enter(&self, call: Call) -> io::Result<Option<Effect>> {
-        self.plan.lock().enter(call)
+        self.shared.enter(call)
     }
 }
 
@@ -109,8 +120,24 @@ impl std::fmt::Debug for FaultyStorage {
     }
 }
 
+/// What all clones and files share.
+#[derive(Default)]
+struct Shared {
+    plan: Mutex<Plan>,
+    going_on: Condvar,
+}
+
+impl Shared {
+    fn enter(&self, call: Call) -> io::Result<Option<Effect>> {
+        let mut plan = self.plan.lock();
+        self.going_on.wait_while(&mut plan, |plan| plan.held.contains(&call));
+        plan.enter(call)
+    }
+}
+
 #[derive(Default)]
 struct Plan {
+    held: BTreeSet<Call>,
     counts: BTreeMap<Call, u64>,
     faults: Vec<Fault>,
     halted: bool,
@@ -159,7 +186,7 @@ impl Storage for FaultyStorage {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>> {
         self.enter(Call::Open)?;
         let inner = self.inner.open(path, mode)?;
-        Ok(Arc::new(FaultyFile { inner, plan: Arc::clone(&self.plan) }))
+        Ok(Arc::new(FaultyFile { inner, shared: Arc::clone(&self.shared) }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -213,12 +240,12 @@ impl Storage for FaultyStorage {
 
 struct FaultyFile {
     inner: Arc<dyn StorageFile>,
-    plan: Arc<Mutex<Plan>>,
+    shared: Arc<Shared>,
 }
 
 impl FaultyFile {
     fn enter(&self, call: Call) -> io::Result<Option<Effect>> {
-        self.plan.lock().enter(call)
+        self.shared.enter(call)
     }
 }
 

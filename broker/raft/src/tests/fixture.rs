@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tidemill_controller::TopicConfig;
 use tidemill_coordinator::{CommittedPosition, GroupCommand, PositionCommit};
 use tidemill_log::fs::{MemoryStorage, Storage};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{Wal, WalConfig};
+use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
 use tidemill_protocol::{Offset, PartitionId, ShardId, Timestamp, TopicId, TopicPartition};
-use tidemill_shard::{Shard, ShardConfig, Unit, UnitResult};
+use tidemill_shard::{AdoptTopic, Shard, ShardConfig, Unit, UnitResult};
 
 use crate::config::{ReplicaConfig, ReplicaLimits};
 use crate::error::ReplicaStartError;
@@ -32,19 +34,25 @@ pub(super) struct Broker {
     pub(super) init: bool,
     pub(super) accept_data_loss: bool,
     pub(super) node: NodeId,
+    pub(super) shard_config: fn(ShardId) -> ShardConfig,
 }
 
 impl Broker {
     pub(super) fn open(storage: Arc<dyn Storage>) -> Self {
-        let config = WalConfig { segment_bytes: 1 << 20, write_bytes_max: 64 << 10, ..WalConfig::new("wal") };
-        let (wal, recovery) = Wal::open(Arc::clone(&storage), &config).unwrap();
+        Self::open_with(Arc::clone(&storage), storage, &wal_config())
+    }
+
+    /// The log and the segments each on a storage of their own.
+    pub(super) fn open_with(log: Arc<dyn Storage>, storage: Arc<dyn Storage>, config: &WalConfig) -> Self {
+        let (wal, recovery) = Wal::open(log, config).unwrap();
         let limits = ReplicaLimits {
             unit_bytes_max: 256 << 10,
             entry_bytes_max: 128 << 10,
             ..ReplicaLimits::default()
         };
         let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
-        Self { wal, recovery, files, limits, init: true, accept_data_loss: false, node: NODE }
+        let shard_config = ShardConfig::new;
+        Self { wal, recovery, files, limits, init: true, accept_data_loss: false, node: NODE, shard_config }
     }
 
     pub(super) fn in_memory(storage: &MemoryStorage) -> Self {
@@ -52,7 +60,7 @@ impl Broker {
     }
 
     pub(super) fn shard(&self, shard: ShardId) -> Shard {
-        Shard::open(ShardConfig::new(shard), &self.files).unwrap()
+        Shard::open((self.shard_config)(shard), &self.files).unwrap()
     }
 
     pub(super) fn home(&self, shard: ShardId) -> ShardHome {
@@ -64,12 +72,21 @@ impl Broker {
     }
 
     pub(super) async fn try_start(&self, shard: ShardId) -> Result<Replica, ReplicaStartError> {
+        self.try_start_on(shard, self.shard(shard)).await
+    }
+
+    /// With a shard that is open already.
+    pub(super) async fn try_start_on(
+        &self,
+        shard: ShardId,
+        opened: Shard,
+    ) -> Result<Replica, ReplicaStartError> {
         let clock = Arc::new(|| Timestamp::new(1_700_000_000_000));
         let mut config = ReplicaConfig::new(shard, self.node, clock);
         config.limits = self.limits;
         config.init = self.init;
         config.accept_data_loss = self.accept_data_loss;
-        Replica::start(config, self.wal.clone(), self.recovered(shard), self.shard(shard)).await
+        Replica::start(config, self.wal.clone(), self.recovered(shard), opened).await
     }
 
     pub(super) async fn start(&self, shard: ShardId) -> Replica {
@@ -77,6 +94,33 @@ impl Broker {
         replica.wait_leading(PATIENCE).await.unwrap();
         replica
     }
+}
+
+pub(super) fn wal_config() -> WalConfig {
+    WalConfig { segment_bytes: 1 << 20, write_bytes_max: 64 << 10, ..WalConfig::new("wal") }
+}
+
+/// Gives the shard a topic of one partition, with segments of that many bytes.
+pub(super) async fn adopt(replica: &Replica, segment_bytes: u64) -> TopicPartition {
+    let partition = partition(9);
+    let config = TopicConfig { segment_bytes, ..TopicConfig::default() };
+    let adopt = AdoptTopic {
+        topic: partition.topic,
+        version: 1,
+        name: "t".to_owned(),
+        config,
+        partitions: vec![partition.partition],
+        deleted: false,
+    };
+    assert_eq!(replica.propose(Unit::AdoptTopic(adopt)).await, Ok(UnitResult::Adopted));
+    partition
+}
+
+/// A batch of one record of that many bytes for a partition that the shard has.
+pub(super) fn record(partition: TopicPartition, bytes: usize) -> Unit {
+    let mut builder = BatchBuilder::new(BuilderOptions::default());
+    builder.append(Timestamp::new(1_000), None, Some(&vec![7; bytes]), []).unwrap();
+    Unit::Append { partition, batch: builder.build().unwrap(), leader_epoch: None }
 }
 
 /// A unit that a fresh shard takes: `group` stands at `offset` from now on.

@@ -3,4 +3,5 @@
 mod fixture;
 mod proposing;
 mod replicating;
+mod slow_segments;
 mod suite;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tidemill_log::fs::{DiskStorage, MemoryStorage, Storage};
 
 use super::fixture::{Broker, SHARD};
+use crate::config::ReplicaLimits;
 use crate::log_store::LogStore;
 use crate::shared_log::SharedLog;
 use crate::snapshot::Snapshot;
@@ -70,7 +71,8 @@ fn stores(broker: &Broker) -> (LogStore, GapsFilled) {
     let recovered = broker.recovered(SHARD);
     let log = SharedLog::open(SHARD, broker.wal.clone(), &recovered, 1 << 20, 0).unwrap();
     let home = Some(broker.home(SHARD));
-    let machine = Machine::open(SHARD, broker.shard(SHARD), home, Arc::clone(&log), u64::MAX).unwrap();
+    let limits = ReplicaLimits { checkpoint_bytes: u64::MAX, ..ReplicaLimits::default() };
+    let machine = Machine::open(SHARD, broker.shard(SHARD), home, Arc::clone(&log), &limits).unwrap();
     (LogStore::new(log), GapsFilled(StateMachine::new(machine)))
 }
 

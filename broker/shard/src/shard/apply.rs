@@ -117,6 +117,7 @@ impl Inner {
             tracing::error!(shard = %self.config.shard, reason, "the shard stops");
             metrics::counter!("tidemill_shards_stopped_total").increment(1);
             self.note_change();
+            self.write_behind.give_up();
         }
         ShardStopped { reason: self.poison.reason().unwrap_or_else(|| reason.into()) }
     }

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tidemill_log::segment::{AppendError, OpenError};
 use tidemill_protocol::Offset;
+use tokio::sync::Notify;
 
 use super::{Inner, Shard};
 use crate::partition_log::PartitionLog;
@@ -25,6 +26,8 @@ pub(super) struct WriteBehind {
     in_memory: AtomicU64,
     queue: Mutex<Queue>,
     woken: Condvar,
+    /// Less waits than a moment ago.
+    less: Notify,
 }
 
 #[derive(Default)]
@@ -56,8 +59,18 @@ impl WriteBehind {
     }
 
     pub(super) fn remove(&self, all: u64, unwritten: u64) {
-        self.unwritten.fetch_sub(unwritten, Ordering::Relaxed);
         self.in_memory.fetch_sub(all, Ordering::Relaxed);
+        self.written(unwritten);
+    }
+
+    fn written(&self, bytes: u64) {
+        self.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+        self.less.notify_waiters();
+    }
+
+    /// Wakes whoever waits for less: there will be none.
+    pub(super) fn give_up(&self) {
+        self.less.notify_waiters();
     }
 
     /// Notes partitions that wait, and wakes the writer where enough does.
@@ -110,10 +123,27 @@ impl WriteBehind {
 }
 
 impl Shard {
-    /// Bytes that are applied and not yet in segments. Whoever proposes stalls above a bound: apply itself never does.
+    /// Bytes that are applied and not yet in segments. Whoever proposes stalls above a bound, see
+    /// [`Self::written_up_to`]: apply itself never does.
     #[must_use]
     pub fn write_behind_lag_bytes(&self) -> u64 {
         self.inner.write_behind.unwritten.load(Ordering::Relaxed)
+    }
+
+    /// Waits until no more than `lag_bytes_max` (at least [`ShardConfig::write_behind_bytes`](super::ShardConfig), which
+    /// may always wait) are applied and not in segments, or the shard has stopped.
+    pub async fn written_up_to(&self, lag_bytes_max: u64) {
+        let write_behind = &self.inner.write_behind;
+        let lag_bytes_max = lag_bytes_max.max(self.inner.config.write_behind_bytes);
+        loop {
+            let mut less = std::pin::pin!(write_behind.less.notified());
+            // From here on nothing is missed.
+            less.as_mut().enable();
+            if self.write_behind_lag_bytes() <= lag_bytes_max || self.poisoned().is_some() {
+                return;
+            }
+            less.await;
+        }
     }
 
     /// Bytes of records in memory, for readers of the tail.
@@ -168,7 +198,7 @@ impl Inner {
             }
             store.append(&chunk.batches)?;
             let bytes = log.written(&chunk);
-            self.write_behind.unwritten.fetch_sub(bytes, Ordering::Relaxed);
+            self.write_behind.written(bytes);
             written_to = Some(chunk.end());
             metrics::counter!("tidemill_segment_writes_total").increment(1);
         }
