@@ -22,7 +22,7 @@ pub enum ReplicaStartError {
     },
     /// The end of the log cannot be trusted.
     #[error(
-        "shard {shard}: the end of the write-ahead log is damaged where it may have been acknowledged: {doubt}. \
+        "shard {shard}: the end of the write-ahead log can't be trusted, and it may have been acknowledged: {doubt}. \
          Entries from there on are lost. Restore the directory wal/ from a copy, or start with --accept-data-loss to \
          go on with what can be read"
     )]

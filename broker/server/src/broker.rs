@@ -17,17 +17,17 @@ use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
 use tidemill_raft::{
     CheckpointConfig, CheckpointDriver, NodeId, ReadError, Replica, ReplicaConfig, ReplicaLimits,
-    ReplicaStartError,
+    ReplicaStartError, recovered_shard,
 };
 use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::adopter::Adopter;
-use crate::clock::{Clock, system_clock};
-use crate::config::{BrokerConfig, ConfigError, DurabilitySetting};
+use crate::config::{BrokerConfig, ConfigError, DurabilitySetting, SHARDS_DEFAULT};
 use crate::context::{Context, DiskState};
 use crate::data_dir::{DataDir, DataDirError, Meta};
+use crate::machine::Machine;
 use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -68,6 +68,21 @@ pub enum StartError {
         found: u32,
         /// Who asks.
         asked: u32,
+    },
+    /// The settings name something else than what was fixed when the data directory was made.
+    #[error(
+        "{setting}: the data directory {path} was made with {stored}, the settings say {asked}, and it can't be \
+         changed any more; take {setting} out of the settings, or name another data directory"
+    )]
+    Fixed {
+        /// Which setting.
+        setting: &'static str,
+        /// The directory.
+        path: String,
+        /// What it was made with.
+        stored: String,
+        /// What the settings say.
+        asked: String,
     },
     /// The write-ahead log.
     #[error(transparent)]
@@ -112,14 +127,22 @@ pub enum StartError {
 }
 
 impl Broker {
-    /// Starts a broker with the system's clock. Returns when it serves.
+    /// Starts a broker on this machine. Returns when it serves.
     ///
     /// # Errors
     /// [`StartError`] says what stands in the way, and what to do.
     pub async fn start(config: BrokerConfig) -> Result<Self, StartError> {
+        Self::start_on(config, Machine::this()).await
+    }
+
+    /// As [`Self::start`], on a machine with a clock and a boot of its own.
+    ///
+    /// # Errors
+    /// See [`Self::start`].
+    pub async fn start_on(config: BrokerConfig, machine: Machine) -> Result<Self, StartError> {
         config.check()?;
         let metrics = telemetry::recorder();
-        let clock = system_clock();
+        let clock = machine.clock.clone();
         let mut data_dir = open_data_dir(&config)?;
         let meta = data_dir.meta().clone();
         let storage = Arc::clone(data_dir.storage());
@@ -128,10 +151,10 @@ impl Broker {
             tracing::warn!(%error, "no room for the disk reserve");
         }
 
-        let (wal, replicas) = open_shards(&config, &data_dir, &storage, &clock).await?;
+        let (wal, replicas) = open_shards(&config, &data_dir, &machine).await?;
         let shards = Shards::new(replicas);
         if data_dir.created() {
-            init_cluster(&shards, &config, &meta).await?;
+            init_cluster(&shards, &meta).await?;
             data_dir.complete().map_err(StartError::Write)?;
         }
 
@@ -249,34 +272,55 @@ impl Broker {
 }
 
 fn open_data_dir(config: &BrokerConfig) -> Result<DataDir, StartError> {
-    let new = || Meta::new(ClusterId::new(uuid::Uuid::new_v4()), config.broker_id, config.shards);
-    let data_dir = DataDir::open(&config.data_dir, new)?;
-    let found = data_dir.meta().broker_id;
-    if found != config.broker_id {
-        return Err(StartError::WrongBroker {
-            path: config.data_dir.display().to_string(),
-            found,
-            asked: config.broker_id,
-        });
-    }
+    let new = || {
+        let cluster = ClusterId::new(uuid::Uuid::new_v4());
+        let shards = config.shards.unwrap_or(SHARDS_DEFAULT);
+        Meta::new(cluster, config.broker_id, shards, config.durability.unwrap_or(DurabilitySetting::Fsync))
+    };
+    let mut data_dir = DataDir::open(&config.data_dir, new)?;
+    check_identity(config, data_dir.meta())?;
+    data_dir.begin().map_err(StartError::Write)?;
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
     }
     Ok(data_dir)
 }
 
+/// Refuses settings that say otherwise than the directory was made.
+fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> {
+    let path = config.data_dir.display().to_string();
+    if meta.broker_id != config.broker_id {
+        return Err(StartError::WrongBroker { path, found: meta.broker_id, asked: config.broker_id });
+    }
+    let fixed = |setting, stored: String, asked: String| {
+        let path = path.clone();
+        Err(StartError::Fixed { setting, path, stored, asked })
+    };
+    match (config.shards, config.durability) {
+        (Some(asked), _) if asked != meta.shards => {
+            fixed("shards", meta.shards.to_string(), asked.to_string())
+        }
+        (_, Some(asked)) if asked != meta.durability => {
+            fixed("durability", meta.durability.to_string(), asked.to_string())
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Opens the write-ahead log and every shard, and waits until all of them serve.
 async fn open_shards(
     config: &BrokerConfig,
     data_dir: &DataDir,
-    storage: &Arc<dyn Storage>,
-    clock: &Clock,
+    machine: &Machine,
 ) -> Result<(Wal, BTreeMap<ShardId, Replica>), StartError> {
-    let (opening, wal_config) = (Arc::clone(storage), wal_config(config));
-    let (wal, mut recovery) = tokio::task::spawn_blocking(move || Wal::open(opening, &wal_config))
+    let (storage, meta) = (data_dir.storage(), data_dir.meta());
+    let (opening, wal_config) = (Arc::clone(storage), wal_config(config, meta.durability, machine));
+    let (wal, recovery) = tokio::task::spawn_blocking(move || Wal::open(opening, &wal_config))
         .await
         .map_err(|_| StartError::Interrupted)??;
-    let meta = data_dir.meta();
+    for line in &recovery.report {
+        tracing::warn!("write-ahead log: {line}");
+    }
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
     let files = SegmentFiles::new(Arc::clone(storage), segment_files_config(config));
     // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
@@ -286,7 +330,7 @@ async fn open_shards(
     let mut starting = JoinSet::new();
     for number in 0..=meta.shards {
         let shard_id = ShardId::new(number);
-        let recovered = recovery.shards.remove(&shard_id).unwrap_or_default();
+        let recovered = recovered_shard(&recovery, shard_id);
         let replica_config = ReplicaConfig {
             init: data_dir.created(),
             accept_data_loss: config.accept_data_loss,
@@ -298,7 +342,7 @@ async fn open_shards(
                 entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
                 ..ReplicaLimits::default()
             },
-            ..ReplicaConfig::new(shard_id, node, clock.clone())
+            ..ReplicaConfig::new(shard_id, node, machine.clock.clone())
         };
         let shard_config = shard_config(config, meta, shard_id);
         let (files, wal) = (Arc::clone(&files), wal.clone());
@@ -321,13 +365,20 @@ async fn open_shards(
     Ok((wal, replicas))
 }
 
-fn wal_config(config: &BrokerConfig) -> WalConfig {
+fn wal_config(config: &BrokerConfig, durability: DurabilitySetting, machine: &Machine) -> WalConfig {
+    if durability == DurabilitySetting::Replicated && machine.boot_id.is_none() {
+        tracing::warn!(
+            "the system does not tell one boot from another: a power loss, which under durability = \"replicated\" \
+             loses what was acknowledged last, can't be told from a killed process"
+        );
+    }
     WalConfig {
+        boot_id: machine.boot_id,
         segment_bytes: config.wal.segment_bytes,
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
-        durability: match config.durability {
+        durability: match durability {
             DurabilitySetting::Fsync => wal::Durability::Fsync,
             DurabilitySetting::Replicated => wal::Durability::Replicated {
                 flush_interval: Duration::from_millis(config.wal.flush_interval_ms),
@@ -360,11 +411,11 @@ fn per_shard(bytes: usize, meta: &Meta) -> u64 {
     (bytes / usize::from(meta.shards).max(1)) as u64
 }
 
-async fn init_cluster(shards: &Shards, config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> {
+async fn init_cluster(shards: &Shards, meta: &Meta) -> Result<(), StartError> {
     let identity = ClusterIdentity {
         cluster: meta.cluster,
         data_shards: meta.shards,
-        durability: match config.durability {
+        durability: match meta.durability {
             DurabilitySetting::Fsync => Durability::Fsync,
             DurabilitySetting::Replicated => Durability::Replicated,
         },

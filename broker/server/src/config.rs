@@ -17,10 +17,10 @@ pub struct BrokerConfig {
     pub advertise: Vec<String>,
     /// This broker's number in the cluster.
     pub broker_id: u32,
-    /// Number of data shards, fixed when the cluster is initialised.
-    pub shards: u16,
-    /// When a record counts as written, fixed when the cluster is initialised.
-    pub durability: DurabilitySetting,
+    /// Number of data shards, fixed when the cluster is initialised; `None`: as it was, [`SHARDS_DEFAULT`] for a new one.
+    pub shards: Option<u16>,
+    /// When a record counts as written, fixed when the cluster is initialised; `None`: as it was, `fsync` for a new one.
+    pub durability: Option<DurabilitySetting>,
     /// Listen beyond loopback without asking clients who they are.
     pub insecure: bool,
     /// PEM file of authorities that sign clients' certificates: every client must show one.
@@ -45,7 +45,7 @@ pub struct BrokerConfig {
     pub shutdown_grace_ms: u64,
 }
 
-/// When a record counts as written.
+/// When a record counts as written: a cluster's for good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DurabilitySetting {
@@ -156,8 +156,8 @@ impl Default for BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
             advertise: Vec::new(),
             broker_id: 1,
-            shards: 4,
-            durability: DurabilitySetting::Fsync,
+            shards: None,
+            durability: None,
             insecure: false,
             client_ca: None,
             tls_certificate: None,
@@ -172,6 +172,9 @@ impl Default for BrokerConfig {
         }
     }
 }
+
+/// Data shards of a cluster that is made without a word about it.
+pub const SHARDS_DEFAULT: u16 = 4;
 
 /// UDP port of a broker where none is named.
 pub const DEFAULT_PORT: u16 = 9630;
@@ -254,6 +257,15 @@ pub enum ConfigError {
     },
 }
 
+impl std::fmt::Display for DurabilitySetting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fsync => "fsync",
+            Self::Replicated => "replicated",
+        })
+    }
+}
+
 impl BrokerConfig {
     /// Defaults, then the TOML file, then `TIDEMILL_*` variables (`TIDEMILL_WAL__BYTES_MAX` for `wal.bytes_max`), then
     /// `flags` as `(dotted key, value)`.
@@ -296,7 +308,7 @@ impl BrokerConfig {
                 "beyond loopback clients must show who they are: give --client-ca FILE, or say --insecure",
             );
         }
-        if self.shards == 0 || self.shards > 1024 {
+        if self.shards.is_some_and(|shards| shards == 0 || shards > 1024) {
             return invalid("shards", "between 1 and 1024");
         }
         if self.tls_certificate.is_some() != self.tls_key.is_some() {
@@ -360,7 +372,7 @@ mod tests {
         let file = dir.path().join("broker.toml");
         std::fs::write(&file, "broker_id = 7\nshards = 2\n[wal]\nbytes_max = 1073741824\n").expect("written");
         let config = BrokerConfig::load(Some(&file), &flags(&[("shards", "3")])).expect("loads");
-        assert_eq!((config.broker_id, config.shards), (7, 3));
+        assert_eq!((config.broker_id, config.shards), (7, Some(3)));
         assert_eq!(config.wal.bytes_max, 1 << 30);
         assert_eq!(config.wal.cache_bytes, WalSettings::default().cache_bytes);
     }

@@ -12,9 +12,9 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
+use crate::machine::Clock;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! DIR/lock       held by the broker that runs on it
-//! DIR/meta       format, cluster and broker ids, incarnation, whether the last stop was clean (TOML)
+//! DIR/meta       format, cluster and broker ids, incarnation, what was fixed for good when the directory was made,
+//!                whether the last stop was clean (TOML)
 //! DIR/wal/ shard-NN/ artifacts/ tls/
 //! ```
 
@@ -13,6 +14,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tidemill_log::fs::{DirectoryLock, DiskStorage, LockError, OpenMode, Storage};
 use tidemill_protocol::ClusterId;
+
+use crate::config::DurabilitySetting;
 
 /// Newest format of the data directory that this release reads and writes.
 const FORMAT: u32 = 1;
@@ -37,7 +40,11 @@ pub(crate) struct Meta {
     pub(crate) broker_id: u32,
     /// Of the Raft node: rises when this broker comes back as another replica, never on a plain restart.
     pub(crate) incarnation: u32,
+    /// Fixed when the directory was made.
     pub(crate) shards: u16,
+    /// Fixed when the directory was made; one from before that was noted waits for every sync.
+    #[serde(default = "fsync")]
+    pub(crate) durability: DurabilitySetting,
     /// Counts starts.
     pub(crate) starts: u64,
     /// The last stop wrote everything down.
@@ -69,7 +76,7 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// Opens the directory, or makes it with `new` as its identity.
+    /// Opens the directory, or makes it with `new` as its identity. Writes nothing where it is there; see [`Self::begin`].
     pub(crate) fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<Self, DataDirError> {
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -90,16 +97,20 @@ impl DataDir {
                 new()
             }
         };
-        let mut this = Self { root: root.to_owned(), storage, meta, created, _lock: lock };
-        this.meta.starts += 1;
-        if this.created {
+        Ok(Self { root: root.to_owned(), storage, meta, created, _lock: lock })
+    }
+
+    /// The start goes on: counts it, and notes that it has not stopped cleanly yet.
+    pub(crate) fn begin(&mut self) -> io::Result<()> {
+        self.meta.starts += 1;
+        if self.created {
             // Written last when the directory is new: until then a crash leaves nothing that looks complete.
-            return Ok(this);
+            return Ok(());
         }
-        let clean = this.meta.clean;
-        this.save(false).map_err(io(&path))?;
-        this.meta.clean = clean;
-        Ok(this)
+        let clean = self.meta.clean;
+        self.save(false)?;
+        self.meta.clean = clean;
+        Ok(())
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
@@ -205,9 +216,27 @@ fn begin_anew(storage: &dyn Storage) -> io::Result<()> {
 }
 
 impl Meta {
-    pub(crate) fn new(cluster: ClusterId, broker_id: u32, shards: u16) -> Self {
-        Self { format: FORMAT, cluster, broker_id, incarnation: 1, shards, starts: 0, clean: false }
+    pub(crate) fn new(
+        cluster: ClusterId,
+        broker_id: u32,
+        shards: u16,
+        durability: DurabilitySetting,
+    ) -> Self {
+        Self {
+            format: FORMAT,
+            cluster,
+            broker_id,
+            incarnation: 1,
+            shards,
+            durability,
+            starts: 0,
+            clean: false,
+        }
     }
+}
+
+const fn fsync() -> DurabilitySetting {
+    DurabilitySetting::Fsync
 }
 
 #[cfg(test)]
@@ -217,39 +246,67 @@ mod tests {
     use super::*;
 
     fn meta() -> Meta {
-        Meta::new(ClusterId::new(Uuid::from_u128(9)), 4, 3)
+        Meta::new(ClusterId::new(Uuid::from_u128(9)), 4, 3, DurabilitySetting::Replicated)
+    }
+
+    fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<DataDir, DataDirError> {
+        let mut opened = DataDir::open(root, new)?;
+        opened.begin().expect("written");
+        Ok(opened)
     }
 
     #[test]
     fn a_directory_keeps_its_identity_and_whether_it_stopped_cleanly() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut first = DataDir::open(dir.path(), meta).expect("new");
+        let mut first = open(dir.path(), meta).expect("new");
         assert!(first.created());
         first.complete().expect("completed");
         first.save(true).expect("saved");
         drop(first);
-        let second = DataDir::open(dir.path(), || panic!("it is there")).expect("opens");
+        let second = open(dir.path(), || panic!("it is there")).expect("opens");
         assert!(!second.created() && second.meta().clean);
         assert_eq!((second.meta().cluster, second.meta().starts), (meta().cluster, 2));
+        assert_eq!((second.meta().shards, second.meta().durability), (3, DurabilitySetting::Replicated));
         drop(second);
-        let third = DataDir::open(dir.path(), || panic!("it is there")).expect("opens");
+        let third = open(dir.path(), || panic!("it is there")).expect("opens");
         assert!(!third.meta().clean, "the second start did not stop cleanly");
     }
 
     #[test]
     fn a_first_start_that_did_not_finish_begins_anew() {
         let dir = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open(dir.path(), meta).expect("new"));
+        drop(open(dir.path(), meta).expect("new"));
         std::fs::create_dir(dir.path().join("wal")).expect("made");
-        let again = DataDir::open(dir.path(), meta).expect("begins anew");
+        let again = open(dir.path(), meta).expect("begins anew");
         assert!(again.created() && !dir.path().join("wal").exists());
+    }
+
+    #[test]
+    fn a_start_that_is_refused_leaves_no_trace() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = open(dir.path(), meta).expect("new");
+        first.complete().expect("completed");
+        first.save(true).expect("saved");
+        drop(first);
+        drop(DataDir::open(dir.path(), || panic!("it is there")).expect("opens"));
+        let third = open(dir.path(), || panic!("it is there")).expect("opens");
+        assert!(third.meta().clean && third.meta().starts == 2);
+    }
+
+    #[test]
+    fn a_directory_from_before_durability_was_noted_waits_for_every_sync() {
+        let text = toml::to_string(&meta()).expect("encodes");
+        let older: String =
+            text.lines().filter(|line| !line.starts_with("durability")).map(|l| format!("{l}\n")).collect();
+        assert_ne!(older, text);
+        assert_eq!(parse_meta(&older).expect("reads").durability, DurabilitySetting::Fsync);
     }
 
     #[test]
     fn two_brokers_do_not_share_a_directory() {
         let dir = tempfile::tempdir().expect("a directory");
-        let _held = DataDir::open(dir.path(), meta).expect("new");
-        let error = DataDir::open(dir.path(), meta).err().expect("locked");
+        let _held = open(dir.path(), meta).expect("new");
+        let error = open(dir.path(), meta).err().expect("locked");
         assert!(matches!(error, DataDirError::Lock(_)), "{error}");
     }
 
@@ -257,7 +314,7 @@ mod tests {
     fn newer_foreign_and_incomplete_directories_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
         let write = |text: &str| std::fs::write(dir.path().join("meta"), text).expect("written");
-        let refusal = || DataDir::open(dir.path(), meta).err().expect("refused").to_string();
+        let refusal = || open(dir.path(), meta).err().expect("refused").to_string();
         let newer = Meta { format: 2, ..meta() };
         write(&toml::to_string(&newer).expect("encodes"));
         assert!(refusal().contains("newer release"));

@@ -11,13 +11,13 @@
 
 mod adopter;
 mod broker;
-mod clock;
 mod config;
 mod connection;
 mod context;
 mod data_dir;
 mod errors;
 mod handlers;
+mod machine;
 mod maintenance;
 mod outbox;
 mod plans;
@@ -29,9 +29,9 @@ mod view;
 mod wiring;
 
 pub use broker::{Broker, StartError};
-pub use clock::{Clock, system_clock};
 pub use config::{
     BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, PluginSettings,
-    StorageSettings, WalSettings,
+    SHARDS_DEFAULT, StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
+pub use machine::{Clock, Machine};

@@ -10,8 +10,8 @@ use tidemill_raft::Replica;
 use tidemill_shard::Unit;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::Clock;
 use crate::context::DiskState;
+use crate::machine::Clock;
 use crate::shards::Shards;
 
 /// How often the disk's free space is looked at.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tidemill_controller::{DeploymentKind, DeploymentStatus};
 use tidemill_hosting::{Hosting, HostingConfig, HostingStartError, TaskPlan, WorkerCommand};
 
-use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::context::Context;
 use crate::data_dir::DataDir;
+use crate::machine::Clock;
 use crate::outbox::OutboxSignals;
 use crate::shards::Shards;
 use crate::task_port::ShardPort;

@@ -1,14 +1,11 @@
 //! How the broker is doing.
 
-use tidemill_controller::Durability;
 use tidemill_protocol::messages::{ClusterStatus, MetricsReply, ShardStatus};
 use tidemill_raft::ReplicaState;
 
 use crate::context::Context;
 
 pub(crate) fn cluster(context: &Context) -> ClusterStatus {
-    let view = context.view.now();
-    let durability = view.controller().identity().map(|identity| identity.durability);
     let space = context.disk.space();
     let shards = context
         .shards
@@ -36,10 +33,7 @@ pub(crate) fn cluster(context: &Context) -> ClusterStatus {
     ClusterStatus {
         cluster_id: bytes::Bytes::copy_from_slice(&context.meta.cluster.bytes()),
         broker_id: context.meta.broker_id,
-        durability: match durability {
-            Some(Durability::Replicated) => "replicated".to_owned(),
-            _ => "fsync".to_owned(),
-        },
+        durability: context.meta.durability.to_string(),
         shards,
         disk_free_bytes: space.map_or(0, |space| space.free),
         disk_total_bytes: space.map_or(0, |space| space.total),
