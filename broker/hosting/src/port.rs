@@ -176,6 +176,16 @@ pub trait TaskPort: Send + Sync + 'static {
     /// Timers that are due by the log's time, earliest first.
     fn due_timers(&self, task: TaskKey, limit: usize) -> BoxFuture<'_, Result<Vec<DueTimer>, PortError>>;
 
+    /// Why nothing of a task is taken at the moment, for people; `None` where it is.
+    fn refuses(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Waits until something is taken again.
+    fn takes_again(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Commits a step.
     fn commit(&self, task: TaskKey, step: TaskStep) -> BoxFuture<'_, Result<StepOutcome, PortError>>;
 

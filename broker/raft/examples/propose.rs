@@ -133,7 +133,8 @@ impl Bench {
         let unknown =
             TopicPartition::new(TopicId::from_slice(&[2; 16]).ok_or("16 bytes")?, PartitionId::new(0));
         let config = CheckpointConfig::default();
-        let driver = CheckpointDriver::start(config, wal.clone(), vec![replica.clone()]);
+        let (_, short_of_room) = tokio::sync::watch::channel(false);
+        let driver = CheckpointDriver::start(config, wal.clone(), vec![replica.clone()], short_of_room);
         Ok(Self { wal, replica, partition, unknown, driver: Some(driver) })
     }
 

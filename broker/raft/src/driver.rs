@@ -5,8 +5,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_log::wal::Wal;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::replica::Replica;
 
@@ -19,6 +20,8 @@ pub struct CheckpointConfig {
     pub interval: Duration,
     /// How long a shard whose checkpoint failed is left alone.
     pub retry_after: Duration,
+    /// How often shards are looked for that have files to let go of: these leave the disk with a checkpoint.
+    pub let_go_interval: Duration,
 }
 
 impl Default for CheckpointConfig {
@@ -27,6 +30,7 @@ impl Default for CheckpointConfig {
             wal_bytes_max: 2 << 30,
             interval: Duration::from_millis(500),
             retry_after: Duration::from_secs(5),
+            let_go_interval: Duration::from_secs(10),
         }
     }
 }
@@ -34,15 +38,24 @@ impl Default for CheckpointConfig {
 /// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
 ///
 /// A shard is due when it has applied [`ReplicaLimits::checkpoint_bytes`](crate::ReplicaLimits) since its last
-/// checkpoint, or when the log is too large and this shard's entries keep its oldest segments.
+/// checkpoint, when the log is too large and this shard's entries keep its oldest segments, or when files wait for a
+/// checkpoint to leave the disk.
+///
+/// While the disk is short of room every bound counts as reached: all shards are checkpointed while they still can be, the
+/// log recycles its segments rather than grow, and what retention let go leaves the disk at once.
 #[derive(Debug)]
 pub struct CheckpointDriver(JoinHandle<()>);
 
 impl CheckpointDriver {
-    /// Starts driving; ends when dropped.
+    /// Starts driving; ends when dropped. `short_of_room` says whether the disk is.
     #[must_use]
-    pub fn start(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) -> Self {
-        Self(tokio::spawn(run(config, wal, replicas)))
+    pub fn start(
+        config: CheckpointConfig,
+        wal: Wal,
+        replicas: Vec<Replica>,
+        short_of_room: watch::Receiver<bool>,
+    ) -> Self {
+        Self(tokio::spawn(run(config, wal, replicas, short_of_room)))
     }
 }
 
@@ -52,9 +65,16 @@ impl Drop for CheckpointDriver {
     }
 }
 
-async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
+async fn run(
+    config: CheckpointConfig,
+    wal: Wal,
+    replicas: Vec<Replica>,
+    short_of_room: watch::Receiver<bool>,
+) {
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut looked_for_files = Instant::now();
+    let mut was_short = false;
     let mut due: FuturesUnordered<_> =
         replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
     loop {
@@ -64,11 +84,24 @@ async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
                 due.push(next_due(replica, if done { Duration::ZERO } else { config.retry_after }));
             }
             _ = interval.tick() => {
-                if wal.bytes() > config.wal_bytes_max {
+                let short = *short_of_room.borrow();
+                if short && !was_short {
+                    for replica in &replicas {
+                        checkpoint(replica).await;
+                    }
+                }
+                was_short = short;
+                if short || wal.bytes() > config.wal_bytes_max {
                     for (shard, _) in wal.pinning_shards() {
                         for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
                             checkpoint(replica).await;
                         }
+                    }
+                }
+                if short || looked_for_files.elapsed() >= config.let_go_interval {
+                    looked_for_files = Instant::now();
+                    for replica in replicas.iter().filter(|replica| replica.shard().has_files_to_let_go()) {
+                        checkpoint(replica).await;
                     }
                 }
             }

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand, Durability};
-use tidemill_log::fs::Storage;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
 use tidemill_net::{
@@ -25,8 +24,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adopter::Adopter;
 use crate::config::{BrokerConfig, ConfigError, DurabilitySetting, SHARDS_DEFAULT};
-use crate::context::{Context, DiskState};
+use crate::context::Context;
 use crate::data_dir::{DataDir, DataDirError, Meta};
+use crate::disk::{DiskBounds, DiskState, DiskWatch};
 use crate::machine::Machine;
 use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
@@ -145,11 +145,9 @@ impl Broker {
         let clock = machine.clock.clone();
         let mut data_dir = open_data_dir(&config)?;
         let meta = data_dir.meta().clone();
-        let storage = Arc::clone(data_dir.storage());
-        let reserve = Arc::new(maintenance::reserve(&storage, config.storage.disk_reserve_bytes));
-        if let Err(error) = reserve.ensure() {
-            tracing::warn!(%error, "no room for the disk reserve");
-        }
+        let disk = Arc::new(DiskState::default());
+        let disk_watch = Arc::new(disk_watch(&config, &data_dir, &disk));
+        disk_watch.look();
 
         let (wal, replicas) = open_shards(&config, &data_dir, &machine).await?;
         let shards = Shards::new(replicas);
@@ -172,10 +170,10 @@ impl Broker {
         let stopping = CancellationToken::new();
         let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping)?;
         let outboxes = OutboxSignals::new(&shards);
-        let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &clock)?;
+        let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &clock)?;
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
-            disk: DiskState::default(),
+            disk,
             wal: wal.clone(),
             stopping: stopping.clone(),
             config,
@@ -191,8 +189,10 @@ impl Broker {
             CheckpointConfig { wal_bytes_max: context.config.wal.bytes_max, ..CheckpointConfig::default() },
             wal.clone(),
             context.shards.iter().map(|(_, replica)| replica.clone()).collect(),
+            context.disk.watch(),
         );
-        let mut background = start_background(&context, &storage, &reserve, &stopping);
+        let mut background = start_background(&context, &stopping);
+        background.push(tokio::spawn(disk_watch.run(stopping.clone())));
         background.push(follower);
 
         let listener = Arc::new(listener);
@@ -277,7 +277,7 @@ fn open_data_dir(config: &BrokerConfig) -> Result<DataDir, StartError> {
         let shards = config.shards.unwrap_or(SHARDS_DEFAULT);
         Meta::new(cluster, config.broker_id, shards, config.durability.unwrap_or(DurabilitySetting::Fsync))
     };
-    let mut data_dir = DataDir::open(&config.data_dir, new)?;
+    let mut data_dir = DataDir::open(&config.data_dir, config.storage.disk_reserve_bytes, new)?;
     check_identity(config, data_dir.meta())?;
     data_dir.begin().map_err(StartError::Write)?;
     if !data_dir.created() && !data_dir.meta().clean {
@@ -304,6 +304,27 @@ fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> 
             fixed("durability", meta.durability.to_string(), asked.to_string())
         }
         _ => Ok(()),
+    }
+}
+
+fn disk_watch(config: &BrokerConfig, data_dir: &DataDir, state: &Arc<DiskState>) -> DiskWatch {
+    let meta = data_dir.meta();
+    let waiting_bytes = shard_config(config, meta, ShardId::new(1)).write_behind_bytes;
+    let bounds = DiskBounds::new(config, waiting_bytes.saturating_mul(u64::from(meta.shards)));
+    let reserve_bytes = config.storage.disk_reserve_bytes;
+    if reserve_bytes < bounds.work_bytes {
+        tracing::warn!(
+            reserve_bytes,
+            needed = bounds.work_bytes,
+            "storage.disk_reserve_bytes is small: on a disk that is full to the last byte retention may not be able to \
+             free space"
+        );
+    }
+    DiskWatch {
+        storage: Arc::clone(data_dir.storage()),
+        state: Arc::clone(state),
+        bounds,
+        reserve: Arc::clone(data_dir.reserve()),
     }
 }
 
@@ -373,6 +394,7 @@ fn wal_config(config: &BrokerConfig, durability: DurabilitySetting, machine: &Ma
         );
     }
     WalConfig {
+        prepare_free_min_bytes: config.storage.disk_free_min_bytes,
         boot_id: machine.boot_id,
         segment_bytes: config.wal.segment_bytes,
         cache_bytes: config.wal.cache_bytes,
@@ -482,29 +504,17 @@ fn follow_controller(
     Ok((view, follower))
 }
 
-fn start_background(
-    context: &Arc<Context>,
-    storage: &Arc<dyn Storage>,
-    reserve: &Arc<tidemill_log::fs::DiskReserve>,
-    stopping: &CancellationToken,
-) -> Vec<JoinHandle<()>> {
+fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec<JoinHandle<()>> {
     let (shards, view) = (&context.shards, &context.view);
     let adopter =
         Adopter { shards: shards.clone(), view: view.clone(), plugins: context.config.plugins.clone() };
-    let watch = maintenance::DiskWatch {
-        storage: Arc::clone(storage),
-        state: Arc::clone(context),
-        free_min_bytes: context.config.storage.disk_free_min_bytes,
-        reserve: Arc::clone(reserve),
-    };
     let every = Duration::from_millis(context.config.storage.retention_interval_ms.max(100));
     let mut tasks = vec![
         tokio::spawn(adopter.run(stopping.clone())),
-        tokio::spawn(watch.run(stopping.clone())),
-        tokio::spawn(maintenance::retention(shards.clone(), every, stopping.clone())),
+        tokio::spawn(maintenance::retention(shards.clone(), every, context.disk.watch(), stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
     ];
-    tasks.extend(outbox::start(shards, view, &context.outboxes, stopping));
+    tasks.extend(outbox::start(shards, view, &context.outboxes, &context.disk, stopping));
     tasks.extend(shards.data().map(|(_, replica)| {
         tokio::spawn(maintenance::ticks(replica.clone(), context.clock.clone(), stopping.clone()))
     }));

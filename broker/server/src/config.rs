@@ -201,7 +201,7 @@ impl Default for StorageSettings {
             page_cache_bytes: 4 << 30,
             retention_interval_ms: 30_000,
             disk_free_min_bytes: 1 << 30,
-            disk_reserve_bytes: 64 << 20,
+            disk_reserve_bytes: 160 << 20,
         }
     }
 }

@@ -1,11 +1,9 @@
 //! What every handler reaches: the broker's parts, shared by all connections.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidemill_hosting::Hosting;
-use tidemill_log::fs::Space;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::record_batch::BatchLimits;
 use tidemill_protocol::{ErrorCode, TopicPartition};
@@ -14,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
+use crate::disk::DiskState;
 use crate::machine::Clock;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -29,37 +28,11 @@ pub(crate) struct Context {
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
-    pub(crate) disk: DiskState,
+    pub(crate) disk: Arc<DiskState>,
     pub(crate) wal: tidemill_log::wal::Wal,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
     pub(crate) stopping: CancellationToken,
-}
-
-/// Whether there is room to write, as the disk watch saw it last.
-#[derive(Debug, Default)]
-pub(crate) struct DiskState {
-    nearly_full: AtomicBool,
-    space: parking_lot::Mutex<Option<Space>>,
-}
-
-impl DiskState {
-    pub(crate) fn set_nearly_full(&self, nearly_full: bool) -> bool {
-        self.nearly_full.swap(nearly_full, Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_space(&self, space: Space) {
-        *self.space.lock() = Some(space);
-    }
-
-    /// As it was looked at last.
-    pub(crate) fn space(&self) -> Option<Space> {
-        *self.space.lock()
-    }
-
-    pub(crate) fn is_nearly_full(&self) -> bool {
-        self.nearly_full.load(Ordering::Relaxed)
-    }
 }
 
 impl Context {
@@ -87,16 +60,33 @@ impl Context {
 
     /// Refuses what would need room on a disk that has none.
     pub(crate) fn room_to_write(&self) -> Result<(), Error> {
-        if self.stopping.is_cancelled() {
-            return Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another"));
-        }
-        if self.disk.is_nearly_full() {
-            return Err(Error::new(
+        self.serving()?;
+        match self.disk.is_nearly_full() {
+            false => Ok(()),
+            true => Err(Error::new(
                 ErrorCode::DiskFull,
                 "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-            ));
+            )),
         }
-        Ok(())
+    }
+
+    /// Refuses what takes next to no room, where there is none but what retention needs.
+    pub(crate) fn room_for_positions(&self) -> Result<(), Error> {
+        self.serving()?;
+        match self.disk.is_full() {
+            false => Ok(()),
+            true => Err(Error::new(
+                ErrorCode::DiskFull,
+                "the broker's disk is full: positions are refused until retention or an operator frees space",
+            )),
+        }
+    }
+
+    fn serving(&self) -> Result<(), Error> {
+        match self.stopping.is_cancelled() {
+            false => Ok(()),
+            true => Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")),
+        }
     }
 
     /// The topic and replica of a partition that somebody named.

@@ -12,10 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use tidemill_log::fs::{DirectoryLock, DiskStorage, LockError, OpenMode, Storage};
+use tidemill_log::fs::{
+    DirectoryLock, DiskReserve, DiskStorage, LockError, OpenMode, ReservedStorage, Storage,
+};
 use tidemill_protocol::ClusterId;
 
 use crate::config::DurabilitySetting;
+use crate::disk;
 
 /// Newest format of the data directory that this release reads and writes.
 const FORMAT: u32 = 1;
@@ -27,6 +30,7 @@ const CREATING: &str = "creating";
 pub(crate) struct DataDir {
     root: PathBuf,
     storage: Arc<dyn Storage>,
+    reserve: Arc<DiskReserve>,
     meta: Meta,
     created: bool,
     _lock: DirectoryLock,
@@ -76,13 +80,20 @@ pub enum DataDirError {
 }
 
 impl DataDir {
-    /// Opens the directory, or makes it with `new` as its identity. Writes nothing where it is there; see [`Self::begin`].
-    pub(crate) fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<Self, DataDirError> {
+    /// Opens the directory, or makes it with `new` as its identity. The reserve, if it is held, is the last room for
+    /// whatever is written from here on; see [`Self::begin`].
+    pub(crate) fn open(
+        root: &Path,
+        reserve_bytes: u64,
+        new: impl FnOnce() -> Meta,
+    ) -> Result<Self, DataDirError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| DataDirError::Io { path, source }
         };
-        let storage: Arc<dyn Storage> = Arc::new(DiskStorage::new(root).map_err(io(root))?);
+        let disk: Arc<dyn Storage> = Arc::new(DiskStorage::new(root).map_err(io(root))?);
+        let reserve = Arc::new(disk::reserve(&disk, reserve_bytes));
+        let storage: Arc<dyn Storage> = Arc::new(ReservedStorage::new(disk, Arc::clone(&reserve)));
         let lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))?;
         let path = root.join("meta");
         let stored = read_meta(storage.as_ref()).map_err(io(&path))?;
@@ -97,7 +108,7 @@ impl DataDir {
                 new()
             }
         };
-        Ok(Self { root: root.to_owned(), storage, meta, created, _lock: lock })
+        Ok(Self { root: root.to_owned(), storage, reserve, meta, created, _lock: lock })
     }
 
     /// The start goes on: counts it, and notes that it has not stopped cleanly yet.
@@ -115,6 +126,11 @@ impl DataDir {
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
+    }
+
+    /// Given up by the first write that finds no room.
+    pub(crate) fn reserve(&self) -> &Arc<DiskReserve> {
+        &self.reserve
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -250,7 +266,7 @@ mod tests {
     }
 
     fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<DataDir, DataDirError> {
-        let mut opened = DataDir::open(root, new)?;
+        let mut opened = DataDir::open(root, 0, new)?;
         opened.begin().expect("written");
         Ok(opened)
     }
@@ -288,7 +304,7 @@ mod tests {
         first.complete().expect("completed");
         first.save(true).expect("saved");
         drop(first);
-        drop(DataDir::open(dir.path(), || panic!("it is there")).expect("opens"));
+        drop(DataDir::open(dir.path(), 0, || panic!("it is there")).expect("opens"));
         let third = open(dir.path(), || panic!("it is there")).expect("opens");
         assert!(third.meta().clean && third.meta().starts == 2);
     }

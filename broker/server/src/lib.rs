@@ -15,6 +15,7 @@ mod config;
 mod connection;
 mod context;
 mod data_dir;
+mod disk;
 mod errors;
 mod handlers;
 mod machine;

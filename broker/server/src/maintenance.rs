@@ -1,31 +1,29 @@
-//! What a broker does unasked: retention, due timers and expiry, the disk watch.
+//! What a broker does unasked: retention, due timers and expiry.
 
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_log::fs::{DiskReserve, Storage};
 use tidemill_protocol::Timestamp;
 use tidemill_raft::Replica;
 use tidemill_shard::Unit;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::DiskState;
 use crate::machine::Clock;
 use crate::shards::Shards;
 
-/// How often the disk's free space is looked at.
-const DISK_INTERVAL: Duration = Duration::from_secs(1);
-/// Room that must be back, as a multiple of what is the least, before produce is taken again.
-const DISK_RELIEF: u64 = 2;
-
-/// Proposes what retention lets go, shard by shard.
-pub(crate) async fn retention(shards: Shards, every: Duration, stopping: CancellationToken) {
+/// Proposes what retention lets go, shard by shard; at once when the disk is nearly full.
+pub(crate) async fn retention(
+    shards: Shards,
+    every: Duration,
+    mut nearly_full: watch::Receiver<bool>,
+    stopping: CancellationToken,
+) {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
+            Ok(()) = nearly_full.changed() => {}
             () = stopping.cancelled() => return,
         }
         for (_, replica) in shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader()) {
@@ -89,70 +87,4 @@ async fn timer_due(replica: &Replica, now: Timestamp) -> bool {
         })
     });
     looked.await.unwrap_or(false)
-}
-
-/// Watches the free space: refuses produce below the least, gives the reserve up when there is nothing left, takes it
-/// back later.
-pub(crate) struct DiskWatch {
-    pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) state: Arc<crate::context::Context>,
-    pub(crate) free_min_bytes: u64,
-    pub(crate) reserve: Arc<DiskReserve>,
-}
-
-impl DiskWatch {
-    pub(crate) async fn run(self, stopping: CancellationToken) {
-        let this = Arc::new(self);
-        let mut ticks = tokio::time::interval(DISK_INTERVAL);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = ticks.tick() => {}
-                () = stopping.cancelled() => return,
-            }
-            let looking = Arc::clone(&this);
-            let _ = tokio::task::spawn_blocking(move || looking.look()).await;
-        }
-    }
-
-    fn look(&self) {
-        let disk: &DiskState = &self.state.disk;
-        let space = match self.storage.free_space() {
-            Ok(space) => space,
-            Err(error) => return tracing::warn!(%error, "the free space can't be read"),
-        };
-        disk.set_space(space);
-        metrics::gauge!("tidemill_disk_free_bytes").set(space.free as f64);
-        let enough = self.free_min_bytes.saturating_mul(DISK_RELIEF);
-        let nearly_full = space.free < self.free_min_bytes || (disk.is_nearly_full() && space.free < enough);
-        if disk.set_nearly_full(nearly_full) != nearly_full {
-            if nearly_full {
-                tracing::error!(
-                    free = space.free,
-                    least = self.free_min_bytes,
-                    "the disk is nearly full: produce is refused"
-                );
-            } else {
-                tracing::info!(free = space.free, "the disk has room again: produce is taken");
-            }
-        }
-        // The reserve is what lets checkpoints and retention still write when nothing else is left.
-        let held = self.reserve.is_held().unwrap_or(false);
-        if nearly_full && held && space.free < self.reserve.bytes() {
-            match self.reserve.release() {
-                Ok(()) => tracing::warn!("the disk reserve was given up, so that retention can free space"),
-                Err(error) => tracing::error!(%error, "the disk reserve can't be given up"),
-            }
-        } else if !nearly_full
-            && !held
-            && let Err(error) = self.reserve.ensure()
-        {
-            tracing::debug!(%error, "the disk reserve can't be taken back yet");
-        }
-    }
-}
-
-/// Where the reserve lies.
-pub(crate) fn reserve(storage: &Arc<dyn Storage>, bytes: u64) -> DiskReserve {
-    DiskReserve::new(Arc::clone(storage), Path::new("reserve"), bytes)
 }

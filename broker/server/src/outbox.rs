@@ -14,6 +14,7 @@ use tidemill_shard::{OutboxItem, OutboxStream, Unit, UnitError, UnitResult};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::disk::DiskState;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 
@@ -52,14 +53,16 @@ pub(crate) struct OutboxDispatcher {
     pub(crate) shards: Shards,
     pub(crate) view: ViewReader,
     pub(crate) signals: Arc<OutboxSignals>,
+    pub(crate) disk: Arc<DiskState>,
 }
 
 impl OutboxDispatcher {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let Some(replica) = self.shards.replica(self.source).cloned() else { return };
         loop {
-            let more =
-                if replica.watch().borrow().is_leader() { self.round(&replica).await } else { Round::Idle };
+            // What is in the outbox is on the disk already; delivered it would be there twice for a while.
+            let may = replica.watch().borrow().is_leader() && !self.disk.is_nearly_full();
+            let more = if may { self.round(&replica).await } else { Round::Idle };
             let retry = match more {
                 Round::More => continue,
                 Round::Idle => false,
@@ -162,6 +165,7 @@ pub(crate) fn start(
     shards: &Shards,
     view: &ViewReader,
     signals: &Arc<OutboxSignals>,
+    disk: &Arc<DiskState>,
     stopping: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     shards
@@ -172,6 +176,7 @@ pub(crate) fn start(
                 shards: shards.clone(),
                 view: view.clone(),
                 signals: Arc::clone(signals),
+                disk: Arc::clone(disk),
             };
             tokio::spawn(dispatcher.run(stopping.clone()))
         })

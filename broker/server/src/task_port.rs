@@ -17,6 +17,7 @@ use tidemill_shard::{
     TimerWrite, Unit, UnitResult,
 };
 
+use crate::disk::DiskState;
 use crate::outbox::OutboxSignals;
 use crate::shards::Shards;
 
@@ -25,9 +26,14 @@ const TIMER_INTERVAL: Duration = Duration::from_millis(100);
 /// And one without looks whether anything changed that nobody told it of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What a task's log and its description say while the disk has no room.
+pub(crate) const TASKS_WAIT: &str =
+    "waits: the broker's disk is nearly full; it goes on by itself when there is room";
+
 pub(crate) struct ShardPort {
     pub(crate) shards: Shards,
     pub(crate) outboxes: Arc<OutboxSignals>,
+    pub(crate) disk: Arc<DiskState>,
 }
 
 impl ShardPort {
@@ -167,6 +173,14 @@ impl TaskPort for ShardPort {
             Ok(due.into_iter().map(|(key, at)| DueTimer { key, at }).collect())
         }
         .boxed()
+    }
+
+    fn refuses(&self) -> Option<&'static str> {
+        self.disk.is_nearly_full().then_some(TASKS_WAIT)
+    }
+
+    fn takes_again(&self) -> BoxFuture<'_, ()> {
+        self.disk.room().boxed()
     }
 
     fn commit(&self, task: TaskKey, step: TaskStep) -> BoxFuture<'_, Result<StepOutcome, PortError>> {

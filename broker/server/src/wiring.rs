@@ -9,6 +9,7 @@ use tidemill_hosting::{Hosting, HostingConfig, HostingStartError, TaskPlan, Work
 use crate::config::BrokerConfig;
 use crate::context::Context;
 use crate::data_dir::DataDir;
+use crate::disk::DiskState;
 use crate::machine::Clock;
 use crate::outbox::OutboxSignals;
 use crate::shards::Shards;
@@ -27,6 +28,7 @@ pub(crate) fn start_hosting(
     data_dir: &DataDir,
     shards: &Shards,
     outboxes: &Arc<OutboxSignals>,
+    disk: &Arc<DiskState>,
     clock: &Clock,
 ) -> Result<Hosting, HostingStartError> {
     let program = match std::env::var_os(COMPILER_VARIABLE) {
@@ -47,7 +49,11 @@ pub(crate) fn start_hosting(
         log_bytes_max: config.plugins.log_bytes_max,
         clock: Arc::clone(clock),
     })?;
-    hosting.connect(Arc::new(ShardPort { shards: shards.clone(), outboxes: Arc::clone(outboxes) }));
+    hosting.connect(Arc::new(ShardPort {
+        shards: shards.clone(),
+        outboxes: Arc::clone(outboxes),
+        disk: Arc::clone(disk),
+    }));
     Ok(hosting)
 }
 

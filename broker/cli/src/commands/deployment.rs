@@ -123,6 +123,8 @@ fn kind(deployment: &messages::Deployment) -> &'static str {
 
 fn status(status: DeploymentStatus, reason: &str) -> String {
     let word = match status {
+        // Not stopped, and not at work either.
+        DeploymentStatus::Running if !reason.is_empty() => "waiting",
         DeploymentStatus::Running => "running",
         DeploymentStatus::Paused => "paused",
         DeploymentStatus::Failed => "failed",

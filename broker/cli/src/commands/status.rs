@@ -21,7 +21,7 @@ pub(crate) async fn run(client: Client, json: bool) -> Result<(), CliError> {
     let document = json!({
         "broker": status.broker_id, "durability": status.durability, "wal_bytes": status.wal_bytes,
         "disk_free_bytes": status.disk_free_bytes, "disk_total_bytes": status.disk_total_bytes,
-        "produce_refused": status.produce_refused, "shards": shards,
+        "produce_refused": status.produce_refused, "disk_full": status.disk_full, "shards": shards,
     });
     output::print(json, &document, || {
         output::facts(&[
@@ -38,7 +38,12 @@ pub(crate) async fn run(client: Client, json: bool) -> Result<(), CliError> {
             ),
         ]);
         if status.produce_refused {
-            println!("\nThe disk is nearly full: produce is refused until there is room.");
+            println!(
+                "\nThe disk is nearly full: produce is refused and hosted consumers wait until there is room."
+            );
+        }
+        if status.disk_full {
+            println!("The reserve is given up, for retention alone: positions are refused too. Free space.");
         }
         println!();
         let rows: Vec<Vec<String>> = status

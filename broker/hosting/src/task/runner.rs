@@ -109,6 +109,11 @@ impl TaskRunner {
             self.instance = None;
             return Ok(Progress::Idle(Vec::new()));
         };
+        if self.parts.port.refuses().is_some() {
+            self.wait_to_be_taken().await;
+            // Who knows for how long that was.
+            return Ok(Progress::More);
+        }
         let due =
             self.parts.port.due_timers(self.task, TIMERS_MAX).await.map_err(|e| Setback::Broker(e.0))?;
         if !due.is_empty() {
@@ -425,6 +430,7 @@ impl TaskRunner {
     /// Commits a step. An instance whose step did not commit is thrown away: its memory is ahead of the log.
     async fn commit(&mut self, step: TaskStep) -> Result<(), Setback> {
         loop {
+            self.wait_to_be_taken().await;
             match self.parts.port.commit(self.task, step.clone()).await {
                 Ok(StepOutcome::Committed) => return Ok(()),
                 Ok(StepOutcome::Refused(StepRefusal::OutboxFull)) => {
@@ -441,6 +447,19 @@ impl TaskRunner {
                 Err(error) => return Err(Setback::Broker(error.0)),
             }
         }
+    }
+
+    /// Waits while the broker takes nothing. One line when that begins and one when it ends, however long it takes.
+    async fn wait_to_be_taken(&self) {
+        let port = &self.parts.port;
+        let Some(reason) = port.refuses() else { return };
+        let partition = Some(self.parts.plan.partition.get());
+        self.parts.log.line(LogLevel::Warn, partition, reason);
+        self.parts.log.count("room_waits", 1);
+        while port.refuses().is_some() {
+            port.takes_again().await;
+        }
+        self.parts.log.line(LogLevel::Info, partition, "goes on");
     }
 
     fn setback(&self, error: &CallError) -> Setback {

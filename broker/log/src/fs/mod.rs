@@ -2,7 +2,8 @@
 //!
 //! Everything that the log does to a disk goes through [`Storage`] and [`StorageFile`], so that a test can own the
 //! disk: [`DiskStorage`] is the real one, [`MemoryStorage`] forgets or tears at a crash what was not synced, and
-//! [`FaultyStorage`] wraps either and fails, shortens or corrupts chosen calls.
+//! [`FaultyStorage`] wraps either and fails, shortens or corrupts chosen calls. [`ReservedStorage`] wraps one too, and
+//! gives a reserve up rather than fail for want of room.
 //!
 //! All calls block; callers run them on threads where that is allowed. All paths are relative to the storage's root
 //! and may not leave it.
@@ -13,6 +14,7 @@ mod faulty;
 mod lock;
 mod memory;
 mod reserve;
+mod reserved;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +28,7 @@ pub use faulty::{Call, Effect, FaultyStorage};
 pub use lock::{DirectoryLock, LockError};
 pub use memory::MemoryStorage;
 pub use reserve::DiskReserve;
+pub use reserved::ReservedStorage;
 
 /// What direct I/O asks of offsets, lengths and addresses: they must be multiples of this many bytes.
 pub const DIRECT_ALIGNMENT: usize = 4096;

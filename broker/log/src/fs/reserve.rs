@@ -4,21 +4,25 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
 use super::{OpenMode, Storage};
 
 /// A file that only takes up room. On a full disk it is let go, so that what frees space (retention, checkpoints)
-/// has space to work in; later it is made again.
+/// has space to work in; later it is made again. See [`super::ReservedStorage`].
 pub struct DiskReserve {
     storage: Arc<dyn Storage>,
     path: PathBuf,
     bytes: u64,
+    /// Held while it is taken or given up: several may want either at once.
+    changing: Mutex<()>,
 }
 
 impl DiskReserve {
     /// Names the reserve; nothing is touched yet.
     #[must_use]
     pub fn new(storage: Arc<dyn Storage>, path: impl Into<PathBuf>, bytes: u64) -> Self {
-        Self { storage, path: path.into(), bytes }
+        Self { storage, path: path.into(), bytes, changing: Mutex::new(()) }
     }
 
     /// Size of the reserve when it is held.
@@ -44,7 +48,8 @@ impl DiskReserve {
     /// # Errors
     /// A full disk, among others; nothing is held then.
     pub fn ensure(&self) -> io::Result<()> {
-        if self.is_held()? {
+        let _one = self.changing.lock();
+        if self.bytes == 0 || self.is_held()? {
             return Ok(());
         }
         let taken = self
@@ -53,19 +58,27 @@ impl DiskReserve {
             .and_then(|file| file.allocate(self.bytes).and_then(|()| file.sync_data()));
         if taken.is_err() {
             // Half a reserve would only make a full disk fuller.
-            drop(self.release());
+            drop(self.storage.remove(&self.path));
         }
         taken
     }
 
-    /// Lets the room go. Not holding it is not an error.
+    /// Lets the room go, and says whether there was any to let go.
     ///
     /// # Errors
     /// Whatever removing the file says, its absence apart.
-    pub fn release(&self) -> io::Result<()> {
+    pub fn give_up(&self) -> io::Result<bool> {
+        let _one = self.changing.lock();
         match self.storage.remove(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Ok(()) => {
+                tracing::warn!(
+                    bytes = self.bytes,
+                    "the disk reserve is given up, so that retention can free space"
+                );
+                Ok(true)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }
@@ -93,10 +106,10 @@ mod tests {
         for _ in 0..2 {
             reserve.ensure().unwrap();
             assert!(reserve.is_held().unwrap());
-            reserve.release().unwrap();
+            assert!(reserve.give_up().unwrap());
             assert!(!reserve.is_held().unwrap());
         }
-        reserve.release().unwrap();
+        assert!(!reserve.give_up().unwrap());
     }
 
     #[test]
@@ -107,7 +120,7 @@ mod tests {
         let file = storage.open("data".as_ref(), OpenMode::CREATE).unwrap();
         file.write_all_at(0, &[1; 50_000]).unwrap();
         assert!(is_disk_full(&file.write_all_at(50_000, &[1]).unwrap_err()));
-        reserve.release().unwrap();
+        reserve.give_up().unwrap();
         file.write_all_at(50_000, &[1]).unwrap();
         assert!(is_disk_full(&reserve.ensure().unwrap_err()));
         assert!(!reserve.is_held().unwrap());

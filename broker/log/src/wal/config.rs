@@ -24,6 +24,9 @@ pub struct WalConfig {
     pub queue_bytes_max: usize,
     /// Recycled and prepared segment files beyond this are deleted.
     pub spare_bytes_max: u64,
+    /// Segments are made ahead of time only while so many bytes of the file system are free: what a log may need one
+    /// day must not take the last room.
+    pub prepare_free_min_bytes: u64,
     /// Whether to try direct I/O.
     pub direct: DirectIo,
     /// When an append counts as done.
@@ -46,6 +49,7 @@ impl WalConfig {
             cache_bytes: 128 << 20,
             queue_bytes_max: 64 << 20,
             spare_bytes_max: 2 << 30,
+            prepare_free_min_bytes: 0,
             direct: DirectIo::Auto,
             durability: Durability::Fsync,
             boot_id: None,

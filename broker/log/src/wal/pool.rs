@@ -30,6 +30,7 @@ pub(super) struct Pool {
     blocks: u32,
     direct: bool,
     ready_max: usize,
+    prepare_free_min_bytes: u64,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -38,7 +39,7 @@ struct Inner {
     ready: VecDeque<SegmentFile>,
     to_erase: VecDeque<SegmentFile>,
     next_name: u64,
-    /// Set after a failure, until something changes: the helper does not hammer a full disk.
+    /// Set after a failure or for want of room, until something changes: the helper does not hammer a full disk.
     paused: bool,
     closing: bool,
 }
@@ -60,6 +61,7 @@ impl Pool {
             blocks: u32::try_from(config.segment_bytes / BLOCK_BYTES as u64).unwrap_or(u32::MAX),
             direct,
             ready_max: usize::try_from(spare).unwrap_or(usize::MAX).max(READY_MIN),
+            prepare_free_min_bytes: config.prepare_free_min_bytes,
             inner: Mutex::new(Inner {
                 ready: VecDeque::new(),
                 to_erase: free.into(),
@@ -104,7 +106,7 @@ impl Pool {
         while let Some(job) = self.next_job() {
             let done = match job {
                 Job::Erase(file) => self.erase(file),
-                Job::Create => self.create(true).map(|file| self.inner.lock().ready.push_back(file)),
+                Job::Create => self.prepare(),
             };
             if let Err(error) = done {
                 tracing::warn!(dir = %self.dir.display(), %error, "cannot prepare a segment of the write-ahead log");
@@ -141,6 +143,17 @@ impl Pool {
             return Ok(());
         }
         self.storage.remove(&file.path)
+    }
+
+    /// Makes a file ahead of time, unless the disk is short of room.
+    fn prepare(&self) -> io::Result<()> {
+        if self.storage.free_space()?.free < self.prepare_free_min_bytes {
+            self.inner.lock().paused = true;
+            return Ok(());
+        }
+        let file = self.create(true)?;
+        self.inner.lock().ready.push_back(file);
+        Ok(())
     }
 
     fn create(&self, prewrite: bool) -> io::Result<SegmentFile> {

@@ -1,6 +1,7 @@
 //! Tests of several parts together.
 
 mod fixture;
+mod full_disk;
 mod proposing;
 mod replicating;
 mod slow_segments;

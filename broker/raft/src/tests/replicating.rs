@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tidemill_log::fs::{Call, Effect, FaultyStorage, MemoryStorage, Storage};
 use tidemill_protocol::ShardId;
 use tidemill_shard::{Unit, UnitResult};
+use tokio::sync::watch;
 
 use super::fixture::{Broker, PATIENCE, SHARD, bulk, commit_all, commit_position, groups};
 use crate::config::ReplicaLimits;
@@ -127,7 +128,8 @@ async fn the_driver_keeps_the_log_bounded_by_bytes() {
         ..CheckpointConfig::default()
     };
     let replicas = vec![busy.clone(), idle.clone()];
-    let _driver = CheckpointDriver::start(config, broker.wal.clone(), replicas);
+    let (_room, short_of_room) = watch::channel(false);
+    let _driver = CheckpointDriver::start(config, broker.wal.clone(), replicas, short_of_room);
     for _ in 0..100 {
         busy.propose(bulk(100 << 10)).await.unwrap();
     }

@@ -18,6 +18,7 @@ use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::handlers::topics::{control, name, not_ready};
 use crate::plans;
+use crate::task_port::TASKS_WAIT;
 use crate::view::ClusterView;
 
 const ATTEMPTS_DEFAULT: u32 = 5;
@@ -334,7 +335,9 @@ fn tasks(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Ve
         .filter_map(|(partition, shard)| {
             let shard = context.shards.state(*shard)?;
             let task = shard.task(record.id, PartitionId::new(partition)).ok()??;
+            let waits = context.disk.is_nearly_full() && record.status == DeploymentStatus::Running;
             let (status, reason) = match &task.status {
+                TaskState::Running if waits => (messages::DeploymentStatus::Running, TASKS_WAIT.to_owned()),
                 TaskState::Running => (messages::DeploymentStatus::Running, String::new()),
                 TaskState::Paused { reason } => (messages::DeploymentStatus::Paused, reason.clone()),
                 TaskState::Failed { reason } => (messages::DeploymentStatus::Failed, reason.clone()),

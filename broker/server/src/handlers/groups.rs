@@ -20,7 +20,7 @@ pub(crate) async fn commit(
     context: &Arc<Context>,
     request: CommitOffsetsRequest,
 ) -> Result<CommitOffsetsReply, Error> {
-    context.room_to_write()?;
+    context.room_for_positions()?;
     let view = context.view.now();
     let mut positions = Vec::with_capacity(request.offsets.len());
     for offset in request.offsets {

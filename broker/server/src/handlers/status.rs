@@ -38,6 +38,7 @@ pub(crate) fn cluster(context: &Context) -> ClusterStatus {
         disk_free_bytes: space.map_or(0, |space| space.free),
         disk_total_bytes: space.map_or(0, |space| space.total),
         produce_refused: context.disk.is_nearly_full(),
+        disk_full: context.disk.is_full(),
         wal_bytes: context.wal.bytes(),
     }
 }

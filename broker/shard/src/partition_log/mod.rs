@@ -236,9 +236,12 @@ impl PartitionLog {
         self.inner.lock().view.config = config;
     }
 
-    pub(crate) fn advance_log_start(&self, log_start: Offset, segments: usize, bytes: u64) {
+    /// Says whether segments went.
+    pub(crate) fn advance_log_start(&self, log_start: Offset, segments: usize, bytes: u64) -> bool {
         let view = &mut self.inner.lock().view;
+        let fewer = segments < view.segments;
         (view.log_start, view.segments, view.bytes) = (log_start, segments, bytes);
+        fewer
     }
 
     /// The partition is gone: readers are told, and what is in memory goes. Answers the tail's bytes: all, unwritten.

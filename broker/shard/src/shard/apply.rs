@@ -140,8 +140,10 @@ impl Inner {
                     }
                 }
                 Effect::LogStart { partition, log_start, segments, bytes } => {
-                    if let Some(log) = self.log(partition) {
-                        log.advance_log_start(log_start, segments, bytes);
+                    if let Some(log) = self.log(partition)
+                        && log.advance_log_start(log_start, segments, bytes)
+                    {
+                        self.lets_go.store(true, Ordering::Relaxed);
                     }
                 }
                 Effect::Configured { partition, config } => {
@@ -159,6 +161,7 @@ impl Inner {
                         let (all, unwritten) = log.delete();
                         self.write_behind.remove(all, unwritten);
                         self.deleted_logs.lock().push(log);
+                        self.lets_go.store(true, Ordering::Relaxed);
                     }
                 }
             }

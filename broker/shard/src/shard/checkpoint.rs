@@ -117,6 +117,12 @@ impl Shard {
         self.inner.bytes_since_checkpoint.load(Ordering::Relaxed)
     }
 
+    /// Whether there are files of records that retention or somebody let go: they leave the disk with a checkpoint.
+    #[must_use]
+    pub fn has_files_to_let_go(&self) -> bool {
+        self.inner.lets_go.load(Ordering::Relaxed)
+    }
+
     /// The entry that the last checkpoint covers.
     #[must_use]
     pub fn checkpointed(&self) -> Option<EntryId> {
@@ -136,14 +142,16 @@ impl Inner {
             synced_partitions: 0,
         };
         let mut writer = self.writer.lock();
-        // Nothing to do is the usual case of an idle shard.
-        if self.state.read().header.applied() == recorded.applied {
+        // Nothing to do is the usual case of an idle shard; but files that somebody held may be free by now.
+        if self.is_recorded(recorded) {
+            self.delete_leftovers(recorded, Vec::new(), Vec::new());
             return Ok(done);
         }
         let started = std::time::Instant::now();
         let (frozen, deleted) = {
             let mut state = self.state.write();
             self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
+            self.lets_go.store(false, Ordering::Relaxed);
             (state.freeze(), std::mem::take(&mut *self.deleted_logs.lock()))
         };
         done.frozen_for = started.elapsed();
@@ -169,6 +177,16 @@ impl Inner {
         self.delete_leftovers(recorded, ends, deleted);
         metrics::histogram!("tidemill_checkpoint_seconds").record(started.elapsed().as_secs_f64());
         Ok(done)
+    }
+
+    /// Whether nothing was applied since the last checkpoint. What is to go is then known too.
+    fn is_recorded(&self, recorded: &Recorded) -> bool {
+        let state = self.state.read();
+        let same = state.header.applied() == recorded.applied;
+        if same {
+            self.lets_go.store(false, Ordering::Relaxed);
+        }
+        same
     }
 
     fn changed_logs(&self, frozen: &Frozen) -> Vec<Changed> {
@@ -250,6 +268,9 @@ impl Inner {
                 true
             }
         });
+        if !recorded.with_leftovers.is_empty() || !recorded.deleted.is_empty() {
+            self.lets_go.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Removes a deleted partition's directory; not yet where a reader or a snapshot holds files of it.

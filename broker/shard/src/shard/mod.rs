@@ -12,7 +12,7 @@ mod write_behind;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 use tidemill_log::segment::SegmentFiles;
@@ -64,6 +64,8 @@ struct Inner {
     /// Partitions that are gone, until a checkpoint no longer names their files.
     deleted_logs: Mutex<Vec<Arc<PartitionLog>>>,
     write_behind: WriteBehind,
+    /// Files are on the disk that no reader gets to any more: they go with a checkpoint.
+    lets_go: AtomicBool,
     /// Held by whoever moves batches to segments.
     writer: Mutex<Writer>,
     /// Held by the checkpoint that is under way.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use parking_lot::{Mutex, RwLock};
 use tidemill_log::fs::{DirEntry, Storage};
@@ -99,6 +99,7 @@ impl Shard {
             logs: RwLock::new(logs),
             deleted_logs: Mutex::default(),
             write_behind: WriteBehind::default(),
+            lets_go: AtomicBool::new(false),
             writer: Mutex::new(Writer::default()),
             recorded: Mutex::new(recorded),
             bytes_since_checkpoint: AtomicU64::new(0),

@@ -15,7 +15,7 @@ impl Default for BrokerOptions {
             .set("wal.segment_bytes", 8 << 20)
             .set("wal.bytes_max", 64 << 20)
             .set("storage.checkpoint_bytes", 4 << 20)
-            .set("storage.disk_reserve_bytes", 1 << 20)
+            .set("storage.disk_reserve_bytes", 8 << 20)
             .set("storage.disk_free_min_bytes", 64 << 20)
     }
 }

@@ -12,10 +12,10 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 use crate::kit::{PATIENCE, create};
 
 /// A small file system in memory; unmounted when it is dropped.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(megabytes: u32) -> Result<Self, String> {
+    pub(crate) fn mount(megabytes: u32) -> Result<Self, String> {
         let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
         let mut mount = Command::new("mount");
         mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]).arg(dir.path());
@@ -27,7 +27,7 @@ impl SmallDisk {
         }
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -4,6 +4,7 @@ mod bad_input;
 mod bystander;
 mod directory;
 mod disk;
+mod disk_tasks;
 mod fixed_settings;
 mod hostile;
 mod kit;

@@ -1,7 +1,10 @@
 //! Each call that a checkpoint makes fails in turn: the shard stops cleanly, and what was there before is there after.
 
+use std::sync::Arc;
+
 use tidemill_controller::TopicConfig;
-use tidemill_log::fs::{Effect, MemoryStorage};
+use tidemill_log::fs::{Call, DiskReserve, Effect, FaultyStorage, MemoryStorage, ReservedStorage};
+use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 
 use super::world::*;
 use crate::testing::batch;
@@ -95,9 +98,65 @@ fn a_full_disk_stops_the_shard_and_keeps_what_was_there() {
     assert!(full.to_string().contains("free the disk"), "{full}");
     let covered = world.shard.checkpointed();
     assert!(covered.is_some());
-    let storage = tidemill_log::fs::FaultyStorage::new(std::sync::Arc::new(world.memory.kill()));
+    let storage = FaultyStorage::new(Arc::new(world.memory.kill()));
     let again = open(&storage, &ShardConfig::new(SHARD)).unwrap();
     assert!(again.checkpointed() >= covered);
+}
+
+/// The disk is full at each call of a checkpoint that takes room, in turn, and the reserve stands behind it.
+#[test]
+fn a_full_disk_with_a_reserve_stops_nothing() {
+    let mut struck = 0;
+    for call in [Call::Open, Call::CreateDir, Call::Rename, Call::Write, Call::Resize] {
+        for nth in 1.. {
+            let before = loaded();
+            let memory = before.memory.kill();
+            let reserve = Arc::new(DiskReserve::new(Arc::new(memory.clone()), "reserve", 10_000));
+            reserve.ensure().unwrap();
+            let faulty = FaultyStorage::new(Arc::new(memory.clone()));
+            let storage = ReservedStorage::new(Arc::new(faulty.clone()), Arc::clone(&reserve));
+            let files = SegmentFiles::new(Arc::new(storage), SegmentFilesConfig::default());
+            let shard = Shard::open(ShardConfig::new(SHARD), &files).unwrap();
+            before.replay_on(&shard);
+            faulty.on_nth(Some(call), nth, Effect::DiskFull);
+            assert!(shard.has_files_to_let_go());
+            shard.checkpoint(&|_| Ok(())).unwrap();
+            assert_eq!(shard.state_hash().unwrap(), before.hash(), "{call:?} {nth}");
+            assert!(!shard.has_files_to_let_go());
+            if !faulty.has_struck() {
+                break;
+            }
+            assert!(!reserve.is_held().unwrap(), "{call:?} {nth}");
+            struck += 1;
+        }
+    }
+    assert!(struck > 5, "a checkpoint takes room more often than {struck} times");
+}
+
+#[test]
+fn files_that_a_reader_held_go_when_it_lets_go() {
+    let mut world = World::new();
+    world.one(adopt_topic(1, 1, 1, TopicConfig { segment_bytes: 1000, ..TopicConfig::default() }));
+    for _ in 0..8 {
+        world.one(append(partition(1, 0), batch(2).payload(vec![3; 400]).build()));
+    }
+    world.checkpoint();
+    assert!(!world.shard.has_files_to_let_go());
+    let logs = |world: &World| {
+        let names = world.list(&world.config.dir.join(partition(1, 0).to_string()));
+        names.iter().filter(|name| name.ends_with(".log")).count()
+    };
+    let before = logs(&world);
+    let pin = world.shard.snapshot().unwrap();
+    world.one(Unit::AdvanceLogStart { partition: partition(1, 0), offset: offset(8) });
+    assert!(world.shard.has_files_to_let_go());
+    world.checkpoint();
+    assert!(world.shard.has_files_to_let_go(), "the reader holds them");
+    assert_eq!(logs(&world), before);
+    drop(pin);
+    world.checkpoint();
+    assert!(!world.shard.has_files_to_let_go());
+    assert!(logs(&world) < before);
 }
 
 #[test]
@@ -106,7 +165,7 @@ fn a_failing_write_behind_stops_the_shard() {
     config.write_behind_bytes = 1;
     let mut world = World::with(config);
     world.one(adopt_topic(1, 1, 2, TopicConfig::default()));
-    world.faulty.on_nth(Some(tidemill_log::fs::Call::Write), 1, Effect::Fail);
+    world.faulty.on_nth(Some(Call::Write), 1, Effect::Fail);
     let changes = world.shard.changes();
     world.one(append(partition(1, 1), batch(2).build()));
     // Who follows the shard hears of it.
@@ -126,7 +185,7 @@ fn damage_to_the_state_file_is_told_not_followed() {
         let middle = bytes.len() / 2;
         bytes[..middle].fill(0xa5);
     });
-    let faulty = tidemill_log::fs::FaultyStorage::new(std::sync::Arc::new(storage));
+    let faulty = FaultyStorage::new(Arc::new(storage));
     let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
     assert!(error.to_string().contains("shard-01/state"), "{error}");
 }

@@ -120,11 +120,15 @@ impl World {
         self.replay();
     }
 
-    /// Applies the entries that the last checkpoint does not cover.
     fn replay(&self) {
-        let applied = self.shard.applied().last.map_or(0, |id| id.index.get());
+        self.replay_on(&self.shard);
+    }
+
+    /// Applies the entries that a shard's last checkpoint does not cover.
+    pub(super) fn replay_on(&self, shard: &Shard) {
+        let applied = shard.applied().last.map_or(0, |id| id.index.get());
         for (id, entry) in &self.log[usize::try_from(applied).unwrap()..] {
-            self.shard.apply(*id, entry).unwrap();
+            shard.apply(*id, entry).unwrap();
         }
     }
 
