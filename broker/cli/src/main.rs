@@ -2,12 +2,15 @@
 
 #![allow(clippy::disallowed_methods, reason = "the command line is where wall time and files come from")]
 
+// First: its `println!` is the one that all others use.
+#[macro_use]
+mod output;
+
 mod arguments;
 mod commands;
 mod connect;
 mod contexts;
 mod error;
-mod output;
 mod text;
 
 use std::process::ExitCode;

@@ -1,10 +1,47 @@
 //! Tables for people, JSON for programs.
+//!
+//! Everything that a command says goes through [`say`]: `print!` and `println!` are this crate's own. The standard ones
+//! panic where nobody reads any more, and `tidemill topic list | head -1` is an everyday thing to say.
+
+use std::fmt::Arguments;
+use std::io::{ErrorKind, Write};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use serde_json::Value;
 
 use crate::error::CliError;
+
+/// As the standard one, through [`say`].
+macro_rules! print {
+    ($($words:tt)*) => { $crate::output::say(format_args!($($words)*)) };
+}
+
+/// As the standard one, through [`say`].
+macro_rules! println {
+    () => { $crate::output::say(format_args!("\n")) };
+    ($($words:tt)*) => { $crate::output::say(format_args!("{}\n", format_args!($($words)*))) };
+}
+
+/// As the standard one; where nobody reads errors, nothing is left to be said.
+macro_rules! eprintln {
+    ($($words:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($words)*);
+    }};
+}
+
+/// Writes to standard output. A closed pipe is the reader's way to say that it has enough: the command ends quietly, and
+/// well. Where the output can't be written it ends with an error.
+pub(crate) fn say(words: Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    let Err(error) = out.write_fmt(words).and_then(|()| out.flush()) else { return };
+    if error.kind() == ErrorKind::BrokenPipe {
+        std::process::exit(0);
+    }
+    eprintln!("error: the output can't be written: {error}");
+    std::process::exit(1);
+}
 
 /// Prints a document as JSON where that was asked for; otherwise runs `human`.
 pub(crate) fn print(json: bool, document: &Value, human: impl FnOnce()) -> Result<(), CliError> {

@@ -6,6 +6,8 @@ use crate::arguments::Arguments;
 use crate::error::CliError;
 
 pub(crate) fn run(shell: clap_complete::Shell) -> Result<(), CliError> {
-    clap_complete::generate(shell, &mut Arguments::command(), "tidemill", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Arguments::command(), "tidemill", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
     Ok(())
 }

@@ -106,7 +106,9 @@ async fn serve(config: BrokerConfig, json: bool) -> Result<(), CliError> {
     {
         tracing::warn!(%error, "the authority's certificate was not left for other commands; they need --ca");
     }
-    announce(&broker, &data_dir, authority.as_deref(), json)?;
+    if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), json) {
+        tracing::debug!(%error, "nobody reads where the broker listens");
+    }
     let reason = tokio::select! {
         reason = signal() => reason,
         (shard, reason) = broker.failed() => {
@@ -125,7 +127,7 @@ fn announce(
     data_dir: &std::path::Path,
     authority: Option<&std::path::Path>,
     json: bool,
-) -> Result<(), CliError> {
+) -> std::io::Result<()> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     if json {
@@ -147,8 +149,7 @@ fn announce(
         }
         writeln!(out, "try: tidemill topic create plays --partitions 3")?;
     }
-    out.flush()?;
-    Ok(())
+    out.flush()
 }
 
 async fn signal() -> &'static str {
