@@ -8,6 +8,9 @@
 //! The controller only *decides*; other shards learn of it when their leaders propose `adopt` units with the
 //! versions found here.
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod apply_deployments;
 mod apply_plugins;
 mod apply_topics;

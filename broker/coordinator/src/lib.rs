@@ -4,6 +4,9 @@
 //! are the next offset to read, as in Kafka. What changed is handed out by [`Groups::take_changes`] as key-value
 //! objects for the shard's checkpoint and read back by [`Groups::restore`].
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod command;
 mod groups;
 

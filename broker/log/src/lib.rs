@@ -2,6 +2,8 @@
 //!
 //! This room knows positions and bytes; it knows neither topics nor clients.
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 #![warn(clippy::unwrap_used, clippy::indexing_slicing)]
 #![cfg_attr(
     test,

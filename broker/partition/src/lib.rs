@@ -13,6 +13,9 @@
 //! changed since the last checkpoint is handed out by [`Partition::take_changes`] as shared, immutable objects (apply
 //! goes on by copying what it changes next).
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod append;
 mod codec;
 mod epochs;

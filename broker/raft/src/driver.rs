@@ -49,6 +49,7 @@ pub struct CheckpointDriver(JoinHandle<()>);
 impl CheckpointDriver {
     /// Starts driving; ends when dropped. `short_of_room` says whether the disk is.
     #[must_use]
+    #[allow(clippy::disallowed_methods, reason = "the driver is a task by its nature; dropping it ends it")]
     pub fn start(
         config: CheckpointConfig,
         wal: Wal,

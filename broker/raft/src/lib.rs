@@ -13,6 +13,9 @@
 //!
 //! Architecture invariant: no other room names openraft, and nothing of it shows in this one's public types.
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod codec;
 mod config;
 mod driver;

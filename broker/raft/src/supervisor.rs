@@ -18,6 +18,7 @@ use crate::telemetry::StateTelemetry;
 use crate::types::TypeConfig;
 
 /// Starts watching. The task ends with the replica; it keeps none of it alive.
+#[allow(clippy::disallowed_methods, reason = "openraft runs in tasks; this one ends with its core")]
 pub(crate) fn spawn(
     shard: ShardId,
     raft: &Arc<Raft<TypeConfig, StateMachine>>,

@@ -20,6 +20,9 @@
 //! - A checkpoint never names an entry that the write-ahead log has not flushed.
 //! - After a failed write or sync nothing is applied or recorded any more: see [`Shard::poisoned`].
 
+// A core: see clippy.toml.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod apply;
 mod batch;
 mod codec;

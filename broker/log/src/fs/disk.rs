@@ -1,5 +1,7 @@
 //! The real file system.
 
+#![allow(clippy::disallowed_methods, reason = "this is the seam itself")]
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};

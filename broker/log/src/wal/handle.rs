@@ -454,6 +454,10 @@ fn is_refusal(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported)
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "one thread writes, so that one write is in flight; `close` joins both"
+)]
 fn start_threads(
     shared: Arc<Shared>,
     pool: Arc<Pool>,

@@ -90,7 +90,7 @@ impl Writer {
                 Durability::Replicated { flush_interval } => Some(flush_interval),
             },
             boot_id: config.boot_id,
-            salts: StdRng::seed_from_u64(config.salt_seed.unwrap_or_else(rand::random)),
+            salts: StdRng::seed_from_u64(config.salt_seed.unwrap_or_else(random_seed)),
             active: None,
             previous: recovered.previous,
             next_number: recovered.next_number,
@@ -210,7 +210,7 @@ impl Writer {
         self.next_sequence = first_sequence + u64::from(blocks);
         let end = Position { sequence: first_sequence + u64::from(end.block), offset: end.offset };
         self.previous = Some(PreviousSegment { number: active.header.number, end });
-        self.unsynced.since.get_or_insert_with(Instant::now);
+        self.unsynced.since.get_or_insert_with(now);
         self.note_written(first_sequence, batch);
         Ok(())
     }
@@ -234,7 +234,7 @@ impl Writer {
         let Some(active) = &self.active else {
             return Ok(());
         };
-        let begin = Instant::now();
+        let begin = now();
         active.file.file.sync_data().map_err(|source| ("fdatasync", source))?;
         metrics::histogram!("tidemill_wal_sync_seconds").record(begin.elapsed().as_secs_f64());
         self.flushed = self.next_sequence;
@@ -321,6 +321,20 @@ impl Writer {
         self.active = Some(Active { file, header, next_block });
         Ok(())
     }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "salts tell lives apart: only the configuration knows better, in tests"
+)]
+fn random_seed() -> u64 {
+    rand::random()
+}
+
+/// How long writes may stay unflushed is a promise about the machine's own time.
+#[allow(clippy::disallowed_methods, reason = "`flush_interval` is of this machine, and syncs are measured")]
+fn now() -> Instant {
+    Instant::now()
 }
 
 /// Remembers the failure for everyone who comes later. The error to hand out.

@@ -147,6 +147,7 @@ impl Inner {
             self.delete_leftovers(recorded, Vec::new(), Vec::new());
             return Ok(done);
         }
+        #[allow(clippy::disallowed_methods, reason = "measured, and nothing depends on it")]
         let started = std::time::Instant::now();
         let (frozen, deleted) = {
             let mut state = self.state.write();

@@ -227,6 +227,10 @@ pub(super) struct Thread {
 }
 
 impl Thread {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "writing behind is what runs beside apply; dropping this joins it"
+    )]
     pub(super) fn start(inner: Arc<Inner>) -> std::io::Result<Self> {
         let name = format!("write-behind-{}", inner.config.shard);
         let shared = Arc::clone(&inner);
