@@ -87,6 +87,14 @@ pub(crate) enum Command {
     State(state::State),
     /// How the broker and its shards are doing
     Status,
+    /// What the broker counts and measures
+    #[command(after_help = "\
+Examples:
+  tidemill metrics                                 as Prometheus reads it
+  tidemill metrics --json
+
+Scrapers get the same over HTTP where the broker has metrics.listen.")]
+    Metrics,
     /// Measure a broker with made-up records
     Bench(bench::Bench),
     /// Look into files of a stopped broker

@@ -38,20 +38,7 @@ pub enum CallFailureKind {
 
 impl CallFailure {
     pub(crate) fn of(deployment: &str, error: &CallError) -> Self {
-        let kind = match error {
-            CallError::Trapped { .. } => CallFailureKind::Trapped,
-            CallError::TimedOut { .. } => CallFailureKind::TimedOut,
-            CallError::OutOfMemory { .. } => CallFailureKind::OutOfMemory,
-            CallError::BadAnswer(_) | CallError::WrongInterface(_) => CallFailureKind::BadAnswer,
-            CallError::Failed(Failure::Retry(_)) => CallFailureKind::Failed { retry: true },
-            CallError::Failed(Failure::Reject(_)) | CallError::InitRefused(_) => {
-                CallFailureKind::Failed { retry: false }
-            }
-            CallError::HostFailed(_) | CallError::NoCapacity(_) | CallError::Discarded => {
-                CallFailureKind::Broker
-            }
-        };
-        Self { kind, message: format!("{deployment}: {error}") }
+        Self { kind: CallFailureKind::of(error), message: format!("{deployment}: {error}") }.counted()
     }
 
     pub(crate) fn stopped(deployment: &str) -> Self {
@@ -67,7 +54,41 @@ impl CallFailure {
 
     pub(crate) fn answer(deployment: &str, reason: impl std::fmt::Display) -> Self {
         let message = format!("{deployment}: the plugin gave a bad answer: {reason}");
-        Self { kind: CallFailureKind::BadAnswer, message }
+        Self { kind: CallFailureKind::BadAnswer, message }.counted()
+    }
+
+    /// Deployments count for themselves; this is over all of them, and for what belongs to none.
+    fn counted(self) -> Self {
+        metrics::counter!("tidemill_plugin_failures_total", "kind" => self.kind.name()).increment(1);
+        self
+    }
+}
+
+impl CallFailureKind {
+    fn of(error: &CallError) -> Self {
+        match error {
+            CallError::Trapped { .. } => Self::Trapped,
+            CallError::TimedOut { .. } => Self::TimedOut,
+            CallError::OutOfMemory { .. } => Self::OutOfMemory,
+            CallError::BadAnswer(_) | CallError::WrongInterface(_) => Self::BadAnswer,
+            CallError::Failed(Failure::Retry(_)) => Self::Failed { retry: true },
+            CallError::Failed(Failure::Reject(_)) | CallError::InitRefused(_) => {
+                Self::Failed { retry: false }
+            }
+            CallError::HostFailed(_) | CallError::NoCapacity(_) | CallError::Discarded => Self::Broker,
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Trapped => "trapped",
+            Self::TimedOut => "timed-out",
+            Self::OutOfMemory => "out-of-memory",
+            Self::BadAnswer => "bad-answer",
+            Self::Failed { .. } => "failed",
+            Self::BadBatch => "bad-batch",
+            Self::Broker => "broker",
+        }
     }
 }
 
@@ -182,7 +203,7 @@ fn compile_code(error: &CompileError) -> ErrorCode {
 }
 
 fn call_code(error: &CallError) -> ErrorCode {
-    match CallFailure::of("", error).kind {
+    match CallFailureKind::of(error) {
         CallFailureKind::Trapped => ErrorCode::PluginTrapped,
         CallFailureKind::TimedOut => ErrorCode::PluginTimedOut,
         CallFailureKind::OutOfMemory => ErrorCode::PluginOutOfMemory,

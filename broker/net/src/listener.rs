@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use quinn::Runtime as _;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
+use crate::garbage::CountingSocket;
 use crate::transport::{bind_socket, server_endpoint_config, transport_config};
-use crate::{BindError, Connection, NetConfig, NetLimits};
+use crate::{BindError, Connection, LogBudget, NetConfig, NetLimits};
 
 /// How long [`Listener::close`] waits for peers to take notice.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,11 +44,13 @@ impl Listener {
             .incoming_buffer_size_total(limits.incoming_bytes_total_max);
         let socket = bind_socket(listen, limits.socket_buffer_bytes).map_err(socket_error)?;
         let local = socket.local_addr().map_err(socket_error)?;
-        let endpoint = quinn::Endpoint::new(
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let socket = runtime.wrap_udp_socket(socket).map_err(socket_error)?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(
             server_endpoint_config(&limits, reset),
             Some(server),
-            socket,
-            Arc::new(quinn::TokioRuntime),
+            CountingSocket::new(socket),
+            runtime,
         )
         .map_err(socket_error)?;
 
@@ -132,8 +136,11 @@ impl Door {
 }
 
 fn refuse(incoming: quinn::Incoming, why: &'static str) {
+    static LINES: LogBudget = LogBudget::new();
     metrics::counter!("tidemill_net_refused_connections_total").increment(1);
-    tracing::debug!(peer = %incoming.remote_address(), "refused a connection: {why}");
+    if let Some(left_out) = LINES.take() {
+        tracing::info!(peer = %incoming.remote_address(), left_out, "refused a connection: {why}");
+    }
     incoming.refuse();
 }
 
@@ -149,22 +156,22 @@ async fn shake_hands(
     drop(permit);
     let connection = match outcome {
         Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => {
-            metrics::counter!("tidemill_net_failed_handshakes_total").increment(1);
-            tracing::debug!(%peer, %error, "a handshake failed");
-            return;
-        }
-        Err(_) => {
-            metrics::counter!("tidemill_net_failed_handshakes_total").increment(1);
-            tracing::debug!(%peer, "a handshake took too long");
-            return;
-        }
+        Ok(Err(error)) => return handshake_failed(peer, &error),
+        Err(_) => return handshake_failed(peer, &"it took too long"),
     };
     metrics::counter!("tidemill_net_connections_total").increment(1);
     let identity = peer_subject(&connection);
     let connection = Connection::new(connection, identity, limits.frames, slot);
     // Nobody accepts any more: dropping the connection closes it.
     let _ = hand_over.send(connection).await;
+}
+
+fn handshake_failed(peer: SocketAddr, why: &dyn std::fmt::Display) {
+    static LINES: LogBudget = LogBudget::new();
+    metrics::counter!("tidemill_net_failed_handshakes_total").increment(1);
+    if let Some(left_out) = LINES.take() {
+        tracing::info!(%peer, left_out, "a handshake failed: {why}");
+    }
 }
 
 /// Subject of the verified client certificate, as `CN=..., O=...`.

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand, Durability};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
@@ -28,6 +29,7 @@ use crate::context::Context;
 use crate::data_dir::{DataDir, DataDirError, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
 use crate::machine::Machine;
+use crate::metrics_endpoint::MetricsEndpoint;
 use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -41,6 +43,7 @@ const LEADING_PATIENCE: Duration = Duration::from_secs(60);
 pub struct Broker {
     context: Arc<Context>,
     listener: Arc<Listener>,
+    metrics_addr: Option<SocketAddr>,
     data_dir: DataDir,
     wal: Wal,
     checkpoints: CheckpointDriver,
@@ -118,6 +121,14 @@ pub enum StartError {
     /// The socket.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// The socket for metrics.
+    #[error("metrics.listen: {address} can't be listened on: {source}")]
+    Metrics {
+        /// Which address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The data directory's identity can't be written.
     #[error("the data directory can't be written: {0}")]
     Write(std::io::Error),
@@ -161,6 +172,8 @@ impl Broker {
             tls: tls(&config, &data_dir)?,
             limits: net_limits(&config),
         })?;
+        let endpoint = metrics_endpoint(&config, &metrics).await?;
+        let metrics_addr = endpoint.as_ref().and_then(|endpoint| endpoint.local_addr().ok());
         let addresses = match config.advertise.as_slice() {
             [] => vec![listener.local_addr().to_string()],
             named => named.to_vec(),
@@ -193,18 +206,25 @@ impl Broker {
         );
         let mut background = start_background(&context, &stopping);
         background.push(tokio::spawn(disk_watch.run(stopping.clone())));
+        background.extend(endpoint.map(|endpoint| tokio::spawn(endpoint.run(stopping.clone()))));
         background.push(follower);
 
         let listener = Arc::new(listener);
         let accepting = tokio::spawn(accept(Arc::clone(&listener), Arc::clone(&context)));
         tracing::info!(address = %listener.local_addr(), cluster = %context.meta.cluster, "serving");
-        Ok(Self { context, listener, data_dir, wal, checkpoints, accepting, background })
+        Ok(Self { context, listener, metrics_addr, data_dir, wal, checkpoints, accepting, background })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    /// Where it answers for metrics over HTTP, if it does.
+    #[must_use]
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
     }
 
     /// The cluster that this broker belongs to.
@@ -269,6 +289,15 @@ impl Broker {
         }
         tracing::info!(clean, "stopped");
     }
+}
+
+async fn metrics_endpoint(
+    config: &BrokerConfig,
+    metrics: &PrometheusHandle,
+) -> Result<Option<MetricsEndpoint>, StartError> {
+    let Some(address) = config.metrics.listen else { return Ok(None) };
+    let bound = MetricsEndpoint::bind(address, metrics.clone()).await;
+    bound.map(Some).map_err(|source| StartError::Metrics { address, source })
 }
 
 fn open_data_dir(config: &BrokerConfig) -> Result<DataDir, StartError> {

@@ -41,6 +41,8 @@ pub struct BrokerConfig {
     pub limits: LimitSettings,
     /// Plugins.
     pub plugins: PluginSettings,
+    /// Metrics over HTTP.
+    pub metrics: MetricsSettings,
     /// How long a shutdown waits for what is under way.
     pub shutdown_grace_ms: u64,
 }
@@ -147,6 +149,16 @@ pub struct PluginSettings {
     pub log_bytes_max: usize,
 }
 
+/// Metrics over HTTP, for scrapers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSettings {
+    /// The TCP address that answers `GET /metrics`; none: there is none.
+    pub listen: Option<SocketAddr>,
+    /// Answer beyond loopback: whoever reaches the address may read the metrics.
+    pub insecure: bool,
+}
+
 const MIB: usize = 1 << 20;
 
 impl Default for BrokerConfig {
@@ -168,6 +180,7 @@ impl Default for BrokerConfig {
             storage: StorageSettings::default(),
             limits: LimitSettings::default(),
             plugins: PluginSettings::default(),
+            metrics: MetricsSettings::default(),
             shutdown_grace_ms: 10_000,
         }
     }
@@ -308,6 +321,12 @@ impl BrokerConfig {
                 "beyond loopback clients must show who they are: give --client-ca FILE, or say --insecure",
             );
         }
+        if self.metrics.listen.is_some_and(|listen| !listen.ip().is_loopback()) && !self.metrics.insecure {
+            return invalid(
+                "metrics.listen",
+                "metrics are served without TLS and to whoever asks: stay on loopback, or say metrics.insecure = true",
+            );
+        }
         if self.shards.is_some_and(|shards| shards == 0 || shards > 1024) {
             return invalid("shards", "between 1 and 1024");
         }
@@ -393,6 +412,17 @@ mod tests {
         assert!(error.contains("--client-ca") && error.contains("--insecure"), "{error}");
         let decided = flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true")]);
         BrokerConfig::load(None, &decided).expect("said so");
+    }
+
+    #[test]
+    fn metrics_beyond_loopback_need_a_decision_too() {
+        let open = flags(&[("metrics.listen", "0.0.0.0:9464")]);
+        let error = BrokerConfig::load(None, &open).expect_err("refused").to_string();
+        assert!(error.contains("metrics.insecure"), "{error}");
+        let decided = flags(&[("metrics.listen", "0.0.0.0:9464"), ("metrics.insecure", "true")]);
+        BrokerConfig::load(None, &decided).expect("said so");
+        let here = BrokerConfig::load(None, &flags(&[("metrics.listen", "127.0.0.1:0")])).expect("loopback");
+        assert!(here.metrics.listen.is_some() && BrokerConfig::default().metrics.listen.is_none());
     }
 
     #[test]

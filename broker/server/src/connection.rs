@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 
 use crate::context::Context;
 use crate::handlers::{control, produce, request, routed, subscribe};
+use crate::refusals::{self, Refused};
 
 /// A stream that says nothing for so long after it was opened is dropped.
 const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
@@ -29,7 +30,7 @@ pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
         }
         Err(error) => {
             metrics::counter!("tidemill_refused_hellos_total").increment(1);
-            tracing::debug!(%peer, %error, "a client was refused");
+            refusals::note(Refused::Connection, &peer, &error);
             connection.close(error.code, &error.message);
         }
     }
@@ -88,7 +89,7 @@ async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream)
         Ok(Ok(opened)) => opened,
         Ok(Err(error)) => {
             metrics::counter!("tidemill_bad_streams_total").increment(1);
-            tracing::debug!(client = %client.0, %error, "a stream was refused");
+            refusals::note(Refused::Stream, &client.0, &error);
             return;
         }
         Err(_) => return,
@@ -138,10 +139,15 @@ pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
 
 /// What a peer is told, and the log says, of a frame that does not read.
 pub(crate) fn read_error(error: &ReadError) -> Error {
-    metrics::counter!("tidemill_bad_frames_total").increment(1);
     let code = match error {
         ReadError::Frame(tidemill_protocol::frame::FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
         _ => ErrorCode::BadFrame,
     };
-    Error::new(code, error.to_string())
+    let told = Error::new(code, error.to_string());
+    // A peer that resets or goes is nothing to complain of.
+    if matches!(error, ReadError::Frame(_)) {
+        metrics::counter!("tidemill_bad_frames_total").increment(1);
+        refusals::note(Refused::Frame, &"", &told);
+    }
+    told
 }

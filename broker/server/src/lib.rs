@@ -20,9 +20,11 @@ mod errors;
 mod handlers;
 mod machine;
 mod maintenance;
+mod metrics_endpoint;
 mod outbox;
 mod plans;
 mod producer_ids;
+mod refusals;
 mod shards;
 mod task_port;
 mod telemetry;
@@ -31,8 +33,8 @@ mod wiring;
 
 pub use broker::{Broker, StartError};
 pub use config::{
-    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, PluginSettings,
-    SHARDS_DEFAULT, StorageSettings, WalSettings,
+    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, MetricsSettings,
+    PluginSettings, SHARDS_DEFAULT, StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
 pub use machine::{Clock, Machine};

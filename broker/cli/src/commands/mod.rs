@@ -8,6 +8,7 @@ pub(crate) mod deploy;
 pub(crate) mod deployment;
 pub(crate) mod group;
 pub(crate) mod inspect;
+mod metrics;
 pub(crate) mod plugin;
 pub(crate) mod produce;
 pub(crate) mod server;
@@ -38,6 +39,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::State(state) => state::run(state, connect(&connection).await?, json).await,
         Command::Status => status::run(connect(&connection).await?, json).await,
+        Command::Metrics => metrics::run(connect(&connection).await?, json).await,
         Command::Bench(bench) => bench::run(bench, connect(&connection).await?, json).await,
         Command::Completions { .. } | Command::Inspect(_) | Command::CompileWorker => Ok(()),
     }

@@ -136,6 +136,7 @@ fn announce(
             "cluster": broker.cluster().to_string(),
             "data_dir": data_dir,
             "ca": authority,
+            "metrics": broker.metrics_addr().map(|address| address.to_string()),
         });
         writeln!(out, "{document}")?;
     } else {
@@ -146,6 +147,9 @@ fn announce(
                 "its authority is {}; commands on this machine find it by the port",
                 authority.display()
             )?;
+        }
+        if let Some(metrics) = broker.metrics_addr() {
+            writeln!(out, "metrics are at http://{metrics}/metrics")?;
         }
         writeln!(out, "try: tidemill topic create plays --partitions 3")?;
     }

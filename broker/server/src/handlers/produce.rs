@@ -23,6 +23,7 @@ use crate::context::Context;
 use crate::errors;
 use crate::handlers::acks::{self, AckQueue};
 use crate::plans;
+use crate::refusals;
 use crate::view::ViewReader;
 
 /// Serves a produce stream until it ends.
@@ -145,8 +146,7 @@ impl Producing {
         match self.submit(frame.payload).await {
             Ok(submitted) => Answer { request_id, state: submitted },
             Err(error) => {
-                metrics::counter!("tidemill_produce_refused_total", "code" => error_name(&error))
-                    .increment(1);
+                refusals::batch(&self.topic.name, &error);
                 Answer { request_id, state: AnswerState::Refused(Box::new(error)) }
             }
         }
@@ -231,10 +231,6 @@ impl Producing {
         }
         Ok(())
     }
-}
-
-fn error_name(error: &Error) -> &'static str {
-    error.error_code().map_or("UNKNOWN", ErrorCode::name)
 }
 
 /// One acknowledgement on its way.

@@ -9,6 +9,7 @@ use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
 use crate::connection::{ClientName, Opened};
 use crate::context::Context;
 use crate::handlers::{deployments, groups, metadata, offsets, plugins, state, status, topics};
+use crate::refusals::{self, Refused};
 
 /// Answers one request.
 pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
@@ -31,8 +32,8 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
         }
     };
     if let Some(error) = &reply.error {
-        metrics::counter!("tidemill_requests_failed_total").increment(1);
-        tracing::debug!(client = %client.0, %error, "a request failed");
+        metrics::counter!("tidemill_requests_failed_total", "code" => refusals::code(error)).increment(1);
+        refusals::note(Refused::Request, &client.0, error);
     }
     if writer.send(&reply, &[]).await.is_ok() {
         let _ = writer.finish().await;

@@ -26,6 +26,7 @@ use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::handlers::acks::{self, AckQueue};
 use crate::plans;
+use crate::refusals;
 use crate::view::ViewReader;
 
 /// Serves a routed produce stream until it ends.
@@ -105,7 +106,10 @@ impl Routing {
             expected += 1;
             let answer = match self.submit(&header, frame).await {
                 Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
-                Err(error) => std::future::ready(refused(header.request_id, error)).boxed(),
+                Err(error) => {
+                    refusals::batch(&self.topic.name, &error);
+                    std::future::ready(refused(header.request_id, error)).boxed()
+                }
             };
             if self.acknowledged {
                 if !answers.push(answer).await {

@@ -27,6 +27,7 @@ pub struct TestBroker {
     home: Home,
     address: SocketAddr,
     authority: PathBuf,
+    metrics: Option<SocketAddr>,
     process: Option<Process>,
     starts: u32,
 }
@@ -58,6 +59,7 @@ struct Process {
 struct Announcement {
     listening: SocketAddr,
     ca: PathBuf,
+    metrics: Option<SocketAddr>,
 }
 
 impl TestBroker {
@@ -78,7 +80,8 @@ impl TestBroker {
             }
         };
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut broker = Self { options, home, address, authority: PathBuf::new(), process: None, starts: 0 };
+        let authority = PathBuf::new();
+        let mut broker = Self { options, home, address, authority, metrics: None, process: None, starts: 0 };
         broker.restart().await?;
         Ok(broker)
     }
@@ -143,6 +146,12 @@ impl TestBroker {
     #[must_use]
     pub fn authority(&self) -> &Path {
         &self.authority
+    }
+
+    /// Where it answers for metrics over HTTP, if it does.
+    #[must_use]
+    pub const fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics
     }
 
     /// Its data directory.
@@ -270,6 +279,7 @@ impl TestBroker {
             serde_json::from_str(&line).map_err(|_| WorldError::BadAnnouncement { line })?;
         self.address = announced.listening;
         self.authority = announced.ca;
+        self.metrics = announced.metrics;
         Ok(())
     }
 }

@@ -8,6 +8,7 @@ mod disk_tasks;
 mod fixed_settings;
 mod hostile;
 mod kit;
+mod metrics;
 mod path_plugins;
 mod produce_consume;
 mod raw;

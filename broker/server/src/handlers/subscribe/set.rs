@@ -20,6 +20,7 @@ use super::filtering::Filtering;
 use super::partition::{Removal, Subscribed, out_of_range, resolve};
 use crate::context::Context;
 use crate::errors;
+use crate::refusals::{self, Refused};
 
 /// Payload of one data frame where the client names no size.
 const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
@@ -257,7 +258,8 @@ impl SubscriptionSet {
 
     async fn fail(&mut self, id: u32, generation: u64, error: Error) -> Result<(), WriteError> {
         self.partitions.remove(&id);
-        metrics::counter!("tidemill_subscribe_failed_total").increment(1);
+        metrics::counter!("tidemill_subscribe_failed_total", "code" => refusals::code(&error)).increment(1);
+        refusals::note(Refused::Subscription, &"", &error);
         let failed = SubscribeFailed { id, generation, error: Some(error) };
         self.send(subscribe_event::Kind::Failed(failed), &[]).await
     }

@@ -1,0 +1,79 @@
+//! Lines of the broker's log that strangers cause: so many, and no more.
+
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+/// Lines that may come at once.
+const BURST: u32 = 10;
+/// One more each time so much has passed.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much may be logged of one kind. Counters tell the rest.
+#[derive(Debug)]
+pub struct LogBudget {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    lines: u32,
+    earned_at: Option<Instant>,
+    left_out: u64,
+}
+
+impl LogBudget {
+    /// A full budget.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { state: Mutex::new(State { lines: BURST, earned_at: None, left_out: 0 }) }
+    }
+
+    /// Whether a line may be written now: if so, how many were left out since the last one.
+    pub fn take(&self) -> Option<u64> {
+        self.take_at(Instant::now())
+    }
+
+    fn take_at(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state.lock();
+        let since = state.earned_at.map_or(Duration::ZERO, |at| now.saturating_duration_since(at));
+        let earned = u32::try_from(since.as_nanos() / LINE_INTERVAL.as_nanos()).unwrap_or(u32::MAX);
+        if earned > 0 || state.earned_at.is_none() {
+            state.earned_at = Some(now);
+            state.lines = state.lines.saturating_add(earned).min(BURST);
+        }
+        if state.lines == 0 {
+            state.left_out += 1;
+            return None;
+        }
+        state.lines -= 1;
+        Some(std::mem::take(&mut state.left_out))
+    }
+}
+
+impl Default for LogBudget {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_a_few_lines_and_a_number() {
+        let budget = LogBudget::new();
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let written = (0..1_000).filter(|_| budget.take_at(start).is_some()).count();
+        assert_eq!(written, 10);
+        assert_eq!(budget.take_at(at(1)), Some(990));
+        assert_eq!(budget.take_at(at(1)), None);
+        assert_eq!(budget.take_at(at(3)), Some(1), "two were earned");
+        assert_eq!(budget.take_at(at(3)), Some(0));
+        assert_eq!(budget.take_at(at(3)), None);
+        let later = (0..1_000).filter(|_| budget.take_at(at(1_000)).is_some()).count();
+        assert_eq!(later, 10, "silence earns no more than a burst");
+    }
+}
