@@ -320,9 +320,14 @@ async fn open_shards(
     Ok((wal, replicas))
 }
 
+/// Bytes of frames that the write-ahead log writes at once: the largest gathered entry and what frames it, so that its
+/// buffers need not grow for one.
+const WAL_WRITE_BYTES_MAX: usize = (4 << 20) + (64 << 10);
+
 fn wal_config(config: &BrokerConfig) -> WalConfig {
+    let defaults = WalConfig { segment_bytes: config.wal.segment_bytes, ..WalConfig::new("wal") };
     WalConfig {
-        segment_bytes: config.wal.segment_bytes,
+        write_bytes_max: WAL_WRITE_BYTES_MAX.min(defaults.entry_bytes_max()),
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
@@ -332,7 +337,7 @@ fn wal_config(config: &BrokerConfig) -> WalConfig {
                 flush_interval: Duration::from_millis(config.wal.flush_interval_ms),
             },
         },
-        ..WalConfig::new("wal")
+        ..defaults
     }
 }
 

@@ -98,6 +98,9 @@ async fn produce(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
     report_rate("produced and acknowledged", records, records * bench.record_bytes, started.elapsed(), json)
 }
 
+/// The longest latency that is told from longer ones, in microseconds.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
 async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliError> {
     let value = value(bench)?;
     let producer = client
@@ -106,7 +109,9 @@ async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
         .build()
         .await
         .map_err(|error| CliError::other(error.to_string()))?;
-    let mut histogram = Histogram::<u64>::new(3).map_err(|error| CliError::other(error.to_string()))?;
+    // Bounds of its own: one that grows by itself cuts values that are recorded saturating.
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, LATENCY_US_MAX, 3)
+        .map_err(|error| CliError::other(error.to_string()))?;
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(bench.rate.max(1))));
     let until = Instant::now() + Duration::from_secs_f64(bench.seconds);
     let (report, mut latencies) = tokio::sync::mpsc::unbounded_channel();
