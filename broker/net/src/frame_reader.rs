@@ -1,16 +1,23 @@
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tidemill_protocol::frame::{
     FRAME_LENGTH_BYTES, FRAME_PREFIX_BYTES, FrameError, FrameLimits, RawFrame, rest_length,
 };
 
+use tokio::time::Instant;
+
 use crate::ReadError;
+use crate::receiving::{Charge, ReceiveBudget};
 
 /// Bytes of the header's length field, which the frame's length counts.
 const HEADER_LENGTH_BYTES: usize = FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES;
 /// Chunks taken from quinn under one lock.
 const CHUNKS_PER_READ: usize = 32;
+/// What a payload's buffer begins with: a usual batch lies in it without a move, and an announced length alone takes no
+/// more than this.
+const BUFFER_BYTES_FIRST: usize = (1 << 20) + (64 << 10);
 
 /// Reads whole frames from a stream.
 ///
@@ -24,6 +31,10 @@ pub struct FrameReader {
     chunks_bytes: usize,
     partial: Option<Partial>,
     limits: FrameLimits,
+    /// For the frame that is being received, then for the one that the handler has.
+    charge: Charge,
+    /// How long a frame may take from its first byte to its last.
+    deadline: Duration,
 }
 
 /// A frame whose header is here and whose payload is not complete.
@@ -32,11 +43,18 @@ struct Partial {
     header: Bytes,
     payload: BytesMut,
     missing: usize,
+    begun: Instant,
 }
 
 impl FrameReader {
-    pub(crate) fn new(stream: quinn::RecvStream, limits: FrameLimits) -> Self {
-        Self { stream, chunks: VecDeque::new(), chunks_bytes: 0, partial: None, limits }
+    pub(crate) fn new(
+        stream: quinn::RecvStream,
+        limits: FrameLimits,
+        budget: &ReceiveBudget,
+        deadline: Duration,
+    ) -> Self {
+        let (chunks, charge) = (VecDeque::new(), budget.charge());
+        Self { stream, chunks, chunks_bytes: 0, partial: None, limits, charge, deadline }
     }
 
     /// Changes the limits for frames from the next one on.
@@ -44,29 +62,30 @@ impl FrameReader {
         self.limits = limits;
     }
 
-    /// The next frame; `None` where the stream ended between two frames.
+    /// The next frame; `None` where the stream ended between two frames. The memory of the frame before counts as the
+    /// caller's own from here on.
     ///
     /// Cancel-safe: what was read stays for the next call.
     ///
     /// # Errors
     /// See [`ReadError`]. After one the stream is of no further use.
     pub async fn next(&mut self) -> Result<Option<RawFrame>, ReadError> {
+        if self.partial.is_none() {
+            self.charge.clear();
+        }
         loop {
             if let Some(frame) = self.take_buffered()? {
                 return Ok(Some(frame));
             }
-            if !self.fill().await? {
+            if !self.fill_in_time().await? {
                 let received = self.received();
                 return if received == 0 { Ok(None) } else { Err(FrameError::Truncated { received }.into()) };
             }
         }
     }
 
-    /// A frame that is already here in full, without waiting: lets a handler take what arrived together as one.
-    ///
-    /// # Errors
-    /// See [`ReadError`].
-    pub fn take_buffered(&mut self) -> Result<Option<RawFrame>, ReadError> {
+    /// A frame that is already here in full.
+    fn take_buffered(&mut self) -> Result<Option<RawFrame>, ReadError> {
         if self.partial.is_none() && !self.begin()? {
             return Ok(None);
         }
@@ -74,6 +93,14 @@ impl FrameReader {
         while partial.missing > 0 {
             let Some(chunk) = self.chunks.front_mut() else { return Ok(None) };
             let take = partial.missing.min(chunk.len());
+            if partial.payload.len() + take > partial.payload.capacity() {
+                // Twice as much, and never more than the frame takes.
+                let more = partial.missing.min(partial.payload.capacity().max(take));
+                if !self.charge.raise_to(partial.payload.len() + more) {
+                    return Err(ReadError::Overloaded);
+                }
+                partial.payload.reserve(more);
+            }
             partial.payload.put_slice(&chunk[..take]);
             partial.missing -= take;
             self.chunks_bytes -= take;
@@ -122,9 +149,14 @@ impl FrameReader {
         if self.chunks_bytes < FRAME_PREFIX_BYTES + header {
             return Ok(false);
         }
+        let capacity = missing.min(BUFFER_BYTES_FIRST);
+        if !self.charge.raise_to(capacity) {
+            return Err(ReadError::Overloaded);
+        }
         self.skip(FRAME_PREFIX_BYTES);
         let header = self.take(header);
-        self.partial = Some(Partial { header, payload: BytesMut::with_capacity(missing), missing });
+        let payload = BytesMut::with_capacity(capacity);
+        self.partial = Some(Partial { header, payload, missing, begun: Instant::now() });
         Ok(true)
     }
 
@@ -171,6 +203,16 @@ impl FrameReader {
             self.skip(step);
         }
         bytes.freeze()
+    }
+
+    /// As [`Self::fill`]; a frame that was begun has an end to its time.
+    async fn fill_in_time(&mut self) -> Result<bool, ReadError> {
+        let Some(partial) = &self.partial else { return self.fill().await };
+        let (received, until) = (partial.payload.len(), partial.begun + self.deadline);
+        match tokio::time::timeout_at(until, self.fill()).await {
+            Ok(filled) => filled,
+            Err(_) => Err(ReadError::TooSlow { received, seconds: self.deadline.as_secs() }),
+        }
     }
 
     /// Waits for more bytes; `false` at the end of the stream.

@@ -154,6 +154,7 @@ impl Broker {
             producer_ids: ProducerIds::new(shards.clone()),
             disk: DiskState::default(),
             wal: wal.clone(),
+            uploads: crate::context::uploads(),
             stopping: stopping.clone(),
             config,
             meta,
@@ -495,6 +496,9 @@ fn net_limits(config: &BrokerConfig) -> NetLimits {
         connections_max: config.limits.connections_max,
         streams_max: config.limits.streams_max,
         frames: FrameLimits { frame_bytes_max: config.limits.frame_bytes_max, ..FrameLimits::default() },
+        receiving_bytes_max: config.limits.receiving_bytes_max,
+        connection_receiving_bytes_max: (config.limits.receiving_bytes_max / 4)
+            .max(config.limits.frame_bytes_max),
         ..NetLimits::default()
     }
 }

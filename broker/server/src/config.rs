@@ -99,6 +99,8 @@ pub struct LimitSettings {
     pub streams_max: u32,
     /// One frame.
     pub frame_bytes_max: usize,
+    /// Frames on their way in, over all connections; one connection may take a quarter of it.
+    pub receiving_bytes_max: usize,
     /// One record.
     pub record_bytes_max: u32,
     /// Records of one batch, decompressed.
@@ -203,6 +205,7 @@ impl Default for LimitSettings {
             connections_max: 4096,
             streams_max: 4096,
             frame_bytes_max: 18 * MIB,
+            receiving_bytes_max: 1 << 30,
             record_bytes_max: 8 << 20,
             decompressed_bytes_max: 64 * MIB,
             produce_in_flight_max: 32,
@@ -304,6 +307,9 @@ impl BrokerConfig {
         }
         if self.limits.frame_bytes_max < 64 << 10 {
             return invalid("limits.frame_bytes_max", "at least 64 KiB");
+        }
+        if self.limits.receiving_bytes_max < self.limits.frame_bytes_max {
+            return invalid("limits.receiving_bytes_max", "at least limits.frame_bytes_max");
         }
         if self.limits.produce_in_flight_max == 0 || self.limits.produce_in_flight_max > 32 {
             return invalid(
