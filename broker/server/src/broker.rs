@@ -279,7 +279,9 @@ async fn open_shards(
         .map_err(|_| StartError::Interrupted)??;
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
-    let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());
+    let page_cache_bytes = Some(config.storage.page_cache_bytes);
+    let files_config = SegmentFilesConfig { page_cache_bytes, ..SegmentFilesConfig::default() };
+    let files = SegmentFiles::new(Arc::clone(storage), files_config);
     // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
     const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
     let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);

@@ -81,6 +81,8 @@ pub struct StorageSettings {
     pub checkpoint_bytes: u64,
     /// Newest records kept in memory over all shards.
     pub tail_cache_bytes: usize,
+    /// Newest bytes of segments left in the page cache; older ones are given back to the system.
+    pub page_cache_bytes: u64,
     /// How often retention looks for what may go.
     pub retention_interval_ms: u64,
     /// Produce is refused when less than this is free; retention may still free space.
@@ -192,6 +194,7 @@ impl Default for StorageSettings {
         Self {
             checkpoint_bytes: 256 << 20,
             tail_cache_bytes: 64 * MIB,
+            page_cache_bytes: 256 << 20,
             retention_interval_ms: 30_000,
             disk_free_min_bytes: 1 << 30,
             disk_reserve_bytes: 64 << 20,
