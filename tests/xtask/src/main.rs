@@ -1,5 +1,6 @@
 //! The project's own commands: what README tells a newcomer, and what CI runs.
 
+mod bench;
 mod chaos;
 mod check;
 mod demo;
@@ -37,6 +38,8 @@ enum Command {
     Plugins(plugins::Arguments),
     /// Kill the broker at random under load for a while, and check that nothing was lost, doubled or reordered.
     Chaos(chaos::Arguments),
+    /// Measure a release build beside what the machine gives without a broker.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
         Command::Fix => check::fix(),
         Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),
         Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
