@@ -206,9 +206,7 @@ impl Controller {
         if let Some(topic) = record.topics.first().copied().filter(|topic| self.topics.contains_key(topic)) {
             match record.spec.kind {
                 DeploymentKind::Partitioner => self.bind_partitioner(topic, None),
-                DeploymentKind::ProduceFilter => {
-                    self.change_topic(topic, |topic| topic.produce_filter = None);
-                }
+                DeploymentKind::ProduceFilter => self.unbind_produce_filter(topic),
                 DeploymentKind::SubscriptionFilter | DeploymentKind::Consumer => {}
             }
         }
@@ -216,11 +214,8 @@ impl Controller {
     }
 
     pub(crate) fn forget_deployment(&mut self, id: DeploymentId) -> ControllerReply {
-        // A topic that remembers it as a past partitioner may still need its component.
-        let remembered = self
-            .topics
-            .values()
-            .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(id)));
+        // A topic that remembers it as a past partitioner or filter may still need its component.
+        let remembered = self.topics.values().any(|topic| topic.remembers(id));
         if !remembered && self.deployments.get(&id).is_some_and(|record| record.deleted) {
             self.deployments.remove(&id);
             self.note_change(ObjectKey::Deployment(id));

@@ -152,7 +152,6 @@ async fn a_produce_filter_may_drop_instead() -> Outcome<()> {
 }
 
 /// There is no way around a topic's filter.
-#[ignore = "routed produce is refused where there is a produce filter: open"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_produce_filter_sees_routed_records_too() -> Outcome<()> {
     let (_broker, client) = broker().await?;
