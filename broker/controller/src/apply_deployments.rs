@@ -18,17 +18,12 @@ impl Controller {
     ) -> Result<ControllerReply, ControllerError> {
         let name = spec.name.to_string();
         if let Some(existing) = self.deployment_by_name(&name) {
-            let asked = DeploymentSpec { version: existing.spec.version.clone(), ..spec.clone() };
-            // The very same again: a proposal whose outcome was unknown came twice.
-            let same = existing.spec == asked
-                && spec
-                    .version
-                    .as_ref()
-                    .is_none_or(|version| Some(version) == existing.spec.version.as_ref());
-            return if same {
-                Ok(ControllerReply::Deployment(Box::new(existing.clone())))
-            } else {
-                Err(ControllerError::DeploymentExists(name))
+            // The very same again: a request or proposal whose outcome was unknown came twice.
+            let version = self.plugin_for(spec).ok().map(|plugin| plugin.version.clone());
+            let asked = DeploymentSpec { version, ..spec.clone() };
+            return match asked.difference(&existing.spec) {
+                None => Ok(ControllerReply::Deployment(Box::new(existing.clone()))),
+                Some(differs) => Err(ControllerError::DeploymentExists { deployment: name, differs }),
             };
         }
         if self.deployments.len() >= Bounds::DEPLOYMENTS_MAX {

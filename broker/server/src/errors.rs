@@ -53,7 +53,7 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::UnknownPlugin(_) => ErrorCode::UnknownPlugin,
         ControllerError::PluginExists { .. } => ErrorCode::PluginExists,
         ControllerError::UnknownDeployment(_) => ErrorCode::UnknownDeployment,
-        ControllerError::DeploymentExists(_) => ErrorCode::DeploymentExists,
+        ControllerError::DeploymentExists { .. } => ErrorCode::DeploymentExists,
         ControllerError::InvalidDeployment { .. } => ErrorCode::InvalidDeployment,
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
     };

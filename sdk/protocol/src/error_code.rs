@@ -134,7 +134,7 @@ error_codes! {
     DigestMismatch = 509, "DIGEST_MISMATCH", fatal;
     /// No deployment has this name.
     UnknownDeployment = 520, "UNKNOWN_DEPLOYMENT", fatal;
-    /// A deployment of this name exists already.
+    /// Another deployment of this name exists already.
     DeploymentExists = 521, "DEPLOYMENT_EXISTS", fatal;
     /// The deployment's settings contradict each other or its plugin.
     InvalidDeployment = 522, "INVALID_DEPLOYMENT", fatal;
