@@ -63,15 +63,21 @@ impl Partitioner {
     ) -> Result<Placement, CallFailure> {
         let any = u32::try_from(tie % u64::from(partitions.max(1))).unwrap_or(0);
         let Some(inner) = &self.inner else {
-            let limits = BatchLimits { decompressed_bytes_max: 256 << 20, ..BatchLimits::default() };
+            // The batch was checked when it came; what a filter left of it has gaps.
+            let limits = BatchLimits {
+                record_bytes_max: usize::MAX,
+                decompressed_bytes_max: 256 << 20,
+                ..BatchLimits::default()
+            }
+            .allowing_gaps();
             let unreadable = |error| CallFailure::batch("placing by key", &error);
             let records = batch.records(&limits).map_err(unreadable)?;
             return place_by_key(&records, partitions, any).map_err(unreadable);
         };
         let unreadable = |error| CallFailure::batch(&inner.name, &error);
         let records = batch.records(&inner.limits).map_err(unreadable)?;
-        let view = view_of(&records, inner.fields, BatchPlace { topic: 0, partition: 0 }, now.get())
-            .map_err(unreadable)?;
+        let place = BatchPlace { topic: 0, partition: BatchPlace::UNPLACED };
+        let view = view_of(&records, inner.fields, place, now.get()).map_err(unreadable)?;
         let answer = inner.runtime.run(Lane::Produce, inner.pool.partition(view, partitions)).await;
         let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
         let placement =

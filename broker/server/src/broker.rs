@@ -153,6 +153,7 @@ impl Broker {
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
             disk: DiskState::default(),
+            attempts: Arc::default(),
             wal: wal.clone(),
             uploads: crate::context::uploads(),
             stopping: stopping.clone(),

@@ -12,6 +12,7 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempts::Attempts;
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
@@ -26,6 +27,7 @@ pub(crate) struct Context {
     pub(crate) view: ViewReader,
     pub(crate) shards: Shards,
     pub(crate) hosting: Hosting,
+    pub(crate) attempts: Arc<Attempts>,
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,

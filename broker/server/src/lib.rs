@@ -10,6 +10,7 @@
 )]
 
 mod adopter;
+mod attempts;
 mod broker;
 mod clock;
 mod config;

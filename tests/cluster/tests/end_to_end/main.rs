@@ -8,6 +8,7 @@ mod hostile;
 mod kit;
 mod path_plugins;
 mod produce_consume;
+mod produce_filters;
 mod raw;
 mod restart;
 mod tasks;
