@@ -445,6 +445,7 @@ fn start_background(
         tokio::spawn(watch.run(stopping.clone())),
         tokio::spawn(maintenance::retention(shards.clone(), every, stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
+        tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
     tasks.extend(outbox::start(shards, view, &context.outboxes, stopping));
     tasks.extend(shards.data().map(|(_, replica)| {

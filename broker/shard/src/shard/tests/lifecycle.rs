@@ -425,3 +425,37 @@ fn apply_goes_on_while_checkpoints_are_written() {
     world.crash(7);
     assert_eq!((world.hash(), world.read_all(partition(1, 2))), (hash, bytes));
 }
+
+/// What a checkpoint froze before a deletion it also writes: the partition's state and its files must agree, or the next
+/// start refuses both.
+#[test]
+fn a_topic_deleted_during_a_checkpoint_does_not_spoil_it() {
+    for round in 0..20 {
+        let mut world = World::new();
+        world.one(adopt_topic(1, 1, 40, SMALL));
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        world.checkpoint();
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        let shard = world.shard.clone();
+        let checkpoint = std::thread::spawn(move || shard.checkpoint(&|_| Ok(())).unwrap());
+        while world.shard.bytes_since_checkpoint() > 0 {
+            std::hint::spin_loop();
+        }
+        world.one(delete_topic(1, 2));
+        assert!(world.shard.has_deleted_partitions());
+        let done = checkpoint.join().unwrap();
+        if round % 2 == 0 {
+            world.kill();
+            assert_eq!(world.shard.partitions(), [], "round {round}, from {:?}", done.applied);
+        }
+        world.checkpoint();
+        assert!(!world.shard.has_deleted_partitions());
+        assert_eq!(world.shard.tail_bytes(), 0);
+        let left = world.list(Path::new("shard-01"));
+        assert_eq!(left, ["state"], "round {round}: the files are gone");
+    }
+}
