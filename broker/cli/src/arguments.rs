@@ -40,11 +40,11 @@ pub(crate) struct Connection {
     #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// PEM file of your own certificate, where the broker asks for one.
-    #[arg(long, global = true, requires = "key", value_name = "FILE")]
+    #[arg(long, global = true, requires = "certificate_key", value_name = "FILE")]
     pub(crate) certificate: Option<PathBuf>,
     /// PEM file of that certificate's key.
     #[arg(long, global = true, requires = "certificate", value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    pub(crate) certificate_key: Option<PathBuf>,
     /// A saved connection; see `tidemill context`.
     #[arg(long, global = true, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
     pub(crate) context: Option<String>,
@@ -103,4 +103,32 @@ pub(crate) enum Command {
     /// Compile a component (started by the broker itself)
     #[command(hide = true)]
     CompileWorker,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// A command's argument of the same name would take the place of one that all commands have, with another type.
+    #[test]
+    fn no_command_has_an_argument_of_a_common_name() {
+        fn check(command: &clap::Command, common: &[String]) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+                let id = argument.get_id().to_string();
+                assert!(!common.contains(&id), "{}: {id}", command.get_name());
+            }
+            command.get_subcommands().for_each(|subcommand| check(subcommand, common));
+        }
+        let grammar = Arguments::command();
+        grammar.clone().debug_assert();
+        let common: Vec<String> = grammar
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().to_string())
+            .collect();
+        assert!(common.contains(&"json".to_owned()), "{common:?}");
+        check(&grammar, &common);
+    }
 }

@@ -55,7 +55,7 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
                 addresses,
                 ca: absolute(&connection.ca)?,
                 certificate: absolute(&connection.certificate)?,
-                key: absolute(&connection.key)?,
+                key: absolute(&connection.certificate_key)?,
             };
             contexts.contexts.insert(name.clone(), saved);
             contexts.current.get_or_insert(name);
