@@ -1,8 +1,10 @@
 //! The command line's grammar.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     bench, consume, context, deploy, deployment, group, inspect, plugin, produce, server, state, topic,
@@ -27,6 +29,24 @@ pub(crate) struct Arguments {
     pub(crate) connection: Connection,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// The words of a command line, the program's name first.
+    ///
+    /// # Errors
+    /// They do not stand, or ask for help: clap says so.
+    pub(crate) fn of<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse_from(words)?;
+        let checked = match &arguments.command {
+            Command::Produce(produce) => produce.check(),
+            _ => Ok(()),
+        };
+        checked.map_err(|reason| Self::command().error(ErrorKind::ArgumentConflict, reason))?;
+        Ok(arguments)
+    }
 }
 
 /// How to reach a broker; every command takes these.
@@ -107,8 +127,6 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// A command's argument of the same name would take the place of one that all commands have, with another type.

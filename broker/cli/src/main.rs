@@ -12,13 +12,11 @@ mod text;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use arguments::{Arguments, Command};
 use error::CliError;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
     start_logging(&arguments);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
