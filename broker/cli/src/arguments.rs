@@ -94,7 +94,14 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Group(group::Group),
     /// Make, build, test and upload plugins
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  tidemill plugin new only-phones --kind filter
+  tidemill plugin build only-phones
+  tidemill plugin upload only-phones/target/plugins/components/only-phones.wasm"
+    )]
     Plugin(plugin::Plugin),
     /// Bind a plugin to a place
     #[command(subcommand)]
@@ -106,6 +113,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     State(state::State),
     /// How the broker and its shards are doing
+    #[command(after_help = "Examples:\n  tidemill status\n  tidemill status --address log1:9630 --json")]
     Status,
     /// Measure a broker with made-up records
     Bench(bench::Bench),

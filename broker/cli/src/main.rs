@@ -6,6 +6,8 @@ mod arguments;
 mod commands;
 mod connect;
 mod contexts;
+#[cfg(test)]
+mod documentation;
 mod error;
 mod output;
 mod text;

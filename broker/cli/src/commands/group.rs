@@ -12,6 +12,11 @@ use crate::{output, text};
 
 /// Consumer groups' committed positions
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill consume plays --group royalties            read on from the group's positions, and commit
+  tidemill group describe royalties                   where it stands, and how far behind
+  tidemill group seek royalties plays --to earliest   let it read everything again")]
 pub(crate) enum Group {
     /// Show the groups
     #[command(after_help = "Example:\n  tidemill group list")]
