@@ -36,7 +36,9 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
             let code = tidemill_wasm::compile_worker_main();
             std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 });
         }
-        Command::Completions { shell } => return commands::completions::run(*shell),
+        Command::Completions { shell } => {
+            return commands::completions::run(*shell, arguments.connection.json);
+        }
         Command::Inspect(inspect) => return commands::inspect::run(inspect, arguments.connection.json),
         _ => {}
     }
