@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bystander;
+mod command_line;
 mod directory;
 mod disk;
 mod hostile;
