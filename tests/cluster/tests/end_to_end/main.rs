@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod bystander;
+mod client_example;
 mod command_line;
 mod directory;
 mod disk;
