@@ -9,6 +9,7 @@ mod disk;
 mod hostile;
 mod kit;
 mod path_plugins;
+mod plugins_on_fixtures;
 mod produce_consume;
 mod raw;
 mod restart;
