@@ -14,3 +14,4 @@ mod produce_consume;
 mod raw;
 mod restart;
 mod tasks;
+mod worked_example;
