@@ -37,6 +37,11 @@ pub(crate) struct RawStream {
 impl RawPeer {
     /// Shakes hands, no more.
     pub(crate) async fn connect(broker: &TestBroker, alpn: &[u8]) -> Outcome<Self> {
+        Self::connect_by_name(broker, alpn, "localhost").await
+    }
+
+    /// Shakes hands with whom the certificate must be for.
+    pub(crate) async fn connect_by_name(broker: &TestBroker, alpn: &[u8], name: &str) -> Outcome<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(broker.authority())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -48,7 +53,7 @@ impl RawPeer {
         let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into())?;
         endpoint
             .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)));
-        let connection = timeout(PATIENCE, endpoint.connect(broker.address(), "localhost")?).await??;
+        let connection = timeout(PATIENCE, endpoint.connect(broker.address(), name)?).await??;
         Ok(Self { _endpoint: endpoint, connection })
     }
 
