@@ -36,3 +36,4 @@ pub use config::{
     StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
+pub use wiring::hosting_config;
