@@ -68,7 +68,7 @@ pub enum ReadError {
     /// A frame was begun and not completed in time.
     #[error("a frame was not complete {seconds} s after its first byte: {received} bytes came")]
     TooSlow {
-        /// Of its payload, in bytes.
+        /// Of its header and payload, in bytes.
         received: usize,
         /// How long it may take.
         seconds: u64,

@@ -387,3 +387,25 @@ async fn a_frame_has_an_end_to_its_time() {
     let late = within(stream.reader.next()).await;
     assert_eq!(late, Err(ReadError::TooSlow { received: 2, seconds: 0 }));
 }
+
+/// A header counts like a payload: heads of large ones on many streams come to an end.
+#[tokio::test]
+async fn headers_on_their_way_in_count_too() {
+    let limits = NetLimits { connection_receiving_bytes_max: 3 << 20, ..NetLimits::default() };
+    let world = world(limits, |_| ClientAuthentication::None);
+    let (there, here) = connected(&world).await;
+    let mut open = Vec::new();
+    for number in 0..3_u32 {
+        let (mut send, receive) = there.open_bi().await.expect("a stream");
+        let head = [&(4 + (4_u32 << 20)).to_be_bytes()[..], &(4_u32 << 20).to_be_bytes(), &[9]].concat();
+        send.write_all(&head).await.expect("a head");
+        let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
+        if number < 2 {
+            let waited = tokio::time::timeout(Duration::from_millis(200), stream.reader.next()).await;
+            assert!(waited.is_err(), "{waited:?}");
+        } else {
+            assert_eq!(within(stream.reader.next()).await, Err(ReadError::Overloaded));
+        }
+        open.push((send, receive, stream));
+    }
+}

@@ -106,6 +106,7 @@ impl Producing {
             }
             expected += 1;
             let answer = self.take(header.request_id, frame).await;
+            reader.done();
             if self.acknowledged && !answers.push(answer).await {
                 break;
             }

@@ -116,6 +116,7 @@ impl Routing {
                 Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
                 Err(error) => std::future::ready(refused(header.request_id, error)).boxed(),
             };
+            reader.done();
             if self.acknowledged {
                 if !answers.push(answer).await {
                     break;
