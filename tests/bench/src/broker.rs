@@ -28,6 +28,11 @@ impl Broker {
         Ok(Client::connect(config.client_id("bench")).await?)
     }
 
+    /// The number of its process.
+    pub(crate) async fn process_id(&self) -> Outcome<u32> {
+        self.process.lock().await.process_id().ok_or_else(|| "the broker is not running".into())
+    }
+
     /// The process, to be looked at, killed and started again.
     pub(crate) async fn process(&self) -> MutexGuard<'_, TestBroker> {
         self.process.lock().await

@@ -5,7 +5,7 @@
 //!
 //! - [`run`]: the command; `rows/`: one file per family of rows; `legs`: rounds of legs in turn, medians, spreads;
 //! - `peer/`: the bare quinn peer, a process of its own; `disk`: bare writes with fdatasync;
-//! - `broker`: the broker under measurement; `report`: the table and the JSON document.
+//! - `broker`: the broker under measurement; `usage`: what a process uses; `report`: the table and the JSON document.
 
 mod arguments;
 mod broker;
@@ -18,6 +18,7 @@ mod scale;
 mod single;
 mod space;
 mod stats;
+mod usage;
 mod work;
 
 use std::process::ExitCode;

@@ -131,8 +131,8 @@ mod tests {
         let rows =
             [Row::at_least("a / b", "ratio", 0.45, summary(0.5)), Row::at_most("c", "x", 2.0, summary(9.0))];
         let shown = table(&rows);
-        let line = |name: &str| table.lines().find(|line| line.contains(name)).expect("its line").to_owned();
-        assert!(line("a / b").contains("yes") && line("a / b").contains(">= 0.45"), "{table}");
-        assert!(line(" c ").contains("no") && line(" c ").contains("<= 2"), "{table}");
+        let line = |name: &str| shown.lines().find(|line| line.contains(name)).expect("its line").to_owned();
+        assert!(line("a / b").contains("yes") && line("a / b").contains(">= 0.45"), "{shown}");
+        assert!(line(" c ").contains("no") && line(" c ").contains("<= 2"), "{shown}");
     }
 }

@@ -6,9 +6,13 @@ use std::time::{Duration, Instant};
 use tidemill_cluster_tests::tidemill_binary;
 
 use crate::arguments::Single;
-use crate::rows::{Bench, FAMILIES, Family, choose};
+use crate::rows::{Bench, FAMILIES, Family, Measured, choose};
 use crate::scale::Scale;
 use crate::{Outcome, report, space};
+
+/// A family that takes so many times as long as it should, and this much more, is stuck.
+const PATIENCE_FACTOR: f64 = 4.0;
+const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) async fn run(arguments: &Single) -> Outcome<()> {
     let scale = Scale::of(arguments);
@@ -24,17 +28,22 @@ pub(crate) async fn run(arguments: &Single) -> Outcome<()> {
     let needed = families.iter().map(|family| (family.disk_bytes)(&scale)).max().unwrap_or(0);
     space::check(&parent, needed)?;
 
-    let (mut rows, mut notes) = (Vec::new(), Vec::new());
+    let (mut rows, mut notes, mut failures) = (Vec::new(), Vec::new(), Vec::new());
     for family in &families {
         println!("\n{}: {}", family.name, family.about);
         let begun = Instant::now();
-        let dir = tempfile::Builder::new().prefix("tidemill-bench-").tempdir_in(&parent)?;
-        let bench = Bench { scale, dir: dir.path().to_owned() };
-        let measured = (family.run)(bench).await.map_err(|error| format!("{}: {error}", family.name))?;
-        println!("{}\n  took {:.0} s", report::table(&measured.rows), begun.elapsed().as_secs_f64());
-        rows.extend(measured.rows);
-        notes.push((family.name, measured.notes));
-        dir.close()?;
+        match measure(family, scale, &parent).await {
+            Ok(measured) => {
+                println!("{}\n  took {:.0} s", report::table(&measured.rows), begun.elapsed().as_secs_f64());
+                rows.extend(measured.rows);
+                notes.push((family.name, measured.notes));
+            }
+            // The others are worth their time all the same.
+            Err(error) => {
+                println!("  failed: {error}");
+                failures.push(family.name);
+            }
+        }
     }
 
     println!("\nMedians, and the least and the most of all rounds:");
@@ -47,6 +56,9 @@ pub(crate) async fn run(arguments: &Single) -> Outcome<()> {
         println!("\nThis was a quick run: short legs, few rounds. Its numbers are no measurement.");
     }
     println!("{}", report::table(&rows));
+    if !failures.is_empty() {
+        return Err(format!("no result, nothing written: {} failed, see above", failures.join(", ")).into());
+    }
     let name = if scale.quick { "single-quick.json" } else { "single.json" };
     let path = target.join("bench").join(name);
     // A part of the rows does not take the place of all of them.
@@ -57,6 +69,32 @@ pub(crate) async fn run(arguments: &Single) -> Outcome<()> {
         println!("Not written to {}: not all rows were run.", path.display());
     }
     Ok(())
+}
+
+/// One family, in a directory of its own, within a time that only something stuck needs.
+async fn measure(family: &Family, scale: Scale, parent: &Path) -> Outcome<Measured> {
+    let dir = tempfile::Builder::new().prefix("tidemill-bench-").tempdir_in(parent)?;
+    let bench = Bench { scale, dir: dir.path().to_owned() };
+    let patience = PATIENCE + Duration::from_secs_f64((family.seconds)(&scale) * PATIENCE_FACTOR);
+    let outcome = match tokio::time::timeout(patience, (family.run)(bench)).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(format!("it did not end within {:.0} s", patience.as_secs_f64()).into()),
+    };
+    if outcome.is_err() {
+        keep_logs(family, dir.path(), parent);
+    }
+    dir.close()?;
+    outcome
+}
+
+/// What brokers logged is all that is worth keeping of a family that failed.
+fn keep_logs(family: &Family, dir: &Path, parent: &Path) {
+    for home in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let kept = parent.join(format!("failed-{}-{}.log", family.name, home.file_name().to_string_lossy()));
+        if std::fs::copy(home.path().join("broker.log"), &kept).is_ok() {
+            println!("  the broker's log is kept in {}", kept.display());
+        }
+    }
 }
 
 fn list(scale: &Scale) {

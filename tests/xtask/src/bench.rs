@@ -1,6 +1,9 @@
 //! Measurements.
 
+use std::fs;
 use std::process::Command;
+
+use tidemill_plugin_build::{Options, build_crate};
 
 use crate::plugins;
 use crate::run::{Failed, cargo, root, step, target};
@@ -26,6 +29,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
         "This builds Tidemill for release (about twenty minutes the first time on two cores), then measures it.\n"
     );
     let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
+    println!("==> build the benchmark's own filter");
+    let mut options = Options::from_env();
+    options.install |= arguments.install;
+    options.target_dir = Some(target().join("plugins"));
+    let build = build_crate(&root().join("tests/bench/filter"), &options, &mut |line| println!("    {line}"))
+        .map_err(|error| Failed(error.to_string()))?;
+    for component in &build.components {
+        let path = components.join(format!("{}.wasm", component.name));
+        fs::write(&path, &component.bytes).map_err(|error| Failed(format!("{}: {error}", path.display())))?;
+    }
     step(
         "build the broker and the benchmark for release",
         &mut cargo(&["build", "--release", "--workspace", "--bins", "--locked"]),

@@ -192,6 +192,15 @@ impl Wal {
         })
     }
 
+    /// Payload bytes of the entries behind `index`; of all that are held for `None`.
+    #[must_use]
+    pub fn bytes_behind(&self, shard: ShardId, index: Option<LogIndex>) -> u64 {
+        self.state()
+            .shards
+            .get(&shard)
+            .map_or(0, |log| log.bytes_from(index.map_or(0, |index| index.get() + 1)))
+    }
+
     /// The identity of an entry that is held, or of the one purged to.
     #[must_use]
     pub fn entry_id(&self, shard: ShardId, index: LogIndex) -> Option<EntryId> {

@@ -19,7 +19,7 @@ const IN_FLIGHT_MAX: usize = 32;
 const PAYLOADS: usize = IN_FLIGHT_MAX;
 /// Credit of a fetch-like stream, and what is returned at once: as Tidemill's consumer has it.
 const CREDIT_BYTES: u64 = 8 << 20;
-const CREDIT_RETURN_BYTES: u64 = CREDIT_BYTES / 2;
+const CREDIT_RETURN_BYTES: u64 = CREDIT_BYTES / 8;
 
 /// One connection to the peer.
 pub(crate) struct PeerClient {

@@ -53,3 +53,34 @@ impl Kind {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LEG: Duration = Duration::from_millis(200);
+
+    /// A peer within this process, and a connection to it.
+    async fn connected(dir: &std::path::Path) -> PeerClient {
+        let (endpoint, authority) = tls::server(dir).expect("an endpoint");
+        let address = endpoint.local_addr().expect("an address");
+        tokio::spawn(server::accept(endpoint));
+        PeerClient::connect(address, &authority).await.expect("a connection")
+    }
+
+    #[tokio::test]
+    async fn every_frame_is_acknowledged_echoed_and_pushed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let peer = connected(dir.path()).await;
+        // Counts acknowledgements itself, and fails where one is missing or out of turn.
+        assert!(peer.produce(3, 100_000, LEG).await.expect("acknowledged") > 0.0);
+        let latencies = peer.echo(1024, LEG).await.expect("echoed");
+        assert!(latencies.count() > 0 && latencies.at(0.5) <= latencies.at(0.99));
+        // More than one window of credit.
+        let rate = peer.fetch(1 << 20, LEG * 5).await.expect("pushed");
+        assert!(rate > 0.0);
+        peer.close().await;
+    }
+}

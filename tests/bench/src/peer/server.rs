@@ -15,22 +15,22 @@ const FETCH_PAYLOADS: usize = 64;
 pub(crate) async fn serve(tls_dir: &Path) -> Outcome<()> {
     let (endpoint, authority) = tls::server(tls_dir)?;
     println!("{}", json!({ "listening": endpoint.local_addr()?.to_string(), "ca": authority }));
-    let accepting = {
-        let endpoint = endpoint.clone();
-        tokio::spawn(async move {
-            while let Some(incoming) = endpoint.accept().await {
-                tokio::spawn(async move {
-                    if let Ok(connection) = incoming.await {
-                        connection_of(connection).await;
-                    }
-                });
-            }
-        })
-    };
+    let accepting = tokio::spawn(accept(endpoint.clone()));
     tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     accepting.abort();
     endpoint.close(0_u32.into(), b"");
     Ok(())
+}
+
+/// Serves every connection to an endpoint.
+pub(super) async fn accept(endpoint: quinn::Endpoint) {
+    while let Some(incoming) = endpoint.accept().await {
+        tokio::spawn(async move {
+            if let Ok(connection) = incoming.await {
+                connection_of(connection).await;
+            }
+        });
+    }
 }
 
 async fn connection_of(connection: quinn::Connection) {

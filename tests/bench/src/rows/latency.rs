@@ -53,7 +53,8 @@ async fn acknowledgement(bench: Bench) -> Outcome<Measured> {
         let latencies = acknowledged(&client, &topic, leg).await?;
         let checkpoints = checkpoints(&client).await? - before;
         client.close().await;
-        Ok(named(&latencies, "ack p50 us", "ack p99 us").checkpoints(checkpoints))
+        let sample = named(&latencies, "ack p50 us", "ack p99 us");
+        Ok(sample.and("records", latencies.count() as f64).checkpoints(checkpoints))
     });
     let legs = [measured, parts.round_trip(leg), parts.sync(leg)];
     let runs = interleave(bench.scale.rounds, &legs).await?;
@@ -73,7 +74,8 @@ async fn end_to_end(bench: Bench) -> Outcome<Measured> {
         let latencies = delivered(broker, &client, &topic, leg).await?;
         let checkpoints = checkpoints(&client).await? - before;
         client.close().await;
-        Ok(named(&latencies, "end to end p50 us", "end to end p99 us").checkpoints(checkpoints))
+        let sample = named(&latencies, "end to end p50 us", "end to end p99 us");
+        Ok(sample.and("records", latencies.count() as f64).checkpoints(checkpoints))
     });
     let legs = [measured, parts.round_trip(leg), parts.sync(leg)];
     let runs = interleave(bench.scale.rounds, &legs).await?;

@@ -1,8 +1,13 @@
 //! The rows: one file per family, and the list of them.
 
+mod consume;
+mod filter;
 mod latency;
+mod partitions;
 mod produce;
+mod restart;
 mod small;
+mod wasm;
 
 use std::path::PathBuf;
 
@@ -49,6 +54,12 @@ pub(crate) const FAMILIES: &[Family] = &[
     latency::ACKNOWLEDGEMENT,
     latency::END_TO_END,
     small::SMALL,
+    consume::CATCH_UP,
+    filter::PASSES_ONE_PERCENT,
+    wasm::CALL,
+    partitions::UNDER_LOAD,
+    partitions::IDLE,
+    restart::AFTER_KILL,
     produce::ENCODED,
 ];
 

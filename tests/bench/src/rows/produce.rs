@@ -11,6 +11,7 @@ use crate::broker::{Broker, checkpoints, topic};
 use crate::legs::{Leg, Sample, interleave};
 use crate::peer::PeerProcess;
 use crate::report::{Better, Row};
+use crate::usage::Meter;
 use crate::work::{Until, Values, produce};
 
 const RECORD_BYTES: usize = 1 << 10;
@@ -107,14 +108,17 @@ async fn produce_leg(
     let producer =
         client.producer(&topic).batch_bytes(BATCH_BYTES).eager(false).linger(LINGER).build().await?;
     let before = checkpoints(&client).await?;
+    let meter = Meter::start(broker.process_id().await?)?;
     let produced = produce(&producer, RECORD_BYTES, Until::Passed(leg)).await?;
+    let (of_broker, of_client) = meter.cores()?;
     let checkpoints = checkpoints(&client).await? - before;
     producer.close().await?;
     client.topics().delete(&topic).await?;
     client.close().await;
     broker.tidy().await?;
     let sample = Sample::of(name, produced.bytes_per_second() / 1e6);
-    Ok(sample.and("batch KiB", produced.batch_bytes / 1024.0).checkpoints(checkpoints))
+    let sample = sample.and("batch KiB", produced.batch_bytes / 1024.0);
+    Ok(sample.and("broker cores", of_broker).and("client cores", of_client).checkpoints(checkpoints))
 }
 
 async fn encoded_beside_bare(bench: Bench) -> Outcome<Measured> {

@@ -10,6 +10,7 @@ use crate::Outcome;
 use crate::broker::{Broker, checkpoints, topic};
 use crate::legs::{Leg, Sample, interleave};
 use crate::report::{Better, Row};
+use crate::usage::Meter;
 use crate::work::{Until, produce};
 
 const RECORD_BYTES: usize = 100;
@@ -53,14 +54,17 @@ async fn sent(broker: &Broker, round: usize, leg: Duration) -> Outcome<Sample> {
     let topic = topic(&client, format!("small-{round}"), 1).await?;
     let producer = client.producer(&topic).build().await?;
     let before = checkpoints(&client).await?;
+    let meter = Meter::start(broker.process_id().await?)?;
     let produced = produce(&producer, RECORD_BYTES, Until::Passed(leg)).await?;
+    let (of_broker, of_client) = meter.cores()?;
     let checkpoints = checkpoints(&client).await? - before;
     producer.close().await?;
     client.topics().delete(&topic).await?;
     client.close().await;
     broker.tidy().await?;
     let sample = Sample::of("Tidemill records/s", produced.records_per_second());
-    Ok(sample.and("batch KiB", produced.batch_bytes / 1024.0).checkpoints(checkpoints))
+    let sample = sample.and("batch KiB", produced.batch_bytes / 1024.0);
+    Ok(sample.and("broker cores", of_broker).and("client cores", of_client).checkpoints(checkpoints))
 }
 
 /// The same in front of a sink: what is left when nothing is sent.
