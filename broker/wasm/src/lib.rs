@@ -45,6 +45,7 @@ mod linkers;
 mod partitioner;
 mod sink;
 mod task_host;
+mod task_use;
 mod text;
 mod ticker;
 mod worker;
@@ -67,8 +68,10 @@ pub use engine::{Engine, EngineError, LoadError};
 pub use error::{CallError, Failure};
 pub use filter::FilterPool;
 pub use inspect::{ComponentInfo, ComponentKind, InvalidComponent, inspect};
-pub use limits::PluginLimits;
+pub use limits::{PluginLimits, TASK_KEY_BYTES_MAX};
 pub use partitioner::PartitionerPool;
 pub use sink::{GuestSink, LogLevel, NullSink};
-pub use task_host::{EmitAnswer, HostError, StatePage, TaskHost, WriteAnswer};
+pub use task_host::{
+    EmitAnswer, HostError, ReadAnswer, ScanAnswer, ScanBounds, StatePage, TaskHost, WriteAnswer,
+};
 pub use worker::compile_worker_main;

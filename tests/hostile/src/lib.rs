@@ -80,6 +80,8 @@ mod tests {
             emits_outside_data,
             reads_malformed_keys,
             sets_timers_for_ever,
+            emits_data_beside_records,
+            reads_for_ever,
         ] {
             make();
         }
@@ -88,5 +90,16 @@ mod tests {
         {
             make(3);
         }
+        for make in [
+            emits_data_alone,
+            cancels_a_timer_with_a_key_of,
+            writes_a_key_of,
+            reads_one_key_often,
+            reads_a_key_of,
+            scans_from_a_key_of,
+        ] {
+            make(3);
+        }
+        sets_timers_with_keys_of(3, 3);
     }
 }
