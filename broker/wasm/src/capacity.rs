@@ -133,10 +133,7 @@ impl Capacity {
     }
 
     fn reserved(&self) -> Need {
-        Need {
-            seats: self.most.seats / RESERVED_PART,
-            memory_bytes: self.most.memory_bytes / RESERVED_PART,
-        }
+        Need { seats: self.most.seats / RESERVED_PART, memory_bytes: self.most.memory_bytes / RESERVED_PART }
     }
 
     fn produce_is_beyond_its_reserve(&self) -> bool {

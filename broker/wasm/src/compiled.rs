@@ -9,6 +9,7 @@ use crate::batch::{Context, Fields};
 use crate::bindings::exports::tidemill::plugin::{consumer, filter, lifecycle, partitioner};
 use crate::bindings::tidemill::plugin::types;
 use crate::call::Call;
+use crate::capacity::{Claim, Need, Seat};
 use crate::description::Description;
 use crate::engine::Engine;
 use crate::error::{CallError, classify, reason};
@@ -32,6 +33,14 @@ struct Inner {
     digest: blake3::Hash,
     lifecycle: lifecycle::GuestIndices,
     exports: Exports,
+    seats: usize,
+}
+
+/// A store that an instance runs in, and the room that it takes.
+pub(crate) struct SeatedStore {
+    pub(crate) store: Store<GuestState>,
+    /// Given back after the store.
+    pub(crate) seat: Seat,
 }
 
 /// Where the world's own interface lies.
@@ -75,7 +84,9 @@ impl Compiled {
             ComponentKind::Filter => Exports::Filter(filter::GuestIndices::new(&pre)?),
             ComponentKind::Consumer => Exports::Consumer(consumer::GuestIndices::new(&pre)?),
         };
-        Ok(Self { inner: Arc::new(Inner { engine, pre, info, digest, lifecycle, exports }) })
+        let resources = pre.component().resources_required();
+        let seats = resources.map_or(1, |needs| Need::seats(needs.num_memories, needs.num_tables));
+        Ok(Self { inner: Arc::new(Inner { engine, pre, info, digest, lifecycle, exports, seats }) })
     }
 
     /// Its world.
@@ -100,8 +111,9 @@ impl Compiled {
     /// than the contract's, and a start function that traps, come to light here.
     pub async fn describe(&self, limits: &PluginLimits) -> Result<Description, CallError> {
         let limits = Arc::new(limits.clone());
-        let mut store = self.start_store(GuestState::new(Arc::clone(&limits), Arc::new(NullSink), None));
-        let mut call = Call::begin(self.engine(), &mut store, limits.init_time, 0);
+        let sink: Arc<dyn GuestSink> = Arc::new(NullSink);
+        let mut seated = self.new_store(&limits, &sink, None, Claim::Common)?;
+        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
         let instance = self.instantiate(call.store()).await?;
         let lifecycle = self.lifecycle(call.store(), &instance)?;
         let answer = lifecycle.call_describe(call.store()).await;
@@ -117,8 +129,8 @@ impl Compiled {
         limits: &PluginLimits,
         sink: Arc<dyn GuestSink>,
     ) -> Result<Fields, ConfigError> {
-        let mut store = self.start_store(GuestState::new(Arc::new(limits.clone()), sink, None));
-        let mut call = Call::begin(self.engine(), &mut store, limits.init_time, 0);
+        let mut seated = self.new_store(&Arc::new(limits.clone()), &sink, None, Claim::Common)?;
+        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
         match self.initialise(call.store(), context).await {
             Ok((_, fields)) => Ok(fields),
             Err(CallError::InitRefused(reason)) => Err(ConfigError::Refused(reason)),
@@ -144,8 +156,12 @@ impl Compiled {
         limits: &Arc<PluginLimits>,
         sink: &Arc<dyn GuestSink>,
         task: Option<Box<dyn TaskHost>>,
-    ) -> Store<GuestState> {
-        self.start_store(GuestState::new(Arc::clone(limits), Arc::clone(sink), task))
+        claim: Claim,
+    ) -> Result<SeatedStore, CallError> {
+        let need = Need { seats: self.inner.seats, memory_bytes: limits.memory_bytes_max };
+        let seat = self.engine().capacity().take(claim, need)?;
+        let store = self.start_store(GuestState::new(Arc::clone(limits), Arc::clone(sink), task));
+        Ok(SeatedStore { store, seat })
     }
 
     /// Instantiates and calls `init`, within the call that the caller has begun.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use wasmtime::component::{Component, InstancePre};
 
+use crate::capacity::Capacity;
 use crate::compatibility::compatibility_digest;
 use crate::compiled::Compiled;
 use crate::config::EngineConfig;
@@ -25,6 +26,7 @@ struct Inner {
     ticker: Ticker,
     config: EngineConfig,
     compatibility: [u8; 32],
+    capacity: Arc<Capacity>,
 }
 
 /// Why the engine could not be set up.
@@ -65,7 +67,8 @@ impl Engine {
         let linkers = Linkers::new(&wasm).map_err(setup)?;
         let ticker = Ticker::start(wasm.clone(), config.tick)?;
         let compatibility = compatibility_digest(&wasm);
-        Ok(Self { inner: Arc::new(Inner { wasm, linkers, ticker, config, compatibility }) })
+        let capacity = Arc::new(Capacity::new(&config));
+        Ok(Self { inner: Arc::new(Inner { wasm, linkers, ticker, config, compatibility, capacity }) })
     }
 
     /// The settings.
@@ -127,6 +130,10 @@ impl Engine {
 
     pub(crate) fn running(&self) -> Running<'_> {
         self.inner.ticker.running()
+    }
+
+    pub(crate) fn capacity(&self) -> &Arc<Capacity> {
+        &self.inner.capacity
     }
 
     pub(crate) fn compatibility(&self) -> &[u8; 32] {

@@ -23,6 +23,7 @@ mod bindings;
 mod blobs;
 mod budget;
 mod call;
+mod capacity;
 mod check;
 mod compatibility;
 mod compile;
@@ -58,6 +59,7 @@ pub use answer::{
 pub use artifact_cache::{ArtifactCache, ArtifactKey};
 pub use batch::{Batch, Context, Fields, INDEX_ENTRY_BYTES, LENGTH_ABSENT, LENGTH_NULL, Timer};
 pub use blobs::Blobs;
+pub use capacity::Claim;
 pub use compile::{CompileError, CompileLimits, CompileService, WorkerCommand};
 pub use compiled::{Compiled, ConfigError, WrongKind};
 pub use config::EngineConfig;
