@@ -13,6 +13,7 @@ use crate::capacity::{Claim, Need, Seat};
 use crate::description::Description;
 use crate::engine::Engine;
 use crate::error::{CallError, classify, reason};
+use crate::first_calls::key_of;
 use crate::guest_state::GuestState;
 use crate::inspect::{ComponentInfo, ComponentKind};
 use crate::limits::PluginLimits;
@@ -110,9 +111,13 @@ impl Compiled {
     /// What the plugin says of itself: called at upload. Also the first time that the component runs, so functions of other types
     /// than the contract's, and a start function that traps, come to light here.
     pub async fn describe(&self, limits: &PluginLimits) -> Result<Description, CallError> {
-        let limits = Arc::new(limits.clone());
+        let key = key_of(&self.inner.digest, None, limits);
+        self.engine().first_calls().run(key, self.ask_to_describe(limits)).await
+    }
+
+    async fn ask_to_describe(&self, limits: &PluginLimits) -> Result<Description, CallError> {
         let sink: Arc<dyn GuestSink> = Arc::new(NullSink);
-        let mut seated = self.new_store(&limits, &sink, None, Claim::Common)?;
+        let mut seated = self.new_store(&Arc::new(limits.clone()), &sink, None, Claim::Common)?;
         let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
         let instance = self.instantiate(call.store()).await?;
         let lifecycle = self.lifecycle(call.store(), &instance)?;
@@ -129,13 +134,24 @@ impl Compiled {
         limits: &PluginLimits,
         sink: Arc<dyn GuestSink>,
     ) -> Result<Fields, ConfigError> {
-        let mut seated = self.new_store(&Arc::new(limits.clone()), &sink, None, Claim::Common)?;
-        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
-        match self.initialise(call.store(), context).await {
-            Ok((_, fields)) => Ok(fields),
+        let key = key_of(&self.inner.digest, Some(context), limits);
+        match self.engine().first_calls().run(key, self.try_config(context, limits, &sink)).await {
+            Ok(fields) => Ok(fields),
             Err(CallError::InitRefused(reason)) => Err(ConfigError::Refused(reason)),
             Err(error) => Err(ConfigError::Call(error)),
         }
+    }
+
+    async fn try_config(
+        &self,
+        context: &Context,
+        limits: &PluginLimits,
+        sink: &Arc<dyn GuestSink>,
+    ) -> Result<Fields, CallError> {
+        let mut seated = self.new_store(&Arc::new(limits.clone()), sink, None, Claim::Common)?;
+        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
+        let (_, fields) = self.initialise(call.store(), context).await?;
+        Ok(fields)
     }
 
     pub(crate) fn engine(&self) -> &Engine {

@@ -9,6 +9,7 @@ use crate::capacity::Capacity;
 use crate::compatibility::compatibility_digest;
 use crate::compiled::Compiled;
 use crate::config::EngineConfig;
+use crate::first_calls::FirstCalls;
 use crate::guest_state::GuestState;
 use crate::inspect::{ComponentInfo, inspect};
 use crate::linkers::Linkers;
@@ -27,6 +28,7 @@ struct Inner {
     config: EngineConfig,
     compatibility: [u8; 32],
     capacity: Arc<Capacity>,
+    first_calls: FirstCalls,
 }
 
 /// Why the engine could not be set up.
@@ -68,7 +70,9 @@ impl Engine {
         let ticker = Ticker::start(wasm.clone(), config.tick)?;
         let compatibility = compatibility_digest(&wasm);
         let capacity = Arc::new(Capacity::new(&config));
-        Ok(Self { inner: Arc::new(Inner { wasm, linkers, ticker, config, compatibility, capacity }) })
+        let first_calls = FirstCalls::new();
+        let inner = Inner { wasm, linkers, ticker, config, compatibility, capacity, first_calls };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The settings.
@@ -134,6 +138,10 @@ impl Engine {
 
     pub(crate) fn capacity(&self) -> &Arc<Capacity> {
         &self.inner.capacity
+    }
+
+    pub(crate) fn first_calls(&self) -> &FirstCalls {
+        &self.inner.first_calls
     }
 
     pub(crate) fn compatibility(&self) -> &[u8; 32] {

@@ -36,6 +36,7 @@ mod digest_index;
 mod engine;
 mod error;
 mod filter;
+mod first_calls;
 mod guest_state;
 mod headers;
 mod host_log;

@@ -98,12 +98,6 @@ async fn endless_loops() {
     in_every_world(hostile::loops_after_the_answer, timed_out).await;
 }
 
-/// CPU time of this thread, on which a test's calls run.
-fn thread_cpu() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
 #[tokio::test]
 async fn fills_that_can_not_be_interrupted_are_charged_for() {
     // One fill takes many ticks, and looks at the epoch once.

@@ -212,3 +212,9 @@ pub(crate) async fn task(
     let host = Box::new(host.clone());
     ConsumerInstance::start(compiled(component), context(), limits, null_sink(), host).await
 }
+
+/// CPU time of this thread, on which a test's calls run.
+pub(crate) fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
