@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidemill_protocol::Timestamp;
 use tidemill_protocol::record_batch::{BatchBuilder, BatchLimits, HeadersView, RecordBatch, Records};
-use tidemill_wasm::{Fields, FilterPool, Part, Rejection, Selection, Verdict};
+use tidemill_wasm::{Claim, Fields, FilterPool, Part, Rejection, Selection, Verdict};
 
 use crate::batch_view::view_of;
 use crate::failure::CallFailure;
@@ -71,12 +71,14 @@ impl Filter {
         let unreadable = |error| CallFailure::batch(&inner.name, &error);
         let records = batch.records(&inner.limits).map_err(unreadable)?;
         let view = view_of(&records, inner.fields, place, now.get()).map_err(unreadable)?;
+        let claim = match lane {
+            Lane::Produce => Claim::Produce,
+            Lane::Subscribe => Claim::Common,
+        };
+        let call = inner.pool.apply_for(claim, view);
         let answer = match &inner.meter {
-            None => inner.runtime.run(lane, inner.pool.apply(view)).await,
-            Some(meter) => {
-                let call = Arc::clone(meter).measure(inner.pool.apply(view));
-                inner.runtime.run(lane, call).await
-            }
+            None => inner.runtime.run(lane, call).await,
+            Some(meter) => inner.runtime.run(lane, Arc::clone(meter).measure(call)).await,
         };
         let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
         let outcome = answer

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use tidemill_protocol::record_batch::BatchLimits;
 use tidemill_protocol::{DeploymentId, PartitionId};
 use tidemill_wasm::{
-    Compiled, ConfigKey, Context, Fields, FilterPool, GuestSink, NullSink, PartitionerPool, PluginLimits,
+    CallError, Compiled, ConfigError, ConfigKey, Context, Fields, FilterPool, GuestSink, NullSink,
+    PartitionerPool, PluginLimits,
 };
 use tokio::task::JoinHandle;
 
@@ -19,9 +20,9 @@ use crate::filter::{Filter, FilterInner};
 use crate::logs::{DeploymentLog, LogPage, TaskSink};
 use crate::meter::{Meter, MeteredSink};
 use crate::partitioner::{Partitioner, PartitionerInner};
-use crate::plan::{PluginKind, PluginPlan, TaskPlan};
+use crate::plan::{Lane, PluginKind, PluginPlan, TaskPlan};
 use crate::port::TaskPort;
-use crate::runtime::PluginRuntime;
+use crate::runtime::{PluginRuntime, Stopped};
 use crate::task::{TaskParts, TaskRunner};
 
 /// Filters and partitioners kept open while nobody uses them.
@@ -98,8 +99,11 @@ impl Hosting {
     /// # Errors
     /// [`UploadError`] with the reason for its author.
     pub async fn check_upload(&self, component: Bytes) -> Result<CheckedUpload, UploadError> {
-        let compiled = self.inner.components.compile(component.clone()).await?;
-        let description = compiled.describe(&self.inner.inline_limits(u64::MAX)).await?;
+        let compiled = self.inner.components.compile_upload(component.clone()).await?;
+        let (asked, limits) = (compiled.clone(), self.inner.inline_limits(u64::MAX));
+        let description =
+            self.inner.runtime.run(Lane::Subscribe, async move { asked.describe(&limits).await });
+        let description = description.await.map_err(|Stopped| stopped())??;
         let (components, digest, size) =
             (Arc::clone(&self.inner.components), compiled.digest(), component.len() as u64);
         tokio::task::spawn_blocking(move || components.store(&digest, &component))
@@ -240,9 +244,11 @@ impl Inner {
             PluginKind::Consumer => self.task_limits(plan.memory_bytes_max),
             PluginKind::Partitioner | PluginKind::Filter => self.inline_limits(plan.memory_bytes_max),
         };
-        compiled
-            .validate_config(&context(plan), &limits, self.sink(plan, None))
-            .await
+        let (compiled, context, sink) = (compiled.clone(), context(plan), self.sink(plan, None));
+        let tried = async move { compiled.validate_config(&context, &limits, sink).await };
+        let fields = self.runtime.run(Lane::Subscribe, tried).await;
+        fields
+            .unwrap_or_else(|Stopped| Err(ConfigError::Call(stopped())))
             .map_err(|source| OpenError::Config { deployment: plan.deployment.clone(), source })
     }
 
@@ -357,6 +363,10 @@ impl Inner {
         }
         .allowing_gaps()
     }
+}
+
+fn stopped() -> CallError {
+    CallError::HostFailed("plugins are being stopped".to_owned())
 }
 
 pub(crate) fn context(plan: &PluginPlan) -> Context {

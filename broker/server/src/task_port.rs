@@ -25,6 +25,9 @@ const TIMER_INTERVAL: Duration = Duration::from_millis(100);
 /// And one without looks whether anything changed that nobody told it of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
+/// What a plugin may use as a key is what apply takes.
+const _: () = assert!(tidemill_wasm::TASK_KEY_BYTES_MAX == tidemill_shard::TASK_KEY_BYTES_MAX);
+
 pub(crate) struct ShardPort {
     pub(crate) shards: Shards,
     pub(crate) outboxes: Arc<OutboxSignals>,
@@ -132,10 +135,11 @@ impl TaskPort for ShardPort {
         &self,
         task: TaskKey,
         keys: Vec<Bytes>,
-    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>> {
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Option<Vec<Option<Bytes>>>, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
-            blocking(move || shard.state_get(task.deployment, task.partition, &keys)).await
+            blocking(move || shard.state_get_within(task.deployment, task.partition, &keys, bytes_max)).await
         }
         .boxed()
     }
@@ -146,11 +150,13 @@ impl TaskPort for ShardPort {
         start: Bytes,
         end: Option<Bytes>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<StateEntries, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
             let page = blocking(move || {
-                shard.state_scan(task.deployment, task.partition, &start, end.as_deref(), limit)
+                let end = end.as_deref();
+                shard.state_scan_within(task.deployment, task.partition, &start, end, limit, bytes_max)
             })
             .await?;
             let entries = page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect();

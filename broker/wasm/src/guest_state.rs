@@ -10,6 +10,7 @@ use crate::config::TABLE_ELEMENTS_MAX;
 use crate::limits::PluginLimits;
 use crate::sink::GuestSink;
 use crate::task_host::TaskHost;
+use crate::task_use::TaskUse;
 
 /// Core instances, tables and memories of one store; a component of one of our worlds needs a handful, Python's above 32.
 const INSTANCES_MAX: usize = 64;
@@ -30,9 +31,7 @@ pub(crate) struct GuestState {
 pub(crate) struct CallUse {
     pub(crate) log_lines: u32,
     pub(crate) metric_updates: u32,
-    pub(crate) emitted_bytes: usize,
-    pub(crate) written_bytes: usize,
-    pub(crate) timers: u32,
+    pub(crate) task: TaskUse,
     /// Records of the batch under way; none while timers fire.
     pub(crate) input_records: u32,
 }
@@ -61,6 +60,11 @@ impl GuestState {
 
     pub(crate) fn limits(&self) -> &PluginLimits {
         &self.limits
+    }
+
+    /// What the task's call has used, beside what it may.
+    pub(crate) fn task_use(&mut self) -> (&mut TaskUse, &PluginLimits) {
+        (&mut self.used.task, &self.limits)
     }
 
     /// A call begins: nothing of it is used yet.

@@ -82,7 +82,6 @@ mod tests {
             emits_outside_data,
             reads_malformed_keys,
             sets_timers_for_ever,
-            sets_a_timer_with_a_long_key,
             one_at_a_time,
             rejects_null_keys,
             keeps_the_first_of_each_call,
@@ -90,24 +89,30 @@ mod tests {
             places_in_turn,
             counts_in_memory,
             emits_the_last_of_each_call,
+            emits_data_beside_records,
+            reads_for_ever,
         ] {
             make();
         }
-        for make in [
-            reject_one,
-            relay_to,
-            places_in,
-            places,
-            bitmap_of,
-            large_bitmap,
-            replaces_with_much_of_little,
-            reads_one_key_often,
-        ] {
+        for make in
+            [reject_one, relay_to, places_in, places, bitmap_of, large_bitmap, replaces_with_much_of_little]
+        {
             make(3);
         }
         for misdeed in Misdeed::ALL {
             misbehaves_at_a_null_key(misdeed);
             misbehaves_in_timers(misdeed);
         }
+        for make in [
+            emits_data_alone,
+            cancels_a_timer_with_a_key_of,
+            writes_a_key_of,
+            reads_one_key_often,
+            reads_a_key_of,
+            scans_from_a_key_of,
+        ] {
+            make(3);
+        }
+        sets_timers_with_keys_of(3, 3);
     }
 }

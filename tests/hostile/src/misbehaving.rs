@@ -361,44 +361,6 @@ pub fn reads_malformed_keys() -> Vec<u8> {
         .build()
 }
 
-/// A consumer that sets a timer with a key of 5,000 bytes.
-pub fn sets_a_timer_with_a_long_key() -> Vec<u8> {
-    Guest::new(World::Consumer)
-        .import("timers", "set", "$timer (param i32 i32 i64)")
-        .main("(call $timer (i32.const 4096) (i32.const 5000) (i64.const 0)) (i32.const 128)")
-        .build()
-}
-
-/// A consumer that writes 1 MiB under the key `n` of its state, and then asks for that key this many times at once.
-pub fn reads_one_key_often(times: u32) -> Vec<u8> {
-    Guest::new(World::Consumer)
-        .import("state", "get-many", "$get (param i32 i32 i32 i32 i32)")
-        .import("state", "write-many", "$put (param i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)")
-        .extra(r#"(data (i32.const 324) "\01\00\00\00") (data (i32.const 328) "\00\00\10\00")"#)
-        .main(&format!(
-            "(local $keys i32) (local $ends i32) (local $value i32) (local $i i32)
-             (local.set $keys (call $realloc (i32.const 0) (i32.const 0) (i32.const 1) (i32.const {times})))
-             (memory.fill (local.get $keys) (i32.const 110) (i32.const {times}))
-             (local.set $ends (call $realloc (i32.const 0) (i32.const 0) (i32.const 4)
-                 (i32.shl (i32.const {times}) (i32.const 2))))
-             (block $done (loop $next
-                 (br_if $done (i32.ge_u (local.get $i) (i32.const {times})))
-                 (i32.store (i32.add (local.get $ends) (i32.shl (local.get $i) (i32.const 2)))
-                     (i32.add (local.get $i) (i32.const 1)))
-                 (local.set $i (i32.add (local.get $i) (i32.const 1)))
-                 (br $next)))
-             (local.set $value (call $realloc (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0x100000)))
-             (call $put (local.get $keys) (i32.const 1) (i32.const 324) (i32.const 4)
-                        (local.get $value) (i32.const 0x100000) (i32.const 328) (i32.const 4) (i64.const 0) (i32.const 512))
-             (if (i32.load8_u (i32.const 512)) (then unreachable))
-             (call $get (local.get $keys) (i32.const {times}) (local.get $ends)
-                 (i32.shl (i32.const {times}) (i32.const 2)) (i32.const 512))
-             (i32.store (i32.const 132) (call $records (local.get $index_len)))
-             (i32.const 128)"
-        ))
-        .build()
-}
-
 /// What a consumer does that comes to something bad.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Misdeed {
@@ -487,6 +449,121 @@ pub fn sets_timers_for_ever() -> Vec<u8> {
         .import("timers", "set", "$timer (param i32 i32 i64)")
         .main("(loop $again (call $timer (i32.const 256) (i32.const 4) (i64.const 0)) (br $again)) (unreachable)")
         .build()
+}
+
+/// A consumer that hands over 64 KiB of data and no records, as often as this.
+pub fn emits_data_alone(times: u32) -> Vec<u8> {
+    let send = "(call $send (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 600) (i32.const 0) (i32.const 512))";
+    emits(&repeated(times, send), 0, 0)
+}
+
+/// A consumer that hands over 64 KiB of data of which a record needs one byte, until it is told to stop, and then answers well.
+pub fn emits_data_beside_records() -> Vec<u8> {
+    emits(
+        "(loop $again
+             (call $send (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 600) (i32.const 40) (i32.const 512))
+             (br_if $again (i32.eqz (i32.load8_u (i32.const 512)))))",
+        0,
+        1,
+    )
+}
+
+/// A consumer that sets a timer with a key of this many bytes, as often as this.
+pub fn sets_timers_with_keys_of(bytes: u32, times: u32) -> Vec<u8> {
+    timers_with_keys_of("set", "i64", &format!("(i32.const 0) (i32.const {bytes}) (i64.const 0)"), times)
+}
+
+/// A consumer that cancels a timer with a key of this many bytes.
+pub fn cancels_a_timer_with_a_key_of(bytes: u32) -> Vec<u8> {
+    timers_with_keys_of("cancel", "", &format!("(i32.const 0) (i32.const {bytes})"), 1)
+}
+
+fn timers_with_keys_of(function: &str, at: &str, arguments: &str, times: u32) -> Vec<u8> {
+    let call = repeated(times, &format!("(call $timer {arguments})"));
+    Guest::new(World::Consumer)
+        .import("timers", function, &format!("$timer (param i32 i32 {at})"))
+        .main(&format!("{call} (i32.const 128)"))
+        .build()
+}
+
+/// A consumer that writes a key of this many bytes, and traps unless that is refused as malformed.
+pub fn writes_a_key_of(bytes: u32) -> Vec<u8> {
+    let main = format!(
+        "(i32.store (i32.const 600) (i32.const {bytes}))
+         (i32.store (i32.const 604) (i32.const 0))
+         (call $put (i32.const 0) (i32.const {bytes}) (i32.const 600) (i32.const 4)
+                    (i32.const 0) (i32.const 0) (i32.const 604) (i32.const 4) (i64.const 0) (i32.const 512))
+         (if (i32.or (i32.eqz (i32.load8_u (i32.const 512))) (i32.ne (i32.load8_u (i32.const 516)) (i32.const 1)))
+             (then unreachable))
+         (i32.const 128)"
+    );
+    Guest::new(World::Consumer)
+        .import("state", "write-many", "$put (param i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)")
+        .main(&main)
+        .build()
+}
+
+/// A consumer that asks for the empty key this many times in one call of the host's.
+pub fn reads_one_key_often(count: u32) -> Vec<u8> {
+    reads(&format!(
+        "(local $ends i32)
+         (local.set $ends (call $realloc (i32.const 0) (i32.const 0) (i32.const 4) (i32.const {bytes})))
+         (call $get (i32.const 0) (i32.const 0) (local.get $ends) (i32.const {bytes}) (i32.const 512))
+         (i32.const 128)",
+        bytes = 4 * count
+    ))
+}
+
+/// A consumer that asks for a key of this many bytes.
+pub fn reads_a_key_of(bytes: u32) -> Vec<u8> {
+    reads(&format!(
+        "(i32.store (i32.const 600) (i32.const {bytes}))
+         (call $get (i32.const 0) (i32.const {bytes}) (i32.const 600) (i32.const 4) (i32.const 512))
+         (i32.const 128)"
+    ))
+}
+
+/// A consumer that asks for the empty key without end.
+pub fn reads_for_ever() -> Vec<u8> {
+    reads(
+        "(loop $again
+             (global.set $heap (i32.const 4096))
+             (call $get (i32.const 0) (i32.const 0) (i32.const 1000) (i32.const 4) (i32.const 512))
+             (br $again))
+         (unreachable)",
+    )
+}
+
+fn reads(main: &str) -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .import("state", "get-many", "$get (param i32 i32 i32 i32 i32)")
+        .main(main)
+        .build()
+}
+
+/// A consumer that scans its state from a key of this many zeros on, and counts the entries of the page in its metric.
+pub fn scans_from_a_key_of(bytes: u32) -> Vec<u8> {
+    let main = format!(
+        "(call $scan (i32.const 2048) (i32.const {bytes}) (i32.const 0) (i32.const 0) (i32.const 0)
+             (i32.const 1000000) (i32.const 512))
+         (call $metric (i32.const 272) (i32.const 7)
+             (i64.extend_i32_u (i32.shr_u (i32.load (i32.const 524)) (i32.const 2))))
+         (i32.const 128)"
+    );
+    Guest::new(World::Consumer)
+        .import("state", "scan", "$scan (param i32 i32 i32 i32 i32 i32 i32)")
+        .main(&main)
+        .build()
+}
+
+fn repeated(times: u32, code: &str) -> String {
+    format!(
+        "(i32.store (i32.const 700) (i32.const {times}))
+         (loop $repeat
+             {code}
+             (i32.store (i32.const 700) (i32.sub (i32.load (i32.const 700)) (i32.const 1)))
+             (br_if $repeat (i32.load (i32.const 700))))"
+    )
 }
 
 /// A body that declares locals, with code put after them.

@@ -199,11 +199,15 @@ impl TaskPort for MemoryPort {
         &self,
         task: TaskKey,
         keys: Vec<Bytes>,
-    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>> {
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Option<Vec<Option<Bytes>>>, PortError>> {
         async move {
             let shard = self.shard.lock();
             let found = shard.task(known(task));
-            Ok(keys.iter().map(|key| found.and_then(|task| task.get(key)).cloned()).collect())
+            let values: Vec<Option<Bytes>> =
+                keys.iter().map(|key| found.and_then(|task| task.get(key)).cloned()).collect();
+            let bytes: usize = values.iter().flatten().map(Bytes::len).sum();
+            Ok((bytes <= bytes_max).then_some(values))
         }
         .boxed()
     }
@@ -214,10 +218,12 @@ impl TaskPort for MemoryPort {
         start: Bytes,
         end: Option<Bytes>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<StateEntries, PortError>> {
         async move {
             let shard = self.shard.lock();
-            Ok(shard.task(known(task)).map(|task| task.scan(&start, end.as_ref(), limit)).unwrap_or_default())
+            let task = shard.task(known(task));
+            Ok(task.map(|task| task.scan(&start, end.as_ref(), limit, bytes_max)).unwrap_or_default())
         }
         .boxed()
     }

@@ -101,7 +101,13 @@ impl Task {
         self.entries.get(key).map(|(value, _)| value)
     }
 
-    pub(super) fn scan(&self, start: &Bytes, end: Option<&Bytes>, limit: usize) -> StateEntries {
+    pub(super) fn scan(
+        &self,
+        start: &Bytes,
+        end: Option<&Bytes>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> StateEntries {
         let mut page = StateEntries::default();
         if end.is_some_and(|end| start >= end) {
             return page;
@@ -109,7 +115,7 @@ impl Task {
         let mut bytes = 0;
         let range = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
         for (key, (value, _)) in self.entries.range::<Bytes, _>(range) {
-            if page.entries.len() >= limit || bytes >= PAGE_BYTES_MAX {
+            if page.entries.len() >= limit || bytes >= bytes_max.min(PAGE_BYTES_MAX) {
                 page.next = Some(key.clone());
                 break;
             }

@@ -8,17 +8,18 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tidemill_protocol::Timestamp;
-use tidemill_wasm::{Blobs, EmitAnswer, HostError, Records, StatePage, TaskHost, WriteAnswer};
+use tidemill_wasm::{
+    Blobs, EmitAnswer, HostError, ReadAnswer, Records, ScanAnswer, ScanBounds, StatePage, TaskHost,
+    WriteAnswer,
+};
 
 use crate::plan::TargetPlan;
 use crate::port::{PortError, StateChange, TaskKey, TaskPort, TimerChange};
 
-/// Values that one `state.get-many` answers: a key that is asked for a thousand times counts a thousand times.
-const READ_BYTES_MAX: usize = 32 << 20;
-/// Keys that the port is asked for at a time, so that the bound above holds before everything is read.
-const READ_KEYS_MAX: usize = 256;
-/// Keys and values after which a `state.scan` answers a page that is not full.
-const SCAN_BYTES_MAX: usize = 4 << 20;
+/// What asking a shard for a page counts as, beside what it brings.
+const PAGE_COST_BYTES: usize = 4096;
+/// What going past an own write counts as.
+const OWN_WRITE_COST_BYTES: usize = 64;
 
 /// The effects of one call.
 #[derive(Debug, Default)]
@@ -74,29 +75,23 @@ impl TaskHost for EffectsHost {
         Ok(EmitAnswer::Taken)
     }
 
-    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>> {
+    fn read_state(&mut self, keys: Blobs, bytes_max: usize) -> BoxFuture<'_, Result<ReadAnswer, HostError>> {
         async move {
             let (mut found, unknown) = self.own_writes(&keys);
-            let mut bytes: usize = found.iter().flatten().map(Bytes::len).sum();
-            let mut unknown = unknown.into_iter();
-            while bytes <= READ_BYTES_MAX {
-                let (wanted, places): (Vec<Bytes>, Vec<Vec<usize>>) =
-                    unknown.by_ref().take(READ_KEYS_MAX).unzip();
-                if wanted.is_empty() {
-                    return blobs(found.iter().map(Option::as_deref));
-                }
-                let stored = self.port.state_get(self.task, wanted).await.map_err(broker)?;
-                for (places, value) in places.into_iter().zip(stored) {
-                    bytes += value.as_ref().map_or(0, Bytes::len).saturating_mul(places.len());
-                    for place in places {
-                        if let Some(slot) = found.get_mut(place) {
-                            slot.clone_from(&value);
-                        }
+            let own_bytes = found.iter().flatten().map(Bytes::len).fold(0_usize, usize::saturating_add);
+            let Some(bytes_max) = bytes_max.checked_sub(own_bytes) else { return Ok(ReadAnswer::TooLarge) };
+            let wanted: Vec<Bytes> =
+                unknown.iter().flat_map(|(key, places)| places.iter().map(|_| key.clone())).collect();
+            if !wanted.is_empty() {
+                let stored = self.port.state_get(self.task, wanted, bytes_max).await.map_err(broker)?;
+                let Some(stored) = stored else { return Ok(ReadAnswer::TooLarge) };
+                for (place, value) in unknown.into_iter().flat_map(|(_, places)| places).zip(stored) {
+                    if let Some(slot) = found.get_mut(place) {
+                        *slot = value;
                     }
                 }
             }
-            let most = READ_BYTES_MAX;
-            Err(HostError::Plugin(format!("one state.get-many asks for more than {most} bytes of values")))
+            blobs(found.iter().map(Option::as_deref)).map(ReadAnswer::Values)
         }
         .boxed()
     }
@@ -123,9 +118,9 @@ impl TaskHost for EffectsHost {
         &mut self,
         start: Vec<u8>,
         end: Option<Vec<u8>>,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<StatePage, HostError>> {
-        async move { self.scan(start.into(), end.map(Bytes::from), limit as usize).await }.boxed()
+        bounds: ScanBounds,
+    ) -> BoxFuture<'_, Result<ScanAnswer, HostError>> {
+        async move { self.scan(start.into(), end.map(Bytes::from), bounds).await }.boxed()
     }
 
     fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError> {
@@ -163,38 +158,63 @@ impl EffectsHost {
     }
 
     /// Stored entries and the call's own, merged by key.
-    async fn scan(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<StatePage, HostError> {
+    async fn scan(
+        &self,
+        start: Bytes,
+        end: Option<Bytes>,
+        bounds: ScanBounds,
+    ) -> Result<ScanAnswer, HostError> {
+        let (limit, bytes_max) = (bounds.entries_max as usize, bounds.bytes_max);
         let mut merged: BTreeMap<Bytes, Bytes> = BTreeMap::new();
-        let mut bytes = 0;
-        // The call may have deleted entries that are stored: then one page of them is not enough.
         let mut next = Some(start.clone());
-        while let Some(from) = next.take_if(|_| merged.len() <= limit && bytes < SCAN_BYTES_MAX) {
-            let page = self.port.state_scan(self.task, from, end.clone(), limit.saturating_add(1));
+        let (mut held_bytes, mut read_bytes) = (0, 0);
+        // The call may have deleted entries that are stored: then one page of them is not enough.
+        while let Some(from) = next.take_if(|_| merged.len() <= limit && held_bytes < bytes_max) {
+            if read_bytes > bounds.read_bytes_max {
+                return Ok(ScanAnswer::TooLarge);
+            }
+            let (entries_max, left) = (limit.saturating_add(1), bytes_max - held_bytes);
+            let page = self.port.state_scan(self.task, from, end.clone(), entries_max, left);
             let page = page.await.map_err(broker)?;
+            read_bytes += PAGE_COST_BYTES;
             next = page.next;
             let effects = self.effects.lock();
             for (key, value) in page.entries {
+                read_bytes += key.len() + value.len();
                 if !effects.state.contains_key(&key) {
-                    bytes += key.len() + value.len();
+                    held_bytes += key.len() + value.len();
                     merged.insert(key, value);
                 }
             }
         }
         // Of what lies behind the last page nothing is known.
         let within = |key: &Bytes| {
-            *key >= start
-                && end.as_ref().is_none_or(|end| key < end)
-                && next.as_ref().is_none_or(|next| key < next)
+            end.as_ref().is_none_or(|end| key < end) && next.as_ref().is_none_or(|next| key < next)
         };
-        for (key, (value, _)) in &self.effects.lock().state {
-            if let Some(value) = value.as_ref().filter(|_| within(key)) {
-                merged.insert(key.clone(), value.clone());
+        let (mut own, mut own_bytes, mut own_more) = (0, 0, false);
+        for (key, (value, _)) in self.effects.lock().state.range(start..).take_while(|(key, _)| within(key)) {
+            read_bytes += OWN_WRITE_COST_BYTES;
+            let Some(value) = value else { continue };
+            // Those behind what fills a page can't be in it.
+            if own > limit || own_bytes >= bytes_max {
+                own_more = true;
+                break;
             }
+            own += 1;
+            own_bytes += key.len() + value.len();
+            merged.insert(key.clone(), value.clone());
         }
-        let more = merged.len() > limit || next.is_some();
-        let keys = blobs(merged.keys().take(limit).map(|key| Some(&key[..])))?;
-        let values = blobs(merged.values().take(limit).map(|value| Some(&value[..])))?;
-        Ok(StatePage { keys, values, more })
+        let (taken, mut taken_bytes) = (merged.len().min(limit), 0);
+        let fit = merged.iter().take(taken).take_while(|(key, value)| {
+            let fits = taken_bytes < bytes_max;
+            taken_bytes += key.len() + value.len();
+            fits
+        });
+        let fit: Vec<_> = fit.collect();
+        let more = merged.len() > fit.len() || own_more || next.is_some();
+        let keys = blobs(fit.iter().map(|(key, _)| Some(&key[..])))?;
+        let values = blobs(fit.iter().map(|(_, value)| Some(&value[..])))?;
+        Ok(ScanAnswer::Page(StatePage { keys, values, more, read_bytes }))
     }
 }
 
@@ -211,3 +231,7 @@ fn blobs<'a>(list: impl Iterator<Item = Option<&'a [u8]>>) -> Result<Blobs, Host
     }
     Ok(blobs)
 }
+
+#[cfg(test)]
+#[path = "effects_tests.rs"]
+mod tests;
