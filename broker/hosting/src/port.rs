@@ -135,8 +135,14 @@ pub enum StepOutcome {
 #[error("{0}")]
 pub struct PortError(pub String);
 
-/// State entries in the order of their keys, and whether there are more.
-pub type StateEntries = (Vec<(Bytes, Bytes)>, bool);
+/// State entries in the order of their keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateEntries {
+    /// Keys and values. None does not mean that there are none: entries that expired are left out.
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// The first key that was not looked at, if there may be more.
+    pub next: Option<Bytes>,
+}
 
 /// The shards, as tasks see them.
 pub trait TaskPort: Send + Sync + 'static {
@@ -164,7 +170,7 @@ pub trait TaskPort: Send + Sync + 'static {
         keys: Vec<Bytes>,
     ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>>;
 
-    /// Entries from `start` on, before `end`.
+    /// Entries from `start` on, before `end`: at most `limit`, or fewer where they are large.
     fn state_scan(
         &self,
         task: TaskKey,

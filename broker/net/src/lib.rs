@@ -13,6 +13,7 @@ mod error;
 mod frame_reader;
 mod frame_writer;
 mod listener;
+mod receiving;
 mod reset;
 mod tls;
 mod transport;

@@ -153,7 +153,9 @@ impl Broker {
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
             disk: DiskState::default(),
+            attempts: Arc::default(),
             wal: wal.clone(),
+            uploads: crate::context::uploads(),
             stopping: stopping.clone(),
             config,
             meta,
@@ -278,7 +280,9 @@ async fn open_shards(
         .map_err(|_| StartError::Interrupted)??;
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
-    let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());
+    let page_cache_bytes = Some(config.storage.page_cache_bytes);
+    let files_config = SegmentFilesConfig { page_cache_bytes, ..SegmentFilesConfig::default() };
+    let files = SegmentFiles::new(Arc::clone(storage), files_config);
     // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
     const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
     let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
@@ -320,9 +324,14 @@ async fn open_shards(
     Ok((wal, replicas))
 }
 
+/// Bytes of frames that the write-ahead log writes at once: the largest gathered entry and what frames it, so that its
+/// buffers need not grow for one.
+const WAL_WRITE_BYTES_MAX: usize = (4 << 20) + (64 << 10);
+
 fn wal_config(config: &BrokerConfig) -> WalConfig {
+    let defaults = WalConfig { segment_bytes: config.wal.segment_bytes, ..WalConfig::new("wal") };
     WalConfig {
-        segment_bytes: config.wal.segment_bytes,
+        write_bytes_max: WAL_WRITE_BYTES_MAX.min(defaults.entry_bytes_max()),
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
@@ -332,7 +341,7 @@ fn wal_config(config: &BrokerConfig) -> WalConfig {
                 flush_interval: Duration::from_millis(config.wal.flush_interval_ms),
             },
         },
-        ..WalConfig::new("wal")
+        ..defaults
     }
 }
 
@@ -436,6 +445,7 @@ fn start_background(
         tokio::spawn(watch.run(stopping.clone())),
         tokio::spawn(maintenance::retention(shards.clone(), every, stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
+        tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
     tasks.extend(outbox::start(shards, view, &context.outboxes, stopping));
     tasks.extend(shards.data().map(|(_, replica)| {
@@ -490,6 +500,9 @@ fn net_limits(config: &BrokerConfig) -> NetLimits {
         connections_max: config.limits.connections_max,
         streams_max: config.limits.streams_max,
         frames: FrameLimits { frame_bytes_max: config.limits.frame_bytes_max, ..FrameLimits::default() },
+        receiving_bytes_max: config.limits.receiving_bytes_max,
+        connection_receiving_bytes_max: (config.limits.receiving_bytes_max / 4)
+            .max(config.limits.frame_bytes_max),
         ..NetLimits::default()
     }
 }

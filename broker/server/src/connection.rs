@@ -141,6 +141,7 @@ pub(crate) fn read_error(error: &ReadError) -> Error {
     metrics::counter!("tidemill_bad_frames_total").increment(1);
     let code = match error {
         ReadError::Frame(tidemill_protocol::frame::FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
+        ReadError::Overloaded => ErrorCode::Overloaded,
         _ => ErrorCode::BadFrame,
     };
     Error::new(code, error.to_string())

@@ -12,6 +12,7 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
+use crate::attempts::Attempts;
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
@@ -26,14 +27,25 @@ pub(crate) struct Context {
     pub(crate) view: ViewReader,
     pub(crate) shards: Shards,
     pub(crate) hosting: Hosting,
+    pub(crate) attempts: Arc<Attempts>,
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
     pub(crate) disk: DiskState,
     pub(crate) wal: tidemill_log::wal::Wal,
+    /// Places for components that are being uploaded, checked and compiled.
+    pub(crate) uploads: tokio::sync::Semaphore,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
     pub(crate) stopping: CancellationToken,
+}
+
+/// Uploads under way at once: each holds a component in memory, and a compiler's process.
+const UPLOADS_MAX: usize = 4;
+
+/// Places for uploads.
+pub(crate) const fn uploads() -> tokio::sync::Semaphore {
+    tokio::sync::Semaphore::const_new(UPLOADS_MAX)
 }
 
 /// Whether there is room to write, as the disk watch saw it last.

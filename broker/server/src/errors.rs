@@ -53,7 +53,7 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::UnknownPlugin(_) => ErrorCode::UnknownPlugin,
         ControllerError::PluginExists { .. } => ErrorCode::PluginExists,
         ControllerError::UnknownDeployment(_) => ErrorCode::UnknownDeployment,
-        ControllerError::DeploymentExists(_) => ErrorCode::DeploymentExists,
+        ControllerError::DeploymentExists { .. } => ErrorCode::DeploymentExists,
         ControllerError::InvalidDeployment { .. } => ErrorCode::InvalidDeployment,
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
     };
@@ -127,6 +127,15 @@ pub(crate) fn rejected(rejections: Vec<Rejection>) -> Error {
         rejections.len()
     );
     Error::new(ErrorCode::RecordsRejected, message).with_rejections(rejections)
+}
+
+/// A batch whose first attempt the produce filter of that time refused or left out, while today's would pass it.
+pub(crate) fn refused_before() -> Error {
+    Error::new(
+        ErrorCode::RecordsRejected,
+        "an earlier attempt of this batch was refused or left out by the topic's produce filter as it was then: nothing \
+         of it is stored, and its place among the producer's batches is used; send it as a new batch",
+    )
 }
 
 pub(crate) fn open_plugin(error: &OpenError) -> Error {

@@ -10,6 +10,7 @@
 )]
 
 mod adopter;
+mod attempts;
 mod broker;
 mod clock;
 mod config;
@@ -35,3 +36,4 @@ pub use config::{
     StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
+pub use wiring::hosting_config;

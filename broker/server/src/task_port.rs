@@ -153,8 +153,8 @@ impl TaskPort for ShardPort {
                 shard.state_scan(task.deployment, task.partition, &start, end.as_deref(), limit)
             })
             .await?;
-            let more = page.next.is_some();
-            Ok((page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect(), more))
+            let entries = page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
+            Ok(StateEntries { entries, next: page.next })
         }
         .boxed()
     }

@@ -76,6 +76,7 @@ impl GuestState {
         if dropped > 0 {
             self.sink.lines_dropped(dropped);
         }
+        self.sink.call_ended(self.memory.bytes);
     }
 
     /// The epoch's deadline has come while the guest runs.

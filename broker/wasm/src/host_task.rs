@@ -42,7 +42,7 @@ impl state::Host for GuestState {
         let values = self.host()?.read_state(keys).await.map_err(failed)?;
         self.budget.resume(&paused);
         if values.len() != count {
-            return Err(failed(HostError(format!("{} values for {count} keys", values.len()))));
+            return Err(failed(HostError::Broker(format!("{} values for {count} keys", values.len()))));
         }
         Ok(values.into_guest())
     }
@@ -64,6 +64,10 @@ impl state::Host for GuestState {
         };
         if keys.len() != values.len() {
             return malformed(format!("{} values for {} keys", values.len(), keys.len()));
+        }
+        let most = self.limits().key_bytes_max;
+        if let Some(bytes) = keys.iter().flatten().map(<[u8]>::len).find(|bytes| *bytes > most) {
+            return malformed(format!("a key has {bytes} bytes; at most {most} are allowed"));
         }
         let bytes = keys.data_bytes() + values.data_bytes() + 8 * keys.len();
         let bytes = self.used.written_bytes.saturating_add(bytes);
@@ -89,22 +93,27 @@ impl state::Host for GuestState {
 
 impl timers::Host for GuestState {
     fn set(&mut self, key: Vec<u8>, at: i64) -> Result<()> {
-        self.count_timer()?;
+        self.count_timer(&key)?;
         self.host()?.set_timer(key, at).map_err(failed)
     }
 
     fn cancel(&mut self, key: Vec<u8>) -> Result<()> {
-        self.count_timer()?;
+        self.count_timer(&key)?;
         self.host()?.cancel_timer(key).map_err(failed)
     }
 }
 
 impl GuestState {
     fn host(&mut self) -> Result<&mut Box<dyn TaskHost>> {
-        self.task.as_mut().ok_or_else(|| failed(HostError("this instance is no task".to_owned())))
+        self.task.as_mut().ok_or_else(|| failed(HostError::Broker("this instance is no task".to_owned())))
     }
 
-    fn count_timer(&mut self) -> Result<()> {
+    fn count_timer(&mut self, key: &[u8]) -> Result<()> {
+        // Here and not where they are committed: until then they are all in the broker's memory.
+        let (bytes, most) = (key.len(), self.limits().key_bytes_max);
+        if bytes > most {
+            return Err(bad(format!("a timer's key has {bytes} bytes; at most {most} are allowed")));
+        }
         self.used.timers += 1;
         let most = self.limits().timers_per_call_max;
         if self.used.timers > most {
@@ -119,5 +128,8 @@ fn bad(reason: String) -> wasmtime::Error {
 }
 
 fn failed(error: HostError) -> wasmtime::Error {
-    wasmtime::Error::new(HostFailed(error.0))
+    match error {
+        HostError::Broker(reason) => wasmtime::Error::new(HostFailed(reason)),
+        HostError::Plugin(reason) => bad(reason),
+    }
 }

@@ -31,6 +31,8 @@ pub struct PluginLimits {
     pub scan_entries_max: u32,
     /// Timers that a task may set or cancel in one call.
     pub timers_per_call_max: u32,
+    /// Bytes of a key of state or of a timer.
+    pub key_bytes_max: usize,
 }
 
 impl PluginLimits {
@@ -56,6 +58,7 @@ impl PluginLimits {
             written_bytes_per_call_max: 32 << 20,
             scan_entries_max: 10_000,
             timers_per_call_max: 10_000,
+            key_bytes_max: 4096,
         }
     }
 }

@@ -35,11 +35,16 @@ pub trait TaskHost: Send + Sync + 'static {
     fn cancel_timer(&mut self, key: Vec<u8>) -> Result<(), HostError>;
 }
 
-/// The broker could not do what the plugin asked, through no fault of the plugin: the call ends with
-/// [`CallError::HostFailed`](crate::CallError::HostFailed).
+/// Why the host did not do what the plugin asked: the call ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct HostError(pub String);
+pub enum HostError {
+    /// The broker could not, through no fault of the plugin: [`CallError::HostFailed`](crate::CallError::HostFailed).
+    #[error("{0}")]
+    Broker(String),
+    /// The plugin asked for what nobody can have: [`CallError::BadAnswer`](crate::CallError::BadAnswer).
+    #[error("{0}")]
+    Plugin(String),
+}
 
 /// What the plugin is told about records that it emits.
 #[derive(Clone, Debug, PartialEq, Eq)]

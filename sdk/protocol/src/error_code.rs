@@ -89,7 +89,7 @@ error_codes! {
     ProducerFenced = 212, "PRODUCER_FENCED", fatal;
     /// A plugin refused records of the batch; nothing of it was appended.
     RecordsRejected = 220, "RECORDS_REJECTED", fatal;
-    /// The topic's partitioner or partition count changed since the first attempt, which can no longer be repeated.
+    /// The partitioner, produce filter or partition count of the first attempt is gone: it can no longer be repeated.
     PartitionerChanged = 221, "PARTITIONER_CHANGED", fatal;
 
     /// No topic has this name or id.
@@ -134,7 +134,7 @@ error_codes! {
     DigestMismatch = 509, "DIGEST_MISMATCH", fatal;
     /// No deployment has this name.
     UnknownDeployment = 520, "UNKNOWN_DEPLOYMENT", fatal;
-    /// A deployment of this name exists already.
+    /// Another deployment of this name exists already.
     DeploymentExists = 521, "DEPLOYMENT_EXISTS", fatal;
     /// The deployment's settings contradict each other or its plugin.
     InvalidDeployment = 522, "INVALID_DEPLOYMENT", fatal;

@@ -9,11 +9,13 @@
 //! ```
 
 mod assemble;
+mod dependent;
 mod guest;
 mod invalid;
 mod misbehaving;
 mod well_behaved;
 
+pub use dependent::*;
 pub use guest::World;
 pub use invalid::*;
 pub use misbehaving::*;
@@ -80,13 +82,32 @@ mod tests {
             emits_outside_data,
             reads_malformed_keys,
             sets_timers_for_ever,
+            sets_a_timer_with_a_long_key,
+            one_at_a_time,
+            rejects_null_keys,
+            keeps_the_first_of_each_call,
+            keeps_its_first_call,
+            places_in_turn,
+            counts_in_memory,
+            emits_the_last_of_each_call,
         ] {
             make();
         }
-        for make in
-            [reject_one, relay_to, places_in, places, bitmap_of, large_bitmap, replaces_with_much_of_little]
-        {
+        for make in [
+            reject_one,
+            relay_to,
+            places_in,
+            places,
+            bitmap_of,
+            large_bitmap,
+            replaces_with_much_of_little,
+            reads_one_key_often,
+        ] {
             make(3);
+        }
+        for misdeed in Misdeed::ALL {
+            misbehaves_at_a_null_key(misdeed);
+            misbehaves_in_timers(misdeed);
         }
     }
 }

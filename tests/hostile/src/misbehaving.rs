@@ -1,6 +1,7 @@
 //! Plugins that are of their world, and do what they should not once they run.
 
 use crate::guest::{Guest, World};
+use crate::well_behaved::relaying;
 
 const SPIN: &str = "(loop $again (br $again)) (unreachable)";
 const RECURSE: &str = "(func $down (param i32) (result i32)
@@ -358,6 +359,126 @@ pub fn reads_malformed_keys() -> Vec<u8> {
              (i32.const 128)",
         )
         .build()
+}
+
+/// A consumer that sets a timer with a key of 5,000 bytes.
+pub fn sets_a_timer_with_a_long_key() -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .import("timers", "set", "$timer (param i32 i32 i64)")
+        .main("(call $timer (i32.const 4096) (i32.const 5000) (i64.const 0)) (i32.const 128)")
+        .build()
+}
+
+/// A consumer that writes 1 MiB under the key `n` of its state, and then asks for that key this many times at once.
+pub fn reads_one_key_often(times: u32) -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .import("state", "get-many", "$get (param i32 i32 i32 i32 i32)")
+        .import("state", "write-many", "$put (param i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)")
+        .extra(r#"(data (i32.const 324) "\01\00\00\00") (data (i32.const 328) "\00\00\10\00")"#)
+        .main(&format!(
+            "(local $keys i32) (local $ends i32) (local $value i32) (local $i i32)
+             (local.set $keys (call $realloc (i32.const 0) (i32.const 0) (i32.const 1) (i32.const {times})))
+             (memory.fill (local.get $keys) (i32.const 110) (i32.const {times}))
+             (local.set $ends (call $realloc (i32.const 0) (i32.const 0) (i32.const 4)
+                 (i32.shl (i32.const {times}) (i32.const 2))))
+             (block $done (loop $next
+                 (br_if $done (i32.ge_u (local.get $i) (i32.const {times})))
+                 (i32.store (i32.add (local.get $ends) (i32.shl (local.get $i) (i32.const 2)))
+                     (i32.add (local.get $i) (i32.const 1)))
+                 (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                 (br $next)))
+             (local.set $value (call $realloc (i32.const 0) (i32.const 0) (i32.const 1) (i32.const 0x100000)))
+             (call $put (local.get $keys) (i32.const 1) (i32.const 324) (i32.const 4)
+                        (local.get $value) (i32.const 0x100000) (i32.const 328) (i32.const 4) (i64.const 0) (i32.const 512))
+             (if (i32.load8_u (i32.const 512)) (then unreachable))
+             (call $get (local.get $keys) (i32.const {times}) (local.get $ends)
+                 (i32.shl (i32.const {times}) (i32.const 2)) (i32.const 512))
+             (i32.store (i32.const 132) (call $records (local.get $index_len)))
+             (i32.const 128)"
+        ))
+        .build()
+}
+
+/// What a consumer does that comes to something bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misdeed {
+    /// Traps.
+    Trap,
+    /// Never ends.
+    Loop,
+    /// Takes memory until it gets no more, and traps then.
+    Grow,
+    /// Emits records whose index lies outside of their data, which it is told, and goes on.
+    BadIndex,
+    /// Answers `failure.retry("not this one")`.
+    Retry,
+    /// Answers `failure.reject("not this one")`.
+    Reject,
+}
+
+impl Misdeed {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Trap, Self::Loop, Self::Grow, Self::BadIndex, Self::Retry, Self::Reject];
+
+    fn code(self) -> String {
+        match self {
+            Self::Trap => "unreachable".to_owned(),
+            Self::Loop => SPIN.to_owned(),
+            Self::Grow => {
+                "(loop $again (br_if $again (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (unreachable)"
+                    .to_owned()
+            }
+            Self::BadIndex => {
+                "(memory.fill (i32.const 700) (i32.const 0xff) (i32.const 40))
+                 (i32.store (i32.const 708) (i32.const 1000))
+                 (i32.store (i32.const 712) (i32.const 1000))
+                 (call $send (i32.const 0) (i32.const 320) (i32.const 4) (i32.const 700) (i32.const 40) (i32.const 512))
+                 (if (i32.or (i32.eqz (i32.load8_u (i32.const 512))) (i32.ne (i32.load8_u (i32.const 516)) (i32.const 2)))
+                     (then unreachable))"
+                    .to_owned()
+            }
+            Self::Retry => failure(0),
+            Self::Reject => failure(1),
+        }
+    }
+}
+
+fn failure(case: u32) -> String {
+    format!(
+        "(i32.store8 (i32.const 128) (i32.const 1))
+         (i32.store8 (i32.const 132) (i32.const {case}))
+         (i32.store (i32.const 136) (i32.const 288))
+         (i32.store (i32.const 140) (i32.const 12))
+         (return (i32.const 128))"
+    )
+}
+
+/// [`relay`](crate::relay), but for a call with a record whose key is null, where it first does this.
+pub fn misbehaves_at_a_null_key(misdeed: Misdeed) -> Vec<u8> {
+    let (code, relay) = (misdeed.code(), relaying(0));
+    let check = format!(
+        "(block $fine (loop $look
+             (br_if $fine (i32.ge_u (local.get $k) (call $records (local.get $index_len))))
+             (if (i32.eq (i32.const -1)
+                     (i32.load offset=4 (i32.add (local.get $index) (i32.shl (local.get $k) (i32.const 5)))))
+                 (then {code}))
+             (local.set $k (i32.add (local.get $k) (i32.const 1)))
+             (br $look)))"
+    );
+    let main = format!("(local $k i32) {}", relay.main);
+    relay.main(&after_locals(&main, &check)).build()
+}
+
+/// [`relay`](crate::relay), but when its timer fires it does this.
+pub fn misbehaves_in_timers(misdeed: Misdeed) -> Vec<u8> {
+    let mut guest = relaying(0);
+    guest.on_timers = format!(
+        "{} {}",
+        misdeed.code(),
+        if misdeed == Misdeed::BadIndex { "(i32.const 128)" } else { "(unreachable)" }
+    );
+    guest.build()
 }
 
 /// A consumer that sets timers without end.

@@ -113,6 +113,53 @@ pub fn count_in_state() -> Vec<u8> {
         .build()
 }
 
+/// A consumer that handles one record of each call, and rejects it, with the reason `not this one`, where its key is null.
+pub fn one_at_a_time() -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .main(
+            "(i32.store (i32.const 132) (i32.const 1))
+             (i32.store (i32.const 136) (i32.const 0))
+             (i32.store (i32.const 140) (i32.const 0))
+             (if (i32.eq (i32.const -1) (i32.load offset=4 (local.get $index))) (then
+                 (i32.store (i32.const 700) (i32.const 0))
+                 (i32.store (i32.const 704) (i32.const 288))
+                 (i32.store (i32.const 708) (i32.const 12))
+                 (i32.store (i32.const 136) (i32.const 700))
+                 (i32.store (i32.const 140) (i32.const 1))))
+             (i32.const 128)",
+        )
+        .build()
+}
+
+/// A consumer that handles all records, and rejects those whose key is null, with the reason `not this one`.
+pub fn rejects_null_keys() -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .main(
+            "(local $n i32) (local $at i32) (local $i i32) (local $rejected i32) (local $to i32)
+             (local.set $n (call $records (local.get $index_len)))
+             (local.set $at (call $realloc (i32.const 0) (i32.const 0) (i32.const 4)
+                 (i32.mul (local.get $n) (i32.const 12))))
+             (block $done (loop $next
+                 (br_if $done (i32.ge_u (local.get $i) (local.get $n)))
+                 (if (i32.eq (i32.const -1)
+                         (i32.load offset=4 (i32.add (local.get $index) (i32.shl (local.get $i) (i32.const 5)))))
+                     (then
+                         (local.set $to
+                             (i32.add (local.get $at) (i32.mul (local.get $rejected) (i32.const 12))))
+                         (i32.store (local.get $to) (local.get $i))
+                         (i32.store offset=4 (local.get $to) (i32.const 288))
+                         (i32.store offset=8 (local.get $to) (i32.const 12))
+                         (local.set $rejected (i32.add (local.get $rejected) (i32.const 1)))))
+                 (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                 (br $next)))
+             (i32.store (i32.const 132) (local.get $n))
+             (i32.store (i32.const 136) (local.get $at))
+             (i32.store (i32.const 140) (local.get $rejected))
+             (i32.const 128)",
+        )
+        .build()
+}
+
 /// A consumer that sends each record's key and value on to target 0, and sets a timer `t` for one second after now; when that fires
 /// it emits a record with the value `tick`.
 pub fn relay() -> Vec<u8> {
@@ -121,6 +168,10 @@ pub fn relay() -> Vec<u8> {
 
 /// As [`relay`], to any target.
 pub fn relay_to(target: u32) -> Vec<u8> {
+    relaying(target).build()
+}
+
+pub(crate) fn relaying(target: u32) -> Guest {
     let main = format!(
         "(local $n i32) (local $at i32) (local $i i32) (local $from i32) (local $to i32)
          (local.set $n (call $records (local.get $index_len)))
@@ -155,7 +206,7 @@ pub fn relay_to(target: u32) -> Vec<u8> {
          (if (i32.load8_u (i32.const 512)) (then unreachable))
          (i32.const 128)"
     );
-    guest.build()
+    guest
 }
 
 /// A plugin that answers each main call with `failure.retry(\"not this one\")`.

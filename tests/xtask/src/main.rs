@@ -46,9 +46,8 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
-        Command::Ci => {
-            check::run().and_then(|()| test::run(&test::Arguments { install: true, filter: Vec::new() }))
-        }
+        Command::Ci => check::run()
+            .and_then(|()| test::run(&test::Arguments { install: true, all: true, filter: Vec::new() })),
         Command::Check => check::run(),
         Command::Fix => check::fix(),
         Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),

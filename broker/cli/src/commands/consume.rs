@@ -62,32 +62,25 @@ pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<
     commit_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
-    while consume.max.is_none_or(|max| read < max) {
+    let mut is_read = true;
+    while is_read && consume.max.is_none_or(|max| read < max) {
         tokio::select! {
             biased;
             _ = &mut interrupted => break,
             record = consumer.next() => {
                 let Some(record) = record else { break };
-                let record = record.map_err(|error| CliError::other(error.to_string()))?;
-                // A closed pipe (`| head`) is the reader's way to say that it has enough.
-                if write_record(&mut out, &record, json).is_err() {
-                    break;
-                }
-                read += 1;
-                if read.is_multiple_of(COMMIT_RECORDS) {
-                    commit(&consume, &consumer).await?;
+                is_read = still_read(write_record(&mut out, &record?, json))?;
+                read += u64::from(is_read);
+                if is_read && read.is_multiple_of(COMMIT_RECORDS) {
+                    is_read = hand_over(&mut out, &consume, &consumer).await?;
                 }
             }
-            _ = commit_due.tick() => {
-                if out.flush().is_err() {
-                    break;
-                }
-                commit(&consume, &consumer).await?;
-            }
+            _ = commit_due.tick() => is_read = hand_over(&mut out, &consume, &consumer).await?,
         }
     }
-    let _ = out.flush();
-    commit(&consume, &consumer).await?;
+    if is_read {
+        hand_over(&mut out, &consume, &consumer).await?;
+    }
     if consume.stats {
         let stats = consumer.stats();
         eprintln!(
@@ -123,14 +116,27 @@ async fn open(consume: &Consume, client: &Client) -> Result<Consumer, CliError> 
     if !consume.follow {
         builder = builder.stop_at_end();
     }
-    builder.build().await.map_err(|error| CliError::other(error.to_string()))
+    Ok(builder.build().await?)
 }
 
-async fn commit(consume: &Consume, consumer: &Consumer) -> Result<(), CliError> {
+/// Whether somebody still reads: a closed pipe (`| head`) is the reader's way to say that it has enough.
+fn still_read(written: std::io::Result<()>) -> Result<bool, CliError> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Prints what was read and commits it, in this order: what nobody got is read again. Answers as [`still_read`].
+async fn hand_over(out: &mut impl Write, consume: &Consume, consumer: &Consumer) -> Result<bool, CliError> {
+    if !still_read(out.flush())? {
+        return Ok(false);
+    }
     if let Some(group) = &consume.group {
         consumer.commit(group).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn write_record(out: &mut impl Write, record: &ConsumerRecord, json: bool) -> std::io::Result<()> {

@@ -11,7 +11,14 @@ use tidemill_protocol::Timestamp;
 use tidemill_wasm::{Blobs, EmitAnswer, HostError, Records, StatePage, TaskHost, WriteAnswer};
 
 use crate::plan::TargetPlan;
-use crate::port::{StateChange, TaskKey, TaskPort, TimerChange};
+use crate::port::{PortError, StateChange, TaskKey, TaskPort, TimerChange};
+
+/// Values that one `state.get-many` answers: a key that is asked for a thousand times counts a thousand times.
+const READ_BYTES_MAX: usize = 32 << 20;
+/// Keys that the port is asked for at a time, so that the bound above holds before everything is read.
+const READ_KEYS_MAX: usize = 256;
+/// Keys and values after which a `state.scan` answers a page that is not full.
+const SCAN_BYTES_MAX: usize = 4 << 20;
 
 /// The effects of one call.
 #[derive(Debug, Default)]
@@ -70,17 +77,26 @@ impl TaskHost for EffectsHost {
     fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>> {
         async move {
             let (mut found, unknown) = self.own_writes(&keys);
-            if !unknown.is_empty() {
-                let wanted = unknown.iter().map(|(_, key)| key.clone()).collect();
-                let stored =
-                    self.port.state_get(self.task, wanted).await.map_err(|error| HostError(error.0))?;
-                for ((index, _), value) in unknown.into_iter().zip(stored) {
-                    if let Some(slot) = found.get_mut(index) {
-                        *slot = value;
+            let mut bytes: usize = found.iter().flatten().map(Bytes::len).sum();
+            let mut unknown = unknown.into_iter();
+            while bytes <= READ_BYTES_MAX {
+                let (wanted, places): (Vec<Bytes>, Vec<Vec<usize>>) =
+                    unknown.by_ref().take(READ_KEYS_MAX).unzip();
+                if wanted.is_empty() {
+                    return blobs(found.iter().map(Option::as_deref));
+                }
+                let stored = self.port.state_get(self.task, wanted).await.map_err(broker)?;
+                for (places, value) in places.into_iter().zip(stored) {
+                    bytes += value.as_ref().map_or(0, Bytes::len).saturating_mul(places.len());
+                    for place in places {
+                        if let Some(slot) = found.get_mut(place) {
+                            slot.clone_from(&value);
+                        }
                     }
                 }
             }
-            blobs(found.iter().map(Option::as_deref))
+            let most = READ_BYTES_MAX;
+            Err(HostError::Plugin(format!("one state.get-many asks for more than {most} bytes of values")))
         }
         .boxed()
     }
@@ -124,22 +140,23 @@ impl TaskHost for EffectsHost {
 }
 
 impl EffectsHost {
-    /// Values that this call wrote, and the keys (with their places) that it did not.
-    fn own_writes(&self, keys: &Blobs) -> (Vec<Option<Bytes>>, Vec<(usize, Bytes)>) {
+    /// Values that this call wrote, and the keys that it did not, each once, with the places where it is asked for.
+    fn own_writes(&self, keys: &Blobs) -> (Vec<Option<Bytes>>, BTreeMap<Bytes, Vec<usize>>) {
         let effects = self.effects.lock();
-        let mut unknown = Vec::new();
+        let mut unknown: BTreeMap<Bytes, Vec<usize>> = BTreeMap::new();
         let found = keys
             .iter()
             .enumerate()
-            .map(|(index, key)| {
+            .map(|(place, key)| {
                 let key = key?;
-                match effects.state.get(key) {
-                    Some((value, _)) => value.clone(),
-                    None => {
-                        unknown.push((index, Bytes::copy_from_slice(key)));
-                        None
-                    }
+                if let Some((value, _)) = effects.state.get(key) {
+                    return value.clone();
                 }
+                match unknown.get_mut(key) {
+                    Some(places) => places.push(place),
+                    None => _ = unknown.insert(Bytes::copy_from_slice(key), vec![place]),
+                }
+                None
             })
             .collect();
         (found, unknown)
@@ -148,52 +165,48 @@ impl EffectsHost {
     /// Stored entries and the call's own, merged by key.
     async fn scan(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<StatePage, HostError> {
         let mut merged: BTreeMap<Bytes, Bytes> = BTreeMap::new();
-        let mut from = start.clone();
-        let mut stored_more = true;
+        let mut bytes = 0;
         // The call may have deleted entries that are stored: then one page of them is not enough.
-        while stored_more && merged.len() <= limit {
-            let page = self.port.state_scan(self.task, from.clone(), end.clone(), limit.saturating_add(1));
-            let (entries, more) = page.await.map_err(|error| HostError(error.0))?;
-            stored_more = more && !entries.is_empty();
+        let mut next = Some(start.clone());
+        while let Some(from) = next.take_if(|_| merged.len() <= limit && bytes < SCAN_BYTES_MAX) {
+            let page = self.port.state_scan(self.task, from, end.clone(), limit.saturating_add(1));
+            let page = page.await.map_err(broker)?;
+            next = page.next;
             let effects = self.effects.lock();
-            for (key, value) in entries {
-                from = after(&key);
+            for (key, value) in page.entries {
                 if !effects.state.contains_key(&key) {
+                    bytes += key.len() + value.len();
                     merged.insert(key, value);
                 }
             }
         }
-        // Beyond the last stored entry that was read nothing is known, unless there are none.
-        let known_before = stored_more.then_some(from);
+        // Of what lies behind the last page nothing is known.
         let within = |key: &Bytes| {
             *key >= start
                 && end.as_ref().is_none_or(|end| key < end)
-                && known_before.as_ref().is_none_or(|known| key < known)
+                && next.as_ref().is_none_or(|next| key < next)
         };
         for (key, (value, _)) in &self.effects.lock().state {
             if let Some(value) = value.as_ref().filter(|_| within(key)) {
                 merged.insert(key.clone(), value.clone());
             }
         }
-        let more = merged.len() > limit || stored_more;
+        let more = merged.len() > limit || next.is_some();
         let keys = blobs(merged.keys().take(limit).map(|key| Some(&key[..])))?;
         let values = blobs(merged.values().take(limit).map(|value| Some(&value[..])))?;
         Ok(StatePage { keys, values, more })
     }
 }
 
-fn after(key: &Bytes) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
+fn broker(error: PortError) -> HostError {
+    HostError::Broker(error.0)
 }
 
 fn blobs<'a>(list: impl Iterator<Item = Option<&'a [u8]>>) -> Result<Blobs, HostError> {
     let mut blobs = Blobs::new();
     for blob in list {
         if !blobs.push(blob) {
-            return Err(HostError("the state asked for is larger than a plugin's memory".to_owned()));
+            return Err(HostError::Plugin("the state asked for is larger than a plugin's memory".to_owned()));
         }
     }
     Ok(blobs)

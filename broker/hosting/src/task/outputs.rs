@@ -10,6 +10,7 @@ use tidemill_protocol::record_batch::{
 use tidemill_protocol::{PartitionId, Timestamp, TopicPartition};
 use tidemill_wasm::{MadeRecord, Part};
 
+use super::policy::Disposed;
 use super::reading::TaskRecord;
 use crate::failure::CallFailure;
 use crate::hosting::Inner;
@@ -59,11 +60,11 @@ impl Outputs<'_> {
         &self,
         target: &TargetPlan,
         source: &str,
-        failed: &[(TaskRecord, String)],
+        disposed: &[Disposed],
         now: Timestamp,
     ) -> Result<Vec<TaskOutput>, CallFailure> {
         let mut batches = Batches::default();
-        for (record, reason) in failed {
+        for Disposed { record, reason } in disposed {
             let offset = record.offset.to_string();
             let added = [
                 Header::new("tidemill-deployment", self.plan.plugin.deployment.as_bytes()),

@@ -4,10 +4,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
 
+use std::time::Duration;
+
 use futures::future::Either;
 use prost::Message;
 use tidemill_net::{FrameWriter, WriteError};
+use tidemill_protocol::ErrorCode;
 use tokio::sync::mpsc;
+
+/// A client that takes no acknowledgements for so long has its stream given up.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers of a produce stream on their way: each becomes one acknowledgement, in the order of the requests.
 pub(crate) struct AckQueue<F> {
@@ -54,7 +60,9 @@ where
         };
         let mut acks = vec![first.await];
         // What has its answer already joins the frame; the first that has not is waited for next.
-        while let Ok(answer) = queue.try_recv() {
+        while acks.len() < queue.max_capacity()
+            && let Ok(answer) = queue.try_recv()
+        {
             match now_or_later(answer).await {
                 Either::Left(ack) => acks.push(ack),
                 Either::Right(answer) => {
@@ -63,7 +71,12 @@ where
                 }
             }
         }
-        writer.send(&join(acks), &[]).await?;
+        if let Ok(sent) = tokio::time::timeout(WRITE_DEADLINE, writer.send(&join(acks), &[])).await {
+            sent?;
+        } else {
+            writer.reset(ErrorCode::Deadline.code());
+            return Ok(());
+        }
     }
 }
 

@@ -41,6 +41,9 @@ pub(crate) async fn upload(
     let plugin = name(&request.name)?;
     let version =
         Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let _place = context.uploads.try_acquire().map_err(|_| {
+        Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
+    })?;
     let bytes = receive(request.size, reader, first).await?;
     if blake3::hash(&bytes).as_bytes().as_slice() != request.blake3.as_ref() {
         return Err(Error::new(

@@ -7,7 +7,6 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
 use tidemill_controller::TopicRecord;
-use tidemill_hosting::{Filter, Kept};
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
@@ -22,7 +21,7 @@ use crate::connection::{ClientName, Opened, read_error};
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::acks::{self, AckQueue};
-use crate::plans;
+use crate::handlers::produce_filter::{Passed, ProduceFilter};
 use crate::view::ViewReader;
 
 /// Serves a produce stream until it ends.
@@ -53,13 +52,7 @@ struct Producing {
     limits: BatchLimits,
     producer: ProducerId,
     acknowledged: bool,
-    filter: Option<ProduceFilter>,
-}
-
-/// The filter that the topic's producers pass, of one version of the topic.
-struct ProduceFilter {
-    filter: Filter,
-    drop_rejected: bool,
+    filter: ProduceFilter,
 }
 
 impl Producing {
@@ -73,7 +66,8 @@ impl Producing {
         let (topic, replica) = context.find(&view.now(), partition)?;
         let limits = context.batch_limits(topic.config.batch_bytes_max);
         let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
-        let mut producing = Self {
+        let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
+        Ok(Self {
             context: Arc::clone(context),
             view,
             replica,
@@ -82,25 +76,8 @@ impl Producing {
             limits,
             producer: ProducerId::new(open.producer_id),
             acknowledged,
-            filter: None,
-        };
-        producing.open_filter().await?;
-        Ok(producing)
-    }
-
-    async fn open_filter(&mut self) -> Result<(), Error> {
-        let view = self.view.now();
-        let deployment = self.topic.produce_filter.and_then(|id| view.deployment(id));
-        self.filter = match deployment {
-            None => None,
-            Some(record) => {
-                let plan = plans::plugin(&view, record);
-                let filter =
-                    self.context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
-                Some(ProduceFilter { filter, drop_rejected: record.spec.drop_rejected })
-            }
-        };
-        Ok(())
+            filter,
+        })
     }
 
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
@@ -129,6 +106,7 @@ impl Producing {
             }
             expected += 1;
             let answer = self.take(header.request_id, frame).await;
+            reader.done();
             if self.acknowledged && !answers.push(answer).await {
                 break;
             }
@@ -170,37 +148,24 @@ impl Producing {
             ));
         }
         batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
-        let (unit, rejections) = self.filtered(batch).await?;
+        let number = self.partition.partition.get();
+        let passed = self.filter.pass(&batch, number, self.replica.shard().log_time()).await?;
+        let append = |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: None };
+        let (unit, verdict) = match passed {
+            Passed::All => (append(batch.bytes().clone()), Verdict::Store),
+            Passed::Some(kept) => (append(kept), Verdict::Store),
+            // Without a producer nothing counts the batches: there is no place to keep.
+            Passed::Nothing if !batch.header().has_producer() => return Ok(AnswerState::LeftOut),
+            Passed::Refused(rejections) if !batch.header().has_producer() => {
+                return Err(errors::rejected(rejections));
+            }
+            // A refusal is logged too: it takes up its sequence numbers, so that the batches pipelined behind it stand.
+            Passed::Nothing => (self.refuse(batch.header()), Verdict::LeaveOut),
+            Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
+        };
         let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
         let pending = permit.submit(unit);
-        Ok(AnswerState::Pending { pending, rejections })
-    }
-
-    /// The unit to propose, and what the topic's filter refused of the batch.
-    ///
-    /// A refusal is logged too: it takes up its sequence numbers, so that the batches pipelined behind it stand.
-    async fn filtered(&self, batch: RecordBatch) -> Result<(Unit, Vec<Rejection>), Error> {
-        let append = |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: None };
-        let Some(ProduceFilter { filter, drop_rejected }) = &self.filter else {
-            return Ok((append(batch.bytes().clone()), Vec::new()));
-        };
-        let place = tidemill_hosting::BatchPlace { topic: 0, partition: self.partition.partition.get() };
-        let outcome = filter
-            .apply(&batch, place, (self.context.clock)(), tidemill_hosting::Lane::Produce)
-            .await
-            .map_err(|failure| errors::call(&failure))?;
-        let refused = |rejections: Vec<(u32, String)>| {
-            let rejections =
-                rejections.into_iter().map(|(ordinal, reason)| Rejection { ordinal, reason }).collect();
-            Ok((self.refuse(batch.header()), rejections))
-        };
-        match outcome.kept {
-            _ if !outcome.rejections.is_empty() && !drop_rejected => refused(outcome.rejections),
-            Kept::All => Ok((append(batch.bytes().clone()), Vec::new())),
-            Kept::Some(kept) => Ok((append(kept), Vec::new())),
-            // Nothing is left to append, and nobody objected: the batch counts as written.
-            Kept::None => Ok((self.refuse(batch.header()), Vec::new())),
-        }
+        Ok(AnswerState::Pending { pending, verdict })
     }
 
     fn refuse(&self, header: &BatchHeader) -> Unit {
@@ -223,12 +188,10 @@ impl Producing {
         if topic.version == self.topic.version {
             return Ok(());
         }
-        let filter_changed = topic.produce_filter != self.topic.produce_filter;
+        // Opened before anything is taken over: no batch gets past a filter that can't be opened.
+        self.filter = ProduceFilter::open(&self.context, topic, topic.produce_filter).await?;
         self.topic = Arc::clone(topic);
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
-        if filter_changed {
-            self.open_filter().await?;
-        }
         Ok(())
     }
 }
@@ -245,7 +208,19 @@ struct Answer {
 
 enum AnswerState {
     Refused(Box<Error>),
-    Pending { pending: Pending, rejections: Vec<Rejection> },
+    /// The filter left nothing, and there is nothing to log.
+    LeftOut,
+    Pending {
+        pending: Pending,
+        verdict: Verdict,
+    },
+}
+
+/// What the topic's filter said of a batch that was proposed.
+enum Verdict {
+    Store,
+    LeaveOut,
+    Refuse(Vec<Rejection>),
 }
 
 impl Future for Answer {
@@ -260,16 +235,19 @@ impl Future for Answer {
             error: Some(error),
             ..ProduceAck::default()
         };
+        let left_out = |duplicate| ProduceAck {
+            request_id,
+            base_offset: -1,
+            log_append_time: -1,
+            duplicate,
+            ..ProduceAck::default()
+        };
         let ack = match &mut self.state {
             AnswerState::Refused(error) => failed((**error).clone()),
-            AnswerState::Pending { pending, rejections } => match ready!(Pin::new(pending).poll(context)) {
+            AnswerState::LeftOut => left_out(false),
+            AnswerState::Pending { pending, verdict } => match ready!(Pin::new(pending).poll(context)) {
                 Err(error) => failed(errors::propose(&error)),
-                Ok(UnitResult::Appended { .. } | UnitResult::BatchRefused { .. })
-                    if !rejections.is_empty() =>
-                {
-                    let rejections = std::mem::take(rejections);
-                    failed(errors::rejected(rejections))
-                }
+                // Whatever the filter says now: an attempt before it was deployed stands.
                 Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => {
                     ProduceAck {
                         request_id,
@@ -280,12 +258,10 @@ impl Future for Answer {
                         error: None,
                     }
                 }
-                Ok(UnitResult::BatchRefused { duplicate }) => ProduceAck {
-                    request_id,
-                    base_offset: -1,
-                    log_append_time: -1,
-                    duplicate,
-                    ..ProduceAck::default()
+                Ok(UnitResult::BatchRefused { duplicate }) => match verdict {
+                    Verdict::LeaveOut => left_out(duplicate),
+                    Verdict::Refuse(rejections) => failed(errors::rejected(std::mem::take(rejections))),
+                    Verdict::Store => failed(errors::refused_before()),
                 },
                 Ok(other) => failed(errors::unit(&other)),
             },

@@ -1,6 +1,7 @@
 //! Requests: a stream each, with a deadline; an error has a stable code, says what to do, and whether to retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemill_net::{FrameReader, Stream};
 use tidemill_protocol::ErrorCode;
@@ -9,6 +10,9 @@ use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
 use crate::connection::{ClientName, Opened};
 use crate::context::Context;
 use crate::handlers::{deployments, groups, metadata, offsets, plugins, state, status, topics};
+
+/// A client that does not take its reply for so long has the stream given up.
+const REPLY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers one request.
 pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
@@ -34,8 +38,13 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
         metrics::counter!("tidemill_requests_failed_total").increment(1);
         tracing::debug!(client = %client.0, %error, "a request failed");
     }
-    if writer.send(&reply, &[]).await.is_ok() {
-        let _ = writer.finish().await;
+    let writing = async {
+        if writer.send(&reply, &[]).await.is_ok() {
+            let _ = writer.finish().await;
+        }
+    };
+    if tokio::time::timeout(REPLY_DEADLINE, writing).await.is_err() {
+        writer.reset(ErrorCode::Deadline.code());
     }
 }
 

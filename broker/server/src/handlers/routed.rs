@@ -4,27 +4,29 @@
 //! sees a gapless sequence per producer and topic and can tell a retry from a new batch. One acknowledgement says that
 //! all of them are committed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
 use tidemill_controller::TopicRecord;
-use tidemill_hosting::{Partitioner, Placement};
+use tidemill_hosting::{BatchPlace, Partitioner, Placement};
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     Acks, Error, Rejection, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, RoutedPlacement,
 };
-use tidemill_protocol::record_batch::{ProducerFields, RecordBatch};
+use tidemill_protocol::record_batch::{ProducerFields, RecordBatch, Records};
 use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerEpoch, ProducerId, ShardId, TopicId};
 use tidemill_raft::{Pending, ProposeError, Replica};
-use tidemill_shard::{RoutedAppend, Unit, UnitResult};
+use tidemill_shard::{FilterPass, RoutedAppend, Unit, UnitResult};
 
+use crate::attempts::{Attempt, RoutedKey};
 use crate::connection::{ClientName, Opened, read_error};
 use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::handlers::acks::{self, AckQueue};
+use crate::handlers::produce_filter::{self, Passed, ProduceFilter};
 use crate::plans;
 use crate::view::ViewReader;
 
@@ -32,7 +34,7 @@ use crate::view::ViewReader;
 pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, open: RoutedOpen) {
     let Opened { stream, .. } = opened;
     let (reader, mut writer) = (stream.reader, stream.writer);
-    let routing = match Routing::open(&context, &open) {
+    let routing = match Routing::open(&context, &open).await {
         Ok(routing) => routing,
         Err(error) => {
             let refusal = RoutedOpened { error: Some(error), ..RoutedOpened::default() };
@@ -56,25 +58,32 @@ struct Routing {
     context: Arc<Context>,
     view: ViewReader,
     topic: Arc<TopicRecord>,
+    /// The shards that hold partitions of the topic, each once.
+    shards: Vec<ShardId>,
     producer: ProducerId,
     epoch: ProducerEpoch,
     acknowledged: bool,
+    /// The topic's produce filter, as of the topic's version.
+    filter: ProduceFilter,
     /// Opened partitioners by the epoch of their binding; a retry may need an old one.
     partitioners: BTreeMap<u32, Partitioner>,
 }
 
 impl Routing {
-    fn open(context: &Arc<Context>, open: &RoutedOpen) -> Result<Self, Error> {
+    async fn open(context: &Arc<Context>, open: &RoutedOpen) -> Result<Self, Error> {
         let id = TopicId::from_slice(&open.topic_id)
             .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
         let view = context.view.clone();
         let topic = view.now().topic(id).cloned().ok_or_else(|| unknown_topic(&id.to_string()))?;
         let epoch = i16::try_from(open.producer_epoch)
             .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
+        let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
         Ok(Self {
             context: Arc::clone(context),
             view,
+            shards: shards_of(&topic),
             topic,
+            filter,
             producer: ProducerId::new(open.producer_id),
             epoch: ProducerEpoch::new(epoch),
             acknowledged: Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum,
@@ -107,6 +116,7 @@ impl Routing {
                 Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
                 Err(error) => std::future::ready(refused(header.request_id, error)).boxed(),
             };
+            reader.done();
             if self.acknowledged {
                 if !answers.push(answer).await {
                     break;
@@ -123,9 +133,35 @@ impl Routing {
     async fn submit(&mut self, header: &RoutedBatch, frame: RawFrame) -> Result<Submitted, Error> {
         metrics::counter!("tidemill_routed_batches_total").increment(1);
         self.context.room_to_write()?;
-        self.follow_topic()?;
+        self.follow_topic().await?;
+        let batch = self.checked(frame.payload)?;
+        if header.partition_count != self.topic.partition_count() {
+            return Err(partitioner_changed(&self.topic));
+        }
+        let attempt = self.attempt(header.topic_sequence);
+        let parts = match self.pass_filter(&batch, &attempt).await? {
+            Passed::All => self.split(header, &batch).await?,
+            Passed::Some(kept) => {
+                let kept = RecordBatch::decode_trusted(kept, &self.context.stored_batch_limits());
+                self.split(header, &kept.map_err(|error| errors::batch(&error))?).await?
+            }
+            Passed::Nothing => Parts::default(),
+            Passed::Refused(rejections) => Parts { rejections, ..Parts::default() },
+        };
+        // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
+        let pending = self.propose(header.topic_sequence, attempt.filtered, parts.by_shard).await?;
+        Ok(Submitted {
+            pending,
+            rejections: parts.rejections,
+            has_records: parts.has_records,
+            _attempt: attempt,
+        })
+    }
+
+    /// The batch as a client may send it.
+    fn checked(&self, payload: Bytes) -> Result<RecordBatch, Error> {
         let limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
-        let batch = RecordBatch::decode(frame.payload, &limits).map_err(|error| errors::batch(&error))?;
+        let batch = RecordBatch::decode(payload, &limits).map_err(|error| errors::batch(&error))?;
         if batch.header().attributes.control || batch.header().attributes.transactional {
             return Err(Error::new(
                 ErrorCode::InvalidBatch,
@@ -139,40 +175,57 @@ impl Routing {
                 "the batch has another producer id than its stream",
             ));
         }
-        if self.topic.produce_filter.is_some() {
-            // Better refused than let past the filter.
-            return Err(Error::new(
-                ErrorCode::InvalidDeployment,
-                format!(
-                    "topic '{}' has a produce filter, which routed produce does not pass yet; name partitions instead",
-                    self.topic.name
-                ),
-            ));
+        Ok(batch)
+    }
+
+    /// Begins an attempt at a batch. One that is in a shard's log already, or under way, passes what it passed then.
+    fn attempt(&self, topic_sequence: u64) -> Attempt {
+        let now = || self.replicas().map(|replica| replica.shard().log_time()).max().unwrap_or_default();
+        let todays = || self.filter.deployment().map(|filter| FilterPass { filter, now: now() });
+        if self.producer == ProducerId::NONE {
+            // Nobody can tell a second attempt from another batch.
+            return Attempt::alone(todays());
         }
-        if header.partition_count != self.topic.partition_count() {
-            return Err(partitioner_changed(&self.topic));
+        let key =
+            RoutedKey { topic: self.topic.id, producer: self.producer, epoch: self.epoch, topic_sequence };
+        let logged = || {
+            let producer = (self.producer, self.epoch);
+            let mut shards = self.replicas().map(|replica| replica.shard());
+            shards.find_map(|shard| shard.routed_attempt(self.topic.id, producer, topic_sequence))
+        };
+        let ever_filtered = self.topic.produce_filter.is_some() || !self.topic.past_filters.is_empty();
+        self.context.attempts.begin(key, || {
+            let logged = if ever_filtered { logged() } else { None };
+            logged.map_or_else(todays, |logged| logged.filtered)
+        })
+    }
+
+    async fn pass_filter(&self, batch: &RecordBatch, attempt: &Attempt) -> Result<Passed, Error> {
+        let Some(FilterPass { filter, now }) = attempt.filtered else { return Ok(Passed::All) };
+        if self.filter.deployment() == Some(filter) {
+            return self.filter.pass(batch, BatchPlace::UNPLACED, now).await;
         }
-        let placement = self.place(header, &batch).await?;
+        let earlier = ProduceFilter::open(&self.context, &self.topic, Some(filter)).await?;
+        earlier.pass(batch, BatchPlace::UNPLACED, now).await
+    }
+
+    /// Places what is left of a batch, and makes a batch of it for each partition.
+    async fn split(&mut self, header: &RoutedBatch, batch: &RecordBatch) -> Result<Parts, Error> {
+        let placement = self.place(header, batch).await?;
+        let records =
+            batch.records(&self.context.stored_batch_limits()).map_err(|error| errors::batch(&error))?;
         if !placement.rejections.is_empty() {
-            let rejections = placement
-                .rejections
-                .into_iter()
-                .map(|(ordinal, reason)| Rejection { ordinal, reason })
-                .collect();
-            // Logged as empty everywhere: it takes up its sequence, so that the batches behind it stand.
-            let pending = self.propose(header.topic_sequence, BTreeMap::new()).await?;
-            return Ok(Submitted { pending, rejections });
+            let rejections = in_clients_batch(&records, placement.rejections)?;
+            return Ok(Parts { rejections, ..Parts::default() });
         }
         let compression = batch.header().attributes.compression;
-        let split = batch
-            .records(&limits)
-            .map_err(|error| errors::batch(&error))?
+        let split = records
             // The topic sequence deduplicates; the parts carry no producer of their own.
             .split(&placement.partitions, self.topic.partition_count(), compression, |_, _| {
                 ProducerFields::NONE
             })
             .map_err(|error| errors::reshape(&error))?;
-        let mut by_shard: BTreeMap<ShardId, Vec<(PartitionId, Bytes)>> = BTreeMap::new();
+        let mut by_shard = ByShard::new();
         for (partition, batch) in split {
             let shard = self
                 .topic
@@ -180,21 +233,18 @@ impl Routing {
                 .ok_or_else(|| Error::new(ErrorCode::Internal, "a record was placed outside the topic"))?;
             by_shard.entry(shard).or_default().push((partition, batch.into_bytes()));
         }
-        let pending = self.propose(header.topic_sequence, by_shard).await?;
-        Ok(Submitted { pending, rejections: Vec::new() })
+        Ok(Parts { by_shard, has_records: true, rejections: Vec::new() })
     }
 
     /// Proposes a unit to every shard that holds partitions of the topic.
     async fn propose(
         &self,
         topic_sequence: u64,
-        mut by_shard: BTreeMap<ShardId, Vec<(PartitionId, Bytes)>>,
+        filtered: Option<FilterPass>,
+        mut by_shard: ByShard,
     ) -> Result<Vec<Pending>, Error> {
-        let mut shards = self.topic.shards.clone();
-        shards.sort_unstable();
-        shards.dedup();
-        let mut permits = Vec::with_capacity(shards.len());
-        for shard in shards {
+        let mut permits = Vec::new();
+        for &shard in &self.shards {
             let replica: &Replica = self
                 .context
                 .shards
@@ -205,6 +255,7 @@ impl Routing {
                 producer: self.producer,
                 epoch: self.epoch,
                 topic_sequence,
+                filtered,
                 batches: by_shard.remove(&shard).unwrap_or_default(),
             });
             let permit = replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
@@ -212,6 +263,10 @@ impl Routing {
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
         Ok(permits.into_iter().map(|(permit, unit)| permit.submit(unit)).collect())
+    }
+
+    fn replicas(&self) -> impl Iterator<Item = &Replica> {
+        self.shards.iter().filter_map(|shard| self.context.shards.replica(*shard))
     }
 
     async fn place(&mut self, header: &RoutedBatch, batch: &RecordBatch) -> Result<Placement, Error> {
@@ -244,18 +299,26 @@ impl Routing {
         Ok(partitioner)
     }
 
-    fn follow_topic(&mut self) -> Result<(), Error> {
+    async fn follow_topic(&mut self) -> Result<(), Error> {
         let view = self.view.now();
         let topic = view.topic(self.topic.id).ok_or_else(|| {
             Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name))
         })?;
         if topic.version != self.topic.version {
+            // Opened before anything is taken over: no batch gets past a filter that can't be opened.
+            self.filter = ProduceFilter::open(&self.context, topic, topic.produce_filter).await?;
             self.topic = Arc::clone(topic);
+            self.shards = shards_of(topic);
             let topic = &self.topic;
             self.partitioners.retain(|epoch, _| topic.partitioner_at(*epoch).is_some());
         }
         Ok(())
     }
+}
+
+fn shards_of(topic: &TopicRecord) -> Vec<ShardId> {
+    let shards: BTreeSet<ShardId> = topic.shards.iter().copied().collect();
+    shards.into_iter().collect()
 }
 
 fn partitioner_changed(topic: &TopicRecord) -> Error {
@@ -269,10 +332,36 @@ fn partitioner_changed(topic: &TopicRecord) -> Error {
     )
 }
 
+/// The parts of a batch for each shard, by rising partition.
+type ByShard = BTreeMap<ShardId, Vec<(PartitionId, Bytes)>>;
+
+/// What of a batch goes where; nothing where plugins refused it or left nothing.
+#[derive(Default)]
+struct Parts {
+    by_shard: ByShard,
+    has_records: bool,
+    rejections: Vec<Rejection>,
+}
+
+/// A partitioner's rejections by the ordinals of the batch that the client sent: it had no gaps, so that a record's offset in it is
+/// its ordinal, whatever a filter left out since.
+fn in_clients_batch(records: &Records, named: Vec<(u32, String)>) -> Result<Vec<Rejection>, Error> {
+    let ordinals: Result<Vec<u32>, _> =
+        records.iter().map(|record| record.map(|record| record.offset_delta)).collect();
+    let ordinals = ordinals.map_err(|error| errors::batch(&error))?;
+    let sent = |(at, reason): (u32, String)| {
+        let ordinal = usize::try_from(at).ok().and_then(|at| ordinals.get(at)).copied();
+        (ordinal.unwrap_or(at), reason)
+    };
+    Ok(produce_filter::rejections(named.into_iter().map(sent)))
+}
+
 /// A batch on its way in one or more shards.
 struct Submitted {
     pending: Vec<Pending>,
     rejections: Vec<Rejection>,
+    has_records: bool,
+    _attempt: Attempt,
 }
 
 impl Submitted {
@@ -301,7 +390,13 @@ impl Submitted {
         }
         match failure {
             Some(error) => refused(request_id, error),
-            None if !self.rejections.is_empty() => refused(request_id, errors::rejected(self.rejections)),
+            // What an earlier attempt stored stands, whatever the filter says now.
+            None if placements.is_empty() && !self.rejections.is_empty() => {
+                refused(request_id, errors::rejected(self.rejections))
+            }
+            None if placements.is_empty() && self.has_records => {
+                refused(request_id, errors::refused_before())
+            }
             None => {
                 placements.sort_by_key(|placement| placement.partition);
                 RoutedAck { request_id, placements, duplicate, error: None }

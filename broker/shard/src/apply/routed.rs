@@ -10,7 +10,7 @@ use tidemill_protocol::{ProducerId, Timestamp, TopicPartition};
 use super::append::checked_head;
 use super::{Context, Effects};
 use crate::result::{UnitError, UnitResult};
-use crate::state::{Placements, RoutedProducer, State};
+use crate::state::{Placements, RoutedAnswer, RoutedProducer, State};
 use crate::unit::RoutedAppend;
 
 /// Bytes of routed producers' answers that one shard remembers; beyond it the longest unused are forgotten.
@@ -47,7 +47,8 @@ impl State {
                     })
                     .collect();
                 if routed.producer != ProducerId::NONE {
-                    self.remember_routed(routed, placements.clone(), context.now);
+                    let answer = RoutedAnswer { placements: placements.clone(), filtered: routed.filtered };
+                    self.remember_routed(routed, answer, context.now);
                 }
                 Ok(UnitResult::RoutedAppended { placements, duplicate: false })
             }
@@ -71,7 +72,7 @@ impl State {
             }
             Some(known) if routed.epoch > known.epoch => 0,
             Some(known) => match known.answer(got) {
-                Some(placements) => return Ok(RoutedCheck::Duplicate(placements.clone())),
+                Some(answer) => return Ok(RoutedCheck::Duplicate(answer.placements.clone())),
                 None => known.next,
             },
         };
@@ -104,14 +105,14 @@ impl State {
         routed.batches.iter().map(check).collect()
     }
 
-    fn remember_routed(&mut self, routed: &RoutedAppend, placements: Placements, now: Timestamp) {
+    fn remember_routed(&mut self, routed: &RoutedAppend, answer: RoutedAnswer, now: Timestamp) {
         let key = (routed.topic, routed.producer);
         let before = self.routed.get(&key).map_or(0, RoutedProducer::bytes);
         let producer = self.routed.get_or_insert_with(key, || RoutedProducer::new(routed.epoch));
         if producer.epoch != routed.epoch || (producer.next > 0 && producer.expired(now)) {
             *producer = RoutedProducer::new(routed.epoch);
         }
-        producer.remember(placements, now);
+        producer.remember(answer, now);
         self.routed_bytes = self.routed_bytes - before + producer.bytes();
         if self.routed_bytes > ROUTED_BYTES_MAX {
             self.forget_longest_unused_routed(key);
@@ -137,7 +138,7 @@ impl State {
 }
 
 impl RoutedProducer {
-    pub(super) fn expired(&self, now: Timestamp) -> bool {
+    pub(crate) fn expired(&self, now: Timestamp) -> bool {
         self.last_used.plus_ms(PRODUCER_EXPIRY_MS) < now
     }
 }

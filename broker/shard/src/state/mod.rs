@@ -17,8 +17,8 @@ use crate::store::{BaseRows, Rows};
 use crate::unit::OutboxStream;
 
 pub(crate) use objects::{
-    DeploymentState, InboxState, Object, OutboxState, Placements, RoutedProducer, ShardHeader, TaskState,
-    TopicState,
+    DeploymentState, InboxState, Object, OutboxState, Placements, RoutedAnswer, RoutedProducer, ShardHeader,
+    TaskState, TopicState,
 };
 pub(crate) use stored::{
     Frozen, Put, ReadStateError, SegmentEnds, encode_end, read_all, read_ends, read_header,

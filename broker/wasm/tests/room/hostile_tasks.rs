@@ -59,6 +59,15 @@ async fn timers_without_end() {
 }
 
 #[tokio::test]
+async fn keys_of_timers_are_bounded_when_they_are_set() {
+    let host = MemoryHost::default();
+    let error = error_of(&hostile::sets_a_timer_with_a_long_key(), &host).await;
+    let expected = "a timer's key has 5000 bytes; at most 4096 are allowed".to_owned();
+    assert_eq!(error, CallError::BadAnswer(expected));
+    assert!(host.0.lock().timers.is_empty());
+}
+
+#[tokio::test]
 async fn a_host_that_fails_is_not_the_plugins_fault() {
     let host = MemoryHost::default();
     host.0.lock().broken = Some("the state store is gone".to_owned());

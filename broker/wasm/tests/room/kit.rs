@@ -149,7 +149,7 @@ impl TaskHost for MemoryHost {
             }
             let effects = effects.lock();
             if let Some(broken) = &effects.broken {
-                return Err(HostError(broken.clone()));
+                return Err(HostError::Broker(broken.clone()));
             }
             let mut values = Blobs::new();
             for key in keys.iter().flatten() {

@@ -2,12 +2,17 @@
 
 mod bad_input;
 mod bystander;
+mod client_example;
+mod command_line;
 mod directory;
 mod disk;
 mod hostile;
 mod kit;
 mod path_plugins;
+mod plugins_on_fixtures;
 mod produce_consume;
+mod produce_filters;
 mod raw;
 mod restart;
 mod tasks;
+mod worked_example;

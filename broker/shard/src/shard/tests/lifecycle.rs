@@ -95,6 +95,38 @@ fn a_refused_batch_takes_its_sequence_and_keeps_its_answer() {
 }
 
 #[test]
+fn what_a_routed_batch_passed_is_remembered_with_its_answer() {
+    let mut world = world();
+    let producer = (tidemill_protocol::ProducerId::new(7), tidemill_protocol::ProducerEpoch::new(0));
+    let pass = FilterPass { filter: deployment(3), now: at(5) };
+    let routed = |topic_sequence, filtered| {
+        Unit::RoutedAppend(RoutedAppend {
+            topic: topic(1),
+            producer: producer.0,
+            epoch: producer.1,
+            topic_sequence,
+            filtered,
+            batches: Vec::new(),
+        })
+    };
+    let attempt = |world: &World, sequence| world.shard.routed_attempt(topic(1), producer, sequence);
+    assert_eq!(attempt(&world, 0), None);
+    world.one(routed(0, Some(pass)));
+    world.one(routed(1, None));
+    world.checkpoint();
+    world.one(routed(2, Some(FilterPass { now: at(6), ..pass })));
+    world.kill();
+    // A second attempt changes nothing of what is remembered of the first.
+    assert!(matches!(world.one(routed(0, None)), UnitResult::RoutedAppended { duplicate: true, .. }));
+    assert_eq!(attempt(&world, 0), Some(RoutedAttempt { filtered: Some(pass) }));
+    assert_eq!(attempt(&world, 1), Some(RoutedAttempt { filtered: None }));
+    assert_eq!(attempt(&world, 2).and_then(|known| known.filtered).map(|pass| pass.now), Some(at(6)));
+    assert_eq!(attempt(&world, 3), None);
+    let newer = (producer.0, tidemill_protocol::ProducerEpoch::new(1));
+    assert_eq!(world.shard.routed_attempt(topic(1), newer, 0), None, "another life of the producer");
+}
+
+#[test]
 fn the_logs_time_never_goes_back_and_forward_by_bounded_steps() {
     let mut world = world();
     let before = world.shard.log_time();
@@ -392,4 +424,38 @@ fn apply_goes_on_while_checkpoints_are_written() {
     let (hash, bytes) = (world.hash(), world.read_all(partition(1, 2)));
     world.crash(7);
     assert_eq!((world.hash(), world.read_all(partition(1, 2))), (hash, bytes));
+}
+
+/// What a checkpoint froze before a deletion it also writes: the partition's state and its files must agree, or the next
+/// start refuses both.
+#[test]
+fn a_topic_deleted_during_a_checkpoint_does_not_spoil_it() {
+    for round in 0..20 {
+        let mut world = World::new();
+        world.one(adopt_topic(1, 1, 40, SMALL));
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        world.checkpoint();
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        let shard = world.shard.clone();
+        let checkpoint = std::thread::spawn(move || shard.checkpoint(&|_| Ok(())).unwrap());
+        while world.shard.bytes_since_checkpoint() > 0 {
+            std::hint::spin_loop();
+        }
+        world.one(delete_topic(1, 2));
+        assert!(world.shard.has_deleted_partitions());
+        let done = checkpoint.join().unwrap();
+        if round % 2 == 0 {
+            world.kill();
+            assert_eq!(world.shard.partitions(), [], "round {round}, from {:?}", done.applied);
+        }
+        world.checkpoint();
+        assert!(!world.shard.has_deleted_partitions());
+        assert_eq!(world.shard.tail_bytes(), 0);
+        let left = world.list(Path::new("shard-01"));
+        assert_eq!(left, ["state"], "round {round}: the files are gone");
+    }
 }
