@@ -80,6 +80,7 @@ pub(crate) fn unit(result: &UnitResult) -> Error {
             ErrorCode::OutOfOrderSequence
         }
         UnitError::UnknownProducer(_) => ErrorCode::UnknownProducer,
+        UnitError::TooManyProducers { .. } => ErrorCode::Overloaded,
         UnitError::ProducerFenced { .. } => ErrorCode::ProducerFenced,
         UnitError::InvalidBatch(_) => ErrorCode::InvalidBatch,
         UnitError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
