@@ -139,6 +139,17 @@ pub(crate) fn refused_before() -> Error {
     )
 }
 
+/// A routed batch of which some shards have their part, while another refused its own for this reason.
+pub(crate) fn partly_stored(error: &Error) -> Error {
+    Error::new(
+        ErrorCode::PartlyStored,
+        format!(
+            "some of the batch's records are stored, as the placements say, and the others are not: {}",
+            error.message
+        ),
+    )
+}
+
 pub(crate) fn open_plugin(error: &OpenError) -> Error {
     Error::new(error.code(), error.to_string())
 }
