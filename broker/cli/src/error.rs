@@ -126,7 +126,9 @@ impl From<SendError> for CliError {
 impl From<DeliveryError> for CliError {
     fn from(error: DeliveryError) -> Self {
         match &error {
-            DeliveryError::Refused(server) => refused(&error, server),
+            DeliveryError::Refused(server) | DeliveryError::PartlyStored { error: server, .. } => {
+                refused(&error, server)
+            }
             other => Self::other(other.to_string()),
         }
     }

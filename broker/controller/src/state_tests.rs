@@ -254,7 +254,7 @@ impl From<PartitionerBindingOf> for crate::topic::PartitionerBinding {
 fn producer_ids_are_never_given_twice() {
     let mut controller = started();
     let mut next = 0;
-    for count in [1, 10, 100_000, 1_000_000] {
+    for count in [1, 0, 10, 0, 100_000, 1_000_000] {
         let ControllerReply::ProducerIds(block) =
             apply(&mut controller, ControllerCommand::AllocateProducerIds { count })
         else {

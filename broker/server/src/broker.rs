@@ -152,6 +152,7 @@ impl Broker {
         let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &clock)?;
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
+            generations: Arc::default(),
             disk: DiskState::default(),
             attempts: Arc::default(),
             wal: wal.clone(),

@@ -16,6 +16,7 @@ use crate::attempts::Attempts;
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
+use crate::generations::Generations;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
@@ -31,6 +32,7 @@ pub(crate) struct Context {
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
+    pub(crate) generations: Arc<Generations>,
     pub(crate) disk: DiskState,
     pub(crate) wal: tidemill_log::wal::Wal,
     /// Places for components that are being uploaded, checked and compiled.

@@ -80,6 +80,7 @@ pub(crate) fn unit(result: &UnitResult) -> Error {
             ErrorCode::OutOfOrderSequence
         }
         UnitError::UnknownProducer(_) => ErrorCode::UnknownProducer,
+        UnitError::TooManyProducers { .. } => ErrorCode::Overloaded,
         UnitError::ProducerFenced { .. } => ErrorCode::ProducerFenced,
         UnitError::InvalidBatch(_) => ErrorCode::InvalidBatch,
         UnitError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
@@ -135,6 +136,17 @@ pub(crate) fn refused_before() -> Error {
         ErrorCode::RecordsRejected,
         "an earlier attempt of this batch was refused or left out by the topic's produce filter as it was then: nothing \
          of it is stored, and its place among the producer's batches is used; send it as a new batch",
+    )
+}
+
+/// A routed batch of which some shards have their part, while another refused its own for this reason.
+pub(crate) fn partly_stored(error: &Error) -> Error {
+    Error::new(
+        ErrorCode::PartlyStored,
+        format!(
+            "some of the batch's records are stored, as the placements say, and the others are not: {}",
+            error.message
+        ),
     )
 }
 

@@ -18,6 +18,7 @@ mod connection;
 mod context;
 mod data_dir;
 mod errors;
+mod generations;
 mod handlers;
 mod maintenance;
 mod outbox;

@@ -13,8 +13,8 @@
 //! # Delivery
 //!
 //! A [`Producer`] is idempotent unless told otherwise: after a broken connection it sends the same bytes in the same order
-//! again, and the broker drops what it has. A delivery that fails with [`DeliveryError::TimedOut`] after it was sent
-//! is the one case where the outcome stays unknown. A [`Consumer`] reads each record once as long as it lives; across
+//! again, and the broker drops what it has. Where a delivery fails with [`DeliveryError::TimedOut`] after it was sent, or with
+//! [`DeliveryError::Unknown`], the outcome stays unknown; [`DeliveryError::PartlyStored`] says what of a routed batch is stored. A [`Consumer`] reads each record once as long as it lives; across
 //! restarts it reads from what was committed, so commit after processing for at least once.
 
 mod admin;

@@ -89,6 +89,46 @@ async fn a_refused_batch_fails_alone_and_the_others_keep_their_order() {
 }
 
 #[tokio::test]
+async fn what_may_be_stored_is_not_sent_under_another_identity() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    // Stored, no answer; and then the broker has forgotten who sent it.
+    broker.model.script([
+        Fault::Honest,
+        Fault::Honest,
+        Fault::ResetAfter,
+        Fault::Refuse(ErrorCode::UnknownProducer),
+    ]);
+    let outcomes = send_singly(client.producer(TOPIC), 12).await;
+    let failed: Vec<_> = (0..12).filter(|n| outcomes[*n].is_err()).collect();
+    assert_eq!(failed, [2]);
+    assert!(
+        matches!(&outcomes[2], Err(DeliveryError::Unknown(error)) if error.is(ErrorCode::UnknownProducer))
+    );
+    assert_eq!(broker.model.values(0), (0..12).map(value).collect::<Vec<_>>(), "each once");
+}
+
+#[tokio::test]
+async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Honest, Fault::Refuse(ErrorCode::PartlyStored)]);
+    let mut outcomes = Vec::new();
+    for number in 0..4 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        outcomes.push(within(delivery).await);
+    }
+    let Err(DeliveryError::PartlyStored { placements, error }) = &outcomes[1] else {
+        panic!("{:?}", outcomes[1])
+    };
+    assert!(error.is(ErrorCode::PartlyStored));
+    assert_eq!((placements[0].base_offset.get(), placements[0].record_count), (1, 1));
+    assert!([0, 2, 3].iter().all(|n| outcomes[*n].is_ok()));
+    assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
+}
+
+#[tokio::test]
 async fn a_retriable_refusal_is_invisible() {
     let broker = FakeBroker::start(1);
     let client = broker.client().await;

@@ -87,10 +87,14 @@ error_codes! {
     UnknownProducer = 211, "UNKNOWN_PRODUCER", fatal;
     /// A newer instance of the same producer has taken over.
     ProducerFenced = 212, "PRODUCER_FENCED", fatal;
+    /// A newer stream of the same producer to the same place has taken over from this one.
+    StaleGeneration = 213, "STALE_GENERATION", fatal;
     /// A plugin refused records of the batch; nothing of it was appended.
     RecordsRejected = 220, "RECORDS_REJECTED", fatal;
     /// The partitioner, produce filter or partition count of the first attempt is gone: it can no longer be repeated.
     PartitionerChanged = 221, "PARTITIONER_CHANGED", fatal;
+    /// A routed batch is stored in some of the topic's shards, and another has refused its part.
+    PartlyStored = 222, "PARTLY_STORED", fatal;
 
     /// No topic has this name or id.
     UnknownTopic = 300, "UNKNOWN_TOPIC", fatal;

@@ -13,13 +13,14 @@ use tidemill_protocol::messages::{
     Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerId, TopicPartition};
+use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::connection::{ClientName, Opened, read_error};
 use crate::context::Context;
 use crate::errors;
+use crate::generations::{Target, Turn};
 use crate::handlers::acks::{self, AckQueue};
 use crate::handlers::produce_filter::{Passed, ProduceFilter};
 use crate::view::ViewReader;
@@ -53,6 +54,7 @@ struct Producing {
     producer: ProducerId,
     acknowledged: bool,
     filter: ProduceFilter,
+    turn: Turn,
 }
 
 impl Producing {
@@ -67,6 +69,13 @@ impl Producing {
         let limits = context.batch_limits(topic.config.batch_bytes_max);
         let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
+        let producer = ProducerId::new(open.producer_id);
+        let epoch = i16::try_from(open.producer_epoch)
+            .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
+        context.producer_ids.check(producer).await?;
+        // The last thing that can fail: an older stream of this producer is over with it.
+        let order = (ProducerEpoch::new(epoch), open.generation);
+        let turn = context.generations.enter(producer, Target::Partition(partition), order)?;
         Ok(Self {
             context: Arc::clone(context),
             view,
@@ -74,9 +83,10 @@ impl Producing {
             partition,
             topic,
             limits,
-            producer: ProducerId::new(open.producer_id),
+            producer,
             acknowledged,
             filter,
+            turn,
         })
     }
 
@@ -164,7 +174,7 @@ impl Producing {
             Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
         };
         let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
-        let pending = permit.submit(unit);
+        let pending = self.turn.propose(|| permit.submit(unit))?;
         Ok(AnswerState::Pending { pending, verdict })
     }
 

@@ -25,6 +25,7 @@ use crate::attempts::{Attempt, RoutedKey};
 use crate::connection::{ClientName, Opened, read_error};
 use crate::context::{Context, unknown_topic};
 use crate::errors;
+use crate::generations::{Target, Turn};
 use crate::handlers::acks::{self, AckQueue};
 use crate::handlers::produce_filter::{self, Passed, ProduceFilter};
 use crate::plans;
@@ -67,6 +68,7 @@ struct Routing {
     filter: ProduceFilter,
     /// Opened partitioners by the epoch of their binding; a retry may need an old one.
     partitioners: BTreeMap<u32, Partitioner>,
+    turn: Turn,
 }
 
 impl Routing {
@@ -78,16 +80,23 @@ impl Routing {
         let epoch = i16::try_from(open.producer_epoch)
             .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
+        let producer = ProducerId::new(open.producer_id);
+        let epoch = ProducerEpoch::new(epoch);
+        context.producer_ids.check(producer).await?;
+        // The last thing that can fail: an older stream of this producer is over with it.
+        let order = (epoch, open.generation);
+        let turn = context.generations.enter(producer, Target::Routed(topic.id), order)?;
         Ok(Self {
             context: Arc::clone(context),
             view,
             shards: shards_of(&topic),
             topic,
             filter,
-            producer: ProducerId::new(open.producer_id),
-            epoch: ProducerEpoch::new(epoch),
+            producer,
+            epoch,
             acknowledged: Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum,
             partitioners: BTreeMap::new(),
+            turn,
         })
     }
 
@@ -146,16 +155,11 @@ impl Routing {
                 self.split(header, &kept.map_err(|error| errors::batch(&error))?).await?
             }
             Passed::Nothing => Parts::default(),
-            Passed::Refused(rejections) => Parts { rejections, ..Parts::default() },
+            Passed::Refused(rejections) => Parts::refused(errors::rejected(rejections)),
         };
         // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
         let pending = self.propose(header.topic_sequence, attempt.filtered, parts.by_shard).await?;
-        Ok(Submitted {
-            pending,
-            rejections: parts.rejections,
-            has_records: parts.has_records,
-            _attempt: attempt,
-        })
+        Ok(Submitted { pending, said: parts.said, _attempt: attempt })
     }
 
     /// The batch as a client may send it.
@@ -216,7 +220,7 @@ impl Routing {
             batch.records(&self.context.stored_batch_limits()).map_err(|error| errors::batch(&error))?;
         if !placement.rejections.is_empty() {
             let rejections = in_clients_batch(&records, placement.rejections)?;
-            return Ok(Parts { rejections, ..Parts::default() });
+            return Ok(Parts::refused(errors::rejected(rejections)));
         }
         let compression = batch.header().attributes.compression;
         let split = records
@@ -226,14 +230,19 @@ impl Routing {
             })
             .map_err(|error| errors::reshape(&error))?;
         let mut by_shard = ByShard::new();
+        let limit = self.context.batch_limits(self.topic.config.batch_bytes_max).batch_bytes_max;
         for (partition, batch) in split {
+            if batch.bytes().len() > limit {
+                // No shard may refuse its part alone: the batch is refused as a whole, before anything is proposed.
+                return Ok(Parts::refused(self.part_too_large(partition, batch.bytes().len(), limit)));
+            }
             let shard = self
                 .topic
                 .shard_of(partition)
                 .ok_or_else(|| Error::new(ErrorCode::Internal, "a record was placed outside the topic"))?;
             by_shard.entry(shard).or_default().push((partition, batch.into_bytes()));
         }
-        Ok(Parts { by_shard, has_records: true, rejections: Vec::new() })
+        Ok(Parts { by_shard, said: Said::Placed })
     }
 
     /// Proposes a unit to every shard that holds partitions of the topic.
@@ -262,7 +271,19 @@ impl Routing {
             permits.push((permit, unit));
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
-        Ok(permits.into_iter().map(|(permit, unit)| permit.submit(unit)).collect())
+        self.turn.propose(|| permits.into_iter().map(|(permit, unit)| permit.submit(unit)).collect())
+    }
+
+    /// The broker compresses the parts anew, and not as well as a client may have.
+    fn part_too_large(&self, partition: PartitionId, bytes: usize, limit: usize) -> Error {
+        Error::new(
+            ErrorCode::BatchTooLarge,
+            format!(
+                "compressed by the broker, the batch's part for partition {partition} of topic '{}' has {bytes} bytes, \
+                 and {limit} are allowed; send smaller batches",
+                self.topic.name
+            ),
+        )
     }
 
     fn replicas(&self) -> impl Iterator<Item = &Replica> {
@@ -335,12 +356,29 @@ fn partitioner_changed(topic: &TopicRecord) -> Error {
 /// The parts of a batch for each shard, by rising partition.
 type ByShard = BTreeMap<ShardId, Vec<(PartitionId, Bytes)>>;
 
-/// What of a batch goes where; nothing where plugins refused it or left nothing.
+/// What of a batch goes where; nothing where it was refused or left out.
 #[derive(Default)]
 struct Parts {
     by_shard: ByShard,
-    has_records: bool,
-    rejections: Vec<Rejection>,
+    said: Said,
+}
+
+impl Parts {
+    fn refused(error: Error) -> Self {
+        Self { by_shard: ByShard::new(), said: Said::Refused(error) }
+    }
+}
+
+/// What was said of a batch before it was proposed.
+#[derive(Default)]
+enum Said {
+    /// Its records have their places.
+    Placed,
+    /// The filter left none.
+    #[default]
+    LeftOut,
+    /// It is not to be stored.
+    Refused(Error),
 }
 
 /// A partitioner's rejections by the ordinals of the batch that the client sent: it had no gaps, so that a record's offset in it is
@@ -359,52 +397,131 @@ fn in_clients_batch(records: &Records, named: Vec<(u32, String)>) -> Result<Vec<
 /// A batch on its way in one or more shards.
 struct Submitted {
     pending: Vec<Pending>,
-    rejections: Vec<Rejection>,
-    has_records: bool,
+    said: Said,
     _attempt: Attempt,
 }
 
 impl Submitted {
     async fn acknowledge(self, request_id: u64) -> RoutedAck {
-        let mut placements = Vec::new();
-        let mut duplicate = true;
         // Every one is waited for: an error of one must not hide that another is still under way.
-        let mut failure = None;
+        let mut outcomes = Vec::with_capacity(self.pending.len());
         for pending in self.pending {
-            match pending.await {
-                Ok(UnitResult::RoutedAppended { placements: placed, duplicate: again }) => {
-                    duplicate &= again;
-                    placements.extend(placed.into_iter().map(|(partition, base, count)| RoutedPlacement {
-                        partition: partition.get(),
-                        base_offset: base.get(),
-                        record_count: count,
-                    }));
-                }
-                Ok(other) => failure = failure.or_else(|| Some(errors::unit(&other))),
-                // Another shard may have it: only a retry of the very same batch finds out.
-                Err(ProposeError::OutcomeUnknown) => {
-                    failure = Some(errors::propose(&ProposeError::OutcomeUnknown))
-                }
-                Err(error) => failure = failure.or_else(|| Some(errors::propose(&error))),
-            }
+            outcomes.push(pending.await);
         }
-        match failure {
-            Some(error) => refused(request_id, error),
-            // What an earlier attempt stored stands, whatever the filter says now.
-            None if placements.is_empty() && !self.rejections.is_empty() => {
-                refused(request_id, errors::rejected(self.rejections))
+        acknowledgement(request_id, outcomes, self.said)
+    }
+}
+
+/// What the shards say of a batch together.
+fn acknowledgement(
+    request_id: u64,
+    outcomes: Vec<Result<UnitResult, ProposeError>>,
+    said: Said,
+) -> RoutedAck {
+    let mut placements = Vec::new();
+    let mut duplicate = true;
+    let mut failure = None;
+    for outcome in outcomes {
+        match outcome {
+            Ok(UnitResult::RoutedAppended { placements: placed, duplicate: again }) => {
+                duplicate &= again;
+                placements.extend(placed.into_iter().map(|(partition, base, count)| RoutedPlacement {
+                    partition: partition.get(),
+                    base_offset: base.get(),
+                    record_count: count,
+                }));
             }
-            None if placements.is_empty() && self.has_records => {
-                refused(request_id, errors::refused_before())
+            Ok(other) => failure = failure.or_else(|| Some(errors::unit(&other))),
+            // Another shard may have it: only a retry of the very same batch finds out.
+            Err(ProposeError::OutcomeUnknown) => {
+                failure = Some(errors::propose(&ProposeError::OutcomeUnknown))
             }
-            None => {
-                placements.sort_by_key(|placement| placement.partition);
-                RoutedAck { request_id, placements, duplicate, error: None }
-            }
+            Err(error) => failure = failure.or_else(|| Some(errors::propose(&error))),
         }
+    }
+    placements.sort_by_key(|placement| placement.partition);
+    match failure {
+        // A retry may still store the rest. Else what is stored stays alone, and the batch must not come again as another.
+        Some(error) if !error.retriable && !placements.is_empty() => {
+            let error = Some(errors::partly_stored(&error));
+            RoutedAck { request_id, placements, duplicate: false, error }
+        }
+        Some(error) => refused(request_id, error),
+        // What an earlier attempt stored stands, whatever the filter and the topic's settings say now.
+        None if placements.is_empty() => match said {
+            Said::Refused(error) => refused(request_id, error),
+            Said::Placed => refused(request_id, errors::refused_before()),
+            Said::LeftOut => RoutedAck { request_id, placements, duplicate, error: None },
+        },
+        None => RoutedAck { request_id, placements, duplicate, error: None },
     }
 }
 
 fn refused(request_id: u64, error: Error) -> RoutedAck {
     RoutedAck { request_id, error: Some(error), ..RoutedAck::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::Offset;
+    use tidemill_shard::UnitError;
+
+    use super::*;
+
+    fn stored(partition: u32, count: u32) -> Result<UnitResult, ProposeError> {
+        let placements = match count {
+            0 => Vec::new(),
+            _ => vec![(PartitionId::new(partition), Offset::new(40), count)],
+        };
+        Ok(UnitResult::RoutedAppended { placements, duplicate: false })
+    }
+
+    fn forgotten() -> Result<UnitResult, ProposeError> {
+        Ok(UnitResult::Refused(UnitError::UnknownProducer(ProducerId::new(7))))
+    }
+
+    fn code(ack: &RoutedAck) -> Option<ErrorCode> {
+        ack.error.as_ref().and_then(Error::error_code)
+    }
+
+    #[test]
+    fn a_batch_that_is_stored_in_some_shards_alone_is_not_called_unstored() {
+        for outcomes in
+            [vec![stored(3, 2), forgotten(), stored(1, 1)], vec![forgotten(), stored(1, 1), stored(3, 2)]]
+        {
+            let ack = acknowledgement(5, outcomes, Said::Placed);
+            assert_eq!((ack.request_id, code(&ack)), (5, Some(ErrorCode::PartlyStored)));
+            let places: Vec<_> =
+                ack.placements.iter().map(|p| (p.partition, p.base_offset, p.record_count)).collect();
+            assert_eq!(places, [(1, 40, 1), (3, 40, 2)]);
+        }
+        // Nothing of it is anywhere.
+        for outcomes in [vec![forgotten(), forgotten()], vec![stored(0, 0), forgotten()]] {
+            let ack = acknowledgement(5, outcomes, Said::Placed);
+            assert_eq!(code(&ack), Some(ErrorCode::UnknownProducer));
+            assert!(ack.placements.is_empty());
+        }
+        // The same batch again stores the rest.
+        let retried = acknowledgement(5, vec![stored(1, 1), Err(ProposeError::Overloaded)], Said::Placed);
+        assert_eq!(code(&retried), Some(ErrorCode::Overloaded));
+        let unknown = acknowledgement(
+            5,
+            vec![stored(1, 1), forgotten(), Err(ProposeError::OutcomeUnknown)],
+            Said::Placed,
+        );
+        assert_eq!(code(&unknown), Some(ErrorCode::OutcomeUnknown));
+    }
+
+    #[test]
+    fn what_is_refused_now_stands_where_an_earlier_attempt_stored_it() {
+        let too_large = || Said::Refused(Error::new(ErrorCode::BatchTooLarge, "a part is too large"));
+        let refused = acknowledgement(0, vec![stored(0, 0), stored(0, 0)], too_large());
+        assert_eq!(code(&refused), Some(ErrorCode::BatchTooLarge));
+        let again = acknowledgement(0, vec![stored(0, 2), stored(0, 0)], too_large());
+        assert_eq!((code(&again), again.placements.len()), (None, 1));
+        let left_out = acknowledgement(0, vec![stored(0, 0)], Said::LeftOut);
+        assert_eq!((code(&left_out), left_out.placements.len()), (None, 0));
+        let refused_before = acknowledgement(0, vec![stored(0, 0)], Said::Placed);
+        assert_eq!(code(&refused_before), Some(ErrorCode::RecordsRejected));
+    }
 }

@@ -129,7 +129,9 @@ pub async fn routed(mut pipe: Pipe, model: &Model, _open: RoutedOpen) -> Option<
         model.routed_seen.lock().expect("no panic").push(batch);
         let records = RecordBatch::decode(frame.payload, &BatchLimits::default()).expect("a good batch");
         let record_count = records.header().record_count();
-        match model.next_fault() {
+        let mut ack = RoutedAck { request_id: batch.request_id, ..RoutedAck::default() };
+        let fault = model.next_fault();
+        match fault {
             Fault::ResetBefore => {
                 pipe.reset();
                 return None;
@@ -139,12 +141,16 @@ pub async fn routed(mut pipe: Pipe, model: &Model, _open: RoutedOpen) -> Option<
                 pipe.reset();
                 return None;
             }
+            Fault::Refuse(code) => ack.error = error(code),
             _ => {}
         }
-        let (base_offset, duplicate) =
-            model.logs[0].lock().expect("no panic").append(records).expect("in order");
-        let placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];
-        let ack = RoutedAck { request_id: batch.request_id, placements, duplicate, error: None };
+        // Stored in part: partition 0 has its own.
+        if ack.error.is_none() || fault == Fault::Refuse(ErrorCode::PartlyStored) {
+            let (base_offset, duplicate) =
+                model.logs[0].lock().expect("no panic").append(records).expect("in order");
+            ack.placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];
+            ack.duplicate = duplicate;
+        }
         pipe.say(&RoutedAcks { acks: vec![ack] }, &[]).await?;
     }
     None

@@ -7,6 +7,7 @@ mod command_line;
 mod directory;
 mod disk;
 mod hostile;
+mod idempotence;
 mod kit;
 mod path_plugins;
 mod plugins_on_fixtures;

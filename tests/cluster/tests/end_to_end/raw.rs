@@ -10,8 +10,9 @@ use quinn::{Connection, ConnectionError, Endpoint, ReadExactError, RecvStream, S
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidemill_client::messages::{
-    ClientHello, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, RoutedAck, RoutedAcks,
-    RoutedBatch, RoutedOpen, RoutedOpened, ServerHello, StreamOpen, stream_open,
+    ClientHello, InitProducerRequest, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened,
+    Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, ServerHello, StreamOpen,
+    reply, request, stream_open,
 };
 use tidemill_client::{ErrorCode, TopicId, TopicPartition};
 use tidemill_cluster_tests::{Outcome, TestBroker};
@@ -59,11 +60,31 @@ impl RawPeer {
 
     /// Shakes hands and says hello as a client does; the control stream stays open with it.
     pub(crate) async fn greeted(broker: &TestBroker) -> Outcome<(Self, RawStream)> {
+        let (peer, control) = Self::greeted_without_ids(broker).await?;
+        // Ids are given out by blocks: from here on a test may use small ones as it likes.
+        peer.producer_id().await?;
+        Ok((peer, control))
+    }
+
+    /// The same, and no producer id was asked for.
+    pub(crate) async fn greeted_without_ids(broker: &TestBroker) -> Outcome<(Self, RawStream)> {
         let peer = Self::connect(broker, ALPN).await?;
         let mut control = peer.open(&frame(&hello(1, 1), &[])).await?;
         let hello: ServerHello = control.message().await?;
         assert!(hello.error.is_none(), "{:?}", hello.error);
         Ok((peer, control))
+    }
+
+    /// A producer id that nobody else has.
+    pub(crate) async fn producer_id(&self) -> Outcome<i64> {
+        let body = Some(request::Body::InitProducer(InitProducerRequest {}));
+        let request = stream_open::Kind::Request(Request { body, ..Request::default() });
+        let mut stream = self.open(&frame(&opening(request), &[])).await?;
+        stream.send.finish()?;
+        match stream.message::<Reply>().await?.body {
+            Some(reply::Body::InitProducer(init)) => Ok(init.producer_id),
+            other => Err(format!("it should be a producer id: {other:?}").into()),
+        }
     }
 
     /// A stream that begins with these bytes.
@@ -80,17 +101,29 @@ impl RawPeer {
 
     /// A produce stream of a producer of epoch 0, which the broker has agreed to.
     pub(crate) async fn producing_as(&self, partition: TopicPartition, producer: i64) -> Outcome<RawStream> {
+        let (stream, opened) = self.try_producing(partition, producer, 0).await?;
+        assert!(opened.error.is_none(), "{:?}", opened.error);
+        Ok(stream)
+    }
+
+    /// A produce stream of this generation, and what the broker says of it.
+    pub(crate) async fn try_producing(
+        &self,
+        partition: TopicPartition,
+        producer: i64,
+        generation: u64,
+    ) -> Outcome<(RawStream, ProduceOpened)> {
         let open = ProduceOpen {
             partition: Some(partition.into()),
             leader_epoch: -1,
             producer_id: producer,
             producer_epoch: if producer < 0 { -1 } else { 0 },
+            generation,
             ..ProduceOpen::default()
         };
         let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
-        let opened: ProduceOpened = stream.message().await?;
-        assert!(opened.error.is_none(), "{:?}", opened.error);
-        Ok(stream)
+        let opened = stream.message().await?;
+        Ok((stream, opened))
     }
 
     /// A routed stream of a producer of epoch 0, which the broker has agreed to, and what it told.

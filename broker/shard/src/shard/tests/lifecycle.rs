@@ -126,6 +126,54 @@ fn what_a_routed_batch_passed_is_remembered_with_its_answer() {
     assert_eq!(world.shard.routed_attempt(topic(1), newer, 0), None, "another life of the producer");
 }
 
+fn routed(producer: i64, batches: Vec<(tidemill_protocol::PartitionId, bytes::Bytes)>) -> Unit {
+    Unit::RoutedAppend(RoutedAppend {
+        topic: topic(1),
+        producer: tidemill_protocol::ProducerId::new(producer),
+        epoch: tidemill_protocol::ProducerEpoch::new(0),
+        topic_sequence: 0,
+        filtered: None,
+        batches,
+    })
+}
+
+#[test]
+fn strangers_without_number_make_no_routed_producer_forgotten_who_may_still_try_again() {
+    let mut world = world();
+    let part = || vec![(tidemill_protocol::PartitionId::new(0), batch(3).build())];
+    let UnitResult::RoutedAppended { placements, duplicate: false } = world.one(routed(0, part())) else {
+        panic!("the first is new")
+    };
+    let too_many =
+        |result: &UnitResult| matches!(result, UnitResult::Refused(UnitError::TooManyProducers { .. }));
+    let mut refused = 0;
+    for block in 0..25 {
+        let strangers = (1..=10_000).map(|n| routed(block * 10_000 + n, Vec::new())).collect();
+        refused += world.apply(strangers).iter().filter(|result| too_many(result)).count();
+    }
+    assert!((1..100_000).contains(&refused), "{refused} were refused");
+    // The acknowledgement was lost: the retry must get the first answer, not be written again; after a restart too.
+    let again = UnitResult::RoutedAppended { placements, duplicate: true };
+    assert_eq!(world.one(routed(0, part())), again);
+    world.checkpoint();
+    world.kill();
+    assert_eq!(world.one(routed(0, part())), again);
+    assert!(too_many(&world.one(routed(900_000, Vec::new()))));
+    world.now += tidemill_partition::PRODUCER_IDLE_MIN_MS + 1;
+    let taken = world.one(routed(900_000, Vec::new()));
+    assert!(matches!(taken, UnitResult::RoutedAppended { duplicate: false, .. }), "{taken:?}");
+}
+
+#[test]
+fn a_limit_that_was_lowered_meanwhile_refuses_no_part_of_a_routed_batch() {
+    let mut world = world();
+    let large = batch(1).payload(vec![1; 20_000]).build();
+    let alone = world.one(append(partition(1, 0), large.clone()));
+    assert!(matches!(alone, UnitResult::Refused(UnitError::InvalidBatch(_))), "{alone:?}");
+    let part = world.one(routed(7, vec![(tidemill_protocol::PartitionId::new(0), large)]));
+    assert!(matches!(part, UnitResult::RoutedAppended { .. }), "{part:?}");
+}
+
 #[test]
 fn the_logs_time_never_goes_back_and_forward_by_bounded_steps() {
     let mut world = world();
