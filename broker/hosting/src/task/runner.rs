@@ -264,10 +264,9 @@ impl TaskRunner {
         match &self.parts.plan.policy {
             TaskPolicy::DeadLetter(target) if !failed.is_empty() => {
                 self.parts.log.count("dead_lettered", failed.len() as u64);
-                let now = self.parts.port.log_time(self.task);
                 let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
                 outputs
-                    .dead_letters(target, &self.source_name(records), &failed, now)
+                    .dead_letters(target, &self.source_name(records), &failed)
                     .await
                     .map_err(|failure| Setback::Broker(failure.message))
             }

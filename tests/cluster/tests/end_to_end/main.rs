@@ -7,6 +7,7 @@ mod disk;
 mod hostile;
 mod kit;
 mod path_plugins;
+mod plugin_time;
 mod produce_consume;
 mod produce_filters;
 mod raw;
