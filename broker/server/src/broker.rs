@@ -470,7 +470,8 @@ async fn accept(listener: Arc<Listener>, context: Arc<Context>) {
 
 fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError> {
     let clients = match &config.client_ca {
-        Some(authorities) => ClientAuthentication::Required { authorities: authorities.clone() },
+        // Who shows none is turned away with a code, before anything is served.
+        Some(authorities) => ClientAuthentication::Asked { authorities: authorities.clone() },
         None => ClientAuthentication::None,
     };
     if let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) {

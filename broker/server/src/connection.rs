@@ -21,7 +21,12 @@ pub(crate) struct ClientName(pub(crate) Arc<str>);
 /// Serves a connection until it ends.
 pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
     let peer = connection.peer().address;
-    match hello(&context, &connection).await {
+    let known = identified(&context, &connection);
+    let greeted = match known {
+        Ok(()) => hello(&context, &connection).await,
+        Err(error) => Err(error),
+    };
+    match greeted {
         Ok(client) => {
             tracing::debug!(%peer, client = %client.0, "client connected");
             serve_streams(&context, &connection, &client).await;
@@ -36,6 +41,18 @@ pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
 }
 
 /// The first stream carries the hello and stays open as the control stream.
+/// Where certificates are asked for, one was shown. It was verified in the handshake; that there is none is told here, in words that a
+/// client can show.
+fn identified(context: &Context, connection: &Connection) -> Result<(), Error> {
+    if context.config.client_ca.is_none() || connection.peer().identity.is_some() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::Unauthenticated,
+        "this broker asks for a client certificate, and none was shown; give one with --certificate and --key",
+    ))
+}
+
 async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<ClientName, Error> {
     let bad = |reason: &str| Error::new(ErrorCode::UnexpectedStream, reason.to_owned());
     let opening = async {
@@ -54,11 +71,21 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let mut streams = JoinSet::new();
+    let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
     loop {
         tokio::select! {
             accepted = connection.accept_stream() => match accepted {
                 Ok(Some(stream)) => {
-                    streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                    while let Some(ended) = streams.try_join_next() {
+                        report(client, ended);
+                    }
+                    // The control stream is one of them.
+                    if streams.len() + 1 < streams_max {
+                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                    } else {
+                        metrics::counter!("tidemill_refused_streams_total").increment(1);
+                        reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::TooManyStreams);
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {

@@ -82,7 +82,7 @@ pub(crate) async fn delete_records(
     }
 }
 
-/// Parses a topic's, plugin's or deployment's name.
+/// Parses a topic's name.
 pub(crate) fn name(text: &str) -> Result<Name, Error> {
     Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidTopic, error.to_string()))
 }
