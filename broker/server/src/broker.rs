@@ -9,10 +9,7 @@ use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand
 use tidemill_log::fs::Storage;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
-use tidemill_net::{
-    BindError, ClientAuthentication, DevCa, Listener, NetConfig, NetLimits, ServerTls, TlsError,
-};
-use tidemill_protocol::frame::FrameLimits;
+use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, ServerTls, TlsError};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
 use tidemill_raft::{
@@ -28,6 +25,7 @@ use crate::clock::{Clock, system_clock};
 use crate::config::{BrokerConfig, ConfigError, DurabilitySetting};
 use crate::context::{Context, DiskState};
 use crate::data_dir::{DataDir, DataDirError, Meta};
+use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
 use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -129,6 +127,7 @@ impl Broker {
         }
 
         let (wal, replicas) = open_shards(&config, &data_dir, &storage, &clock).await?;
+        let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
         let shards = Shards::new(replicas);
         if data_dir.created() {
             init_cluster(&shards, &config, &meta).await?;
@@ -154,6 +153,7 @@ impl Broker {
             producer_ids: ProducerIds::new(shards.clone()),
             disk: DiskState::default(),
             attempts: Arc::default(),
+            batch_bytes_max,
             wal: wal.clone(),
             stopping: stopping.clone(),
             config,
@@ -280,9 +280,7 @@ async fn open_shards(
     let meta = data_dir.meta();
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
     let files = SegmentFiles::new(Arc::clone(storage), SegmentFilesConfig::default());
-    // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
-    const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
-    let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
+    let unit_bytes_max = unit_bytes_max(&wal);
     let defaults = ReplicaLimits::default();
     let mut starting = JoinSet::new();
     for number in 0..=meta.shards {
@@ -294,8 +292,8 @@ async fn open_shards(
             limits: ReplicaLimits {
                 pending_bytes_max: config.limits.proposal_bytes_max,
                 checkpoint_bytes: config.storage.checkpoint_bytes,
-                unit_bytes_max: defaults.unit_bytes_max.min(entry_bytes_max),
-                entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
+                unit_bytes_max,
+                entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
                 ..ReplicaLimits::default()
             },
             ..ReplicaConfig::new(shard_id, node, clock.clone())
@@ -485,13 +483,4 @@ fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError>
     let authority = DevCa::open_or_create(data_dir.path("tls"))?;
     let server = authority.server(&names)?;
     Ok(ServerTls { clients, ..server })
-}
-
-fn net_limits(config: &BrokerConfig) -> NetLimits {
-    NetLimits {
-        connections_max: config.limits.connections_max,
-        streams_max: config.limits.streams_max,
-        frames: FrameLimits { frame_bytes_max: config.limits.frame_bytes_max, ..FrameLimits::default() },
-        ..NetLimits::default()
-    }
 }

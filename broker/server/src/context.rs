@@ -32,6 +32,8 @@ pub(crate) struct Context {
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
     pub(crate) disk: DiskState,
+    /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
+    pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
@@ -69,7 +71,7 @@ impl Context {
     pub(crate) fn batch_limits(&self, batch_bytes_max: u32) -> BatchLimits {
         let limits = &self.config.limits;
         BatchLimits {
-            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX),
+            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX).min(self.batch_bytes_max),
             record_bytes_max: usize::try_from(limits.record_bytes_max).unwrap_or(usize::MAX),
             decompressed_bytes_max: limits.decompressed_bytes_max,
             ..BatchLimits::default()
@@ -79,7 +81,7 @@ impl Context {
     /// What stored batches are read with: nothing that was once accepted is refused.
     pub(crate) fn stored_batch_limits(&self) -> BatchLimits {
         BatchLimits {
-            batch_bytes_max: self.config.limits.frame_bytes_max,
+            batch_bytes_max: usize::MAX,
             record_bytes_max: usize::MAX,
             decompressed_bytes_max: self.config.limits.decompressed_bytes_max,
             allow_gaps: true,
@@ -93,10 +95,7 @@ impl Context {
             return Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another"));
         }
         if self.disk.is_nearly_full() {
-            return Err(Error::new(
-                ErrorCode::DiskFull,
-                "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-            ));
+            return Err(disk_full());
         }
         Ok(())
     }
@@ -134,6 +133,13 @@ impl Context {
         let ms = if asked_ms == 0 { self.config.limits.request_deadline_ms } else { asked_ms };
         Duration::from_millis(u64::from(ms)).min(REQUEST_DEADLINE_MAX)
     }
+}
+
+fn disk_full() -> Error {
+    Error::new(
+        ErrorCode::DiskFull,
+        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
+    )
 }
 
 pub(crate) fn unknown_topic(name: &str) -> Error {

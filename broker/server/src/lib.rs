@@ -19,6 +19,7 @@ mod context;
 mod data_dir;
 mod errors;
 mod handlers;
+mod limits;
 mod maintenance;
 mod outbox;
 mod plans;

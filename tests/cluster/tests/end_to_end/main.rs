@@ -11,5 +11,6 @@ mod plugin_time;
 mod produce_consume;
 mod produce_filters;
 mod raw;
+mod refusals;
 mod restart;
 mod tasks;
