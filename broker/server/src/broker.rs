@@ -20,6 +20,7 @@ use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::adopter::Adopter;
 use crate::clock::{Clock, system_clock};
 use crate::config::{BrokerConfig, ConfigError, DurabilitySetting};
@@ -128,7 +129,7 @@ impl Broker {
 
         let (wal, replicas) = open_shards(&config, &data_dir, &storage, &clock).await?;
         let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
-        let shards = Shards::new(replicas);
+        let shards = Shards::new(replicas, Arc::new(Admission::new(wal.clone(), &config.wal)));
         if data_dir.created() {
             init_cluster(&shards, &config, &meta).await?;
             data_dir.complete().map_err(StartError::Write)?;
@@ -166,10 +167,14 @@ impl Broker {
             metrics,
         });
         let checkpoints = CheckpointDriver::start(
-            CheckpointConfig { wal_bytes_max: context.config.wal.bytes_max, ..CheckpointConfig::default() },
+            CheckpointConfig {
+                wal_bytes_max: Admission::log_bytes_high(&context.config.wal),
+                ..CheckpointConfig::default()
+            },
             wal.clone(),
             context.shards.iter().map(|(_, replica)| replica.clone()).collect(),
         );
+        context.shards.admission().relieve_with(checkpoints.pressure());
         let mut background = start_background(&context, &storage, &reserve, &stopping);
         background.push(follower);
 
@@ -324,6 +329,7 @@ fn wal_config(config: &BrokerConfig) -> WalConfig {
         segment_bytes: config.wal.segment_bytes,
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
+        spare_bytes_max: config.wal.bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
         durability: match config.durability {
             DurabilitySetting::Fsync => wal::Durability::Fsync,

@@ -12,6 +12,7 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admitted, NoRoom};
 use crate::attempts::Attempts;
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -98,6 +99,17 @@ impl Context {
             return Err(disk_full());
         }
         Ok(())
+    }
+
+    /// Room for a unit of `bytes` in the write-ahead log and on the disk, to be held until its answer is there.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, Error> {
+        self.shards.admission().admit(bytes).await.map_err(|no_room| match no_room {
+            NoRoom::Disk => disk_full(),
+            NoRoom::Log => Error::new(
+                ErrorCode::Overloaded,
+                "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
+            ),
+        })
     }
 
     /// The topic and replica of a partition that somebody named.

@@ -9,6 +9,7 @@
     reason = "two versions of small crates come with our dependencies' dependencies"
 )]
 
+mod admission;
 mod adopter;
 mod attempts;
 mod broker;

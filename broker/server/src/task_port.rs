@@ -174,6 +174,9 @@ impl TaskPort for ShardPort {
             let replica = self.replica(task.home)?;
             let emits = !step.outputs.is_empty();
             let unit = Unit::Progress(progress(task, step));
+            let admitted = self.shards.admission().admit_to_log(unit.bytes()).await;
+            let _admitted =
+                admitted.map_err(|_| PortError("the write-ahead log waits for checkpoints".to_owned()))?;
             let answer = match replica.propose(unit).await {
                 Ok(answer) => answer,
                 // Trying again would not help; fewer records at once may.

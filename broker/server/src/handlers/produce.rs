@@ -17,6 +17,7 @@ use tidemill_protocol::{ErrorCode, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
+use crate::admission::Admitted;
 use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::Context;
 use crate::errors;
@@ -167,9 +168,10 @@ impl Producing {
             Passed::Nothing => (self.refuse(batch.header()), Verdict::LeaveOut),
             Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
         };
+        let admitted = self.context.admit(unit.bytes()).await?;
         let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
         let pending = permit.submit(unit);
-        Ok(AnswerState::Pending { pending, verdict })
+        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
     }
 
     fn refuse(&self, header: &BatchHeader) -> Unit {
@@ -217,6 +219,7 @@ enum AnswerState {
     Pending {
         pending: Pending,
         verdict: Verdict,
+        _admitted: Admitted,
     },
 }
 
@@ -249,7 +252,7 @@ impl Future for Answer {
         let ack = match &mut self.state {
             AnswerState::Refused(error) => failed((**error).clone()),
             AnswerState::LeftOut => left_out(false),
-            AnswerState::Pending { pending, verdict } => match ready!(Pin::new(pending).poll(context)) {
+            AnswerState::Pending { pending, verdict, .. } => match ready!(Pin::new(pending).poll(context)) {
                 Err(error) => failed(errors::propose(&error)),
                 // Whatever the filter says now: an attempt before it was deployed stands.
                 Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => {

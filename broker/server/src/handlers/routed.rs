@@ -22,6 +22,7 @@ use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerEpoch, Pro
 use tidemill_raft::{Pending, ProposeError, Replica};
 use tidemill_shard::{FilterPass, RoutedAppend, Unit, UnitResult};
 
+use crate::admission::Admitted;
 use crate::attempts::{Attempt, RoutedKey};
 use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::{Context, unknown_topic};
@@ -151,11 +152,13 @@ impl Routing {
         };
         // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
         let units = self.units(header.topic_sequence, attempt.filtered, parts.by_shard);
+        let admitted = self.context.admit(units.iter().map(|(_, unit)| unit.bytes()).sum()).await?;
         let pending = self.propose(units).await?;
         Ok(Submitted {
             pending,
             rejections: parts.rejections,
             has_records: parts.has_records,
+            _admitted: admitted,
             _attempt: attempt,
         })
     }
@@ -402,6 +405,7 @@ struct Submitted {
     pending: Vec<Pending>,
     rejections: Vec<Rejection>,
     has_records: bool,
+    _admitted: Admitted,
     _attempt: Attempt,
 }
 
