@@ -113,8 +113,8 @@ impl Controller {
         let id = self.live_topic(name)?;
         let user = self.deployments.values().find(|deployment| !deployment.deleted && deployment.uses(id));
         if let Some(user) = user {
-            return Err(ControllerError::InUse {
-                what: format!("topic '{name}'"),
+            return Err(ControllerError::TopicInUse {
+                topic: name.to_string(),
                 deployment: user.spec.name.to_string(),
             });
         }

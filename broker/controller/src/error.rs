@@ -24,10 +24,18 @@ pub enum ControllerError {
         reason: String,
     },
     /// A deployment uses it.
-    #[error("{what} is used by deployment '{deployment}'; delete that first")]
-    InUse {
-        /// Topic or plugin, named.
-        what: String,
+    #[error("topic '{topic}' is used by deployment '{deployment}'; delete that first")]
+    TopicInUse {
+        /// Which topic.
+        topic: String,
+        /// Who uses it.
+        deployment: String,
+    },
+    /// A deployment uses it.
+    #[error("plugin '{plugin}' is used by deployment '{deployment}'; delete that first")]
+    PluginInUse {
+        /// Which plugin and version.
+        plugin: String,
         /// Who uses it.
         deployment: String,
     },

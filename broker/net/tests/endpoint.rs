@@ -199,23 +199,24 @@ async fn poll_once<F: Future>(future: F) -> Option<F::Output> {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_demanded_and_named() {
-    let world =
-        world(NetLimits::default(), |ca| ClientAuthentication::Required { authorities: ca.authority() });
+async fn a_client_certificate_is_verified_and_named() {
+    let world = world(NetLimits::default(), |ca| ClientAuthentication::Asked { authorities: ca.authority() });
     let address = world.listener.local_addr();
 
     let stranger = client(&world.ca.authority(), None, ALPN);
-    let connection = within(stranger.connect(address, "localhost").expect("an address")).await;
-    if let Ok(connection) = connection {
-        // TLS 1.3: the client may think itself in before the server has looked.
-        within(connection.closed()).await;
-    }
+    let nobody = within(stranger.connect(address, "localhost").expect("an address")).await.expect("let in");
+    let here = within(world.listener.accept()).await.expect("a connection");
+    assert_eq!(here.peer().identity, None);
+    nobody.close(0u32.into(), b"bye");
+    within(here.closed()).await;
+    drop(here);
 
     let other_dir = tempfile::tempdir().expect("a temporary directory");
     let other =
         DevCa::open_or_create(other_dir.path()).expect("an authority").client("impostor").expect("files");
     let impostor = client(&world.ca.authority(), Some(&other), ALPN);
     if let Ok(connection) = within(impostor.connect(address, "localhost").expect("an address")).await {
+        // TLS 1.3: the client may think itself in before the server has looked.
         within(connection.closed()).await;
     }
 

@@ -1,10 +1,12 @@
 //! When to write checkpoints: by bytes, per shard and over all of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_log::wal::Wal;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
@@ -31,28 +33,43 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// How often a log that is too large is looked at again after checkpoints, and how long one waits for it to shrink.
+const RELIEF_ROUNDS_MAX: usize = 5;
+const RELIEF_PAUSE: Duration = Duration::from_millis(10);
+
 /// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
 ///
 /// A shard is due when it has applied [`ReplicaLimits::checkpoint_bytes`](crate::ReplicaLimits) since its last
 /// checkpoint, or when the log is too large and this shard's entries keep its oldest segments.
 #[derive(Debug)]
-pub struct CheckpointDriver(JoinHandle<()>);
+pub struct CheckpointDriver {
+    task: JoinHandle<()>,
+    pressure: Arc<Notify>,
+}
 
 impl CheckpointDriver {
     /// Starts driving; ends when dropped.
     #[must_use]
     pub fn start(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) -> Self {
-        Self(tokio::spawn(run(config, wal, replicas)))
+        let pressure = Arc::new(Notify::new());
+        let task = tokio::spawn(run(config, wal, replicas, Arc::clone(&pressure)));
+        Self { task, pressure }
+    }
+
+    /// To be notified by whoever wants to write and finds the log large: its size is looked at without delay.
+    #[must_use]
+    pub fn pressure(&self) -> Arc<Notify> {
+        Arc::clone(&self.pressure)
     }
 }
 
 impl Drop for CheckpointDriver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
-async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
+async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>, pressure: Arc<Notify>) {
     let mut interval = tokio::time::interval(config.interval);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut due: FuturesUnordered<_> =
@@ -63,14 +80,32 @@ async fn run(config: CheckpointConfig, wal: Wal, replicas: Vec<Replica>) {
                 let done = checkpoint(replica).await;
                 due.push(next_due(replica, if done { Duration::ZERO } else { config.retry_after }));
             }
-            _ = interval.tick() => {
-                if wal.bytes() > config.wal_bytes_max {
-                    for (shard, _) in wal.pinning_shards() {
-                        for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
-                            checkpoint(replica).await;
-                        }
-                    }
+            () = pressure.notified() => relieve(&config, &wal, &replicas).await,
+            _ = interval.tick() => relieve(&config, &wal, &replicas).await,
+        }
+    }
+}
+
+/// Checkpoints the shards that keep a log's oldest segments while it is too large.
+async fn relieve(config: &CheckpointConfig, wal: &Wal, replicas: &[Replica]) {
+    for _ in 0..RELIEF_ROUNDS_MAX {
+        if wal.bytes() <= config.wal_bytes_max {
+            return;
+        }
+        for (shard, _) in wal.pinning_shards() {
+            for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
+                if !checkpoint(replica).await {
+                    return;
                 }
+            }
+        }
+        // The log forgets in steps: the purges are flushed, then the release of the segments behind them.
+        tokio::time::sleep(RELIEF_PAUSE).await;
+        for _ in 0..2 {
+            let (done, flushed) = oneshot::channel();
+            wal.flush(Box::new(move |result| drop(done.send(result))));
+            if !matches!(flushed.await, Ok(Ok(()))) {
+                return;
             }
         }
     }

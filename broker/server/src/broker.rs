@@ -9,10 +9,7 @@ use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand
 use tidemill_log::fs::Storage;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
-use tidemill_net::{
-    BindError, ClientAuthentication, DevCa, Listener, NetConfig, NetLimits, ServerTls, TlsError,
-};
-use tidemill_protocol::frame::FrameLimits;
+use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, ServerTls, TlsError};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
 use tidemill_raft::{
@@ -23,11 +20,13 @@ use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::adopter::Adopter;
 use crate::clock::{Clock, system_clock};
 use crate::config::{BrokerConfig, ConfigError, DurabilitySetting};
 use crate::context::{Context, DiskState};
 use crate::data_dir::{DataDir, DataDirError, Meta};
+use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
 use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -129,7 +128,8 @@ impl Broker {
         }
 
         let (wal, replicas) = open_shards(&config, &data_dir, &storage, &clock).await?;
-        let shards = Shards::new(replicas);
+        let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
+        let shards = Shards::new(replicas, Arc::new(Admission::new(wal.clone(), &config.wal)));
         if data_dir.created() {
             init_cluster(&shards, &config, &meta).await?;
             data_dir.complete().map_err(StartError::Write)?;
@@ -155,6 +155,7 @@ impl Broker {
             generations: Arc::default(),
             disk: DiskState::default(),
             attempts: Arc::default(),
+            batch_bytes_max,
             wal: wal.clone(),
             uploads: crate::context::uploads(),
             stopping: stopping.clone(),
@@ -168,10 +169,14 @@ impl Broker {
             metrics,
         });
         let checkpoints = CheckpointDriver::start(
-            CheckpointConfig { wal_bytes_max: context.config.wal.bytes_max, ..CheckpointConfig::default() },
+            CheckpointConfig {
+                wal_bytes_max: Admission::log_bytes_high(&context.config.wal),
+                ..CheckpointConfig::default()
+            },
             wal.clone(),
             context.shards.iter().map(|(_, replica)| replica.clone()).collect(),
         );
+        context.shards.admission().relieve_with(checkpoints.pressure());
         let mut background = start_background(&context, &storage, &reserve, &stopping);
         background.push(follower);
 
@@ -284,9 +289,7 @@ async fn open_shards(
     let page_cache_bytes = Some(config.storage.page_cache_bytes);
     let files_config = SegmentFilesConfig { page_cache_bytes, ..SegmentFilesConfig::default() };
     let files = SegmentFiles::new(Arc::clone(storage), files_config);
-    // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
-    const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
-    let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
+    let unit_bytes_max = unit_bytes_max(&wal);
     let defaults = ReplicaLimits::default();
     let mut starting = JoinSet::new();
     for number in 0..=meta.shards {
@@ -298,8 +301,8 @@ async fn open_shards(
             limits: ReplicaLimits {
                 pending_bytes_max: config.limits.proposal_bytes_max,
                 checkpoint_bytes: config.storage.checkpoint_bytes,
-                unit_bytes_max: defaults.unit_bytes_max.min(entry_bytes_max),
-                entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
+                unit_bytes_max,
+                entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
                 ..ReplicaLimits::default()
             },
             ..ReplicaConfig::new(shard_id, node, clock.clone())
@@ -335,6 +338,7 @@ fn wal_config(config: &BrokerConfig) -> WalConfig {
         write_bytes_max: WAL_WRITE_BYTES_MAX.min(defaults.entry_bytes_max()),
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
+        spare_bytes_max: config.wal.bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
         durability: match config.durability {
             DurabilitySetting::Fsync => wal::Durability::Fsync,
@@ -480,7 +484,8 @@ async fn accept(listener: Arc<Listener>, context: Arc<Context>) {
 
 fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError> {
     let clients = match &config.client_ca {
-        Some(authorities) => ClientAuthentication::Required { authorities: authorities.clone() },
+        // Who shows none is turned away with a code, before anything is served.
+        Some(authorities) => ClientAuthentication::Asked { authorities: authorities.clone() },
         None => ClientAuthentication::None,
     };
     if let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) {
@@ -494,16 +499,4 @@ fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError>
     let authority = DevCa::open_or_create(data_dir.path("tls"))?;
     let server = authority.server(&names)?;
     Ok(ServerTls { clients, ..server })
-}
-
-fn net_limits(config: &BrokerConfig) -> NetLimits {
-    NetLimits {
-        connections_max: config.limits.connections_max,
-        streams_max: config.limits.streams_max,
-        frames: FrameLimits { frame_bytes_max: config.limits.frame_bytes_max, ..FrameLimits::default() },
-        receiving_bytes_max: config.limits.receiving_bytes_max,
-        connection_receiving_bytes_max: (config.limits.receiving_bytes_max / 4)
-            .max(config.limits.frame_bytes_max),
-        ..NetLimits::default()
-    }
 }

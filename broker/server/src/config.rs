@@ -63,7 +63,7 @@ pub enum DurabilitySetting {
 pub struct WalSettings {
     /// One file of the log; files are written once ahead of time and recycled.
     pub segment_bytes: u64,
-    /// The log is kept below this: shards that hold it up are made to checkpoint.
+    /// Segments in use take no more: from half of it on shards that hold it up are made to checkpoint, at it writes wait.
     pub bytes_max: u64,
     /// Recent entries kept in memory for apply and readers.
     pub cache_bytes: usize,

@@ -12,6 +12,7 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admitted, NoRoom};
 use crate::attempts::Attempts;
 use crate::clock::Clock;
 use crate::config::BrokerConfig;
@@ -34,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) producer_ids: ProducerIds,
     pub(crate) generations: Arc<Generations>,
     pub(crate) disk: DiskState,
+    /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
+    pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
     /// Places for components that are being uploaded, checked and compiled.
     pub(crate) uploads: tokio::sync::Semaphore,
@@ -81,7 +84,7 @@ impl Context {
     pub(crate) fn batch_limits(&self, batch_bytes_max: u32) -> BatchLimits {
         let limits = &self.config.limits;
         BatchLimits {
-            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX),
+            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX).min(self.batch_bytes_max),
             record_bytes_max: usize::try_from(limits.record_bytes_max).unwrap_or(usize::MAX),
             decompressed_bytes_max: limits.decompressed_bytes_max,
             ..BatchLimits::default()
@@ -91,7 +94,7 @@ impl Context {
     /// What stored batches are read with: nothing that was once accepted is refused.
     pub(crate) fn stored_batch_limits(&self) -> BatchLimits {
         BatchLimits {
-            batch_bytes_max: self.config.limits.frame_bytes_max,
+            batch_bytes_max: usize::MAX,
             record_bytes_max: usize::MAX,
             decompressed_bytes_max: self.config.limits.decompressed_bytes_max,
             allow_gaps: true,
@@ -105,12 +108,20 @@ impl Context {
             return Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another"));
         }
         if self.disk.is_nearly_full() {
-            return Err(Error::new(
-                ErrorCode::DiskFull,
-                "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-            ));
+            return Err(disk_full());
         }
         Ok(())
+    }
+
+    /// Room for a unit of `bytes` in the write-ahead log and on the disk, to be held until its answer is there.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, Error> {
+        self.shards.admission().admit(bytes).await.map_err(|no_room| match no_room {
+            NoRoom::Disk => disk_full(),
+            NoRoom::Log => Error::new(
+                ErrorCode::Overloaded,
+                "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
+            ),
+        })
     }
 
     /// The topic and replica of a partition that somebody named.
@@ -146,6 +157,13 @@ impl Context {
         let ms = if asked_ms == 0 { self.config.limits.request_deadline_ms } else { asked_ms };
         Duration::from_millis(u64::from(ms)).min(REQUEST_DEADLINE_MAX)
     }
+}
+
+fn disk_full() -> Error {
+    Error::new(
+        ErrorCode::DiskFull,
+        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
+    )
 }
 
 pub(crate) fn unknown_topic(name: &str) -> Error {

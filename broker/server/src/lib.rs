@@ -9,6 +9,7 @@
     reason = "two versions of small crates come with our dependencies' dependencies"
 )]
 
+mod admission;
 mod adopter;
 mod attempts;
 mod broker;
@@ -20,6 +21,7 @@ mod data_dir;
 mod errors;
 mod generations;
 mod handlers;
+mod limits;
 mod maintenance;
 mod outbox;
 mod plans;

@@ -10,12 +10,15 @@ use tidemill_raft::Replica;
 use tidemill_shard::Unit;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::DiskLook;
 use crate::clock::Clock;
 use crate::context::DiskState;
 use crate::shards::Shards;
 
 /// How often the disk's free space is looked at.
 const DISK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a nearly full disk is made to give back what retention and deletions let go.
+const RELIEF_INTERVAL: Duration = Duration::from_secs(2);
 /// Room that must be back, as a multiple of what is the least, before produce is taken again.
 const DISK_RELIEF: u64 = 2;
 
@@ -103,28 +106,59 @@ pub(crate) struct DiskWatch {
 impl DiskWatch {
     pub(crate) async fn run(self, stopping: CancellationToken) {
         let this = Arc::new(self);
+        let mut relieved_at: Option<tokio::time::Instant> = None;
         let mut ticks = tokio::time::interval(DISK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                () = this.state.shards.admission().disk_pressed() => {}
                 () = stopping.cancelled() => return,
             }
             let looking = Arc::clone(&this);
             let _ = tokio::task::spawn_blocking(move || looking.look()).await;
+            if this.state.disk.is_nearly_full()
+                && relieved_at.is_none_or(|at| at.elapsed() >= RELIEF_INTERVAL)
+            {
+                this.relieve().await;
+                relieved_at = Some(tokio::time::Instant::now());
+            }
+        }
+    }
+
+    /// Files that nobody needs any more go with a checkpoint, and where nothing is written no other comes.
+    async fn relieve(&self) {
+        for (shard, replica) in self.state.shards.iter() {
+            if replica.bytes_since_checkpoint() == 0 {
+                continue;
+            }
+            if let Err(error) = replica.checkpoint().await {
+                tracing::warn!(%shard, %error, "a checkpoint that would free space failed");
+            }
         }
     }
 
     fn look(&self) {
         let disk: &DiskState = &self.state.disk;
-        let space = match self.storage.free_space() {
-            Ok(space) => space,
-            Err(error) => return tracing::warn!(%error, "the free space can't be read"),
+        let before = disk.is_nearly_full();
+        let least = self.free_min_bytes.saturating_mul(if before { DISK_RELIEF } else { 1 });
+        let mut found = None;
+        let room = self.state.shards.admission().looked(|| {
+            let unwritten =
+                self.state.shards.iter().map(|(_, replica)| replica.shard().write_behind_lag_bytes()).sum();
+            let space = self.storage.free_space();
+            let free = space.as_ref().map_or(u64::MAX, |space| space.free);
+            found = Some(space);
+            DiskLook { free, least, unwritten }
+        });
+        let space = match found {
+            Some(Ok(space)) => space,
+            Some(Err(error)) => return tracing::warn!(%error, "the free space can't be read"),
+            None => return,
         };
         disk.set_space(space);
         metrics::gauge!("tidemill_disk_free_bytes").set(space.free as f64);
-        let enough = self.free_min_bytes.saturating_mul(DISK_RELIEF);
-        let nearly_full = space.free < self.free_min_bytes || (disk.is_nearly_full() && space.free < enough);
+        let nearly_full = !room;
         if disk.set_nearly_full(nearly_full) != nearly_full {
             if nearly_full {
                 tracing::error!(

@@ -11,7 +11,7 @@ use tidemill_hosting::{
     TaskStep, TaskView,
 };
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
-use tidemill_raft::Replica;
+use tidemill_raft::{ProposeError, Replica};
 use tidemill_shard::{
     AdoptedStatus, Fetch, PositionStep, Progress, ProgressRefusal, StateWrite, TaskOutput, TaskStatus,
     TimerWrite, Unit, UnitResult,
@@ -180,7 +180,17 @@ impl TaskPort for ShardPort {
             let replica = self.replica(task.home)?;
             let emits = !step.outputs.is_empty();
             let unit = Unit::Progress(progress(task, step));
-            let answer = replica.propose(unit).await.map_err(|error| PortError(error.to_string()))?;
+            let admitted = self.shards.admission().admit_to_log(unit.bytes()).await;
+            let _admitted =
+                admitted.map_err(|_| PortError("the write-ahead log waits for checkpoints".to_owned()))?;
+            let answer = match replica.propose(unit).await {
+                Ok(answer) => answer,
+                // Trying again would not help; fewer records at once may.
+                Err(error @ ProposeError::TooLarge { .. }) => {
+                    return Ok(StepOutcome::Refused(StepRefusal::Failed(error.to_string())));
+                }
+                Err(error) => return Err(PortError(error.to_string())),
+            };
             if emits {
                 self.outboxes.wake(replica.shard_id());
             }

@@ -104,6 +104,8 @@ error_codes! {
     TopicExists = 302, "TOPIC_EXISTS", fatal;
     /// The topic's name, partition count or configuration is not allowed.
     InvalidTopic = 303, "INVALID_TOPIC", fatal;
+    /// A deployment uses the topic.
+    TopicInUse = 304, "TOPIC_IN_USE", fatal;
     /// This broker does not lead the partition (any more): refresh the metadata.
     NotLeader = 310, "NOT_LEADER", retry;
     /// The offset lies before the log's start or after its end.
@@ -136,6 +138,8 @@ error_codes! {
     BadPluginConfig = 508, "BAD_PLUGIN_CONFIG", fatal;
     /// The uploaded bytes have another digest than was announced.
     DigestMismatch = 509, "DIGEST_MISMATCH", fatal;
+    /// The name of a plugin, of its version or of a deployment is not allowed.
+    InvalidName = 510, "INVALID_NAME", fatal;
     /// No deployment has this name.
     UnknownDeployment = 520, "UNKNOWN_DEPLOYMENT", fatal;
     /// Another deployment of this name exists already.
@@ -168,10 +172,9 @@ error_codes! {
     /// The broker is at fault: a defect.
     Internal = 690, "INTERNAL", fatal;
 
+    // 701 is kept for what somebody may not do: there are no rules for that yet.
     /// The broker does not know who this is.
     Unauthenticated = 700, "UNAUTHENTICATED", fatal;
-    /// Whoever this is may not do that.
-    Forbidden = 701, "FORBIDDEN", fatal;
 }
 
 impl ErrorCode {
@@ -222,7 +225,7 @@ mod tests {
             (ErrorCode::UnknownGroup, 400),
             (ErrorCode::PluginFailed, 534),
             (ErrorCode::OutcomeUnknown, 620),
-            (ErrorCode::Forbidden, 701),
+            (ErrorCode::Unauthenticated, 700),
         ] {
             assert_eq!(code.code(), number, "{code}");
         }

@@ -48,6 +48,29 @@ pub fn redact_first() -> Vec<u8> {
         .build()
 }
 
+/// A filter that puts `now`, as 8 little-endian bytes, into the first record's value, and drops the others.
+pub fn tell_now() -> Vec<u8> {
+    Guest::new(World::Filter)
+        .main(
+            "(local $at i32)
+             (local.set $at (call $realloc (i32.const 0) (i32.const 0) (i32.const 8) (i32.const 48)))
+             (memory.fill (local.get $at) (i32.const 0xff) (i32.const 48))
+             (i64.store (local.get $at) (local.get $now))
+             (i32.store offset=12 (local.get $at) (i32.const -2))
+             (i32.store offset=16 (local.get $at) (i32.const 0))
+             (i32.store offset=20 (local.get $at) (i32.const 8))
+             (i32.store offset=28 (local.get $at) (i32.const -2))
+             (i32.store offset=32 (local.get $at) (i32.const 0))
+             (i32.store8 (i32.const 132) (i32.const 3))
+             (i32.store (i32.const 136) (local.get $at))
+             (i32.store (i32.const 140) (i32.const 8))
+             (i32.store (i32.const 144) (i32.add (local.get $at) (i32.const 8)))
+             (i32.store (i32.const 148) (i32.const 40))
+             (i32.const 128)",
+        )
+        .build()
+}
+
 /// A filter that keeps all but rejects the record of this ordinal, with the reason `not this one`.
 pub fn reject_one(ordinal: u32) -> Vec<u8> {
     let body = format!(
@@ -81,6 +104,27 @@ pub fn by_key_length() -> Vec<u8> {
                      (if (result i32) (i32.eq (local.get $length) (i32.const -1))
                          (then (i32.const -1))
                          (else (i32.rem_u (local.get $length) (local.get $partitions)))))
+                 (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                 (br $next)))
+             (i32.const 128)",
+        )
+        .build()
+}
+
+/// A partitioner that places all records in partition `now`, modulo the partition count.
+pub fn by_now() -> Vec<u8> {
+    Guest::new(World::Partitioner)
+        .main(
+            "(local $n i32) (local $at i32) (local $i i32)
+             (local.set $n (call $records (local.get $index_len)))
+             (local.set $at (call $realloc (i32.const 0) (i32.const 0) (i32.const 4)
+                 (i32.shl (local.get $n) (i32.const 2))))
+             (i32.store (i32.const 132) (local.get $at))
+             (i32.store (i32.const 136) (local.get $n))
+             (block $done (loop $next
+                 (br_if $done (i32.ge_u (local.get $i) (local.get $n)))
+                 (i32.store (i32.add (local.get $at) (i32.shl (local.get $i) (i32.const 2)))
+                     (i32.wrap_i64 (i64.rem_u (local.get $now) (i64.extend_i32_u (local.get $partitions)))))
                  (local.set $i (i32.add (local.get $i) (i32.const 1)))
                  (br $next)))
              (i32.const 128)",

@@ -101,9 +101,8 @@ impl TaskRunner {
         disposed: &[Disposed],
     ) -> Result<Vec<TaskOutput>, Setback> {
         let TaskPolicy::DeadLetter(target) = &self.parts.plan.policy else { return Ok(Vec::new()) };
-        let now = self.parts.port.log_time(self.task);
         let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
-        let made = outputs.dead_letters(target, &self.source_name(records), disposed, now).await;
+        let made = outputs.dead_letters(target, &self.source_name(records), disposed).await;
         made.map_err(|failure| Setback::Broker(failure.message))
     }
 

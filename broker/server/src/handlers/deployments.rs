@@ -16,7 +16,8 @@ use tidemill_shard::TaskStatus as TaskState;
 use crate::adopter::deployment_version;
 use crate::context::{Context, unknown_topic};
 use crate::errors;
-use crate::handlers::topics::{control, name, not_ready};
+use crate::handlers::plugins::name;
+use crate::handlers::topics::{self, control, not_ready};
 use crate::plans;
 use crate::view::ClusterView;
 
@@ -69,8 +70,8 @@ async fn spec(
             )));
         }
     };
-    let names = |texts: &[String]| texts.iter().map(|text| name(text)).collect::<Result<Vec<_>, _>>();
-    let topics = names(&request.topics)?;
+    let names = |texts: &[String]| texts.iter().map(|text| topics::name(text)).collect::<Result<Vec<_>, _>>();
+    let read = names(&request.topics)?;
     let start = match kind {
         DeploymentKind::Consumer => start(context, view, &request).await?,
         _ => StartAt::Latest,
@@ -84,13 +85,13 @@ async fn spec(
             .map(name)
             .transpose()?,
         config: request.config.into_iter().collect(),
-        topics,
+        topics: read,
         targets: names(&request.targets)?,
         start,
         policy,
         dead_letter: Some(request.dead_letter_topic.as_str())
             .filter(|topic| !topic.is_empty())
-            .map(name)
+            .map(topics::name)
             .transpose()?,
         attempts: if request.attempts == 0 { ATTEMPTS_DEFAULT } else { request.attempts },
         backoff_ms: if request.backoff_ms == 0 { BACKOFF_MS_DEFAULT } else { request.backoff_ms },

@@ -17,7 +17,8 @@ use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
-use crate::connection::{ClientName, Opened, read_error};
+use crate::admission::Admitted;
+use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::Context;
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -91,39 +92,44 @@ impl Producing {
     }
 
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
-        let (answers, queue) = AckQueue::new(self.context.config.limits.produce_in_flight_max);
-        let written = tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }));
+        let limits = &self.context.config.limits;
+        let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let written = if self.acknowledged {
+            tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }))
+        } else {
+            tokio::spawn(acks::discard(queue, writer))
+        };
+        let read = self.read(&mut reader, &answers).await;
+        if let Err(error) = &read {
+            tracing::debug!(client = %client.0, partition = %self.partition, %error, "a bad produce stream");
+        }
+        acks::end(read, reader, answers, written).await;
+    }
+
+    /// Takes batches until the stream ends, or must be reset for the reason given.
+    async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        loop {
-            let frame = match reader.next().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(error) => {
-                    let error = read_error(&error);
-                    tracing::debug!(client = %client.0, partition = %self.partition, %error, "a produce stream broke off");
-                    reader.stop(error.code);
-                    break;
-                }
-            };
-            let Ok(header) = frame.message::<ProduceBatch>() else {
-                reader.stop(ErrorCode::BadMessage.code());
-                break;
-            };
+        while let Some(frame) = next_frame(reader).await? {
+            let header: ProduceBatch =
+                frame.message().map_err(|_| bad_message("what comes on a produce stream are batches"))?;
             if header.request_id != expected {
-                tracing::debug!(client = %client.0, "request ids of a produce stream rise by one");
-                reader.stop(ErrorCode::BadMessage.code());
-                break;
+                return Err(bad_message("request ids of a produce stream rise by one, from 0"));
             }
             expected += 1;
+            let room = answers.room(frame.payload.len()).await;
             let answer = self.take(header.request_id, frame).await;
             reader.done();
-            if self.acknowledged && !answers.push(answer).await {
+            if !self.acknowledged
+                && let AnswerState::Refused(error) = answer.state
+            {
+                // There is no acknowledgement that could say so.
+                return Err(*error);
+            }
+            if !answers.push(answer, room).await {
                 break;
             }
         }
-        // The queue's end lets the writer finish what is under way.
-        drop(answers);
-        let _ = written.await;
+        Ok(())
     }
 
     /// Takes one batch in: checked, filtered, handed to the shard in the order of the stream.
@@ -173,9 +179,10 @@ impl Producing {
             Passed::Nothing => (self.refuse(batch.header()), Verdict::LeaveOut),
             Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
         };
+        let admitted = self.context.admit(unit.bytes()).await?;
         let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
         let pending = self.turn.propose(|| permit.submit(unit))?;
-        Ok(AnswerState::Pending { pending, verdict })
+        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
     }
 
     fn refuse(&self, header: &BatchHeader) -> Unit {
@@ -223,6 +230,7 @@ enum AnswerState {
     Pending {
         pending: Pending,
         verdict: Verdict,
+        _admitted: Admitted,
     },
 }
 
@@ -255,7 +263,7 @@ impl Future for Answer {
         let ack = match &mut self.state {
             AnswerState::Refused(error) => failed((**error).clone()),
             AnswerState::LeftOut => left_out(false),
-            AnswerState::Pending { pending, verdict } => match ready!(Pin::new(pending).poll(context)) {
+            AnswerState::Pending { pending, verdict, .. } => match ready!(Pin::new(pending).poll(context)) {
                 Err(error) => failed(errors::propose(&error)),
                 // Whatever the filter says now: an attempt before it was deployed stands.
                 Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => {

@@ -15,6 +15,7 @@ use crate::{errors, plans};
 /// A topic's produce filter, opened; or that it has none.
 pub(crate) struct ProduceFilter {
     topic: Arc<TopicRecord>,
+    batch_bytes_max: usize,
     bound: Option<Bound>,
 }
 
@@ -45,13 +46,14 @@ impl ProduceFilter {
         deployment: Option<DeploymentId>,
     ) -> Result<Self, Error> {
         let topic = Arc::clone(topic);
-        let Some(deployment) = deployment else { return Ok(Self { topic, bound: None }) };
+        let batch_bytes_max = context.batch_limits(topic.config.batch_bytes_max).batch_bytes_max;
+        let Some(deployment) = deployment else { return Ok(Self { topic, batch_bytes_max, bound: None }) };
         let view = context.view.now();
         let record = view.deployment(deployment).ok_or_else(|| forgotten(&topic))?;
         let plan = plans::plugin(&view, record);
         let filter = context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
         let bound = Bound { deployment, filter, drop_rejected: record.spec.drop_rejected };
-        Ok(Self { topic, bound: Some(bound) })
+        Ok(Self { topic, batch_bytes_max, bound: Some(bound) })
     }
 
     /// Which deployment it is.
@@ -84,8 +86,8 @@ impl ProduceFilter {
 
     /// A filter that replaces contents may make a batch larger than it came.
     fn within_limits(&self, kept: Bytes) -> Result<Bytes, Error> {
-        let limit = self.topic.config.batch_bytes_max;
-        if u32::try_from(kept.len()).is_ok_and(|bytes| bytes <= limit) {
+        let limit = self.batch_bytes_max;
+        if kept.len() <= limit {
             return Ok(kept);
         }
         Err(Error::new(

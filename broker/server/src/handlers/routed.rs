@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tidemill_controller::TopicRecord;
 use tidemill_hosting::{BatchPlace, Partitioner, Placement};
 use tidemill_net::{FrameReader, FrameWriter};
@@ -21,8 +22,9 @@ use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerEpoch, Pro
 use tidemill_raft::{Pending, ProposeError, Replica};
 use tidemill_shard::{FilterPass, RoutedAppend, Unit, UnitResult};
 
+use crate::admission::Admitted;
 use crate::attempts::{Attempt, RoutedKey};
-use crate::connection::{ClientName, Opened, read_error};
+use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -101,42 +103,43 @@ impl Routing {
     }
 
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
-        let (answers, queue) = AckQueue::new(self.context.config.limits.produce_in_flight_max);
-        let written = tokio::spawn(acks::write(queue, writer, |acks| RoutedAcks { acks }));
+        let limits = &self.context.config.limits;
+        let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let written = if self.acknowledged {
+            tokio::spawn(acks::write(queue, writer, |acks| RoutedAcks { acks }))
+        } else {
+            tokio::spawn(acks::discard(queue, writer))
+        };
+        let read = self.read(&mut reader, &answers).await;
+        if let Err(error) = &read {
+            tracing::debug!(client = %client.0, topic = %self.topic.name, %error, "a bad routed stream");
+        }
+        acks::end(read, reader, answers, written).await;
+    }
+
+    /// Takes batches until the stream ends, or must be reset for the reason given.
+    async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        loop {
-            let frame = match reader.next().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(error) => {
-                    let error = read_error(&error);
-                    tracing::debug!(client = %client.0, topic = %self.topic.name, %error, "a routed stream broke off");
-                    reader.stop(error.code);
-                    break;
-                }
-            };
-            let header = frame.message::<RoutedBatch>().ok().filter(|header| header.request_id == expected);
-            let Some(header) = header else {
-                reader.stop(ErrorCode::BadMessage.code());
-                break;
-            };
+        while let Some(frame) = next_frame(reader).await? {
+            let header: RoutedBatch =
+                frame.message().map_err(|_| bad_message("what comes on a routed stream are batches"))?;
+            if header.request_id != expected {
+                return Err(bad_message("request ids of a routed stream rise by one, from 0"));
+            }
             expected += 1;
+            let room = answers.room(frame.payload.len()).await;
             let answer = match self.submit(&header, frame).await {
                 Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
+                // There is no acknowledgement that could say so.
+                Err(error) if !self.acknowledged => return Err(error),
                 Err(error) => std::future::ready(refused(header.request_id, error)).boxed(),
             };
             reader.done();
-            if self.acknowledged {
-                if !answers.push(answer).await {
-                    break;
-                }
-            } else {
-                // Proposed already: nobody wants to hear how it ends.
-                drop(answer);
+            if !answers.push(answer, room).await {
+                break;
             }
         }
-        drop(answers);
-        let _ = written.await;
+        Ok(())
     }
 
     async fn submit(&mut self, header: &RoutedBatch, frame: RawFrame) -> Result<Submitted, Error> {
@@ -158,8 +161,10 @@ impl Routing {
             Passed::Refused(rejections) => Parts::refused(errors::rejected(rejections)),
         };
         // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
-        let pending = self.propose(header.topic_sequence, attempt.filtered, parts.by_shard).await?;
-        Ok(Submitted { pending, said: parts.said, _attempt: attempt })
+        let units = self.units(header.topic_sequence, attempt.filtered, parts.by_shard);
+        let admitted = self.context.admit(units.iter().map(|(_, unit)| unit.bytes()).sum()).await?;
+        let pending = self.propose(units).await?;
+        Ok(Submitted { pending, said: parts.said, _admitted: admitted, _attempt: attempt })
     }
 
     /// The batch as a client may send it.
@@ -245,29 +250,37 @@ impl Routing {
         Ok(Parts { by_shard, said: Said::Placed })
     }
 
-    /// Proposes a unit to every shard that holds partitions of the topic.
-    async fn propose(
+    /// A unit for every shard that holds partitions of the topic, empty ones included.
+    fn units(
         &self,
         topic_sequence: u64,
         filtered: Option<FilterPass>,
         mut by_shard: ByShard,
-    ) -> Result<Vec<Pending>, Error> {
-        let mut permits = Vec::new();
-        for &shard in &self.shards {
-            let replica: &Replica = self
-                .context
-                .shards
-                .replica(shard)
-                .ok_or_else(|| errors::propose(&ProposeError::NotLeader { leader: None }))?;
-            let unit = Unit::RoutedAppend(RoutedAppend {
+    ) -> Vec<(ShardId, Unit)> {
+        let unit = |shard: &ShardId| {
+            let routed = RoutedAppend {
                 topic: self.topic.id,
                 producer: self.producer,
                 epoch: self.epoch,
                 topic_sequence,
                 filtered,
-                batches: by_shard.remove(&shard).unwrap_or_default(),
-            });
-            let permit = replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
+                batches: by_shard.remove(shard).unwrap_or_default(),
+            };
+            (*shard, Unit::RoutedAppend(routed))
+        };
+        self.shards.iter().map(unit).collect()
+    }
+
+    async fn propose(&self, units: Vec<(ShardId, Unit)>) -> Result<Vec<Pending>, Error> {
+        let mut permits = Vec::with_capacity(units.len());
+        for (shard, unit) in units {
+            let replica: &Replica = self
+                .context
+                .shards
+                .replica(shard)
+                .ok_or_else(|| errors::propose(&ProposeError::NotLeader { leader: None }))?;
+            let permit =
+                replica.reserve(unit.bytes()).await.map_err(|error| self.not_reserved(shard, &error))?;
             permits.push((permit, unit));
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
@@ -281,6 +294,18 @@ impl Routing {
             format!(
                 "compressed by the broker, the batch's part for partition {partition} of topic '{}' has {bytes} bytes, \
                  and {limit} are allowed; send smaller batches",
+                self.topic.name
+            ),
+        )
+    }
+
+    fn not_reserved(&self, shard: ShardId, error: &ProposeError) -> Error {
+        let ProposeError::TooLarge { bytes, bytes_max } = error else { return errors::propose(error) };
+        Error::new(
+            ErrorCode::BatchTooLarge,
+            format!(
+                "placed and compressed by the broker, the batch's parts for shard {shard} of topic '{}' have {bytes} \
+                 bytes, and {bytes_max} fit; send smaller batches",
                 self.topic.name
             ),
         )
@@ -353,6 +378,9 @@ fn partitioner_changed(topic: &TopicRecord) -> Error {
     )
 }
 
+/// One acknowledgement on its way.
+type Answer = BoxFuture<'static, RoutedAck>;
+
 /// The parts of a batch for each shard, by rising partition.
 type ByShard = BTreeMap<ShardId, Vec<(PartitionId, Bytes)>>;
 
@@ -398,6 +426,7 @@ fn in_clients_batch(records: &Records, named: Vec<(u32, String)>) -> Result<Vec<
 struct Submitted {
     pending: Vec<Pending>,
     said: Said,
+    _admitted: Admitted,
     _attempt: Attempt,
 }
 

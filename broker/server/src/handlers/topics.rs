@@ -23,7 +23,7 @@ pub(crate) async fn create(
         id: TopicId::new(uuid::Uuid::now_v7()),
         name: name(&request.name)?,
         partitions: request.partitions,
-        overrides: overrides(request.config.as_ref()),
+        overrides: overrides(context, &request.name, request.config.as_ref())?,
         with: Some(request.with.as_str()).filter(|with| !with.is_empty()).map(name).transpose()?,
         if_not_exists: request.if_not_exists,
     };
@@ -38,7 +38,7 @@ pub(crate) async fn alter(
 ) -> Result<TopicDescription, Error> {
     let command = ControllerCommand::AlterTopic {
         name: name(&request.name)?,
-        overrides: overrides(request.config.as_ref()),
+        overrides: overrides(context, &request.name, request.config.as_ref())?,
     };
     let topic = topic_reply(control(context, command).await?)?;
     adopted(context, &topic).await;
@@ -82,7 +82,7 @@ pub(crate) async fn delete_records(
     }
 }
 
-/// Parses a topic's, plugin's or deployment's name.
+/// Parses a topic's name.
 pub(crate) fn name(text: &str) -> Result<Name, Error> {
     Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidTopic, error.to_string()))
 }
@@ -143,8 +143,26 @@ async fn adopted(context: &Context, topic: &TopicRecord) {
     }
 }
 
-fn overrides(config: Option<&messages::TopicConfig>) -> TopicOverrides {
-    config.map_or_else(TopicOverrides::default, |config| TopicOverrides {
+/// The settings that a client names. The controller checks them by the cluster's rules; what this broker could not keep is refused
+/// here.
+fn overrides(
+    context: &Context,
+    topic: &str,
+    config: Option<&messages::TopicConfig>,
+) -> Result<TopicOverrides, Error> {
+    let Some(config) = config else { return Ok(TopicOverrides::default()) };
+    let asked = config.batch_bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
+    if let Some(asked) = asked.filter(|asked| *asked > context.batch_bytes_max) {
+        return Err(Error::new(
+            ErrorCode::InvalidTopic,
+            format!(
+                "topic '{topic}' can't be so: batches of {asked} bytes do not fit this broker, which takes up to {} \
+                 (limits.frame_bytes_max, and half of wal.segment_bytes)",
+                context.batch_bytes_max
+            ),
+        ));
+    }
+    Ok(TopicOverrides {
         retention_ms: config.retention_ms,
         retention_bytes: config.retention_bytes,
         segment_bytes: config.segment_bytes,
