@@ -22,7 +22,8 @@ Examples:
   echo hello | tidemill produce plays             write a record
   tidemill consume plays --from earliest --max 1  read it back
 
-Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed."
+Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed,
+6 two runs of a plugin differ."
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -41,7 +42,8 @@ impl Arguments {
     ) -> Result<Self, clap::Error> {
         let arguments = Self::try_parse_from(words)?;
         let checked = match &arguments.command {
-            Command::Produce(produce) => produce.check(),
+            Command::Produce(produce) => produce.format.check(),
+            Command::Plugin(plugin) => plugin.check(),
             _ => Ok(()),
         };
         checked.map_err(|reason| Self::command().error(ErrorKind::ArgumentConflict, reason))?;

@@ -27,6 +27,9 @@ pub(crate) enum CliError {
     /// A check that was asked for failed, such as a plugin's test.
     #[error("{0}")]
     Failed(String),
+    /// A plugin answered otherwise the second time.
+    #[error("{0}")]
+    Differs(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -52,12 +55,14 @@ impl CliError {
             Self::Usage(reason) => Self::Usage(words(reason)),
             Self::Refused { message, code } => Self::Refused { message: words(message), code },
             Self::Failed(reason) => Self::Failed(words(reason)),
+            Self::Differs(reason) => Self::Differs(words(reason)),
             Self::Other(reason) => Self::Other(words(reason)),
             connect @ Self::Connect(_) => connect,
         }
     }
 
-    /// 1: anything; 2: arguments or input; 3: no connection; 4: what was asked for is not there; 5: a check failed.
+    /// 1: anything; 2: arguments or input; 3: no connection; 4: what was asked for is not there; 5: a check failed; 6: two
+    /// runs of a plugin differ.
     pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
@@ -74,6 +79,7 @@ impl CliError {
                 ..
             } => 4,
             Self::Failed(_) => 5,
+            Self::Differs(_) => 6,
             Self::Refused { .. } | Self::Other(_) => 1,
         }
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tidemill_client::{Client, Consumer, ConsumerRecord, PartitionId, Position, Start};
 
 use crate::error::CliError;
-use crate::text;
+use crate::{output, text};
 
 /// Read records
 #[derive(Debug, Args)]
@@ -85,8 +85,8 @@ pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<
         let stats = consumer.stats();
         eprintln!(
             "{read} records; {} received, {} read by the broker for it",
-            crate::output::bytes(stats.received_bytes),
-            crate::output::bytes(stats.scanned_bytes)
+            output::bytes(stats.received_bytes),
+            output::bytes(stats.scanned_bytes)
         );
     }
     client.close().await;
@@ -147,28 +147,16 @@ fn write_record(out: &mut impl Write, record: &ConsumerRecord, json: bool) -> st
     let headers: Vec<Value> = record
         .headers()
         .iter()
-        .map(|header| json!({ "name": header.key, "value": readable(header.value) }))
+        .map(|header| json!({ "name": header.key, "value": output::readable(header.value) }))
         .collect();
     let document = json!({
         "topic": &*record.topic,
         "partition": record.partition.get(),
         "offset": record.offset.get(),
         "timestamp": record.timestamp.get(),
-        "key": readable(record.key.as_deref()),
-        "value": readable(record.value.as_deref()),
+        "key": output::readable(record.key.as_deref()),
+        "value": output::readable(record.value.as_deref()),
         "headers": headers,
     });
     writeln!(out, "{document}")
-}
-
-/// Text as text, null as null, other bytes as `{"base16": ".."}`.
-fn readable(bytes: Option<&[u8]>) -> Value {
-    match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
-        None => Value::Null,
-        Some((_, Ok(text))) => Value::String(text.to_owned()),
-        Some((bytes, Err(_))) => {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({ "base16": digits })
-        }
-    }
 }

@@ -2,25 +2,55 @@
 
 use std::borrow::Cow;
 
+use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::Produce;
+use crate::text;
 
-/// A record as the input says it. Null and empty differ.
+// The flags that say how a line becomes a record, the same for every command that reads some. (No documentation comment: clap would
+// take it for the command's own.)
+#[derive(Debug, Args)]
+pub(crate) struct RecordFormat {
+    /// What the input is.
+    #[arg(long, value_enum, default_value_t = Format::Lines)]
+    format: Format,
+    /// Key of every record; with --format json of those that have none.
+    #[arg(long, conflicts_with = "key_separator")]
+    key: Option<String>,
+    /// A line is KEY, this, VALUE.
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    key_separator: Option<String>,
+    /// A line is a JSON object, whole the value; this field of it is the key.
+    #[arg(long, value_name = "FIELD", conflicts_with_all = ["key", "key_separator"])]
+    value_field_key: Option<String>,
+    /// A header of every record; may be repeated.
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = text::key_value)]
+    pub(crate) fixed_headers: Vec<(String, String)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A record per line.
+    Lines,
+    /// A JSON object per line: key, value, headers, timestamp, partition; also as `consume --json` prints it.
+    Json,
+}
+
+/// A record as the input says it, without the headers that every record has. Null and empty differ.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct InputRecord<'a> {
-    pub(super) key: Option<Cow<'a, [u8]>>,
-    pub(super) value: Option<Cow<'a, [u8]>>,
-    pub(super) headers: Headers,
+pub(crate) struct InputRecord<'a> {
+    pub(crate) key: Option<Cow<'a, [u8]>>,
+    pub(crate) value: Option<Cow<'a, [u8]>>,
+    pub(crate) headers: Headers,
     /// Milliseconds since 1970.
-    pub(super) timestamp: Option<i64>,
-    pub(super) partition: Option<u32>,
+    pub(crate) timestamp: Option<i64>,
+    pub(crate) partition: Option<u32>,
 }
 
 /// Names, which may stand twice, with their values.
-pub(super) type Headers = Vec<(String, Option<Vec<u8>>)>;
+pub(crate) type Headers = Vec<(String, Option<Vec<u8>>)>;
 
 /// A record as `--format json` has it, and `consume --json` prints it.
 #[derive(Deserialize)]
@@ -41,14 +71,39 @@ struct JsonRecord {
     _offset: Option<IgnoredAny>,
 }
 
+impl RecordFormat {
+    /// What the grammar can't say.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let only_for_lines = [
+            ("--key-separator", self.key_separator.is_some()),
+            ("--value-field-key", self.value_field_key.is_some()),
+        ];
+        match only_for_lines.iter().find(|(_, is_given)| *is_given && self.format == Format::Json) {
+            Some((flag, _)) => {
+                Err(format!("{flag} is for --format lines; with --format json a line names its own \"key\""))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The record of a line, given without its end; `None` where there is none in it.
+    pub(crate) fn parse<'a>(&'a self, line: &'a [u8]) -> Result<Option<InputRecord<'a>>, String> {
+        match self.format {
+            Format::Lines => parse_text(self, line).map(Some),
+            Format::Json if line.is_empty() => Ok(None),
+            Format::Json => parse_json(self, line).map(Some),
+        }
+    }
+}
+
 /// `--format lines`: the line is the value; its key comes from the flags.
-pub(super) fn parse_text<'a>(produce: &'a Produce, line: &'a [u8]) -> Result<InputRecord<'a>, String> {
+fn parse_text<'a>(format: &'a RecordFormat, line: &'a [u8]) -> Result<InputRecord<'a>, String> {
     let of = |key: Option<Cow<'a, [u8]>>, value: &'a [u8]| InputRecord {
         key,
         value: Some(Cow::Borrowed(value)),
         ..InputRecord::default()
     };
-    if let Some(separator) = &produce.key_separator {
+    if let Some(separator) = &format.key_separator {
         let separator = separator.as_bytes();
         let at = line
             .windows(separator.len())
@@ -56,22 +111,22 @@ pub(super) fn parse_text<'a>(produce: &'a Produce, line: &'a [u8]) -> Result<Inp
             .ok_or("there is no key separator in it")?;
         return Ok(of(Some(line[..at].into()), &line[at + separator.len()..]));
     }
-    if let Some(field) = &produce.value_field_key {
+    if let Some(field) = &format.value_field_key {
         let value: Value =
             serde_json::from_slice(line).map_err(|error| format!("it is not JSON: {error}"))?;
         let key = value.get(field).ok_or_else(|| format!("it has no field '{field}'"))?;
         return Ok(of(bytes_of(key)?.map(Cow::Owned), line));
     }
-    Ok(of(fixed_key(produce), line))
+    Ok(of(fixed_key(format), line))
 }
 
 /// `--format json`: the line says everything.
-pub(super) fn parse_json<'a>(produce: &'a Produce, line: &[u8]) -> Result<InputRecord<'a>, String> {
+fn parse_json<'a>(format: &'a RecordFormat, line: &[u8]) -> Result<InputRecord<'a>, String> {
     let parsed: JsonRecord = serde_json::from_slice(line).map_err(|error| {
         format!("{error}; a line is {{\"key\": .., \"value\": .., \"headers\": {{}}, \"timestamp\": ..}}")
     })?;
     Ok(InputRecord {
-        key: bytes_of(&parsed.key)?.map(Cow::Owned).or_else(|| fixed_key(produce)),
+        key: bytes_of(&parsed.key)?.map(Cow::Owned).or_else(|| fixed_key(format)),
         value: bytes_of(&parsed.value)?.map(Cow::Owned),
         headers: headers_of(&parsed.headers)?,
         timestamp: parsed.timestamp,
@@ -79,8 +134,8 @@ pub(super) fn parse_json<'a>(produce: &'a Produce, line: &[u8]) -> Result<InputR
     })
 }
 
-fn fixed_key(produce: &Produce) -> Option<Cow<'_, [u8]>> {
-    produce.key.as_ref().map(|key| Cow::Borrowed(key.as_bytes()))
+fn fixed_key(format: &RecordFormat) -> Option<Cow<'_, [u8]>> {
+    format.key.as_ref().map(|key| Cow::Borrowed(key.as_bytes()))
 }
 
 /// `{"name": value}`, or `[{"name": "name", "value": value}]`, where a name may stand twice.
@@ -128,10 +183,10 @@ mod tests {
     use super::*;
     use crate::arguments::{Arguments, Command};
 
-    fn produce(flags: &[&str]) -> Produce {
+    fn produce(flags: &[&str]) -> RecordFormat {
         let words = ["tidemill", "produce", "t"].iter().chain(flags);
         match Arguments::try_parse_from(words).expect("it parses").command {
-            Command::Produce(produce) => produce,
+            Command::Produce(produce) => produce.format,
             other => panic!("{other:?}"),
         }
     }

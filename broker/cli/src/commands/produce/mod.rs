@@ -15,7 +15,7 @@ use tidemill_client::{
     Acks, Client, Compression, Delivery, ErrorCode, Header, PartitionId, Producer, Receipt, Record, Timestamp,
 };
 
-use self::input::{InputRecord, parse_json, parse_text};
+pub(crate) use self::input::{InputRecord, RecordFormat};
 use crate::error::CliError;
 use crate::{output, text};
 
@@ -37,24 +37,11 @@ otherwise.")]
 pub(crate) struct Produce {
     /// Where to.
     topic: String,
-    /// What the input is.
-    #[arg(long, value_enum, default_value_t = Format::Lines)]
-    format: Format,
+    #[command(flatten)]
+    pub(crate) format: RecordFormat,
     /// Read this instead of standard input; shows a progress bar.
     #[arg(long, value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Key of every record; with --format json of those that have none.
-    #[arg(long, conflicts_with = "key_separator")]
-    key: Option<String>,
-    /// A line is KEY, this, VALUE.
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    key_separator: Option<String>,
-    /// A line is a JSON object, whole the value; this field of it is the key.
-    #[arg(long, value_name = "FIELD", conflicts_with_all = ["key", "key_separator"])]
-    value_field_key: Option<String>,
-    /// A header of every record; may be repeated.
-    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = text::key_value)]
-    headers: Vec<(String, String)>,
     /// To this partition, whatever the key or the record says.
     #[arg(long, conflicts_with = "routed")]
     partition: Option<u32>,
@@ -76,14 +63,6 @@ pub(crate) struct Produce {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// A record per line.
-    Lines,
-    /// A JSON object per line: key, value, headers, timestamp, partition; also as `consume --json` prints it.
-    Json,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CompressionName {
     None,
     Gzip,
@@ -100,22 +79,6 @@ impl From<CompressionName> for Compression {
             CompressionName::Snappy => Self::Snappy,
             CompressionName::Lz4 => Self::Lz4,
             CompressionName::Zstd => Self::Zstd,
-        }
-    }
-}
-
-impl Produce {
-    /// What the grammar can't say.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        let only_for_lines = [
-            ("--key-separator", self.key_separator.is_some()),
-            ("--value-field-key", self.value_field_key.is_some()),
-        ];
-        match only_for_lines.iter().find(|(_, is_given)| *is_given && self.format == Format::Json) {
-            Some((flag, _)) => {
-                Err(format!("{flag} is for --format lines; with --format json a line names its own \"key\""))
-            }
-            None => Ok(()),
         }
     }
 }
@@ -214,7 +177,8 @@ impl Sent {
         progress: &ProgressBar,
     ) -> Result<(), CliError> {
         let fixed: Vec<Header<'_>> = produce
-            .headers
+            .format
+            .fixed_headers
             .iter()
             .map(|(key, value)| Header { key: key.as_str(), value: Some(value.as_bytes()) })
             .collect();
@@ -235,14 +199,9 @@ impl Sent {
             } else if read as u64 == LINE_BYTES_MAX {
                 return Err(CliError::usage(format!("it is longer than {}", output::bytes(LINE_BYTES_MAX))));
             }
-            if line.is_empty() && produce.format == Format::Json {
-                continue;
-            }
-            let record = match produce.format {
-                Format::Lines => parse_text(produce, &line),
-                Format::Json => parse_json(produce, &line),
-            };
-            let delivery = send(produce, producer, &fixed, &record.map_err(CliError::Usage)?).await?;
+            let record = produce.format.parse(&line).map_err(CliError::Usage)?;
+            let Some(record) = record else { continue };
+            let delivery = send(produce, producer, &fixed, &record).await?;
             self.records += 1;
             self.bytes += line.len() as u64;
             self.deliveries.push_back(delivery);
