@@ -31,6 +31,19 @@ pub fn keeps_its_first_call() -> Vec<u8> {
         .build()
 }
 
+/// [`keeps_its_first_call`], but it traps where the first record's key is null.
+pub fn keeps_its_first_call_or_traps() -> Vec<u8> {
+    Guest::new(World::Filter)
+        .extra("(global $calls (mut i32) (i32.const 0))")
+        .main(
+            "(if (i32.eq (i32.const -1) (i32.load offset=4 (local.get $index))) (then unreachable))
+             (i32.store8 (i32.const 132) (i32.ne (global.get $calls) (i32.const 0)))
+             (global.set $calls (i32.add (global.get $calls) (i32.const 1)))
+             (i32.const 128)",
+        )
+        .build()
+}
+
 /// A partitioner that places records in turn, beginning anew with each call.
 pub fn places_in_turn() -> Vec<u8> {
     Guest::new(World::Partitioner)

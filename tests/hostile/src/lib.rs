@@ -60,6 +60,7 @@ mod tests {
         for make in [
             keep_all,
             keep_even,
+            keep_with_key,
             redact_first,
             by_key_length,
             count_in_state,
@@ -86,6 +87,8 @@ mod tests {
             rejects_null_keys,
             keeps_the_first_of_each_call,
             keeps_its_first_call,
+            keeps_its_first_call_or_traps,
+            does_everything,
             places_in_turn,
             counts_in_memory,
             emits_the_last_of_each_call,

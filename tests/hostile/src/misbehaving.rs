@@ -1,6 +1,6 @@
 //! Plugins that are of their world, and do what they should not once they run.
 
-use crate::guest::{Guest, World};
+use crate::guest::{Guest, World, after_locals};
 use crate::well_behaved::relaying;
 
 const SPIN: &str = "(loop $again (br $again)) (unreachable)";
@@ -564,13 +564,4 @@ fn repeated(times: u32, code: &str) -> String {
              (i32.store (i32.const 700) (i32.sub (i32.load (i32.const 700)) (i32.const 1)))
              (br_if $repeat (i32.load (i32.const 700))))"
     )
-}
-
-/// A body that declares locals, with code put after them.
-fn after_locals(body: &str, code: &str) -> String {
-    let mut split = 0;
-    while let Some(local) = body[split..].trim_start().strip_prefix("(local ") {
-        split = body.len() - local.len() + local.find(')').map_or(0, |at| at + 1);
-    }
-    format!("{}\n{code}\n{}", &body[..split], &body[split..])
 }

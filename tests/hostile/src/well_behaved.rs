@@ -1,6 +1,6 @@
 //! Plugins that do as they should: what stands beside the hostile ones in a test.
 
-use crate::guest::{Guest, World};
+use crate::guest::{Guest, World, after_locals};
 
 /// The plainest plugin of a world: keeps all records; places all in partition 0; counts all in its metric `records`.
 pub fn baseline(world: World) -> Vec<u8> {
@@ -23,6 +23,34 @@ pub fn keep_even() -> Vec<u8> {
              (i32.store8 (i32.const 132) (i32.const 2))
              (i32.store (i32.const 136) (local.get $at))
              (i32.store (i32.const 140) (local.get $bytes))
+             (i32.const 128)",
+        )
+        .build()
+}
+
+/// A filter that keeps the records that have a key, by bitmap.
+pub fn keep_with_key() -> Vec<u8> {
+    Guest::new(World::Filter)
+        .main(
+            "(local $n i32) (local $at i32) (local $i i32) (local $byte i32)
+             (local.set $n (call $records (local.get $index_len)))
+             (local.set $at (call $realloc (i32.const 0) (i32.const 0) (i32.const 1)
+                 (i32.shr_u (i32.add (local.get $n) (i32.const 7)) (i32.const 3))))
+             (memory.fill (local.get $at) (i32.const 0)
+                 (i32.shr_u (i32.add (local.get $n) (i32.const 7)) (i32.const 3)))
+             (block $done (loop $next
+                 (br_if $done (i32.ge_u (local.get $i) (local.get $n)))
+                 (if (i32.ne (i32.const -1)
+                         (i32.load offset=4 (i32.add (local.get $index) (i32.shl (local.get $i) (i32.const 5)))))
+                     (then
+                         (local.set $byte (i32.add (local.get $at) (i32.shr_u (local.get $i) (i32.const 3))))
+                         (i32.store8 (local.get $byte) (i32.or (i32.load8_u (local.get $byte))
+                             (i32.shl (i32.const 1) (i32.and (local.get $i) (i32.const 7)))))))
+                 (local.set $i (i32.add (local.get $i) (i32.const 1)))
+                 (br $next)))
+             (i32.store8 (i32.const 132) (i32.const 2))
+             (i32.store (i32.const 136) (local.get $at))
+             (i32.store (i32.const 140) (i32.shr_u (i32.add (local.get $n) (i32.const 7)) (i32.const 3)))
              (i32.const 128)",
         )
         .build()
@@ -154,6 +182,30 @@ pub fn count_in_state() -> Vec<u8> {
              (i32.store (i32.const 132) (call $records (local.get $index_len)))
              (i32.const 128)",
         )
+        .build()
+}
+
+/// A consumer that does all that one can in each call: it sends its records on to target 0, counts them in its state under the key `n`
+/// (as [`count_in_state`] does), and sets a timer `t` for one second after now.
+pub fn does_everything() -> Vec<u8> {
+    let relay = relaying(0);
+    let count = "(call $get (i32.const 640) (i32.const 1) (i32.const 644) (i32.const 4) (i32.const 512))
+         (i64.store (i32.const 656) (i64.const 0))
+         (if (i32.eq (i32.load (i32.load (i32.const 520))) (i32.const 8))
+             (then (i64.store (i32.const 656) (i64.load align=1 (i32.load (i32.const 512))))))
+         (i64.store (i32.const 656) (i64.add (i64.load (i32.const 656))
+             (i64.extend_i32_u (call $records (local.get $index_len)))))
+         (call $put (i32.const 640) (i32.const 1) (i32.const 644) (i32.const 4)
+                    (i32.const 656) (i32.const 8) (i32.const 648) (i32.const 4) (i64.const 0) (i32.const 512))
+         (if (i32.load8_u (i32.const 512)) (then unreachable))";
+    let main = after_locals(&relay.main, count);
+    relay
+        .import("state", "get-many", "$get (param i32 i32 i32 i32 i32)")
+        .import("state", "write-many", "$put (param i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)")
+        .extra(
+            r#"(data (i32.const 640) "n") (data (i32.const 644) "\01\00\00\00") (data (i32.const 648) "\08\00\00\00")"#,
+        )
+        .main(&main)
         .build()
 }
 

@@ -14,6 +14,8 @@ use crate::port::{
 struct StoredState {
     entries: BTreeMap<Bytes, Bytes>,
     collected_bytes: AtomicUsize,
+    /// What there was before this key has expired: a page of it is empty.
+    expired_before: Option<Bytes>,
 }
 
 impl TaskPort for StoredState {
@@ -57,6 +59,9 @@ impl TaskPort for StoredState {
         limit: usize,
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<StateEntries, PortError>> {
+        if let Some(first) = self.expired_before.clone().filter(|first| start < *first) {
+            return async move { Ok(StateEntries { entries: Vec::new(), next: Some(first) }) }.boxed();
+        }
         let (mut found, mut bytes, mut next) = (Vec::new(), 0, None);
         for (key, value) in self.entries.range(start..) {
             if end.as_ref().is_some_and(|end| key >= end) {
@@ -126,6 +131,15 @@ async fn a_page_ends_at_its_bytes_and_the_next_goes_on() {
     assert_eq!(port.collected_bytes.load(Ordering::Relaxed), 10_000, "no more than that is collected");
     let (keys, more) = page(&host, 495, BOUNDS).await;
     assert_eq!((keys.len(), more), (5, false));
+}
+
+#[tokio::test]
+async fn a_page_of_nothing_is_not_the_end() {
+    let entries = [(key(7), Bytes::from_static(b"live"))].into();
+    let port = Arc::new(StoredState { entries, expired_before: Some(key(5)), ..StoredState::default() });
+    let (host, _) = host(0, &[]);
+    let host = EffectsHost { port, ..host };
+    assert_eq!(page(&host, 0, BOUNDS).await, (vec![key(7).to_vec()], false));
 }
 
 #[tokio::test]
