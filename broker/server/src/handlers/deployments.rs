@@ -176,18 +176,12 @@ fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting
     })
 }
 
-/// Waits until this broker sees the change and every shard concerned has adopted it; the request's deadline bounds it.
+/// Waits until every shard concerned has adopted the change; the request's deadline bounds it.
 async fn settled(context: &Context, record: &DeploymentRecord) {
-    let mut view = context.view.clone();
-    while view.now().version() < record.version {
-        if view.changed().await.is_none() {
-            return;
-        }
-    }
     if record.spec.kind != DeploymentKind::Consumer {
         return;
     }
-    let seen = view.now();
+    let seen = context.view.now();
     for (shard, replica) in context.shards.data() {
         let holds = record
             .topics

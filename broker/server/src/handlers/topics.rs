@@ -98,13 +98,23 @@ pub(crate) fn not_ready(partition: TopicPartition) -> Error {
     Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
 }
 
-/// Asks the controller for a change.
+/// Asks the controller for a change, and waits until this broker's view shows it: whoever was answered finds what he did with his
+/// next request. Bounded by the request's deadline.
 pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Result<ControllerReply, Error> {
     let unit = Unit::Control(command);
     let result =
         context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
-        UnitResult::Control(Ok(reply)) => Ok(reply),
+        UnitResult::Control(Ok(reply)) => {
+            let applied = context.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
+            let mut view = context.view.clone();
+            while applied.as_ref().is_some_and(|applied| view.now().version() < applied.version()) {
+                if view.changed().await.is_none() {
+                    break;
+                }
+            }
+            Ok(reply)
+        }
         UnitResult::Control(Err(error)) => Err(errors::controller(&error)),
         other => Err(errors::unit(&other)),
     }
@@ -117,15 +127,9 @@ fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
     }
 }
 
-/// Waits until this broker's view and every shard of the topic have the change, so that the next request finds it.
+/// Waits until every shard of the topic has the change, so that the next request finds it.
 /// Bounded by the request's deadline: the change stands whether or not anybody waits.
 async fn adopted(context: &Context, topic: &TopicRecord) {
-    let mut view = context.view.clone();
-    while view.now().version() < topic.version {
-        if view.changed().await.is_none() {
-            return;
-        }
-    }
     for (shard, replica) in context.shards.data() {
         if topic.partitions_of(shard).next().is_none() {
             continue;
