@@ -53,3 +53,38 @@ impl Scale {
         self.leg.as_secs_f64() * f64::from(legs) * self.rounds as f64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn scale(arguments: &[&str]) -> Scale {
+        let all = ["bench", "single"].iter().chain(arguments);
+        match Arguments::try_parse_from(all).expect("they parse").command {
+            Command::Single(single) => Scale::of(&single),
+            Command::Peer(peer) => panic!("{peer:?}"),
+        }
+    }
+
+    #[test]
+    fn by_default_legs_are_as_the_rows_demand() {
+        Arguments::command().debug_assert();
+        let full = scale(&[]);
+        assert!(full.leg >= Duration::from_secs(20) && full.rounds >= 5 && !full.quick);
+        assert_eq!(full.seconds(2), 200.0);
+    }
+
+    #[test]
+    fn fewer_or_shorter_legs_are_a_quick_run_whatever_they_are_called() {
+        assert!(scale(&["--quick"]).quick);
+        assert!(scale(&["--leg-seconds", "19"]).quick);
+        assert!(scale(&["--rounds", "4"]).quick);
+        let longer = scale(&["--leg-seconds", "30", "--rounds", "7"]);
+        assert!(!longer.quick && longer.leg == Duration::from_secs(30) && longer.rounds == 7);
+        // Nothing that was made longer stands for what was asked to be quick.
+        assert!(scale(&["--quick", "--leg-seconds", "30"]).quick);
+    }
+}
