@@ -85,7 +85,7 @@ impl TaskHost for EffectsHost {
             if !wanted.is_empty() {
                 let stored = self.port.state_get(self.task, wanted, bytes_max).await.map_err(broker)?;
                 let Some(stored) = stored else { return Ok(ReadAnswer::TooLarge) };
-                for (place, value) in unknown.into_iter().flat_map(|(_, places)| places).zip(stored) {
+                for (place, value) in unknown.into_values().flatten().zip(stored) {
                     if let Some(slot) = found.get_mut(place) {
                         *slot = value;
                     }

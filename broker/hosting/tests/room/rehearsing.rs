@@ -207,7 +207,8 @@ async fn a_plugin_that_does_not_start_is_told() {
     let room = Room::new();
     for world in [World::Filter, World::Partitioner] {
         let rehearsal = rehearsal(&room, hostile::refuses_its_config(world), &keys_but(2, &[])).await;
-        let error = room.hosting.rehearse(&rehearsal).await.err().expect("an error").to_string();
+        let Err(error) = room.hosting.rehearse(&rehearsal).await else { panic!("it starts") };
+        let error = error.to_string();
         assert!(error.contains("not this one"), "{error}");
     }
     let consumer = played(hostile::refuses_its_config(World::Consumer), &keys_but(2, &[])).await;

@@ -45,7 +45,7 @@ Example:
         install: bool,
     },
     /// Run a component against a file of records, twice, in the broker's own engine
-    Test(test::Test),
+    Test(Box<test::Test>),
     /// Upload a component
     #[command(
         after_help = "Examples:\n  tidemill plugin upload target/plugins/components/only-phones.wasm\n  tidemill plugin upload my.wasm --name only-phones --version 2"
@@ -92,7 +92,7 @@ pub(crate) async fn run(plugin: Plugin, connection: &Connection) -> Result<(), C
     match plugin {
         Plugin::New { name, kind } => new(&name, kind, json),
         Plugin::Build { dir, install } => build(&dir, install, json),
-        Plugin::Test(test) => test::run(test, json).await,
+        Plugin::Test(test) => test::run(*test, json).await,
         Plugin::Upload { file, name, version } => upload(connection, &file, name, &version).await,
         Plugin::List => {
             let versions = connect(connection).await?.plugins().list().await?;
