@@ -1,8 +1,10 @@
 //! The command line's grammar.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
     bench, consume, context, deploy, deployment, group, inspect, plugin, produce, server, state, topic,
@@ -20,13 +22,33 @@ Examples:
   echo hello | tidemill produce plays             write a record
   tidemill consume plays --from earliest --max 1  read it back
 
-Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed."
+Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed,
+6 two runs of a plugin differ."
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
     pub(crate) connection: Connection,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// The words of a command line, the program's name first.
+    ///
+    /// # Errors
+    /// They do not stand, or ask for help: clap says so.
+    pub(crate) fn of<W: Into<OsString> + Clone>(
+        words: impl IntoIterator<Item = W>,
+    ) -> Result<Self, clap::Error> {
+        let arguments = Self::try_parse_from(words)?;
+        let checked = match &arguments.command {
+            Command::Produce(produce) => produce.format.check(),
+            Command::Plugin(plugin) => plugin.check(),
+            _ => Ok(()),
+        };
+        checked.map_err(|reason| Self::command().error(ErrorKind::ArgumentConflict, reason))?;
+        Ok(arguments)
+    }
 }
 
 /// How to reach a broker; every command takes these.
@@ -40,11 +62,11 @@ pub(crate) struct Connection {
     #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
     /// PEM file of your own certificate, where the broker asks for one.
-    #[arg(long, global = true, requires = "key", value_name = "FILE")]
+    #[arg(long, global = true, requires = "certificate_key", value_name = "FILE")]
     pub(crate) certificate: Option<PathBuf>,
     /// PEM file of that certificate's key.
     #[arg(long, global = true, requires = "certificate", value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    pub(crate) certificate_key: Option<PathBuf>,
     /// A saved connection; see `tidemill context`.
     #[arg(long, global = true, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
     pub(crate) context: Option<String>,
@@ -74,7 +96,14 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Group(group::Group),
     /// Make, build, test and upload plugins
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  tidemill plugin new only-phones --kind filter
+  tidemill plugin build only-phones
+  tidemill plugin upload only-phones/target/plugins/components/only-phones.wasm"
+    )]
     Plugin(plugin::Plugin),
     /// Bind a plugin to a place
     #[command(subcommand)]
@@ -86,6 +115,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     State(state::State),
     /// How the broker and its shards are doing
+    #[command(after_help = "Examples:\n  tidemill status\n  tidemill status --address log1:9630 --json")]
     Status,
     /// What the broker counts and measures
     #[command(after_help = "\
@@ -111,4 +141,30 @@ Scrapers get the same over HTTP where the broker has metrics.listen.")]
     /// Compile a component (started by the broker itself)
     #[command(hide = true)]
     CompileWorker,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A command's argument of the same name would take the place of one that all commands have, with another type.
+    #[test]
+    fn no_command_has_an_argument_of_a_common_name() {
+        fn check(command: &clap::Command, common: &[String]) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_global_set()) {
+                let id = argument.get_id().to_string();
+                assert!(!common.contains(&id), "{}: {id}", command.get_name());
+            }
+            command.get_subcommands().for_each(|subcommand| check(subcommand, common));
+        }
+        let grammar = Arguments::command();
+        grammar.clone().debug_assert();
+        let common: Vec<String> = grammar
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .map(|argument| argument.get_id().to_string())
+            .collect();
+        assert!(common.contains(&"json".to_owned()), "{common:?}");
+        check(&grammar, &common);
+    }
 }

@@ -26,7 +26,7 @@ fn config(connection: &Connection) -> Result<ClientConfig, CliError> {
         Some(ca) => config.trust_file(ca),
         None => config.trust(Trust::System),
     };
-    let identity = connection.certificate.clone().zip(connection.key.clone());
+    let identity = connection.certificate.clone().zip(connection.certificate_key.clone());
     if let Some((certificate, key)) = identity.or_else(|| saved.certificate.zip(saved.key)) {
         config = config.identity(certificate, key);
     }

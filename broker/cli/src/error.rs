@@ -1,6 +1,9 @@
 //! What went wrong, and the exit code that says which kind it was.
 
-use tidemill_client::{ConnectError, ErrorCode, RequestError};
+use tidemill_client::{
+    ConnectError, ConsumeError, ConsumerError, DeliveryError, ErrorCode, ProducerError, RequestError,
+    SendError, ServerError,
+};
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -13,12 +16,20 @@ pub(crate) enum CliError {
         "{0}; is a broker running there? `tidemill dev` starts one, `tidemill context list` shows saved connections"
     )]
     Connect(#[from] ConnectError),
-    /// The broker refused.
-    #[error("{0}")]
-    Request(#[from] RequestError),
+    /// The broker refused, or the client knows what the broker would say.
+    #[error("{message}")]
+    Refused {
+        /// What happened and what to do.
+        message: String,
+        /// As docs/errors.md has it, where there is one that this release knows.
+        code: Option<ErrorCode>,
+    },
     /// A check that was asked for failed, such as a plugin's test.
     #[error("{0}")]
     Failed(String),
+    /// A plugin answered otherwise the second time.
+    #[error("{0}")]
+    Differs(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -33,23 +44,121 @@ impl CliError {
         Self::Other(reason.into())
     }
 
-    /// 1: anything; 2: arguments or input; 3: no connection; 4: what was asked for is not there; 5: a check failed.
-    pub(crate) fn exit_code(&self) -> u8 {
+    /// As the broker would have refused it.
+    pub(crate) fn refused(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Refused { message: message.into(), code: Some(code) }
+    }
+
+    /// The same error, said otherwise.
+    pub(crate) fn worded(self, words: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Usage(reason) => Self::Usage(words(reason)),
+            Self::Refused { message, code } => Self::Refused { message: words(message), code },
+            Self::Failed(reason) => Self::Failed(words(reason)),
+            Self::Differs(reason) => Self::Differs(words(reason)),
+            Self::Other(reason) => Self::Other(words(reason)),
+            connect @ Self::Connect(_) => connect,
+        }
+    }
+
+    /// 1: anything; 2: arguments or input; 3: no connection; 4: what was asked for is not there; 5: a check failed; 6: two
+    /// runs of a plugin differ.
+    pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
             Self::Connect(_) => 3,
-            Self::Request(error) => match error.code().and_then(ErrorCode::from_code) {
-                Some(
-                    ErrorCode::UnknownTopic
-                    | ErrorCode::UnknownPartition
-                    | ErrorCode::UnknownGroup
-                    | ErrorCode::UnknownPlugin
-                    | ErrorCode::UnknownDeployment,
-                ) => 4,
-                _ => 1,
-            },
+            Self::Refused {
+                code:
+                    Some(
+                        ErrorCode::UnknownTopic
+                        | ErrorCode::UnknownPartition
+                        | ErrorCode::UnknownGroup
+                        | ErrorCode::UnknownPlugin
+                        | ErrorCode::UnknownDeployment,
+                    ),
+                ..
+            } => 4,
             Self::Failed(_) => 5,
-            Self::Other(_) => 1,
+            Self::Differs(_) => 6,
+            Self::Refused { .. } | Self::Other(_) => 1,
+        }
+    }
+}
+
+/// With the words of an error around the broker's own.
+fn refused(error: &impl std::fmt::Display, server: &ServerError) -> CliError {
+    CliError::Refused { message: error.to_string(), code: server.error_code() }
+}
+
+impl From<ServerError> for CliError {
+    fn from(error: ServerError) -> Self {
+        refused(&error, &error)
+    }
+}
+
+impl From<RequestError> for CliError {
+    fn from(error: RequestError) -> Self {
+        match error {
+            RequestError::Server(server) => server.into(),
+            RequestError::Connect(connect) => connect.into(),
+            other => Self::other(other.to_string()),
+        }
+    }
+}
+
+impl From<ProducerError> for CliError {
+    fn from(error: ProducerError) -> Self {
+        match error {
+            ProducerError::Request(request) => request.into(),
+            ProducerError::Settings(_) => Self::usage(error.to_string()),
+        }
+    }
+}
+
+impl From<SendError> for CliError {
+    fn from(error: SendError) -> Self {
+        match error {
+            SendError::NoPartition { .. } => Self::refused(ErrorCode::UnknownPartition, error.to_string()),
+            SendError::Stopped(delivery) => delivery.into(),
+            // About the record itself: whoever wrote it can change it.
+            SendError::TooLarge { .. } | SendError::Routed | SendError::Invalid(_) => {
+                Self::usage(error.to_string())
+            }
+            SendError::Full { .. } => Self::other(error.to_string()),
+        }
+    }
+}
+
+impl From<DeliveryError> for CliError {
+    fn from(error: DeliveryError) -> Self {
+        match &error {
+            DeliveryError::Refused(server) | DeliveryError::PartlyStored { error: server, .. } => {
+                refused(&error, server)
+            }
+            other => Self::other(other.to_string()),
+        }
+    }
+}
+
+impl From<ConsumerError> for CliError {
+    fn from(error: ConsumerError) -> Self {
+        match error {
+            ConsumerError::Request(request) => request.into(),
+            ConsumerError::NoPartition { .. } => {
+                Self::refused(ErrorCode::UnknownPartition, error.to_string())
+            }
+            ConsumerError::NoTopic | ConsumerError::Window { .. } => Self::usage(error.to_string()),
+        }
+    }
+}
+
+impl From<ConsumeError> for CliError {
+    fn from(error: ConsumeError) -> Self {
+        match &error {
+            ConsumeError::Refused(server)
+            | ConsumeError::Partition { error: server, .. }
+            | ConsumeError::OutOfRange { error: server, .. } => refused(&error, server),
+            ConsumeError::Corrupt { .. } => Self::other(error.to_string()),
         }
     }
 }
@@ -63,5 +172,38 @@ impl From<std::io::Error> for CliError {
 impl From<serde_json::Error> for CliError {
     fn from(error: serde_json::Error) -> Self {
         Self::Other(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(code: ErrorCode) -> ServerError {
+        ServerError { code: code.code(), message: "no".to_owned(), retriable: false, rejections: Vec::new() }
+    }
+
+    #[test]
+    fn the_code_survives_every_way_to_hear_of_it() {
+        let unknown = || RequestError::Server(server(ErrorCode::UnknownTopic));
+        let refused = || server(ErrorCode::UnknownPlugin);
+        for error in [
+            CliError::from(unknown()),
+            ProducerError::Request(unknown()).into(),
+            ConsumerError::Request(unknown()).into(),
+            ConsumeError::Refused(refused()).into(),
+            DeliveryError::Refused(refused()).into(),
+            SendError::NoPartition { partition: 9, count: 3 }.into(),
+            SendError::Stopped(DeliveryError::Refused(refused())).into(),
+            ConsumerError::NoPartition { topic: "t".into(), partition: 9, count: 3 }.into(),
+        ] {
+            assert_eq!(error.exit_code(), 4, "{error}");
+        }
+        let lost = || RequestError::Connect(ConnectError::NoAddress);
+        assert_eq!(CliError::from(ProducerError::Request(lost())).exit_code(), 3);
+        assert_eq!(CliError::from(ProducerError::Settings("x".into())).exit_code(), 2);
+        assert_eq!(CliError::from(server(ErrorCode::DiskFull)).exit_code(), 1);
+        let said = CliError::from(unknown()).worded(|words| format!("line 3: {words}"));
+        assert!(said.exit_code() == 4 && said.to_string().starts_with("line 3: no"), "{said}");
     }
 }

@@ -10,18 +10,18 @@ mod arguments;
 mod commands;
 mod connect;
 mod contexts;
+#[cfg(test)]
+mod documentation;
 mod error;
 mod text;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use arguments::{Arguments, Command};
 use error::CliError;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
     start_logging(&arguments);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,7 +39,9 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
             let code = tidemill_wasm::compile_worker_main();
             std::process::exit(if code == ExitCode::SUCCESS { 0 } else { 1 });
         }
-        Command::Completions { shell } => return commands::completions::run(*shell),
+        Command::Completions { shell } => {
+            return commands::completions::run(*shell, arguments.connection.json);
+        }
         Command::Inspect(inspect) => return commands::inspect::run(inspect, arguments.connection.json),
         _ => {}
     }

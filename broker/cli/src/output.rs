@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::CliError;
 
@@ -94,6 +94,18 @@ pub(crate) fn duration(ms: i64) -> String {
         ms if ms % 3_600_000 == 0 => format!("{} h", ms / 3_600_000),
         ms if ms % 1000 == 0 => format!("{} s", ms / 1000),
         ms => format!("{ms} ms"),
+    }
+}
+
+/// Text as text, null as null, other bytes as `{"base16": ".."}`.
+pub(crate) fn readable(bytes: Option<&[u8]>) -> Value {
+    match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
+        None => Value::Null,
+        Some((_, Ok(text))) => Value::String(text.to_owned()),
+        Some((bytes, Err(_))) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            json!({ "base16": digits })
+        }
     }
 }
 

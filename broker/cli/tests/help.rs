@@ -35,10 +35,7 @@ fn check(path: &mut Vec<String>, seen: &mut usize) {
     assert!(output.status.success(), "{path:?}: {}", text(&output.stderr));
     *seen += 1;
     let listed = subcommands(&help);
-    assert!(
-        !listed.is_empty() || path == &["status"] || help.contains("Example"),
-        "{path:?} has no example:\n{help}"
-    );
+    assert!(help.contains("Example"), "{path:?} has no example:\n{help}");
     for name in listed {
         path.push(name);
         check(path, seen);

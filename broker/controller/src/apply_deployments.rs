@@ -18,17 +18,12 @@ impl Controller {
     ) -> Result<ControllerReply, ControllerError> {
         let name = spec.name.to_string();
         if let Some(existing) = self.deployment_by_name(&name) {
-            let asked = DeploymentSpec { version: existing.spec.version.clone(), ..spec.clone() };
-            // The very same again: a proposal whose outcome was unknown came twice.
-            let same = existing.spec == asked
-                && spec
-                    .version
-                    .as_ref()
-                    .is_none_or(|version| Some(version) == existing.spec.version.as_ref());
-            return if same {
-                Ok(ControllerReply::Deployment(Box::new(existing.clone())))
-            } else {
-                Err(ControllerError::DeploymentExists(name))
+            // The very same again: a request or proposal whose outcome was unknown came twice.
+            let version = self.plugin_for(spec).ok().map(|plugin| plugin.version.clone());
+            let asked = DeploymentSpec { version, ..spec.clone() };
+            return match asked.difference(&existing.spec) {
+                None => Ok(ControllerReply::Deployment(Box::new(existing.clone()))),
+                Some(differs) => Err(ControllerError::DeploymentExists { deployment: name, differs }),
             };
         }
         if self.deployments.len() >= Bounds::DEPLOYMENTS_MAX {
@@ -206,9 +201,7 @@ impl Controller {
         if let Some(topic) = record.topics.first().copied().filter(|topic| self.topics.contains_key(topic)) {
             match record.spec.kind {
                 DeploymentKind::Partitioner => self.bind_partitioner(topic, None),
-                DeploymentKind::ProduceFilter => {
-                    self.change_topic(topic, |topic| topic.produce_filter = None);
-                }
+                DeploymentKind::ProduceFilter => self.unbind_produce_filter(topic),
                 DeploymentKind::SubscriptionFilter | DeploymentKind::Consumer => {}
             }
         }
@@ -216,11 +209,8 @@ impl Controller {
     }
 
     pub(crate) fn forget_deployment(&mut self, id: DeploymentId) -> ControllerReply {
-        // A topic that remembers it as a past partitioner may still need its component.
-        let remembered = self
-            .topics
-            .values()
-            .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(id)));
+        // A topic that remembers it as a past partitioner or filter may still need its component.
+        let remembered = self.topics.values().any(|topic| topic.remembers(id));
         if !remembered && self.deployments.get(&id).is_some_and(|record| record.deleted) {
             self.deployments.remove(&id);
             self.note_change(ObjectKey::Deployment(id));

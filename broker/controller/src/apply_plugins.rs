@@ -86,8 +86,8 @@ impl Controller {
                     && deployment.spec.version.as_ref() == Some(&record.version)
             });
             if let Some(user) = user {
-                return Err(ControllerError::InUse {
-                    what: format!("plugin '{}@{}'", record.name, record.version),
+                return Err(ControllerError::PluginInUse {
+                    plugin: format!("{}@{}", record.name, record.version),
                     deployment: user.spec.name.to_string(),
                 });
             }

@@ -8,7 +8,8 @@ use crate::error::ControllerError;
 use crate::names::Name;
 use crate::state::{Bounds, Controller};
 use crate::topic::{
-    PAST_PARTITIONERS_MAX, PartitionerBinding, PastPartitioner, TopicConfig, TopicOverrides, TopicRecord,
+    PAST_FILTERS_MAX, PAST_PARTITIONERS_MAX, PartitionerBinding, PastPartitioner, TopicConfig,
+    TopicOverrides, TopicRecord,
 };
 
 impl Controller {
@@ -66,6 +67,7 @@ impl Controller {
             partitioner: PartitionerBinding { deployment: None, epoch: 0 },
             past_partitioners: Vec::new(),
             produce_filter: None,
+            past_filters: Vec::new(),
             deleted: false,
         };
         self.topic_names.insert(name.to_string(), id);
@@ -111,8 +113,8 @@ impl Controller {
         let id = self.live_topic(name)?;
         let user = self.deployments.values().find(|deployment| !deployment.deleted && deployment.uses(id));
         if let Some(user) = user {
-            return Err(ControllerError::InUse {
-                what: format!("topic '{name}'"),
+            return Err(ControllerError::TopicInUse {
+                topic: name.to_string(),
                 deployment: user.spec.name.to_string(),
             });
         }
@@ -147,6 +149,16 @@ impl Controller {
             }
             let epoch = epoch.saturating_add(1);
             topic.partitioner = PartitionerBinding { deployment, epoch };
+        });
+    }
+
+    /// Takes a topic's produce filter away.
+    pub(crate) fn unbind_produce_filter(&mut self, id: TopicId) {
+        self.change_topic(id, |topic| {
+            topic.past_filters.extend(topic.produce_filter.take());
+            if topic.past_filters.len() > PAST_FILTERS_MAX {
+                topic.past_filters.remove(0);
+            }
         });
     }
 

@@ -24,10 +24,18 @@ pub enum ControllerError {
         reason: String,
     },
     /// A deployment uses it.
-    #[error("{what} is used by deployment '{deployment}'; delete that first")]
-    InUse {
-        /// Topic or plugin, named.
-        what: String,
+    #[error("topic '{topic}' is used by deployment '{deployment}'; delete that first")]
+    TopicInUse {
+        /// Which topic.
+        topic: String,
+        /// Who uses it.
+        deployment: String,
+    },
+    /// A deployment uses it.
+    #[error("plugin '{plugin}' is used by deployment '{deployment}'; delete that first")]
+    PluginInUse {
+        /// Which plugin and version.
+        plugin: String,
         /// Who uses it.
         deployment: String,
     },
@@ -47,9 +55,16 @@ pub enum ControllerError {
     /// No such deployment.
     #[error("there is no deployment '{0}'; `tidemill deployment list` shows the deployments")]
     UnknownDeployment(String),
-    /// The name is taken.
-    #[error("there is a deployment '{0}' already; choose another name, or delete it first")]
-    DeploymentExists(String),
+    /// The name is taken by another deployment than the one asked for.
+    #[error(
+        "there is a deployment '{deployment}' already, with another {differs}; choose another name, or delete it first"
+    )]
+    DeploymentExists {
+        /// The name.
+        deployment: String,
+        /// Which part of what is asked for is not as it stands.
+        differs: &'static str,
+    },
     /// It does not fit together.
     #[error("deployment '{deployment}' can't be so: {reason}")]
     InvalidDeployment {

@@ -124,7 +124,7 @@ impl Controller {
     }
 
     fn allocate_producer_ids(&mut self, count: u32) -> ControllerReply {
-        let count = count.clamp(1, Bounds::PRODUCER_IDS_MAX);
+        let count = count.min(Bounds::PRODUCER_IDS_MAX);
         let first = ProducerId::new(self.header.next_producer_id);
         self.header.next_producer_id += i64::from(count);
         self.note_change(ObjectKey::Header);

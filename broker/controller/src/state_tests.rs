@@ -9,7 +9,7 @@ use crate::cluster::Durability;
 use crate::deployment::{DeploymentKind, DeploymentSpec, DeploymentStatus, FailurePolicy, StartAt};
 use crate::names::Name;
 use crate::plugin::{PluginKind, PluginUpload};
-use crate::topic::TopicOverrides;
+use crate::topic::{PAST_FILTERS_MAX, TopicOverrides};
 
 const NOW: Timestamp = Timestamp::new(1_700_000_000_000);
 
@@ -219,6 +219,29 @@ fn a_partitioner_binding_has_an_epoch_that_rises() {
     assert_eq!(binding(&controller), PartitionerBindingOf(None, 2).into());
 }
 
+#[test]
+fn a_topic_remembers_its_last_filters_and_their_deployments_stay_as_long() {
+    let mut controller = started();
+    apply(&mut controller, create(1, "plays", 3, None));
+    apply(&mut controller, upload("keep", PluginKind::Filter, 1));
+    for number in 0..PAST_FILTERS_MAX as u64 + 2 {
+        let deployment = format!("f-{number}");
+        let spec = spec(&deployment, DeploymentKind::ProduceFilter, "keep", &["plays"]);
+        apply(&mut controller, ControllerCommand::CreateDeployment(spec));
+        let topic = controller.topic_by_name("plays").expect("plays");
+        assert_eq!(topic.produce_filter, Some(DeploymentId::new(number)));
+        apply(&mut controller, ControllerCommand::DeleteDeployment { name: name(&deployment) });
+    }
+    let topic = controller.topic_by_name("plays").expect("plays").clone();
+    assert_eq!(topic.produce_filter, None);
+    let remembered: Vec<u64> = topic.past_filters.iter().map(|id| id.get()).collect();
+    assert_eq!(remembered, (2..PAST_FILTERS_MAX as u64 + 2).collect::<Vec<_>>());
+    for id in [1, 2].map(DeploymentId::new) {
+        apply(&mut controller, ControllerCommand::ForgetDeployment { id });
+        assert_eq!(controller.deployment(id).is_some(), topic.remembers(id), "{id}");
+    }
+}
+
 struct PartitionerBindingOf(Option<u64>, u32);
 
 impl From<PartitionerBindingOf> for crate::topic::PartitionerBinding {
@@ -231,7 +254,7 @@ impl From<PartitionerBindingOf> for crate::topic::PartitionerBinding {
 fn producer_ids_are_never_given_twice() {
     let mut controller = started();
     let mut next = 0;
-    for count in [1, 10, 100_000, 1_000_000] {
+    for count in [1, 0, 10, 0, 100_000, 1_000_000] {
         let ControllerReply::ProducerIds(block) =
             apply(&mut controller, ControllerCommand::AllocateProducerIds { count })
         else {

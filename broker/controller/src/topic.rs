@@ -111,6 +111,10 @@ pub struct PastPartitioner {
 /// How many past bindings a topic remembers; a retry from before them ends with `PARTITIONER_CHANGED`.
 pub(crate) const PAST_PARTITIONERS_MAX: usize = 8;
 
+/// How many past produce filters a topic remembers; a retry of a batch that passed an older one ends with
+/// `PARTITIONER_CHANGED`.
+pub(crate) const PAST_FILTERS_MAX: usize = 8;
+
 /// A topic.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TopicRecord {
@@ -130,6 +134,8 @@ pub struct TopicRecord {
     pub past_partitioners: Vec<PastPartitioner>,
     /// The deployment that filters what is produced.
     pub produce_filter: Option<DeploymentId>,
+    /// Earlier produce filters, oldest first: kept, so that a batch whose first attempt passed one passes it again.
+    pub past_filters: Vec<DeploymentId>,
     /// Deleted: kept until every shard has adopted that.
     pub deleted: bool,
 }
@@ -148,6 +154,13 @@ impl TopicRecord {
             return Some(self.partitioner.deployment);
         }
         self.past_partitioners.iter().find(|past| past.epoch == epoch).map(|past| past.deployment)
+    }
+
+    /// Whether a retry may still need a deployment that is gone from its place.
+    #[must_use]
+    pub fn remembers(&self, deployment: DeploymentId) -> bool {
+        self.past_filters.contains(&deployment)
+            || self.past_partitioners.iter().any(|past| past.deployment == Some(deployment))
     }
 
     /// The shard that holds a partition.

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidemill_protocol::Timestamp;
 use tidemill_protocol::record_batch::{BatchBuilder, BatchLimits, HeadersView, RecordBatch, Records};
-use tidemill_wasm::{Fields, FilterPool, Part, Rejection, Selection, Verdict};
+use tidemill_wasm::{Claim, Fields, FilterPool, Part, Rejection, Selection, Verdict};
 
 use crate::batch_view::view_of;
 use crate::failure::CallFailure;
 use crate::logs::DeploymentLog;
+use crate::meter::Meter;
 use crate::plan::{BatchPlace, Lane};
 use crate::runtime::PluginRuntime;
 
@@ -26,6 +27,8 @@ pub(crate) struct FilterInner {
     pub(crate) limits: BatchLimits,
     pub(crate) runtime: Arc<PluginRuntime>,
     pub(crate) log: Option<Arc<DeploymentLog>>,
+    /// Where calls are measured.
+    pub(crate) meter: Option<Arc<Meter>>,
 }
 
 /// What of a batch passes.
@@ -68,7 +71,15 @@ impl Filter {
         let unreadable = |error| CallFailure::batch(&inner.name, &error);
         let records = batch.records(&inner.limits).map_err(unreadable)?;
         let view = view_of(&records, inner.fields, place, now.get()).map_err(unreadable)?;
-        let answer = inner.runtime.run(lane, inner.pool.apply(view)).await;
+        let claim = match lane {
+            Lane::Produce => Claim::Produce,
+            Lane::Subscribe => Claim::Common,
+        };
+        let call = inner.pool.apply_for(claim, view);
+        let answer = match &inner.meter {
+            None => inner.runtime.run(lane, call).await,
+            Some(meter) => inner.runtime.run(lane, Arc::clone(meter).measure(call)).await,
+        };
         let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
         let outcome = answer
             .map_err(|error| CallFailure::of(&inner.name, &error))

@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 use tidemill_protocol::record_batch::BatchLimits;
 use tidemill_protocol::{DeploymentId, PartitionId};
 use tidemill_wasm::{
-    Compiled, ConfigKey, Context, Fields, FilterPool, GuestSink, NullSink, PartitionerPool, PluginLimits,
+    CallError, Compiled, ConfigError, ConfigKey, Context, Fields, FilterPool, GuestSink, NullSink,
+    PartitionerPool, PluginLimits,
 };
 use tokio::task::JoinHandle;
 
@@ -17,10 +18,11 @@ use crate::config::HostingConfig;
 use crate::failure::{DeployError, HostingStartError, OpenError, UploadError};
 use crate::filter::{Filter, FilterInner};
 use crate::logs::{DeploymentLog, LogPage, TaskSink};
+use crate::meter::{Meter, MeteredSink};
 use crate::partitioner::{Partitioner, PartitionerInner};
-use crate::plan::{PluginKind, PluginPlan, TaskPlan};
+use crate::plan::{Lane, PluginKind, PluginPlan, TaskPlan};
 use crate::port::TaskPort;
-use crate::runtime::PluginRuntime;
+use crate::runtime::{PluginRuntime, Stopped};
 use crate::task::{TaskParts, TaskRunner};
 
 /// Filters and partitioners kept open while nobody uses them.
@@ -97,8 +99,11 @@ impl Hosting {
     /// # Errors
     /// [`UploadError`] with the reason for its author.
     pub async fn check_upload(&self, component: Bytes) -> Result<CheckedUpload, UploadError> {
-        let compiled = self.inner.components.compile(component.clone()).await?;
-        let description = compiled.describe(&self.inner.inline_limits(u64::MAX)).await?;
+        let compiled = self.inner.components.compile_upload(component.clone()).await?;
+        let (asked, limits) = (compiled.clone(), self.inner.inline_limits(u64::MAX));
+        let description =
+            self.inner.runtime.run(Lane::Subscribe, async move { asked.describe(&limits).await });
+        let description = description.await.map_err(|Stopped| stopped())??;
         let (components, digest, size) =
             (Arc::clone(&self.inner.components), compiled.digest(), component.len() as u64);
         tokio::task::spawn_blocking(move || components.store(&digest, &component))
@@ -131,22 +136,8 @@ impl Hosting {
         if let Some(open) = self.inner.filters.lock().get(plan) {
             return Ok(open.clone());
         }
-        let inner = &self.inner;
-        let compiled = inner.compiled(plan).await?;
-        let fields = inner.fields(plan, &compiled).await?;
-        let limits = inner.inline_limits(plan.memory_bytes_max);
-        let pool =
-            FilterPool::new(compiled, context(plan), limits, inner.sink(plan, None), IDLE_INSTANCES_MAX)
-                .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
-        let filter = Filter::new(FilterInner {
-            name: plan.deployment.clone(),
-            pool,
-            fields,
-            limits: inner.batch_limits(),
-            runtime: Arc::clone(&inner.runtime),
-            log: plan.deployment_id.map(|id| inner.log(id)),
-        });
-        keep(&mut inner.filters.lock(), plan, &filter);
+        let filter = self.inner.open_filter(plan, IDLE_INSTANCES_MAX, None).await?;
+        keep(&mut self.inner.filters.lock(), plan, &filter);
         Ok(filter)
     }
 
@@ -184,10 +175,15 @@ impl Hosting {
                     hosting: Arc::clone(&self.inner),
                     port: Arc::clone(port),
                     log,
+                    meter: None,
                 });
                 RunningTask { plan, handle: self.inner.runtime.spawn(runner.run()) }
             });
         }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
     }
 
     /// How many tasks run here.
@@ -248,9 +244,11 @@ impl Inner {
             PluginKind::Consumer => self.task_limits(plan.memory_bytes_max),
             PluginKind::Partitioner | PluginKind::Filter => self.inline_limits(plan.memory_bytes_max),
         };
-        compiled
-            .validate_config(&context(plan), &limits, self.sink(plan, None))
-            .await
+        let (compiled, context, sink) = (compiled.clone(), context(plan), self.sink(plan, None));
+        let tried = async move { compiled.validate_config(&context, &limits, sink).await };
+        let fields = self.runtime.run(Lane::Subscribe, tried).await;
+        fields
+            .unwrap_or_else(|Stopped| Err(ConfigError::Call(stopped())))
             .map_err(|source| OpenError::Config { deployment: plan.deployment.clone(), source })
     }
 
@@ -258,21 +256,55 @@ impl Inner {
         if let Some(open) = self.partitioners.lock().get(plan) {
             return Ok(open.clone());
         }
+        let partitioner = Partitioner::plugin(self.open_partitioner(plan, None).await?);
+        keep(&mut self.partitioners.lock(), plan, &partitioner);
+        Ok(partitioner)
+    }
+
+    /// `idle_max`: instances that wait for a next call.
+    pub(crate) async fn open_filter(
+        &self,
+        plan: &PluginPlan,
+        idle_max: usize,
+        meter: Option<Arc<Meter>>,
+    ) -> Result<Filter, OpenError> {
         let compiled = self.compiled(plan).await?;
         let fields = self.fields(plan, &compiled).await?;
         let limits = self.inline_limits(plan.memory_bytes_max);
-        let pool = PartitionerPool::new(compiled, context(plan), limits, self.sink(plan, None))
+        let sink = self.metered_sink(plan, None, meter.as_ref());
+        let pool = FilterPool::new(compiled, context(plan), limits, sink, idle_max)
             .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
-        let partitioner = Partitioner::plugin(PartitionerInner {
+        Ok(Filter::new(FilterInner {
             name: plan.deployment.clone(),
             pool,
             fields,
             limits: self.batch_limits(),
             runtime: Arc::clone(&self.runtime),
             log: plan.deployment_id.map(|id| self.log(id)),
-        });
-        keep(&mut self.partitioners.lock(), plan, &partitioner);
-        Ok(partitioner)
+            meter,
+        }))
+    }
+
+    pub(crate) async fn open_partitioner(
+        &self,
+        plan: &PluginPlan,
+        meter: Option<Arc<Meter>>,
+    ) -> Result<PartitionerInner, OpenError> {
+        let compiled = self.compiled(plan).await?;
+        let fields = self.fields(plan, &compiled).await?;
+        let limits = self.inline_limits(plan.memory_bytes_max);
+        let sink = self.metered_sink(plan, None, meter.as_ref());
+        let pool = PartitionerPool::new(compiled, context(plan), limits, sink)
+            .map_err(|source| OpenError::Kind { deployment: plan.deployment.clone(), source })?;
+        Ok(PartitionerInner {
+            name: plan.deployment.clone(),
+            pool,
+            fields,
+            limits: self.batch_limits(),
+            runtime: Arc::clone(&self.runtime),
+            log: plan.deployment_id.map(|id| self.log(id)),
+            meter,
+        })
     }
 
     pub(crate) fn log(&self, deployment: DeploymentId) -> Arc<DeploymentLog> {
@@ -281,10 +313,23 @@ impl Inner {
         Arc::clone(logs.entry(deployment).or_insert_with(new))
     }
 
-    pub(crate) fn sink(&self, plan: &PluginPlan, partition: Option<u32>) -> Arc<dyn GuestSink> {
+    fn sink(&self, plan: &PluginPlan, partition: Option<u32>) -> Arc<dyn GuestSink> {
         match plan.deployment_id {
             Some(id) => Arc::new(TaskSink { log: self.log(id), partition }),
             None => Arc::new(NullSink),
+        }
+    }
+
+    pub(crate) fn metered_sink(
+        &self,
+        plan: &PluginPlan,
+        partition: Option<u32>,
+        meter: Option<&Arc<Meter>>,
+    ) -> Arc<dyn GuestSink> {
+        let sink = self.sink(plan, partition);
+        match meter {
+            Some(meter) => Arc::new(MeteredSink { sink, meter: Arc::clone(meter) }),
+            None => sink,
         }
     }
 
@@ -318,6 +363,10 @@ impl Inner {
         }
         .allowing_gaps()
     }
+}
+
+fn stopped() -> CallError {
+    CallError::HostFailed("plugins are being stopped".to_owned())
 }
 
 pub(crate) fn context(plan: &PluginPlan) -> Context {

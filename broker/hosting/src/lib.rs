@@ -21,9 +21,12 @@ mod failure;
 mod filter;
 mod hosting;
 mod logs;
+mod memory;
+mod meter;
 mod partitioner;
 mod plan;
 mod port;
+mod rehearsal;
 mod runtime;
 mod task;
 
@@ -33,10 +36,16 @@ pub use failure::{CallFailure, CallFailureKind, DeployError, HostingStartError, 
 pub use filter::{Filter, FilterOutcome, Kept};
 pub use hosting::{CheckedUpload, Hosting};
 pub use logs::{LogLine, LogPage};
+pub use memory::{MemoryLimits, MemoryPort, MemoryTask};
+pub use meter::Cost;
 pub use partitioner::{Partitioner, Placement};
 pub use plan::{BatchPlace, Lane, PluginKind, PluginPlan, TargetPlan, TaskPlan, TaskPolicy};
 pub use port::{
     DueTimer, Fetched, PortError, PositionStep, StateChange, StateEntries, StepOutcome, StepRefusal, TaskKey,
     TaskOutput, TaskPort, TaskRunState, TaskStep, TaskView, TimerChange,
+};
+pub use rehearsal::{
+    Answer, Cause, ComparedOutputs, Difference, DifferenceAt, EmittedRecord, FailedAt, FiredTimer,
+    PlainRecord, Rehearsal, RehearsalError, Rehearsed, RehearsedCall, Run, RunFailure, Verdict,
 };
 pub use tidemill_wasm::{ConfigKey, WorkerCommand, compile_worker_main};

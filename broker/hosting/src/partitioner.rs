@@ -10,6 +10,7 @@ use tidemill_wasm::{ANY_PARTITION, Fields, PartitionerPool};
 use crate::batch_view::view_of;
 use crate::failure::CallFailure;
 use crate::logs::DeploymentLog;
+use crate::meter::Meter;
 use crate::plan::{BatchPlace, Lane};
 use crate::runtime::PluginRuntime;
 
@@ -26,6 +27,8 @@ pub(crate) struct PartitionerInner {
     pub(crate) limits: BatchLimits,
     pub(crate) runtime: Arc<PluginRuntime>,
     pub(crate) log: Option<Arc<DeploymentLog>>,
+    /// Where calls are measured.
+    pub(crate) meter: Option<Arc<Meter>>,
 }
 
 /// Where a batch's records go.
@@ -63,27 +66,48 @@ impl Partitioner {
     ) -> Result<Placement, CallFailure> {
         let any = u32::try_from(tie % u64::from(partitions.max(1))).unwrap_or(0);
         let Some(inner) = &self.inner else {
-            let limits = BatchLimits { decompressed_bytes_max: 256 << 20, ..BatchLimits::default() };
+            // The batch was checked when it came; what a filter left of it has gaps.
+            let limits = BatchLimits {
+                record_bytes_max: usize::MAX,
+                decompressed_bytes_max: 256 << 20,
+                ..BatchLimits::default()
+            }
+            .allowing_gaps();
             let unreadable = |error| CallFailure::batch("placing by key", &error);
             let records = batch.records(&limits).map_err(unreadable)?;
             return place_by_key(&records, partitions, any).map_err(unreadable);
         };
-        let unreadable = |error| CallFailure::batch(&inner.name, &error);
-        let records = batch.records(&inner.limits).map_err(unreadable)?;
-        let view = view_of(&records, inner.fields, BatchPlace { topic: 0, partition: 0 }, now.get())
-            .map_err(unreadable)?;
-        let answer = inner.runtime.run(Lane::Produce, inner.pool.partition(view, partitions)).await;
-        let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
-        let placement =
-            answer.map_err(|error| CallFailure::of(&inner.name, &error)).map(|placement| Placement {
-                partitions: placement
-                    .partitions
-                    .into_iter()
-                    .map(|partition| if partition == ANY_PARTITION { any } else { partition })
-                    .collect(),
-                rejections: placement.rejections.into_iter().map(|r| (r.ordinal, r.reason)).collect(),
-            });
-        if let Some(log) = &inner.log {
+        inner.ask(batch, partitions, now).await.map(|placement| Placement {
+            partitions: placement
+                .partitions
+                .into_iter()
+                .map(|partition| if partition == ANY_PARTITION { any } else { partition })
+                .collect(),
+            rejections: placement.rejections.into_iter().map(|r| (r.ordinal, r.reason)).collect(),
+        })
+    }
+}
+
+impl PartitionerInner {
+    /// The plugin's own answer: some records may go anywhere.
+    pub(crate) async fn ask(
+        &self,
+        batch: &RecordBatch,
+        partitions: u32,
+        now: Timestamp,
+    ) -> Result<tidemill_wasm::Placement, CallFailure> {
+        let unreadable = |error| CallFailure::batch(&self.name, &error);
+        let records = batch.records(&self.limits).map_err(unreadable)?;
+        let place = BatchPlace { topic: 0, partition: BatchPlace::UNPLACED };
+        let view = view_of(&records, self.fields, place, now.get()).map_err(unreadable)?;
+        let call = self.pool.partition(view, partitions);
+        let answer = match &self.meter {
+            None => self.runtime.run(Lane::Produce, call).await,
+            Some(meter) => self.runtime.run(Lane::Produce, Arc::clone(meter).measure(call)).await,
+        };
+        let answer = answer.map_err(|_| CallFailure::stopped(&self.name))?;
+        let placement = answer.map_err(|error| CallFailure::of(&self.name, &error));
+        if let Some(log) = &self.log {
             count(log, &records, &placement);
         }
         placement
@@ -105,7 +129,7 @@ fn place_by_key(
     Ok(Placement { partitions: placed, rejections: Vec::new() })
 }
 
-fn count(log: &DeploymentLog, records: &Records, placement: &Result<Placement, CallFailure>) {
+fn count(log: &DeploymentLog, records: &Records, placement: &Result<tidemill_wasm::Placement, CallFailure>) {
     log.count("calls", 1);
     log.count("records_in", records.len() as u64);
     match placement {

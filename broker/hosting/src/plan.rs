@@ -56,6 +56,11 @@ pub struct BatchPlace {
     pub partition: u32,
 }
 
+impl BatchPlace {
+    /// The number where a batch's records have no partition yet: a filter in front of the partitioner, and a partitioner.
+    pub const UNPLACED: u32 = u32::MAX;
+}
+
 /// What waits for a call: how it goes on when it takes longer than a tick.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lane {

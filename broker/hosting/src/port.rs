@@ -135,8 +135,14 @@ pub enum StepOutcome {
 #[error("{0}")]
 pub struct PortError(pub String);
 
-/// State entries in the order of their keys, and whether there are more.
-pub type StateEntries = (Vec<(Bytes, Bytes)>, bool);
+/// State entries in the order of their keys.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StateEntries {
+    /// Keys and values. None does not mean that there are none: entries that expired are left out.
+    pub entries: Vec<(Bytes, Bytes)>,
+    /// The first key that was not looked at, if there may be more.
+    pub next: Option<Bytes>,
+}
 
 /// The shards, as tasks see them.
 pub trait TaskPort: Send + Sync + 'static {
@@ -157,20 +163,23 @@ pub trait TaskPort: Send + Sync + 'static {
     /// Waits until a source has records at or beyond its offset, a timer is due, or the task may have changed.
     fn wait(&self, task: TaskKey, sources: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, ()>;
 
-    /// Values by key; `None` where there is none.
+    /// Values by key; `None` where there is none. All of them together `None` where they are larger than `bytes_max`:
+    /// those beyond are not collected.
     fn state_get(
         &self,
         task: TaskKey,
         keys: Vec<Bytes>,
-    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>>;
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Option<Vec<Option<Bytes>>>, PortError>>;
 
-    /// Entries from `start` on, before `end`.
+    /// Entries from `start` on, before `end`: at most `limit`, and the one that brings them to `bytes_max` is the last.
     fn state_scan(
         &self,
         task: TaskKey,
         start: Bytes,
         end: Option<Bytes>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<StateEntries, PortError>>;
 
     /// Timers that are due by the log's time, earliest first.

@@ -45,6 +45,12 @@ pub struct NetLimits {
     pub send_window_bytes: u64,
     /// Length of one frame, and of its header.
     pub frames: FrameLimits,
+    /// Bytes in buffers of frames that are being received or that a handler has not done with, over all connections.
+    pub receiving_bytes_max: usize,
+    /// Of these, for one connection. At least one frame.
+    pub connection_receiving_bytes_max: usize,
+    /// A frame that takes longer from its first byte to its last is given up, and its stream with it.
+    pub frame_deadline: Duration,
     /// A packet goes out after this much silence.
     pub keep_alive: Duration,
     /// A connection that is silent for longer is lost.
@@ -71,6 +77,9 @@ impl Default for NetLimits {
             connection_window_bytes: 32 << 20,
             send_window_bytes: 32 << 20,
             frames: FrameLimits::default(),
+            receiving_bytes_max: 1 << 30,
+            connection_receiving_bytes_max: 256 << 20,
+            frame_deadline: Duration::from_secs(60),
             keep_alive: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             socket_buffer_bytes: 8 << 20,

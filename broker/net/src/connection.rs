@@ -5,7 +5,8 @@ use std::time::Duration;
 use tidemill_protocol::frame::FrameLimits;
 
 use crate::listener::ConnectionSlot;
-use crate::{ConnectionLost, FrameReader, FrameWriter};
+use crate::receiving::ReceiveBudget;
+use crate::{ConnectionLost, FrameReader, FrameWriter, NetLimits};
 
 /// Who is on the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +40,8 @@ pub struct Connection {
     quinn: quinn::Connection,
     peer: Arc<PeerInfo>,
     frames: FrameLimits,
+    receiving: ReceiveBudget,
+    frame_deadline: Duration,
     /// Counts against the listener's limits for as long as any clone lives.
     _slot: Arc<ConnectionSlot>,
 }
@@ -58,11 +61,13 @@ impl Connection {
     pub(crate) fn new(
         quinn: quinn::Connection,
         identity: Option<String>,
-        frames: FrameLimits,
+        limits: &NetLimits,
+        receiving: ReceiveBudget,
         slot: ConnectionSlot,
     ) -> Self {
         let peer = Arc::new(PeerInfo { address: quinn.remote_address(), identity });
-        Self { quinn, peer, frames, _slot: Arc::new(slot) }
+        let (frames, frame_deadline) = (limits.frames, limits.frame_deadline);
+        Self { quinn, peer, frames, receiving, frame_deadline, _slot: Arc::new(slot) }
     }
 
     /// The next stream that the peer opens; `None` where either side closed the connection on purpose.
@@ -90,7 +95,8 @@ impl Connection {
 
     fn stream(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Stream {
         let id = quinn::VarInt::from(send.id()).into_inner();
-        Stream { reader: FrameReader::new(receive, self.frames), writer: FrameWriter::new(send), id }
+        let reader = FrameReader::new(receive, self.frames, &self.receiving, self.frame_deadline);
+        Stream { reader, writer: FrameWriter::new(send), id }
     }
 
     /// Who is on the other side.

@@ -60,6 +60,19 @@ pub enum ReadError {
     /// What came is no frame: a length beyond a limit or one that lies, or the stream ended inside.
     #[error(transparent)]
     Frame(#[from] FrameError),
+    /// There is no memory left for frames on their way in, of this connection or of all. The same may succeed later.
+    #[error(
+        "too many bytes of frames are on their way in; send fewer at once, or raise limits.receiving_bytes_max"
+    )]
+    Overloaded,
+    /// A frame was begun and not completed in time.
+    #[error("a frame was not complete {seconds} s after its first byte: {received} bytes came")]
+    TooSlow {
+        /// Of its header and payload, in bytes.
+        received: usize,
+        /// How long it may take.
+        seconds: u64,
+    },
     /// The whole connection is gone.
     #[error(transparent)]
     Connection(#[from] ConnectionLost),

@@ -15,6 +15,7 @@ mod frame_writer;
 mod garbage;
 mod listener;
 mod log_budget;
+mod receiving;
 mod reset;
 mod tls;
 mod transport;

@@ -9,6 +9,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::garbage::CountingSocket;
+use crate::receiving::ReceiveBudget;
 use crate::transport::{bind_socket, server_endpoint_config, transport_config};
 use crate::{BindError, Connection, LogBudget, NetConfig, NetLimits};
 
@@ -60,6 +61,7 @@ impl Listener {
             endpoint: endpoint.clone(),
             handshakes: Arc::new(Semaphore::new(limits.handshakes_max)),
             places: Arc::clone(&places),
+            receiving: ReceiveBudget::new(limits.receiving_bytes_max, limits.connection_receiving_bytes_max),
             limits: Arc::new(limits),
             hand_over,
         };
@@ -98,6 +100,7 @@ struct Door {
     endpoint: quinn::Endpoint,
     handshakes: Arc<Semaphore>,
     places: Arc<Places>,
+    receiving: ReceiveBudget,
     limits: Arc<NetLimits>,
     hand_over: mpsc::Sender<Connection>,
 }
@@ -131,7 +134,8 @@ impl Door {
         };
         let hand_over = self.hand_over.clone();
         let limits = Arc::clone(&self.limits);
-        tokio::spawn(shake_hands(incoming, slot, permit, limits, hand_over));
+        let receiving = self.receiving.of_connection();
+        tokio::spawn(shake_hands(incoming, (slot, permit), receiving, limits, hand_over));
     }
 }
 
@@ -146,8 +150,8 @@ fn refuse(incoming: quinn::Incoming, why: &'static str) {
 
 async fn shake_hands(
     incoming: quinn::Incoming,
-    slot: ConnectionSlot,
-    permit: OwnedSemaphorePermit,
+    (slot, permit): (ConnectionSlot, OwnedSemaphorePermit),
+    receiving: ReceiveBudget,
     limits: Arc<NetLimits>,
     hand_over: mpsc::Sender<Connection>,
 ) {
@@ -161,7 +165,7 @@ async fn shake_hands(
     };
     metrics::counter!("tidemill_net_connections_total").increment(1);
     let identity = peer_subject(&connection);
-    let connection = Connection::new(connection, identity, limits.frames, slot);
+    let connection = Connection::new(connection, identity, &limits, receiving, slot);
     // Nobody accepts any more: dropping the connection closes it.
     let _ = hand_over.send(connection).await;
 }

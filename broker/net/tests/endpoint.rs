@@ -199,23 +199,24 @@ async fn poll_once<F: Future>(future: F) -> Option<F::Output> {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_demanded_and_named() {
-    let world =
-        world(NetLimits::default(), |ca| ClientAuthentication::Required { authorities: ca.authority() });
+async fn a_client_certificate_is_verified_and_named() {
+    let world = world(NetLimits::default(), |ca| ClientAuthentication::Asked { authorities: ca.authority() });
     let address = world.listener.local_addr();
 
     let stranger = client(&world.ca.authority(), None, ALPN);
-    let connection = within(stranger.connect(address, "localhost").expect("an address")).await;
-    if let Ok(connection) = connection {
-        // TLS 1.3: the client may think itself in before the server has looked.
-        within(connection.closed()).await;
-    }
+    let nobody = within(stranger.connect(address, "localhost").expect("an address")).await.expect("let in");
+    let here = within(world.listener.accept()).await.expect("a connection");
+    assert_eq!(here.peer().identity, None);
+    nobody.close(0u32.into(), b"bye");
+    within(here.closed()).await;
+    drop(here);
 
     let other_dir = tempfile::tempdir().expect("a temporary directory");
     let other =
         DevCa::open_or_create(other_dir.path()).expect("an authority").client("impostor").expect("files");
     let impostor = client(&world.ca.authority(), Some(&other), ALPN);
     if let Ok(connection) = within(impostor.connect(address, "localhost").expect("an address")).await {
+        // TLS 1.3: the client may think itself in before the server has looked.
         within(connection.closed()).await;
     }
 
@@ -337,4 +338,75 @@ fn an_authority_is_kept_and_its_loss_is_noticed() {
     std::fs::remove_file(path.join("ca.key")).expect("removed");
     let error = DevCa::open_or_create(&path).expect_err("half an authority").to_string();
     assert!(error.contains("ca.key") && error.contains("remove both"), "{error}");
+}
+
+/// Ten streams begin a large frame each: the heads alone take no more than their first buffers, and whoever comes when
+/// the budget is used up is refused, while what was begun can be completed.
+#[tokio::test]
+async fn frames_on_their_way_in_have_a_budget() {
+    let limits = NetLimits {
+        frames: FrameLimits { frame_bytes_max: 4 << 20, ..FrameLimits::default() },
+        connection_receiving_bytes_max: 3 << 20,
+        ..NetLimits::default()
+    };
+    let world = world(limits, |_| ClientAuthentication::None);
+    let (there, here) = connected(&world).await;
+    let mut open = Vec::new();
+    for number in 0..3_u32 {
+        let (mut send, receive) = there.open_bi().await.expect("a stream");
+        let head = [&(4 + (2_u32 << 20)).to_be_bytes()[..], &0_u32.to_be_bytes()].concat();
+        send.write_all(&head).await.expect("a head");
+        let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
+        if number < 2 {
+            // Begun, and left waiting for the rest.
+            let waited = tokio::time::timeout(Duration::from_millis(200), stream.reader.next()).await;
+            assert!(waited.is_err(), "{waited:?}");
+        } else {
+            assert_eq!(within(stream.reader.next()).await, Err(ReadError::Overloaded));
+        }
+        open.push((send, receive, stream));
+    }
+    // The first is completed as soon as the second is given up.
+    let (_, _, second) = open.remove(1);
+    drop(second);
+    let (send, _, first) = &mut open[0];
+    let payload = vec![7; 2 << 20];
+    let (sent, frame) = tokio::join!(send.write_all(&payload), within(first.reader.next()));
+    sent.expect("sent");
+    assert_eq!(frame.expect("a frame").expect("not the end").payload.len(), 2 << 20);
+}
+
+/// A peer that begins a frame and never ends it does not keep the stream, or its memory, for ever.
+#[tokio::test]
+async fn a_frame_has_an_end_to_its_time() {
+    let limits = NetLimits { frame_deadline: Duration::from_millis(300), ..NetLimits::default() };
+    let world = world(limits, |_| ClientAuthentication::None);
+    let (there, here) = connected(&world).await;
+    let (mut send, _receive) = there.open_bi().await.expect("a stream");
+    send.write_all(&[0, 0, 0, 14, 0, 0, 0, 0, 1, 2]).await.expect("a head and two bytes");
+    let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
+    let late = within(stream.reader.next()).await;
+    assert_eq!(late, Err(ReadError::TooSlow { received: 2, seconds: 0 }));
+}
+
+/// A header counts like a payload: heads of large ones on many streams come to an end.
+#[tokio::test]
+async fn headers_on_their_way_in_count_too() {
+    let limits = NetLimits { connection_receiving_bytes_max: 3 << 20, ..NetLimits::default() };
+    let world = world(limits, |_| ClientAuthentication::None);
+    let (there, here) = connected(&world).await;
+    let mut open = Vec::new();
+    for number in 0..3_u32 {
+        let (mut send, receive) = there.open_bi().await.expect("a stream");
+        let head = [&(4 + (4_u32 << 20)).to_be_bytes()[..], &(4_u32 << 20).to_be_bytes(), &[9]].concat();
+        send.write_all(&head).await.expect("a head");
+        let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
+        if number < 2 {
+            let waited = tokio::time::timeout(Duration::from_millis(200), stream.reader.next()).await;
+            assert!(waited.is_err(), "{waited:?}");
+        } else {
+            assert_eq!(within(stream.reader.next()).await, Err(ReadError::Overloaded));
+        }
+        open.push((send, receive, stream));
+    }
 }

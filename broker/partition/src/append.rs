@@ -81,6 +81,15 @@ pub enum AppendError {
         /// The epoch in force.
         current: ProducerEpoch,
     },
+    /// Nothing more can be remembered of producers, and who is not remembered could write a batch twice.
+    #[error(
+        "the partition remembers {bytes} bytes of producers, as much as it may, and none of them was unused for long enough \
+         to be forgotten; try again later, or use fewer producers"
+    )]
+    TooManyProducers {
+        /// What it remembers.
+        bytes: usize,
+    },
     /// No offset is left.
     #[error("the partition has no offsets left")]
     OffsetsExhausted,

@@ -28,7 +28,7 @@ pub use codec::CodecError;
 pub use epochs::{EPOCHS_MAX, EpochStart, leader_epoch};
 pub use partition::{LogStartError, Partition, PartitionChanges, PartitionHeader};
 pub use producers::{
-    BATCHES_IN_FLIGHT_MAX, BATCHES_REMEMBERED, PRODUCER_EXPIRY_MS, PRODUCERS_BYTES_MAX, ProducerState,
-    RememberedBatch,
+    BATCHES_IN_FLIGHT_MAX, BATCHES_REMEMBERED, KNOWN_PRODUCERS_BYTES_MAX, PRODUCER_EXPIRY_MS,
+    PRODUCER_IDLE_MIN_MS, PRODUCERS_BYTES_MAX, ProducerState, RememberedBatch,
 };
 pub use segments::{RetentionRules, SegmentRules, SegmentSummary};

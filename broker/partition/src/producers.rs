@@ -1,10 +1,13 @@
 //! What a partition remembers of idempotent producers (KIP-98): the epoch in force and the last batches with their
 //! answers, so that a retry gets the original answer.
 //!
-//! Bounded three ways: batches per producer, bytes per partition (the longest unused go first, some at a time), and
-//! time: a producer unused for [`PRODUCER_EXPIRY_MS`] of log time counts as unknown, whether swept or not.
+//! Bounded three ways: batches per producer, bytes per partition, and time: a producer unused for
+//! [`PRODUCER_EXPIRY_MS`] of log time counts as unknown, whether swept or not.
+//!
+//! Who is forgotten can send a batch twice, so nobody may make another's state go: at the bound of bytes only those make room
+//! that were unused for [`PRODUCER_IDLE_MIN_MS`], the longest unused first. Where there are none, who is new has to wait.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -21,8 +24,14 @@ pub const BATCHES_REMEMBERED: usize = BATCHES_IN_FLIGHT_MAX + 8;
 /// A producer unused for so long by the log's time is unknown.
 pub const PRODUCER_EXPIRY_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
-/// Bytes of producer state of one partition; beyond it the longest unused are forgotten.
+/// A producer used since then by the log's time is never forgotten: longer than anyone tries to deliver a batch.
+pub const PRODUCER_IDLE_MIN_MS: i64 = 10 * 60 * 1000;
+
+/// Bytes of producer state of one partition; beyond it idle producers are forgotten, and without such no new one is taken.
 pub const PRODUCERS_BYTES_MAX: usize = 4 << 20;
+
+/// Up to which the state of producers that are known already may grow with what they have in flight.
+pub const KNOWN_PRODUCERS_BYTES_MAX: usize = 4 * PRODUCERS_BYTES_MAX;
 
 const PRODUCER_BYTES: usize = 96;
 const BATCH_BYTES: usize = 32;
@@ -65,6 +74,11 @@ impl ProducerState {
     fn expired(&self, now: Timestamp) -> bool {
         self.last_used().plus_ms(PRODUCER_EXPIRY_MS) < now
     }
+
+    /// What remembering one more batch takes.
+    fn growth(&self) -> usize {
+        if self.batches.len() < BATCHES_REMEMBERED { BATCH_BYTES } else { 0 }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -77,6 +91,8 @@ struct Slot {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Producers {
     slots: BTreeMap<ProducerId, Slot>,
+    /// The same producers, the longest unused first.
+    by_use: BTreeSet<(Timestamp, ProducerId)>,
     bytes: usize,
     changed: Vec<ProducerId>,
 }
@@ -90,18 +106,17 @@ impl Producers {
     ) -> Result<AppendCheck, AppendError> {
         let known = self.slots.get(&batch.id).map(|slot| &*slot.state).filter(|state| !state.expired(now));
         let Some(state) = known else {
-            return if batch.base_sequence == Sequence::new(0) {
-                Ok(AppendCheck::New)
-            } else {
-                Err(AppendError::UnknownProducer(batch.id))
-            };
+            if batch.base_sequence != Sequence::new(0) {
+                return Err(AppendError::UnknownProducer(batch.id));
+            }
+            return self.room(batch.id, PRODUCER_BYTES + BATCH_BYTES, PRODUCERS_BYTES_MAX, now);
         };
         if batch.epoch < state.epoch {
             return Err(AppendError::ProducerFenced { producer: batch.id, current: state.epoch });
         }
         let expected = if batch.epoch > state.epoch { Sequence::new(0) } else { state.expected() };
         if batch.base_sequence == expected {
-            return Ok(AppendCheck::New);
+            return self.room(batch.id, state.growth(), KNOWN_PRODUCERS_BYTES_MAX, now);
         }
         if batch.epoch == state.epoch {
             let last = batch.last_sequence(count);
@@ -113,6 +128,26 @@ impl Producers {
             }
         }
         Err(AppendError::OutOfOrderSequence { expected, got: batch.base_sequence })
+    }
+
+    /// Whether `bytes` more can be remembered of a producer: within `limit`, or in the place of an idle one.
+    fn room(
+        &self,
+        id: ProducerId,
+        bytes: usize,
+        limit: usize,
+        now: Timestamp,
+    ) -> Result<AppendCheck, AppendError> {
+        if bytes == 0 || self.bytes + bytes <= limit || self.longest_idle(id, now).is_some() {
+            return Ok(AppendCheck::New);
+        }
+        Err(AppendError::TooManyProducers { bytes: self.bytes })
+    }
+
+    /// Who may be forgotten, the one unused for longest; never `keep`.
+    fn longest_idle(&self, keep: ProducerId, now: Timestamp) -> Option<ProducerId> {
+        let (used, id) = self.by_use.iter().find(|(_, id)| *id != keep)?;
+        (used.plus_ms(PRODUCER_IDLE_MIN_MS) < now).then_some(*id)
     }
 
     /// Remembers the answer to a batch that [`Self::check`] found new.
@@ -133,7 +168,9 @@ impl Producers {
             state: Arc::new(ProducerState { epoch: batch.epoch, batches: VecDeque::new() }),
             changed: false,
         });
-        let bytes_before = if slot.state.batches.is_empty() { 0 } else { slot.state.bytes() };
+        let is_new = slot.state.batches.is_empty();
+        let bytes_before = if is_new { 0 } else { slot.state.bytes() };
+        let used_before = slot.state.last_used();
         let state = Arc::make_mut(&mut slot.state);
         if state.epoch != batch.epoch || state.expired(now) {
             state.epoch = batch.epoch;
@@ -144,26 +181,18 @@ impl Producers {
         }
         state.batches.push_back(remembered);
         self.bytes = self.bytes - bytes_before + state.bytes();
+        if !is_new {
+            self.by_use.remove(&(used_before, batch.id));
+        }
+        self.by_use.insert((now, batch.id));
         if !slot.changed {
             slot.changed = true;
             self.changed.push(batch.id);
         }
-        if self.bytes > PRODUCERS_BYTES_MAX {
-            self.forget_longest_unused(batch.id);
-        }
-    }
-
-    /// Forgets an eighth of the producers at once, so that the search for them is paid once in many appends.
-    fn forget_longest_unused(&mut self, keep: ProducerId) {
-        let mut by_use: Vec<_> = self
-            .slots
-            .iter()
-            .filter(|(id, _)| **id != keep)
-            .map(|(id, slot)| (slot.state.last_used(), *id))
-            .collect();
-        by_use.sort_unstable();
-        for (_, id) in by_use.iter().take((by_use.len() / 8).max(1)) {
-            self.forget(*id);
+        while self.bytes > PRODUCERS_BYTES_MAX
+            && let Some(idle) = self.longest_idle(batch.id, now)
+        {
+            self.forget(idle);
         }
     }
 
@@ -178,6 +207,7 @@ impl Producers {
     fn forget(&mut self, id: ProducerId) {
         if let Some(slot) = self.slots.remove(&id) {
             self.bytes -= slot.state.bytes();
+            self.by_use.remove(&(slot.state.last_used(), id));
             if !slot.changed {
                 self.changed.push(id);
             }
@@ -199,10 +229,13 @@ impl Producers {
     }
 
     pub(crate) fn restore(&mut self, id: ProducerId, state: ProducerState) {
-        self.bytes += state.bytes();
+        let (bytes, used) = (state.bytes(), state.last_used());
         if let Some(replaced) = self.slots.insert(id, Slot { state: Arc::new(state), changed: false }) {
             self.bytes -= replaced.state.bytes();
+            self.by_use.remove(&(replaced.state.last_used(), id));
         }
+        self.bytes += bytes;
+        self.by_use.insert((used, id));
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (ProducerId, &ProducerState)> {
@@ -226,19 +259,74 @@ mod tests {
         Timestamp::new(ms)
     }
 
-    #[test]
-    fn memory_is_bounded_and_the_longest_unused_go_first() {
-        let mut producers = Producers::default();
-        for id in 0..100_000 {
-            producers.remember(&batch(id, 0, 0), 1, Offset::new(id), at(id));
+    /// Takes a batch as a partition does.
+    fn take(producers: &mut Producers, batch: &ProducerBatch, now: i64) -> Result<AppendCheck, AppendError> {
+        let checked = producers.check(batch, 1, at(now))?;
+        if checked == AppendCheck::New {
+            producers.remember(batch, 1, Offset::new(now), at(now));
         }
-        assert!(producers.bytes <= PRODUCERS_BYTES_MAX);
-        assert_eq!(producers.bytes, producers.slots.values().map(|s| s.state.bytes()).sum::<usize>());
+        assert!(producers.bytes <= KNOWN_PRODUCERS_BYTES_MAX);
+        assert_eq!(producers.by_use.len(), producers.slots.len());
+        Ok(checked)
+    }
+
+    fn too_many(taken: Result<AppendCheck, AppendError>) -> bool {
+        matches!(taken, Err(AppendError::TooManyProducers { .. }))
+    }
+
+    #[test]
+    fn strangers_without_number_make_nobody_forgotten_who_may_still_try_again() {
+        let mut producers = Producers::default();
+        let first = batch(0, 0, 0);
+        assert_eq!(take(&mut producers, &first, 0), Ok(AppendCheck::New));
+        let taken =
+            (1..100_000).take_while(|id| !too_many(take(&mut producers, &batch(*id, 0, 0), 1))).count();
+        assert_eq!(taken, PRODUCERS_BYTES_MAX / (PRODUCER_BYTES + BATCH_BYTES) - 1);
+        // The acknowledgement was lost: the retry must get the first answer, not be written again.
+        let duplicate = AppendCheck::Duplicate { base_offset: Some(Offset::ZERO), answered_at: at(0) };
+        assert_eq!(take(&mut producers, &first, PRODUCER_IDLE_MIN_MS), Ok(duplicate));
+        assert!(too_many(take(&mut producers, &batch(200_000, 0, 0), PRODUCER_IDLE_MIN_MS)));
+        assert_eq!(producers.take_changes().len(), taken + 1, "a refusal changes nothing");
+        // Who is known goes on, and a little later the longest unused makes room, for one at a time.
+        assert_eq!(take(&mut producers, &batch(1, 0, 1), PRODUCER_IDLE_MIN_MS), Ok(AppendCheck::New));
+        assert_eq!(
+            take(&mut producers, &batch(200_000, 0, 0), PRODUCER_IDLE_MIN_MS + 1),
+            Ok(AppendCheck::New)
+        );
         assert!(!producers.slots.contains_key(&ProducerId::new(0)));
-        assert!(producers.slots.contains_key(&ProducerId::new(99_999)));
-        let changes = producers.take_changes();
-        assert_eq!(changes.len(), 100_000, "forgotten producers are changes too");
-        assert!(producers.take_changes().is_empty());
+        assert!(too_many(take(&mut producers, &batch(200_001, 0, 0), PRODUCER_IDLE_MIN_MS + 1)));
+        assert!(
+            producers.take_changes().contains(&(ProducerId::new(0), None)),
+            "who is forgotten is a change too"
+        );
+        let late = 3 * PRODUCER_IDLE_MIN_MS;
+        for id in 300_000..400_000 {
+            if too_many(take(&mut producers, &batch(id, 0, 0), late)) {
+                break;
+            }
+        }
+        assert_eq!(producers.bytes, producers.slots.values().map(|s| s.state.bytes()).sum::<usize>());
+        assert!(producers.bytes <= PRODUCERS_BYTES_MAX && !producers.slots.contains_key(&ProducerId::new(1)));
+    }
+
+    #[test]
+    fn what_known_producers_have_in_flight_is_bounded_too() {
+        let mut producers = Producers::default();
+        let ids = 1..=i64::try_from(PRODUCERS_BYTES_MAX / (PRODUCER_BYTES + BATCH_BYTES)).unwrap();
+        let mut refused = None;
+        'full: for sequence in 0.. {
+            for id in ids.clone() {
+                let next = batch(id, 0, sequence);
+                if too_many(take(&mut producers, &next, 0)) {
+                    refused = Some(next);
+                    break 'full;
+                }
+            }
+        }
+        let refused = refused.expect("somewhere it ends");
+        assert!(producers.bytes > KNOWN_PRODUCERS_BYTES_MAX - BATCH_BYTES);
+        // Nothing changed: it is taken once others have been idle for long enough.
+        assert_eq!(take(&mut producers, &refused, PRODUCER_IDLE_MIN_MS + 1), Ok(AppendCheck::New));
     }
 
     #[test]

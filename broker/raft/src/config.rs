@@ -124,7 +124,8 @@ pub struct ReplicaLimits {
 impl Default for ReplicaLimits {
     fn default() -> Self {
         Self {
-            unit_bytes_max: 16 << 20,
+            // The largest batch that a topic may allow, and what stands around it.
+            unit_bytes_max: (16 << 20) + (64 << 10),
             entry_bytes_max: 4 << 20,
             entry_units_max: 4096,
             eager_entries: 2,

@@ -1,11 +1,12 @@
 //! When to write checkpoints: by bytes, per shard and over all of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_log::wal::Wal;
-use tokio::sync::watch;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -35,6 +36,10 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// How often a log that is too large is looked at again after checkpoints, and how long one waits for it to shrink.
+const RELIEF_ROUNDS_MAX: usize = 5;
+const RELIEF_PAUSE: Duration = Duration::from_millis(10);
+
 /// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
 ///
 /// A shard is due when it has applied [`ReplicaLimits::checkpoint_bytes`](crate::ReplicaLimits) since its last
@@ -44,7 +49,10 @@ impl Default for CheckpointConfig {
 /// While the disk is short of room every bound counts as reached: all shards are checkpointed while they still can be, the
 /// log recycles its segments rather than grow, and what retention let go leaves the disk at once.
 #[derive(Debug)]
-pub struct CheckpointDriver(JoinHandle<()>);
+pub struct CheckpointDriver {
+    task: JoinHandle<()>,
+    pressure: Arc<Notify>,
+}
 
 impl CheckpointDriver {
     /// Starts driving; ends when dropped. `short_of_room` says whether the disk is.
@@ -56,54 +64,97 @@ impl CheckpointDriver {
         replicas: Vec<Replica>,
         short_of_room: watch::Receiver<bool>,
     ) -> Self {
-        Self(tokio::spawn(run(config, wal, replicas, short_of_room)))
+        let pressure = Arc::new(Notify::new());
+        let driving = Driving { config, wal, replicas, short_of_room };
+        Self { task: tokio::spawn(driving.run(Arc::clone(&pressure))), pressure }
+    }
+
+    /// To be notified by whoever wants to write and finds the log large: its size is looked at without delay.
+    #[must_use]
+    pub fn pressure(&self) -> Arc<Notify> {
+        Arc::clone(&self.pressure)
     }
 }
 
 impl Drop for CheckpointDriver {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
-async fn run(
+/// What the driver's task works on.
+struct Driving {
     config: CheckpointConfig,
     wal: Wal,
     replicas: Vec<Replica>,
     short_of_room: watch::Receiver<bool>,
-) {
-    let mut interval = tokio::time::interval(config.interval);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut looked_for_files = Instant::now();
-    let mut was_short = false;
-    let mut due: FuturesUnordered<_> =
-        replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
-    loop {
-        tokio::select! {
-            Some(replica) = due.next() => {
-                let done = checkpoint(replica).await;
-                due.push(next_due(replica, if done { Duration::ZERO } else { config.retry_after }));
+}
+
+impl Driving {
+    async fn run(self, pressure: Arc<Notify>) {
+        let mut interval = tokio::time::interval(self.config.interval);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked_for_files = Instant::now();
+        let mut was_short = false;
+        let mut due: FuturesUnordered<_> =
+            self.replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
+        loop {
+            tokio::select! {
+                Some(replica) = due.next() => {
+                    let done = checkpoint(replica).await;
+                    due.push(next_due(replica, if done { Duration::ZERO } else { self.config.retry_after }));
+                }
+                () = pressure.notified() => self.relieve().await,
+                _ = interval.tick() => {
+                    let short = *self.short_of_room.borrow();
+                    if short && !was_short {
+                        self.checkpoint_all().await;
+                    }
+                    was_short = short;
+                    self.relieve().await;
+                    if short || looked_for_files.elapsed() >= self.config.let_go_interval {
+                        looked_for_files = Instant::now();
+                        self.let_files_go().await;
+                    }
+                }
             }
-            _ = interval.tick() => {
-                let short = *short_of_room.borrow();
-                if short && !was_short {
-                    for replica in &replicas {
-                        checkpoint(replica).await;
+        }
+    }
+
+    async fn checkpoint_all(&self) {
+        for replica in &self.replicas {
+            checkpoint(replica).await;
+        }
+    }
+
+    async fn let_files_go(&self) {
+        for replica in self.replicas.iter().filter(|replica| replica.shard().has_files_to_let_go()) {
+            checkpoint(replica).await;
+        }
+    }
+
+    /// Checkpoints the shards that keep a log's oldest segments while it is too large.
+    async fn relieve(&self) {
+        for _ in 0..RELIEF_ROUNDS_MAX {
+            let bytes_max = if *self.short_of_room.borrow() { 0 } else { self.config.wal_bytes_max };
+            let pinning = self.wal.pinning_shards();
+            if self.wal.bytes() <= bytes_max || pinning.is_empty() {
+                return;
+            }
+            for (shard, _) in pinning {
+                for replica in self.replicas.iter().filter(|replica| replica.shard_id() == shard) {
+                    if !checkpoint(replica).await {
+                        return;
                     }
                 }
-                was_short = short;
-                if short || wal.bytes() > config.wal_bytes_max {
-                    for (shard, _) in wal.pinning_shards() {
-                        for replica in replicas.iter().filter(|replica| replica.shard_id() == shard) {
-                            checkpoint(replica).await;
-                        }
-                    }
-                }
-                if short || looked_for_files.elapsed() >= config.let_go_interval {
-                    looked_for_files = Instant::now();
-                    for replica in replicas.iter().filter(|replica| replica.shard().has_files_to_let_go()) {
-                        checkpoint(replica).await;
-                    }
+            }
+            // The log forgets in steps: the purges are flushed, then the release of the segments behind them.
+            tokio::time::sleep(RELIEF_PAUSE).await;
+            for _ in 0..2 {
+                let (done, flushed) = oneshot::channel();
+                self.wal.flush(Box::new(move |result| drop(done.send(result))));
+                if !matches!(flushed.await, Ok(Ok(()))) {
+                    return;
                 }
             }
         }

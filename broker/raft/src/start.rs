@@ -56,7 +56,9 @@ pub(crate) async fn start(
         }
         restore_vote(config, &log, applied.as_ref()).await?;
     }
-    replay(config, &machine).await?;
+    let behind = log.wal().bytes_behind(config.shard, applied.map(|applied| applied.index));
+    metrics::gauge!("tidemill_raft_replayed_bytes", "shard" => config.shard.to_string()).set(behind as f64);
+    replay(config, &machine, behind).await?;
 
     let raft = Raft::<TypeConfig, StateMachine>::new(
         config.node,
@@ -173,12 +175,18 @@ async fn wait_synced(
 }
 
 /// Applies what is known to be committed. openraft would do it too, 64 entries at a time whatever their size.
-async fn replay(config: &ReplicaConfig, machine: &Arc<Machine>) -> Result<(), ReplicaStartError> {
+///
+/// `behind` are the bytes behind the checkpoint: those of the last entries may be committed only once the shard leads.
+async fn replay(
+    config: &ReplicaConfig,
+    machine: &Arc<Machine>,
+    behind: u64,
+) -> Result<(), ReplicaStartError> {
     let replaying = Arc::clone(machine);
     let replayed = tokio::task::spawn_blocking(move || replaying.replay_committed()).await;
     match replayed {
         Ok(Ok(entries)) => {
-            tracing::info!(shard = %config.shard, entries, "replayed the log");
+            tracing::info!(shard = %config.shard, entries, bytes_behind_checkpoint = behind, "replayed the log");
             Ok(())
         }
         Ok(Err(error)) => Err(failed(config, error.to_string())),

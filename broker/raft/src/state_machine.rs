@@ -266,7 +266,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if let Some(last) = last {
             self.0.log.applied(last);
         }
-        if self.0.shard.read().bytes_since_checkpoint() >= self.0.checkpoint_bytes {
+        let shard = self.0.shard.read();
+        // An idle shard would keep the files of deleted partitions for good.
+        if shard.bytes_since_checkpoint() >= self.0.checkpoint_bytes || shard.has_deleted_partitions() {
             self.0.checkpoint_due.notify_one();
         }
         Ok(())

@@ -129,10 +129,7 @@ impl Adopter {
             }
         }
         for record in view.controller().deployments().filter(|record| record.deleted) {
-            let remembered = view
-                .controller()
-                .topics()
-                .any(|topic| topic.past_partitioners.iter().any(|past| past.deployment == Some(record.id)));
+            let remembered = view.controller().topics().any(|topic| topic.remembers(record.id));
             let gone = self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
             if gone && !remembered {
                 commands.push(ControllerCommand::ForgetDeployment { id: record.id });

@@ -9,10 +9,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand, Durability};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
-use tidemill_net::{
-    BindError, ClientAuthentication, DevCa, Listener, NetConfig, NetLimits, ServerTls, TlsError,
-};
-use tidemill_protocol::frame::FrameLimits;
+use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, ServerTls, TlsError};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
 use tidemill_raft::{
@@ -23,11 +20,13 @@ use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::adopter::Adopter;
 use crate::config::{BrokerConfig, ConfigError, DurabilitySetting, SHARDS_DEFAULT};
 use crate::context::Context;
 use crate::data_dir::{DataDir, DataDirError, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
+use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
 use crate::machine::Machine;
 use crate::metrics_endpoint::MetricsEndpoint;
 use crate::outbox::OutboxSignals;
@@ -161,7 +160,8 @@ impl Broker {
         disk_watch.look();
 
         let (wal, replicas) = open_shards(&config, &data_dir, &machine).await?;
-        let shards = Shards::new(replicas);
+        let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
+        let shards = Shards::new(replicas, Arc::new(Admission::new(wal.clone(), &config.wal)));
         if data_dir.created() {
             init_cluster(&shards, &meta).await?;
             data_dir.complete().map_err(StartError::Write)?;
@@ -186,8 +186,12 @@ impl Broker {
         let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &clock)?;
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
+            generations: Arc::default(),
             disk,
+            attempts: Arc::default(),
+            batch_bytes_max,
             wal: wal.clone(),
+            uploads: crate::context::uploads(),
             stopping: stopping.clone(),
             config,
             meta,
@@ -199,13 +203,17 @@ impl Broker {
             metrics,
         });
         let checkpoints = CheckpointDriver::start(
-            CheckpointConfig { wal_bytes_max: context.config.wal.bytes_max, ..CheckpointConfig::default() },
+            CheckpointConfig {
+                wal_bytes_max: Admission::log_bytes_high(&context.config.wal),
+                ..CheckpointConfig::default()
+            },
             wal.clone(),
             context.shards.iter().map(|(_, replica)| replica.clone()).collect(),
             context.disk.watch(),
         );
+        context.shards.admission().relieve_with(checkpoints.pressure());
         let mut background = start_background(&context, &stopping);
-        background.push(tokio::spawn(disk_watch.run(stopping.clone())));
+        background.push(tokio::spawn(disk_watch.run(context.shards.clone(), stopping.clone())));
         background.extend(endpoint.map(|endpoint| tokio::spawn(endpoint.run(stopping.clone()))));
         background.push(follower);
 
@@ -373,9 +381,7 @@ async fn open_shards(
     }
     let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
     let files = SegmentFiles::new(Arc::clone(storage), segment_files_config(config));
-    // A log of small segments takes small entries only: what does not fit is refused before it is proposed.
-    const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
-    let entry_bytes_max = wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES);
+    let unit_bytes_max = unit_bytes_max(&wal);
     let defaults = ReplicaLimits::default();
     let mut starting = JoinSet::new();
     for number in 0..=meta.shards {
@@ -388,8 +394,8 @@ async fn open_shards(
                 pending_bytes_max: config.limits.proposal_bytes_max,
                 write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, meta),
                 checkpoint_bytes: config.storage.checkpoint_bytes,
-                unit_bytes_max: defaults.unit_bytes_max.min(entry_bytes_max),
-                entry_bytes_max: defaults.entry_bytes_max.min(entry_bytes_max),
+                unit_bytes_max,
+                entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
                 ..ReplicaLimits::default()
             },
             ..ReplicaConfig::new(shard_id, node, machine.clock.clone())
@@ -415,6 +421,10 @@ async fn open_shards(
     Ok((wal, replicas))
 }
 
+/// Bytes of frames that the write-ahead log writes at once: the largest gathered entry and what frames it, so that its
+/// buffers need not grow for one.
+const WAL_WRITE_BYTES_MAX: usize = (4 << 20) + (64 << 10);
+
 fn wal_config(config: &BrokerConfig, durability: DurabilitySetting, machine: &Machine) -> WalConfig {
     if durability == DurabilitySetting::Replicated && machine.boot_id.is_none() {
         tracing::warn!(
@@ -422,12 +432,14 @@ fn wal_config(config: &BrokerConfig, durability: DurabilitySetting, machine: &Ma
              loses what was acknowledged last, can't be told from a killed process"
         );
     }
+    let defaults = WalConfig { segment_bytes: config.wal.segment_bytes, ..WalConfig::new("wal") };
     WalConfig {
         prepare_free_min_bytes: config.storage.disk_free_min_bytes,
         boot_id: machine.boot_id,
-        segment_bytes: config.wal.segment_bytes,
+        write_bytes_max: WAL_WRITE_BYTES_MAX.min(defaults.entry_bytes_max()),
         cache_bytes: config.wal.cache_bytes,
         queue_bytes_max: config.wal.queue_bytes_max,
+        spare_bytes_max: config.wal.bytes_max,
         direct: if config.wal.direct_io { wal::DirectIo::Auto } else { wal::DirectIo::Never },
         durability: match durability {
             DurabilitySetting::Fsync => wal::Durability::Fsync,
@@ -435,7 +447,7 @@ fn wal_config(config: &BrokerConfig, durability: DurabilitySetting, machine: &Ma
                 flush_interval: Duration::from_millis(config.wal.flush_interval_ms),
             },
         },
-        ..WalConfig::new("wal")
+        ..defaults
     }
 }
 
@@ -542,6 +554,7 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
         tokio::spawn(adopter.run(stopping.clone())),
         tokio::spawn(maintenance::retention(shards.clone(), every, context.disk.watch(), stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
+        tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
     tasks.extend(outbox::start(shards, view, &context.outboxes, &context.disk, stopping));
     tasks.extend(shards.data().map(|(_, replica)| {
@@ -575,7 +588,8 @@ async fn accept(listener: Arc<Listener>, context: Arc<Context>) {
 
 fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError> {
     let clients = match &config.client_ca {
-        Some(authorities) => ClientAuthentication::Required { authorities: authorities.clone() },
+        // Who shows none is turned away with a code, before anything is served.
+        Some(authorities) => ClientAuthentication::Asked { authorities: authorities.clone() },
         None => ClientAuthentication::None,
     };
     if let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) {
@@ -589,13 +603,4 @@ fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError>
     let authority = DevCa::open_or_create(data_dir.path("tls"))?;
     let server = authority.server(&names)?;
     Ok(ServerTls { clients, ..server })
-}
-
-fn net_limits(config: &BrokerConfig) -> NetLimits {
-    NetLimits {
-        connections_max: config.limits.connections_max,
-        streams_max: config.limits.streams_max,
-        frames: FrameLimits { frame_bytes_max: config.limits.frame_bytes_max, ..FrameLimits::default() },
-        ..NetLimits::default()
-    }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod environment;
+
 /// Every setting of a broker. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -63,7 +65,7 @@ pub enum DurabilitySetting {
 pub struct WalSettings {
     /// One file of the log; files are written once ahead of time and recycled.
     pub segment_bytes: u64,
-    /// The log is kept below this: shards that hold it up are made to checkpoint.
+    /// Segments in use take no more: from half of it on shards that hold it up are made to checkpoint, at it writes wait.
     pub bytes_max: u64,
     /// Recent entries kept in memory for apply and readers.
     pub cache_bytes: usize,
@@ -85,7 +87,7 @@ pub struct StorageSettings {
     pub tail_cache_bytes: usize,
     /// Records that are acknowledged and not yet in segments, over all shards, before more have to wait.
     pub write_behind_bytes_max: usize,
-    /// Bytes written to segments that are left in the page cache for readers.
+    /// Newest bytes of segments left in the page cache; older ones are given back to the system.
     pub page_cache_bytes: u64,
     /// How often retention looks for what may go.
     pub retention_interval_ms: u64,
@@ -105,6 +107,8 @@ pub struct LimitSettings {
     pub streams_max: u32,
     /// One frame.
     pub frame_bytes_max: usize,
+    /// Frames on their way in, over all connections; one connection may take a quarter of it.
+    pub receiving_bytes_max: usize,
     /// One record.
     pub record_bytes_max: u32,
     /// Records of one batch, decompressed.
@@ -211,7 +215,7 @@ impl Default for StorageSettings {
             checkpoint_bytes: 256 << 20,
             tail_cache_bytes: 64 * MIB,
             write_behind_bytes_max: 256 * MIB,
-            page_cache_bytes: 4 << 30,
+            page_cache_bytes: 256 << 20,
             retention_interval_ms: 30_000,
             disk_free_min_bytes: 1 << 30,
             disk_reserve_bytes: 160 << 20,
@@ -225,6 +229,7 @@ impl Default for LimitSettings {
             connections_max: 4096,
             streams_max: 4096,
             frame_bytes_max: 18 * MIB,
+            receiving_bytes_max: 1 << 30,
             record_bytes_max: 8 << 20,
             decompressed_bytes_max: 64 * MIB,
             produce_in_flight_max: 32,
@@ -260,6 +265,14 @@ pub enum ConfigError {
     /// The file or the environment holds something else than a setting.
     #[error("the configuration does not read: {0}")]
     Read(#[from] config::ConfigError),
+    /// A variable that looks like a setting and is none.
+    #[error("{variable} names no setting{}", near.as_ref().map(|near| format!("; is {near} meant?")).unwrap_or_default())]
+    Variable {
+        /// As it is set.
+        variable: String,
+        /// What was probably meant.
+        near: Option<String>,
+    },
     /// Settings that contradict each other.
     #[error("{setting}: {reason}")]
     Invalid {
@@ -286,22 +299,27 @@ impl BrokerConfig {
     /// # Errors
     /// [`ConfigError`] names the setting.
     pub fn load(file: Option<&Path>, flags: &[(String, String)]) -> Result<Self, ConfigError> {
+        let text = |text: std::ffi::OsString| text.to_string_lossy().into_owned();
+        Self::load_with(file, std::env::vars_os().map(|(name, value)| (text(name), text(value))), flags)
+    }
+
+    /// As [`load`](Self::load), in another environment.
+    fn load_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
         let mut builder = config::Config::builder();
         if let Some(file) = file {
             builder = builder.add_source(config::File::from(file).format(config::FileFormat::Toml));
         }
-        let environment = config::Environment::with_prefix("TIDEMILL")
-            .prefix_separator("_")
-            .separator("__")
-            .try_parsing(true)
-            .list_separator(",")
-            .with_list_parse_key("advertise")
-            .with_list_parse_key("tls_names")
-            // Variables that are not settings: the command line's own.
-            .source(Some(settings_from_environment()));
-        builder = builder.add_source(environment);
-        for (key, value) in flags {
-            builder = builder.set_override(key, value.as_str())?;
+        for (key, value) in environment::settings_in(environment)?.iter().chain(flags) {
+            builder = if LISTS.contains(&key.as_str()) {
+                let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
+                builder.set_override(key, items.collect::<Vec<_>>())?
+            } else {
+                builder.set_override(key, value.as_str())?
+            };
         }
         let settings: Self = builder.build()?.try_deserialize()?;
         settings.check()?;
@@ -348,6 +366,9 @@ impl BrokerConfig {
         if self.limits.frame_bytes_max < 64 << 10 {
             return invalid("limits.frame_bytes_max", "at least 64 KiB");
         }
+        if self.limits.receiving_bytes_max < self.limits.frame_bytes_max {
+            return invalid("limits.receiving_bytes_max", "at least limits.frame_bytes_max");
+        }
         if self.limits.produce_in_flight_max == 0 || self.limits.produce_in_flight_max > 32 {
             return invalid(
                 "limits.produce_in_flight_max",
@@ -358,24 +379,8 @@ impl BrokerConfig {
     }
 }
 
-fn settings_from_environment() -> config::Map<String, String> {
-    const NOT_SETTINGS: [&str; 11] = [
-        "TIDEMILL_ADDRESS",
-        "TIDEMILL_BIN",
-        "TIDEMILL_CA",
-        "TIDEMILL_CHAOS_SECONDS",
-        "TIDEMILL_COMPILER",
-        "TIDEMILL_COMPONENTS",
-        "TIDEMILL_CONFIG",
-        "TIDEMILL_CONTEXT",
-        "TIDEMILL_LOG",
-        "TIDEMILL_PLUGIN_TOOLCHAIN",
-        "TIDEMILL_TEST_FULL",
-    ];
-    std::env::vars()
-        .filter(|(key, _)| key.starts_with("TIDEMILL_") && !NOT_SETTINGS.contains(&key.as_str()))
-        .collect()
-}
+/// Settings that are lists: their items stand between commas.
+const LISTS: [&str; 2] = ["advertise", "tls_names"];
 
 #[cfg(test)]
 mod tests {
@@ -394,6 +399,38 @@ mod tests {
         assert_eq!((config.broker_id, config.shards), (7, Some(3)));
         assert_eq!(config.wal.bytes_max, 1 << 30);
         assert_eq!(config.wal.cache_bytes, WalSettings::default().cache_bytes);
+    }
+
+    fn in_environment(variables: &[(&str, &str)]) -> Result<BrokerConfig, ConfigError> {
+        BrokerConfig::load_with(None, flags(variables), &[])
+    }
+
+    #[test]
+    fn the_environment_lies_over_the_file_and_flags_over_the_environment() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let file = dir.path().join("broker.toml");
+        std::fs::write(&file, "shards = 2\nbroker_id = 7\n[wal]\nbytes_max = 1073741824\n").expect("written");
+        let environment =
+            flags(&[("TIDEMILL_SHARDS", "3"), ("TIDEMILL_WAL__BYTES_MAX", "536870912"), ("HOME", "x")]);
+        let load =
+            |flags: &[(String, String)]| BrokerConfig::load_with(Some(&file), environment.clone(), flags);
+        let config = load(&[]).expect("loads");
+        assert_eq!((config.broker_id, config.shards, config.wal.bytes_max), (7, Some(3), 512 << 20));
+        let config =
+            load(&flags(&[("wal.bytes_max", "268435456"), ("wal.direct_io", "false")])).expect("loads");
+        assert_eq!((config.shards, config.wal.bytes_max, config.wal.direct_io), (Some(3), 256 << 20, false));
+    }
+
+    #[test]
+    fn lists_stand_between_commas_in_flags_and_in_the_environment() {
+        let by_flags = flags(&[("advertise", "a:1, b:2"), ("tls_names", "log1")]);
+        let config = BrokerConfig::load_with(None, [], &by_flags).expect("loads");
+        assert_eq!(config.advertise, ["a:1", "b:2"]);
+        assert_eq!(config.tls_names, ["log1"]);
+        let config =
+            in_environment(&[("TIDEMILL_ADVERTISE", "a:1,b:2"), ("TIDEMILL_TLS_NAMES", "")]).expect("loads");
+        assert_eq!(config.advertise, ["a:1", "b:2"]);
+        assert_eq!(config.tls_names, [""; 0]);
     }
 
     #[test]

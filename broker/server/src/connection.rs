@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_net::{Connection, ReadError, Stream};
+use tidemill_net::{Connection, FrameReader, ReadError, Stream};
 use tidemill_protocol::ErrorCode;
+use tidemill_protocol::frame::{FrameError, RawFrame};
 use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
 use tokio::task::JoinSet;
 
@@ -22,7 +23,12 @@ pub(crate) struct ClientName(pub(crate) Arc<str>);
 /// Serves a connection until it ends.
 pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
     let peer = connection.peer().address;
-    match hello(&context, &connection).await {
+    let known = identified(&context, &connection);
+    let greeted = match known {
+        Ok(()) => hello(&context, &connection).await,
+        Err(error) => Err(error),
+    };
+    match greeted {
         Ok(client) => {
             tracing::debug!(%peer, client = %client.0, "client connected");
             serve_streams(&context, &connection, &client).await;
@@ -34,6 +40,18 @@ pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
             connection.close(error.code, &error.message);
         }
     }
+}
+
+/// Where certificates are asked for, one was shown. It was verified in the handshake; that there is none is told here, in words that a
+/// client can show.
+fn identified(context: &Context, connection: &Connection) -> Result<(), Error> {
+    if context.config.client_ca.is_none() || connection.peer().identity.is_some() {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorCode::Unauthenticated,
+        "this broker asks for a client certificate, and none was shown; give one with --certificate and --key",
+    ))
 }
 
 /// The first stream carries the hello and stays open as the control stream.
@@ -54,12 +72,22 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 }
 
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
+    let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             accepted = connection.accept_stream() => match accepted {
                 Ok(Some(stream)) => {
-                    streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                    while let Some(ended) = streams.try_join_next() {
+                        report(client, ended);
+                    }
+                    // The control stream is one of them.
+                    if streams.len() + 1 < streams_max {
+                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                    } else {
+                        metrics::counter!("tidemill_refused_streams_total").increment(1);
+                        reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::TooManyStreams);
+                    }
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -140,7 +168,8 @@ pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
 /// What a peer is told, and the log says, of a frame that does not read.
 pub(crate) fn read_error(error: &ReadError) -> Error {
     let code = match error {
-        ReadError::Frame(tidemill_protocol::frame::FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
+        ReadError::Frame(FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
+        ReadError::Overloaded => ErrorCode::Overloaded,
         _ => ErrorCode::BadFrame,
     };
     let told = Error::new(code, error.to_string());
@@ -150,4 +179,24 @@ pub(crate) fn read_error(error: &ReadError) -> Error {
         refusals::note(Refused::Frame, &"", &told);
     }
     told
+}
+
+/// The next frame of a stream under way; `None` where the stream is over, by its end, the peer's reset, or the connection's loss.
+///
+/// # Errors
+/// What the stream is to be reset with: bytes that are no frame.
+pub(crate) async fn next_frame(reader: &mut FrameReader) -> Result<Option<RawFrame>, Error> {
+    match reader.next().await {
+        Ok(frame) => Ok(frame),
+        Err(error @ ReadError::Frame(_)) => Err(read_error(&error)),
+        Err(error) => {
+            tracing::debug!(%error, "a stream broke off");
+            Ok(None)
+        }
+    }
+}
+
+/// A message that does not decode, or says what it may not in its place.
+pub(crate) fn bad_message(what: &str) -> Error {
+    Error::new(ErrorCode::BadMessage, what.to_owned())
 }

@@ -10,9 +10,12 @@ use tidemill_protocol::{ErrorCode, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::{Admitted, NoRoom};
+use crate::attempts::Attempts;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
 use crate::disk::DiskState;
+use crate::generations::Generations;
 use crate::machine::Clock;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
@@ -25,14 +28,28 @@ pub(crate) struct Context {
     pub(crate) view: ViewReader,
     pub(crate) shards: Shards,
     pub(crate) hosting: Hosting,
+    pub(crate) attempts: Arc<Attempts>,
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
+    pub(crate) generations: Arc<Generations>,
     pub(crate) disk: Arc<DiskState>,
+    /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
+    pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
+    /// Places for components that are being uploaded, checked and compiled.
+    pub(crate) uploads: tokio::sync::Semaphore,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
     pub(crate) stopping: CancellationToken,
+}
+
+/// Uploads under way at once: each holds a component in memory, and a compiler's process.
+const UPLOADS_MAX: usize = 4;
+
+/// Places for uploads.
+pub(crate) const fn uploads() -> tokio::sync::Semaphore {
+    tokio::sync::Semaphore::const_new(UPLOADS_MAX)
 }
 
 impl Context {
@@ -40,7 +57,7 @@ impl Context {
     pub(crate) fn batch_limits(&self, batch_bytes_max: u32) -> BatchLimits {
         let limits = &self.config.limits;
         BatchLimits {
-            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX),
+            batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX).min(self.batch_bytes_max),
             record_bytes_max: usize::try_from(limits.record_bytes_max).unwrap_or(usize::MAX),
             decompressed_bytes_max: limits.decompressed_bytes_max,
             ..BatchLimits::default()
@@ -50,7 +67,7 @@ impl Context {
     /// What stored batches are read with: nothing that was once accepted is refused.
     pub(crate) fn stored_batch_limits(&self) -> BatchLimits {
         BatchLimits {
-            batch_bytes_max: self.config.limits.frame_bytes_max,
+            batch_bytes_max: usize::MAX,
             record_bytes_max: usize::MAX,
             decompressed_bytes_max: self.config.limits.decompressed_bytes_max,
             allow_gaps: true,
@@ -61,13 +78,7 @@ impl Context {
     /// Refuses what would need room on a disk that has none.
     pub(crate) fn room_to_write(&self) -> Result<(), Error> {
         self.serving()?;
-        match self.disk.is_nearly_full() {
-            false => Ok(()),
-            true => Err(Error::new(
-                ErrorCode::DiskFull,
-                "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-            )),
-        }
+        if self.disk.is_nearly_full() { Err(disk_full()) } else { Ok(()) }
     }
 
     /// Refuses what takes next to no room, where there is none but what retention needs.
@@ -87,6 +98,16 @@ impl Context {
             false => Ok(()),
             true => Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")),
         }
+    }
+
+    /// Room for a unit of `bytes` in the write-ahead log and on the disk, to be held until its answer is there.
+    pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, Error> {
+        self.shards.admission().admit(bytes).await.map_err(not_admitted)
+    }
+
+    /// The same without a look at the disk: for what goes on when it is nearly full.
+    pub(crate) async fn admit_to_log(&self, bytes: usize) -> Result<Admitted, Error> {
+        self.shards.admission().admit_to_log(bytes).await.map_err(not_admitted)
     }
 
     /// The topic and replica of a partition that somebody named.
@@ -122,6 +143,23 @@ impl Context {
         let ms = if asked_ms == 0 { self.config.limits.request_deadline_ms } else { asked_ms };
         Duration::from_millis(u64::from(ms)).min(REQUEST_DEADLINE_MAX)
     }
+}
+
+fn not_admitted(no_room: NoRoom) -> Error {
+    match no_room {
+        NoRoom::Disk => disk_full(),
+        NoRoom::Log => Error::new(
+            ErrorCode::Overloaded,
+            "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
+        ),
+    }
+}
+
+fn disk_full() -> Error {
+    Error::new(
+        ErrorCode::DiskFull,
+        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
+    )
 }
 
 pub(crate) fn unknown_topic(name: &str) -> Error {

@@ -1,9 +1,9 @@
 //! Whether there is room on the disk, and who has to wait where there is not.
 //!
 //! ```text
-//!   free >= 2 x least          everything is taken
-//!   free <  least              nearly full: no records, no tasks' steps; positions, retention and deleting go on, what
-//!                              retention lets go leaves the disk at once, and the write-ahead log does not grow
+//!   room beside the least      everything is taken, as far as it is admitted: see `admission`
+//!   none, until twice the      nearly full: no records, no tasks' steps; positions, retention and deleting go on, what
+//!   least is free              retention lets go leaves the disk at once, and the write-ahead log does not grow
 //!   less than retention may    full: the reserve is given up for it, and positions wait too
 //!     need to free anything
 //! ```
@@ -20,7 +20,9 @@ use tidemill_log::fs::{DiskReserve, Space, Storage};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::DiskLook;
 use crate::config::BrokerConfig;
+use crate::shards::Shards;
 
 /// How often the disk's free space is looked at.
 const DISK_INTERVAL: Duration = Duration::from_secs(1);
@@ -107,10 +109,14 @@ impl DiskBounds {
         }
     }
 
-    /// `reserve_bytes` where the reserve is held, else 0.
-    fn level(&self, free: u64, reserve_bytes: u64, was: bool) -> Level {
-        let relief = self.free_min_bytes.saturating_mul(DISK_RELIEF);
-        if free >= self.free_min_bytes && !(was && free < relief) {
+    /// What must stay free; more where the disk was nearly full.
+    fn least(&self, was: bool) -> u64 {
+        self.free_min_bytes.saturating_mul(if was { DISK_RELIEF } else { 1 })
+    }
+
+    /// `room` for anything beside what must stay free; `reserve_bytes` where the reserve is held, else 0.
+    fn level(&self, room: bool, free: u64, reserve_bytes: u64) -> Level {
+        if room {
             Level::Room
         } else if free >= self.work_bytes && (reserve_bytes > 0 || free >= self.free_min_bytes) {
             Level::NearlyFull
@@ -139,33 +145,55 @@ pub(crate) struct DiskWatch {
 }
 
 impl DiskWatch {
-    pub(crate) async fn run(self: Arc<Self>, stopping: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, shards: Shards, stopping: CancellationToken) {
         let mut ticks = tokio::time::interval(DISK_INTERVAL);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
+                () = shards.admission().disk_pressed() => {}
                 () = stopping.cancelled() => return,
             }
-            let looking = Arc::clone(&self);
-            let _ = tokio::task::spawn_blocking(move || looking.look()).await;
+            let (looking, shards) = (Arc::clone(&self), shards.clone());
+            let _ = tokio::task::spawn_blocking(move || looking.look_at(&shards)).await;
         }
     }
 
-    /// Looks once, and does what follows from it.
+    /// Looks once, before there are shards.
     pub(crate) fn look(&self) {
-        let free = match self.storage.free_space() {
-            Ok(space) => {
-                *self.state.space.lock() = Some(space);
-                space.free
-            }
-            Err(error) => return tracing::warn!(%error, "the free space can't be read"),
-        };
+        match self.storage.free_space() {
+            Ok(space) => self.seen(space, space.free >= self.bounds.least(self.state.is_nearly_full())),
+            Err(error) => tracing::warn!(%error, "the free space can't be read"),
+        }
+    }
+
+    /// Looks once, and tells admission what it may take.
+    fn look_at(&self, shards: &Shards) {
+        let least = self.bounds.least(self.state.is_nearly_full());
+        let mut found = None;
+        let room = shards.admission().looked(|| {
+            let unwritten = shards.iter().map(|(_, replica)| replica.shard().write_behind_lag_bytes()).sum();
+            let space = self.storage.free_space();
+            let free = space.as_ref().map_or(u64::MAX, |space| space.free);
+            found = Some(space);
+            DiskLook { free, least, unwritten }
+        });
+        match found {
+            Some(Ok(space)) => self.seen(space, room),
+            Some(Err(error)) => tracing::warn!(%error, "the free space can't be read"),
+            None => {}
+        }
+    }
+
+    /// Does what follows from a look.
+    fn seen(&self, space: Space, room: bool) {
+        *self.state.space.lock() = Some(space);
+        let free = space.free;
         metrics::gauge!("tidemill_disk_free_bytes").set(free as f64);
         let held = self.reserve.is_held().unwrap_or(false);
         let reserve_bytes = if held { self.reserve.bytes() } else { 0 };
         let was = self.state.is_nearly_full();
-        let level = self.bounds.level(free, reserve_bytes, was);
+        let level = self.bounds.level(room, free, reserve_bytes);
         metrics::gauge!("tidemill_disk_nearly_full").set(if level == Level::Room { 0.0 } else { 1.0 });
         self.state.set(level);
         match (was, level) {
@@ -203,12 +231,13 @@ mod tests {
 
     #[test]
     fn levels_have_room_between_them() {
-        assert_eq!(BOUNDS.level(1_000, 400, false), Level::Room);
-        assert_eq!(BOUNDS.level(999, 400, false), Level::NearlyFull);
-        assert_eq!(BOUNDS.level(1_999, 400, true), Level::NearlyFull, "until there is clearly more");
-        assert_eq!(BOUNDS.level(2_000, 0, true), Level::Room);
-        assert_eq!(BOUNDS.level(299, 400, true), Level::Full);
-        assert_eq!(BOUNDS.level(700, 0, true), Level::Full, "there is no reserve any more");
+        let level = |free, reserve_bytes, was| BOUNDS.level(free >= BOUNDS.least(was), free, reserve_bytes);
+        assert_eq!(level(1_000, 400, false), Level::Room);
+        assert_eq!(level(999, 400, false), Level::NearlyFull);
+        assert_eq!(level(1_999, 400, true), Level::NearlyFull, "until there is clearly more");
+        assert_eq!(level(2_000, 0, true), Level::Room);
+        assert_eq!(level(299, 400, true), Level::Full);
+        assert_eq!(level(700, 0, true), Level::Full, "there is no reserve any more");
         assert!(BOUNDS.has_room_for(400, 1_400) && !BOUNDS.has_room_for(400, 1_399));
     }
 

@@ -49,11 +49,12 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::UnknownTopic(_) => ErrorCode::UnknownTopic,
         ControllerError::TopicExists(_) => ErrorCode::TopicExists,
         ControllerError::InvalidTopic { .. } => ErrorCode::InvalidTopic,
-        ControllerError::InUse { .. } => ErrorCode::PluginInUse,
+        ControllerError::TopicInUse { .. } => ErrorCode::TopicInUse,
+        ControllerError::PluginInUse { .. } => ErrorCode::PluginInUse,
         ControllerError::UnknownPlugin(_) => ErrorCode::UnknownPlugin,
         ControllerError::PluginExists { .. } => ErrorCode::PluginExists,
         ControllerError::UnknownDeployment(_) => ErrorCode::UnknownDeployment,
-        ControllerError::DeploymentExists(_) => ErrorCode::DeploymentExists,
+        ControllerError::DeploymentExists { .. } => ErrorCode::DeploymentExists,
         ControllerError::InvalidDeployment { .. } => ErrorCode::InvalidDeployment,
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
     };
@@ -80,6 +81,7 @@ pub(crate) fn unit(result: &UnitResult) -> Error {
             ErrorCode::OutOfOrderSequence
         }
         UnitError::UnknownProducer(_) => ErrorCode::UnknownProducer,
+        UnitError::TooManyProducers { .. } => ErrorCode::Overloaded,
         UnitError::ProducerFenced { .. } => ErrorCode::ProducerFenced,
         UnitError::InvalidBatch(_) => ErrorCode::InvalidBatch,
         UnitError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
@@ -127,6 +129,26 @@ pub(crate) fn rejected(rejections: Vec<Rejection>) -> Error {
         rejections.len()
     );
     Error::new(ErrorCode::RecordsRejected, message).with_rejections(rejections)
+}
+
+/// A batch whose first attempt the produce filter of that time refused or left out, while today's would pass it.
+pub(crate) fn refused_before() -> Error {
+    Error::new(
+        ErrorCode::RecordsRejected,
+        "an earlier attempt of this batch was refused or left out by the topic's produce filter as it was then: nothing \
+         of it is stored, and its place among the producer's batches is used; send it as a new batch",
+    )
+}
+
+/// A routed batch of which some shards have their part, while another refused its own for this reason.
+pub(crate) fn partly_stored(error: &Error) -> Error {
+    Error::new(
+        ErrorCode::PartlyStored,
+        format!(
+            "some of the batch's records are stored, as the placements say, and the others are not: {}",
+            error.message
+        ),
+    )
 }
 
 pub(crate) fn open_plugin(error: &OpenError) -> Error {

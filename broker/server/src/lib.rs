@@ -9,7 +9,9 @@
     reason = "two versions of small crates come with our dependencies' dependencies"
 )]
 
+mod admission;
 mod adopter;
+mod attempts;
 mod broker;
 mod config;
 mod connection;
@@ -17,7 +19,9 @@ mod context;
 mod data_dir;
 mod disk;
 mod errors;
+mod generations;
 mod handlers;
+mod limits;
 mod machine;
 mod maintenance;
 mod metrics_endpoint;
@@ -37,4 +41,5 @@ pub use config::{
     PluginSettings, SHARDS_DEFAULT, StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
-pub use machine::{Clock, Machine};
+pub use machine::{Clock, Machine, system_clock};
+pub use wiring::hosting_config;

@@ -33,7 +33,8 @@ impl std::fmt::Debug for Machine {
 }
 
 /// The system's clock, in milliseconds.
-fn system_clock() -> Clock {
+#[must_use]
+pub fn system_clock() -> Clock {
     Arc::new(|| {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Timestamp::new(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))

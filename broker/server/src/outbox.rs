@@ -130,6 +130,9 @@ impl OutboxDispatcher {
             return Delivery::Done;
         };
         let unit = Unit::Deliver { stream, number: item.number, batch: item.batch.clone() };
+        let Ok(_admitted) = self.shards.admission().admit(unit.bytes()).await else {
+            return Delivery::Retry;
+        };
         match self.shards.propose(target, unit).await {
             Ok(UnitResult::Delivered { .. }) => Delivery::Done,
             Ok(UnitResult::OutOfOrder { last }) if last >= item.number => Delivery::Ahead(last),

@@ -1,7 +1,9 @@
 //! Producer ids, taken from the controller in blocks.
 
+use std::sync::atomic::{AtomicI64, Ordering};
+
 use tidemill_controller::{ControllerCommand, ControllerReply, ProducerIdBlock};
-use tidemill_protocol::{ProducerId, ShardId};
+use tidemill_protocol::{ErrorCode, ProducerId, ShardId};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::Mutex;
 
@@ -15,11 +17,13 @@ const BLOCK: u32 = 1000;
 pub(crate) struct ProducerIds {
     shards: Shards,
     block: Mutex<Option<ProducerIdBlock>>,
+    /// Ids below were given out by some broker, as far as this one has asked.
+    given_out: AtomicI64,
 }
 
 impl ProducerIds {
     pub(crate) fn new(shards: Shards) -> Self {
-        Self { shards, block: Mutex::new(None) }
+        Self { shards, block: Mutex::new(None), given_out: AtomicI64::new(0) }
     }
 
     /// A new id.
@@ -29,18 +33,42 @@ impl ProducerIds {
         let mut held = self.block.lock().await;
         let block = match *held {
             Some(block) if block.count > 0 => block,
-            _ => self.allocate().await?,
+            _ => self.allocate(BLOCK).await?,
         };
         *held =
             Some(ProducerIdBlock { first: ProducerId::new(block.first.get() + 1), count: block.count - 1 });
         Ok(block.first)
     }
 
-    async fn allocate(&self) -> Result<ProducerIdBlock, WireError> {
-        let command = ControllerCommand::AllocateProducerIds { count: BLOCK };
+    /// Refuses an id that the cluster never gave out: everyone who makes up ids would otherwise be remembered in every partition.
+    /// `producer` below 0 is none, and stands.
+    pub(crate) async fn check(&self, producer: ProducerId) -> Result<(), WireError> {
+        let is_known = || producer.get() < self.given_out.load(Ordering::Relaxed);
+        if is_known() {
+            return Ok(());
+        }
+        // Given out by another broker, or by this one before it restarted; or by nobody.
+        self.allocate(0).await?;
+        if is_known() {
+            return Ok(());
+        }
+        Err(WireError::new(
+            ErrorCode::UnknownProducer,
+            format!(
+                "producer id {producer} was never given out by this cluster; ask for one (init_producer)"
+            ),
+        ))
+    }
+
+    async fn allocate(&self, count: u32) -> Result<ProducerIdBlock, WireError> {
+        let command = ControllerCommand::AllocateProducerIds { count };
         let unit = Unit::Control(command);
         match self.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|e| errors::propose(&e))? {
-            UnitResult::Control(Ok(ControllerReply::ProducerIds(block))) => Ok(block),
+            UnitResult::Control(Ok(ControllerReply::ProducerIds(block))) => {
+                let end = block.first.get() + i64::from(block.count);
+                self.given_out.fetch_max(end, Ordering::Relaxed);
+                Ok(block)
+            }
             UnitResult::Control(Err(error)) => Err(errors::controller(&error)),
             other => Err(errors::unexpected(&other)),
         }

@@ -7,15 +7,23 @@ use tidemill_protocol::ShardId;
 use tidemill_raft::{ProposeError, Replica};
 use tidemill_shard::{Shard, Unit, UnitResult};
 
+use crate::admission::Admission;
+
 /// Every replica on this broker. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Shards {
     replicas: Arc<BTreeMap<ShardId, Replica>>,
+    admission: Arc<Admission>,
 }
 
 impl Shards {
-    pub(crate) fn new(replicas: BTreeMap<ShardId, Replica>) -> Self {
-        Self { replicas: Arc::new(replicas) }
+    pub(crate) fn new(replicas: BTreeMap<ShardId, Replica>, admission: Arc<Admission>) -> Self {
+        Self { replicas: Arc::new(replicas), admission }
+    }
+
+    /// What the units of clients and tasks pass before they are proposed.
+    pub(crate) fn admission(&self) -> &Arc<Admission> {
+        &self.admission
     }
 
     pub(crate) fn replica(&self, shard: ShardId) -> Option<&Replica> {

@@ -11,12 +11,13 @@ use tidemill_hosting::{
     TaskStep, TaskView,
 };
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
-use tidemill_raft::Replica;
+use tidemill_raft::{ProposeError, Replica};
 use tidemill_shard::{
     AdoptedStatus, Fetch, PositionStep, Progress, ProgressRefusal, StateWrite, TaskOutput, TaskStatus,
     TimerWrite, Unit, UnitResult,
 };
 
+use crate::admission::NoRoom;
 use crate::disk::DiskState;
 use crate::outbox::OutboxSignals;
 use crate::shards::Shards;
@@ -25,6 +26,9 @@ use crate::shards::Shards;
 const TIMER_INTERVAL: Duration = Duration::from_millis(100);
 /// And one without looks whether anything changed that nobody told it of.
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a plugin may use as a key is what apply takes.
+const _: () = assert!(tidemill_wasm::TASK_KEY_BYTES_MAX == tidemill_shard::TASK_KEY_BYTES_MAX);
 
 /// What a task's log and its description say while the disk has no room.
 pub(crate) const TASKS_WAIT: &str =
@@ -138,10 +142,11 @@ impl TaskPort for ShardPort {
         &self,
         task: TaskKey,
         keys: Vec<Bytes>,
-    ) -> BoxFuture<'_, Result<Vec<Option<Bytes>>, PortError>> {
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Option<Vec<Option<Bytes>>>, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
-            blocking(move || shard.state_get(task.deployment, task.partition, &keys)).await
+            blocking(move || shard.state_get_within(task.deployment, task.partition, &keys, bytes_max)).await
         }
         .boxed()
     }
@@ -152,15 +157,17 @@ impl TaskPort for ShardPort {
         start: Bytes,
         end: Option<Bytes>,
         limit: usize,
+        bytes_max: usize,
     ) -> BoxFuture<'_, Result<StateEntries, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
             let page = blocking(move || {
-                shard.state_scan(task.deployment, task.partition, &start, end.as_deref(), limit)
+                let end = end.as_deref();
+                shard.state_scan_within(task.deployment, task.partition, &start, end, limit, bytes_max)
             })
             .await?;
-            let more = page.next.is_some();
-            Ok((page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect(), more))
+            let entries = page.entries.into_iter().map(|entry| (entry.key, entry.value)).collect();
+            Ok(StateEntries { entries, next: page.next })
         }
         .boxed()
     }
@@ -188,7 +195,22 @@ impl TaskPort for ShardPort {
             let replica = self.replica(task.home)?;
             let emits = !step.outputs.is_empty();
             let unit = Unit::Progress(progress(task, step));
-            let answer = replica.propose(unit).await.map_err(|error| PortError(error.to_string()))?;
+            let admitted = self.shards.admission().admit(unit.bytes()).await;
+            let _admitted = admitted.map_err(|no_room| {
+                let what = match no_room {
+                    NoRoom::Log => "the write-ahead log waits for checkpoints",
+                    NoRoom::Disk => "the disk has no room for the step",
+                };
+                PortError(what.to_owned())
+            })?;
+            let answer = match replica.propose(unit).await {
+                Ok(answer) => answer,
+                // Trying again would not help; fewer records at once may.
+                Err(error @ ProposeError::TooLarge { .. }) => {
+                    return Ok(StepOutcome::Refused(StepRefusal::Failed(error.to_string())));
+                }
+                Err(error) => return Err(PortError(error.to_string())),
+            };
             if emits {
                 self.outboxes.wake(replica.shard_id());
             }

@@ -1,5 +1,6 @@
 //! Where the rooms meet: hosting gets its shards, and hears what the controller decided.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,13 +32,35 @@ pub(crate) fn start_hosting(
     disk: &Arc<DiskState>,
     clock: &Clock,
 ) -> Result<Hosting, HostingStartError> {
+    let (artifacts, digests) = (data_dir.path("artifacts"), data_dir.path("artifact-digests"));
+    let settings = hosting_config(config, artifacts, digests, clock).map_err(HostingStartError::Directory)?;
+    let hosting = Hosting::start(settings)?;
+    hosting.connect(Arc::new(ShardPort {
+        shards: shards.clone(),
+        outboxes: Arc::clone(outboxes),
+        disk: Arc::clone(disk),
+    }));
+    Ok(hosting)
+}
+
+/// How a broker with these settings runs plugins: limits, and the compiler's process. Also for who runs plugins as the
+/// broker does without being one.
+///
+/// # Errors
+/// The running program does not know its own file.
+pub fn hosting_config(
+    config: &BrokerConfig,
+    artifacts_dir: PathBuf,
+    digests_file: PathBuf,
+    clock: &Clock,
+) -> std::io::Result<HostingConfig> {
     let program = match std::env::var_os(COMPILER_VARIABLE) {
         Some(program) => program.into(),
-        None => std::env::current_exe().map_err(HostingStartError::Directory)?,
+        None => std::env::current_exe()?,
     };
-    let hosting = Hosting::start(HostingConfig {
-        artifacts_dir: data_dir.path("artifacts"),
-        digests_file: data_dir.path("artifact-digests"),
+    Ok(HostingConfig {
+        artifacts_dir,
+        digests_file,
         worker: WorkerCommand { program, args: vec![COMPILE_SUBCOMMAND.into()] },
         call_time: Duration::from_millis(config.plugins.call_ms_max),
         task_call_time: Duration::from_millis(config.plugins.task_call_ms_max),
@@ -48,13 +71,7 @@ pub(crate) fn start_hosting(
         decompressed_bytes_max: config.limits.decompressed_bytes_max,
         log_bytes_max: config.plugins.log_bytes_max,
         clock: Arc::clone(clock),
-    })?;
-    hosting.connect(Arc::new(ShardPort {
-        shards: shards.clone(),
-        outboxes: Arc::clone(outboxes),
-        disk: Arc::clone(disk),
-    }));
-    Ok(hosting)
+    })
 }
 
 /// Keeps the tasks that run here in step with the deployments and with which shards are led here.

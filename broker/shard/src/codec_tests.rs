@@ -140,18 +140,27 @@ fn unit() -> impl Strategy<Value = Unit> {
                 record_count,
             }
         ),
-        (topic_id(), any::<i64>(), any::<u64>(), vec((any::<u32>(), bytes(100)), 0..4)).prop_map(
-            |(topic, producer, topic_sequence, batches)| Unit::RoutedAppend(RoutedAppend {
-                topic,
-                producer: ProducerId::new(producer),
-                epoch: ProducerEpoch::new(0),
-                topic_sequence,
-                batches: batches
-                    .into_iter()
-                    .map(|(number, batch)| (PartitionId::new(number), batch))
-                    .collect(),
-            })
-        ),
+        (
+            (topic_id(), any::<i64>(), any::<u64>()),
+            proptest::option::of((any::<u64>(), any::<i64>())),
+            vec((any::<u32>(), bytes(100)), 0..4)
+        )
+            .prop_map(|((topic, producer, topic_sequence), filtered, batches)| Unit::RoutedAppend(
+                RoutedAppend {
+                    topic,
+                    producer: ProducerId::new(producer),
+                    epoch: ProducerEpoch::new(0),
+                    topic_sequence,
+                    filtered: filtered.map(|(filter, now)| FilterPass {
+                        filter: DeploymentId::new(filter),
+                        now: Timestamp::new(now)
+                    }),
+                    batches: batches
+                        .into_iter()
+                        .map(|(number, batch)| (PartitionId::new(number), batch))
+                        .collect(),
+                }
+            )),
         (".{0,20}", partition()).prop_map(|(group, partition)| {
             let position =
                 PositionCommit { partition, offset: None, leader_epoch: None, note: group.clone() };

@@ -45,7 +45,7 @@ pub use partition_log::{Batches, DiskRead, Fetch, FetchError, PartitionView};
 pub use result::{ProgressRefusal, UnitError, UnitResult};
 pub use shard::{
     AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, OutboxItem, OutboxQueue,
-    Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
+    RoutedAttempt, Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
 };
 pub use snapshot::{
     ChunkRef, InstallError, ManifestError, SegmentRef, Snapshot, SnapshotError, SnapshotInstall,
@@ -53,6 +53,6 @@ pub use snapshot::{
 };
 pub use store::StoreError;
 pub use unit::{
-    AdoptDeployment, AdoptTopic, AdoptedStatus, Entry, OutboxStream, PositionStep, Progress, RoutedAppend,
-    StartAt, StateWrite, TaskAssignment, TaskOutput, TaskStatus, TimerWrite, Unit,
+    AdoptDeployment, AdoptTopic, AdoptedStatus, Entry, FilterPass, OutboxStream, PositionStep, Progress,
+    RoutedAppend, StartAt, StateWrite, TaskAssignment, TaskOutput, TaskStatus, TimerWrite, Unit,
 };

@@ -111,6 +111,17 @@ pub enum UnitError {
     /// Its state expired, or it never began at 0.
     #[error("producer {0} is not known here and does not begin at sequence 0; ask for a new producer id")]
     UnknownProducer(ProducerId),
+    /// Nothing more can be remembered of producers until some have been idle for a while.
+    #[error(
+        "{place} remembers {bytes} bytes of producers, as much as it may, and none of them was unused for long enough to be \
+         forgotten; try again later, or use fewer producers"
+    )]
+    TooManyProducers {
+        /// Which partition, or the shard.
+        place: String,
+        /// What it remembers.
+        bytes: usize,
+    },
     /// A newer instance of the producer took over.
     #[error("producer {producer} was fenced: a newer instance has epoch {current}")]
     ProducerFenced {
@@ -164,6 +175,9 @@ impl UnitError {
             AppendError::OutOfOrderSequence { expected, got } => Self::OutOfOrderSequence { expected, got },
             AppendError::UnknownProducer(producer) => Self::UnknownProducer(producer),
             AppendError::ProducerFenced { producer, current } => Self::ProducerFenced { producer, current },
+            AppendError::TooManyProducers { bytes } => {
+                Self::TooManyProducers { place: format!("partition {partition}"), bytes }
+            }
             AppendError::OffsetsExhausted => Self::OffsetsExhausted(partition),
             AppendError::Empty => Self::InvalidBatch(BatchFault::Offsets),
         }

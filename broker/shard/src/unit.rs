@@ -108,9 +108,21 @@ pub struct RoutedAppend {
     pub epoch: ProducerEpoch,
     /// Counts this producer's batches to this topic, from 0, without gaps.
     pub topic_sequence: u64,
+    /// What it passed before it was split; `None`: no filter.
+    pub filtered: Option<FilterPass>,
     /// The parts for partitions of this shard; none is common.
     #[serde(with = "wire::partition_bodies")]
     pub batches: Vec<(PartitionId, Bytes)>,
+}
+
+/// The produce filter that a routed batch passed. A second attempt passes the same: it must be split as the first was, of which
+/// one shard may have its part and another not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterPass {
+    /// The filter's deployment.
+    pub filter: DeploymentId,
+    /// The time that it was told.
+    pub now: Timestamp,
 }
 
 /// See [`Unit::AdoptTopic`].

@@ -1,9 +1,11 @@
 //! From an uploaded component to one that is ready to run.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
 use crate::artifact_cache::{ArtifactCache, ArtifactKey};
@@ -24,7 +26,7 @@ pub struct CompileLimits {
     pub memory_bytes_max: u64,
     /// Until the compiler's process is killed.
     pub time: Duration,
-    /// Compilations at one time.
+    /// Compilations of uploads at one time, and of what is opened as many again.
     pub concurrent_max: usize,
 }
 
@@ -82,15 +84,44 @@ struct Inner {
     worker: WorkerCommand,
     limits: CompileLimits,
     cache: ArtifactCache,
+    uploads: Queue,
+    opened: Queue,
+}
+
+/// Those who wait for a compiler. Uploads have a queue of their own: they come from strangers and may each take all the time there is,
+/// and what is deployed already must not wait for them.
+struct Queue {
     turns: Semaphore,
+    /// By digest: of several who want one component, the first compiles it and the others find it.
+    flights: Mutex<HashMap<[u8; 32], Weak<Flight>>>,
+}
+
+type Flight = tokio::sync::Mutex<()>;
+
+impl Queue {
+    fn new(turns: usize) -> Self {
+        Self { turns: Semaphore::new(turns.max(1)), flights: Mutex::default() }
+    }
+
+    fn flight(&self, digest: &blake3::Hash) -> Arc<Flight> {
+        let mut flights = self.flights.lock();
+        if let Some(flight) = flights.get(digest.as_bytes()).and_then(Weak::upgrade) {
+            return flight;
+        }
+        // Bounded by those who wait: what nobody waits for any more goes when the next comes.
+        flights.retain(|_, flight| flight.strong_count() > 0);
+        let flight = Arc::new(Flight::default());
+        flights.insert(*digest.as_bytes(), Arc::downgrade(&flight));
+        flight
+    }
 }
 
 impl CompileService {
     /// `worker` is started once per compilation.
     #[must_use]
     pub fn new(engine: Engine, worker: WorkerCommand, limits: CompileLimits, cache: ArtifactCache) -> Self {
-        let turns = Semaphore::new(limits.concurrent_max.max(1));
-        Self { inner: Arc::new(Inner { engine, worker, limits, cache, turns }) }
+        let (uploads, opened) = (Queue::new(limits.concurrent_max), Queue::new(limits.concurrent_max));
+        Self { inner: Arc::new(Inner { engine, worker, limits, cache, uploads, opened }) }
     }
 
     /// The engine that the compiled plugins run on.
@@ -101,6 +132,15 @@ impl CompileService {
 
     /// Inspects, compiles or finds in the cache, and loads. Dropping the future kills the compiler.
     pub async fn compile(&self, component: Bytes) -> Result<Compiled, CompileError> {
+        self.compile_in(&self.inner.opened, component).await
+    }
+
+    /// As [`Self::compile`], for what a stranger has just uploaded: other uploads are waited for, and nobody else waits for this.
+    pub async fn compile_upload(&self, component: Bytes) -> Result<Compiled, CompileError> {
+        self.compile_in(&self.inner.uploads, component).await
+    }
+
+    async fn compile_in(&self, queue: &Queue, component: Bytes) -> Result<Compiled, CompileError> {
         let bytes_max = self.inner.limits.component_bytes_max;
         if component.len() > bytes_max {
             return Err(CompileError::TooLarge { bytes: component.len(), bytes_max });
@@ -113,12 +153,16 @@ impl CompileService {
             Ok((info, digest, ArtifactKey::new(&digest, engine.compatibility())))
         })
         .await?;
-        // Acquired before the cache is asked: of several uploads of one component, the first compiles and the others find it.
-        let turn = self.inner.turns.acquire().await;
-        let _turn = turn.map_err(|_| CompileError::Worker("it is shutting down".to_owned()))?;
         if let Some(compiled) = self.load_cached(&key, &info, digest).await? {
             return Ok(compiled);
         }
+        let flight = queue.flight(&digest);
+        let _flight = flight.lock().await;
+        if let Some(compiled) = self.load_cached(&key, &info, digest).await? {
+            return Ok(compiled);
+        }
+        let turn = queue.turns.acquire().await;
+        let _turn = turn.map_err(|_| CompileError::Worker("it is shutting down".to_owned()))?;
         let artifact = self.worker().compile(&component, self.inner.engine.compatibility()).await?;
         self.load_and_store(key, info, digest, artifact).await
     }

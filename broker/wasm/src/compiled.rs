@@ -9,9 +9,11 @@ use crate::batch::{Context, Fields};
 use crate::bindings::exports::tidemill::plugin::{consumer, filter, lifecycle, partitioner};
 use crate::bindings::tidemill::plugin::types;
 use crate::call::Call;
+use crate::capacity::{Claim, Need, Seat};
 use crate::description::Description;
 use crate::engine::Engine;
 use crate::error::{CallError, classify, reason};
+use crate::first_calls::key_of;
 use crate::guest_state::GuestState;
 use crate::inspect::{ComponentInfo, ComponentKind};
 use crate::limits::PluginLimits;
@@ -32,6 +34,14 @@ struct Inner {
     digest: blake3::Hash,
     lifecycle: lifecycle::GuestIndices,
     exports: Exports,
+    seats: usize,
+}
+
+/// A store that an instance runs in, and the room that it takes.
+pub(crate) struct SeatedStore {
+    pub(crate) store: Store<GuestState>,
+    /// Given back after the store.
+    pub(crate) seat: Seat,
 }
 
 /// Where the world's own interface lies.
@@ -75,7 +85,9 @@ impl Compiled {
             ComponentKind::Filter => Exports::Filter(filter::GuestIndices::new(&pre)?),
             ComponentKind::Consumer => Exports::Consumer(consumer::GuestIndices::new(&pre)?),
         };
-        Ok(Self { inner: Arc::new(Inner { engine, pre, info, digest, lifecycle, exports }) })
+        let resources = pre.component().resources_required();
+        let seats = resources.map_or(1, |needs| Need::seats(needs.num_memories, needs.num_tables));
+        Ok(Self { inner: Arc::new(Inner { engine, pre, info, digest, lifecycle, exports, seats }) })
     }
 
     /// Its world.
@@ -99,9 +111,14 @@ impl Compiled {
     /// What the plugin says of itself: called at upload. Also the first time that the component runs, so functions of other types
     /// than the contract's, and a start function that traps, come to light here.
     pub async fn describe(&self, limits: &PluginLimits) -> Result<Description, CallError> {
-        let limits = Arc::new(limits.clone());
-        let mut store = self.start_store(GuestState::new(Arc::clone(&limits), Arc::new(NullSink), None));
-        let mut call = Call::begin(self.engine(), &mut store, limits.init_time, 0);
+        let key = key_of(&self.inner.digest, None, limits);
+        self.engine().first_calls().run(key, self.ask_to_describe(limits)).await
+    }
+
+    async fn ask_to_describe(&self, limits: &PluginLimits) -> Result<Description, CallError> {
+        let sink: Arc<dyn GuestSink> = Arc::new(NullSink);
+        let mut seated = self.new_store(&Arc::new(limits.clone()), &sink, None, Claim::Common)?;
+        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
         let instance = self.instantiate(call.store()).await?;
         let lifecycle = self.lifecycle(call.store(), &instance)?;
         let answer = lifecycle.call_describe(call.store()).await;
@@ -117,13 +134,24 @@ impl Compiled {
         limits: &PluginLimits,
         sink: Arc<dyn GuestSink>,
     ) -> Result<Fields, ConfigError> {
-        let mut store = self.start_store(GuestState::new(Arc::new(limits.clone()), sink, None));
-        let mut call = Call::begin(self.engine(), &mut store, limits.init_time, 0);
-        match self.initialise(call.store(), context).await {
-            Ok((_, fields)) => Ok(fields),
+        let key = key_of(&self.inner.digest, Some(context), limits);
+        match self.engine().first_calls().run(key, self.try_config(context, limits, &sink)).await {
+            Ok(fields) => Ok(fields),
             Err(CallError::InitRefused(reason)) => Err(ConfigError::Refused(reason)),
             Err(error) => Err(ConfigError::Call(error)),
         }
+    }
+
+    async fn try_config(
+        &self,
+        context: &Context,
+        limits: &PluginLimits,
+        sink: &Arc<dyn GuestSink>,
+    ) -> Result<Fields, CallError> {
+        let mut seated = self.new_store(&Arc::new(limits.clone()), sink, None, Claim::Common)?;
+        let mut call = Call::begin(self.engine(), &mut seated.store, limits.init_time, 0);
+        let (_, fields) = self.initialise(call.store(), context).await?;
+        Ok(fields)
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -144,8 +172,12 @@ impl Compiled {
         limits: &Arc<PluginLimits>,
         sink: &Arc<dyn GuestSink>,
         task: Option<Box<dyn TaskHost>>,
-    ) -> Store<GuestState> {
-        self.start_store(GuestState::new(Arc::clone(limits), Arc::clone(sink), task))
+        claim: Claim,
+    ) -> Result<SeatedStore, CallError> {
+        let need = Need { seats: self.inner.seats, memory_bytes: limits.memory_bytes_max };
+        let seat = self.engine().capacity().take(claim, need)?;
+        let store = self.start_store(GuestState::new(Arc::clone(limits), Arc::clone(sink), task));
+        Ok(SeatedStore { store, seat })
     }
 
     /// Instantiates and calls `init`, within the call that the caller has begun.

@@ -6,10 +6,8 @@ use wasmtime::{Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 /// Core instances of one component: a Python component has more than 32.
 const CORE_INSTANCES_PER_COMPONENT_MAX: u32 = 64;
-/// Core instances that the pool allows for each component instance on average. They cost nothing until they are used.
-const CORE_INSTANCES_PER_COMPONENT_MEAN: u32 = 8;
 const TABLES_PER_COMPONENT_MAX: u32 = 64;
-const TABLES_PER_COMPONENT_MEAN: u32 = 4;
+pub(crate) const TABLES_PER_COMPONENT_MEAN: u32 = 4;
 const MEMORIES_PER_COMPONENT_MAX: u32 = 4;
 pub(crate) const TABLE_ELEMENTS_MAX: usize = 20_000;
 /// Memory that a slot of the pool keeps between two lives instead of giving it back to the system: page faults cost more
@@ -19,8 +17,11 @@ const KEPT_RESIDENT_BYTES: usize = 256 << 10;
 /// Settings of the engine that do not change compiled code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Instances alive at one time, over all pools and tasks. Each reserves 4 GiB of address space and no memory.
+    /// Instances alive at one time, over all pools and tasks; one with several memories counts as several. Each reserves 4 GiB of
+    /// address space and no memory. An eighth is kept for what producers wait for.
     pub instances_max: u32,
+    /// What the memory caps of all instances may add up to. An eighth is kept for what producers wait for.
+    pub instances_memory_bytes_max: usize,
     /// The highest `PluginLimits::memory_bytes_max` that a deployment can have.
     pub memory_bytes_max: usize,
     /// How often a running plugin is interrupted to look at its budget.
@@ -37,6 +38,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             instances_max: 512,
+            instances_memory_bytes_max: 16 << 30,
             memory_bytes_max: 256 << 20,
             tick: Duration::from_millis(1),
             wasm_stack_bytes: 512 << 10,
@@ -57,7 +59,8 @@ impl EngineConfig {
         pool.total_component_instances(instances)
             .total_stacks(instances)
             .total_memories(instances)
-            .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT_MEAN))
+            // A count and no more: what it would bound is bounded per component.
+            .total_core_instances(instances.saturating_mul(CORE_INSTANCES_PER_COMPONENT_MAX))
             .total_tables(instances.saturating_mul(TABLES_PER_COMPONENT_MEAN))
             .max_core_instances_per_component(CORE_INSTANCES_PER_COMPONENT_MAX)
             .max_memories_per_component(MEMORIES_PER_COMPONENT_MAX)

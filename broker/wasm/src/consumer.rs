@@ -2,17 +2,15 @@
 
 use std::sync::Arc;
 
-use wasmtime::Store;
-
 use crate::answer::Outcome;
 use crate::batch::{Batch, Context, Fields, Timer};
 use crate::bindings::exports::tidemill::plugin::consumer;
 use crate::call::Call;
+use crate::capacity::Claim;
 use crate::check;
-use crate::compiled::{Compiled, Exports, wrong_interface};
+use crate::compiled::{Compiled, Exports, SeatedStore, wrong_interface};
 use crate::deployment::Deployment;
 use crate::error::{CallError, classify};
-use crate::guest_state::GuestState;
 use crate::inspect::ComponentKind;
 use crate::limits::PluginLimits;
 use crate::sink::GuestSink;
@@ -22,7 +20,7 @@ use crate::task_host::TaskHost;
 /// not committed.
 pub struct ConsumerInstance {
     deployment: Deployment,
-    store: Store<GuestState>,
+    seated: SeatedStore,
     guest: consumer::Guest,
     fields: Fields,
     usable: bool,
@@ -43,12 +41,12 @@ impl ConsumerInstance {
         let Exports::Consumer(indices) = compiled.exports() else {
             return Err(CallError::WrongInterface(wrong_kind(compiled.kind())));
         };
-        let mut store = compiled.new_store(limits, sink, Some(host));
-        let mut call = Call::begin(compiled.engine(), &mut store, limits.init_time, 0);
+        let mut seated = compiled.new_store(limits, sink, Some(host), Claim::Common)?;
+        let mut call = Call::begin(compiled.engine(), &mut seated.store, limits.init_time, 0);
         let (instance, fields) = compiled.initialise(call.store(), context).await?;
         let guest = indices.load(call.store(), &instance).map_err(|error| wrong_interface(&error))?;
         drop(call);
-        Ok(Self { deployment, store, guest, fields, usable: true })
+        Ok(Self { deployment, seated, guest, fields, usable: true })
     }
 
     /// Which parts of a record it asks for.
@@ -66,7 +64,7 @@ impl ConsumerInstance {
     /// Linear memory that the instance has grown to.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
-        self.store.data().memory_bytes()
+        self.seated.store.data().memory_bytes()
     }
 
     /// Hands it a batch. What it did through the host's port counts only if this is `Ok`.
@@ -74,7 +72,7 @@ impl ConsumerInstance {
         self.begin()?;
         let limits = &self.deployment.limits;
         let engine = self.deployment.compiled.engine();
-        let mut call = Call::begin(engine, &mut self.store, limits.call_time, batch.records());
+        let mut call = Call::begin(engine, &mut self.seated.store, limits.call_time, batch.records());
         let answer = self.guest.call_handle(call.store(), batch.to_guest()).await;
         let answer = answer.map_err(|error| classify(&error, call.store().data()))?;
         let answer = match answer {
@@ -91,7 +89,8 @@ impl ConsumerInstance {
         self.begin()?;
         let engine = self.deployment.compiled.engine();
         let due: Vec<_> = due.iter().map(|timer| consumer::Timer { key: &timer.key, at: timer.at }).collect();
-        let mut call = Call::begin(engine, &mut self.store, self.deployment.limits.call_time, 0);
+        let call_time = self.deployment.limits.call_time;
+        let mut call = Call::begin(engine, &mut self.seated.store, call_time, 0);
         let answer = self.guest.call_on_timers(call.store(), &due, now).await;
         let answer = answer.map_err(|error| classify(&error, call.store().data()))?;
         drop(call);

@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use wasmtime::component::{Component, InstancePre};
 
+use crate::capacity::Capacity;
 use crate::compatibility::compatibility_digest;
 use crate::compiled::Compiled;
 use crate::config::EngineConfig;
+use crate::first_calls::FirstCalls;
 use crate::guest_state::GuestState;
 use crate::inspect::{ComponentInfo, inspect};
 use crate::linkers::Linkers;
@@ -25,6 +27,8 @@ struct Inner {
     ticker: Ticker,
     config: EngineConfig,
     compatibility: [u8; 32],
+    capacity: Arc<Capacity>,
+    first_calls: FirstCalls,
 }
 
 /// Why the engine could not be set up.
@@ -65,7 +69,10 @@ impl Engine {
         let linkers = Linkers::new(&wasm).map_err(setup)?;
         let ticker = Ticker::start(wasm.clone(), config.tick)?;
         let compatibility = compatibility_digest(&wasm);
-        Ok(Self { inner: Arc::new(Inner { wasm, linkers, ticker, config, compatibility }) })
+        let capacity = Arc::new(Capacity::new(&config));
+        let first_calls = FirstCalls::new();
+        let inner = Inner { wasm, linkers, ticker, config, compatibility, capacity, first_calls };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The settings.
@@ -127,6 +134,14 @@ impl Engine {
 
     pub(crate) fn running(&self) -> Running<'_> {
         self.inner.ticker.running()
+    }
+
+    pub(crate) fn capacity(&self) -> &Arc<Capacity> {
+        &self.inner.capacity
+    }
+
+    pub(crate) fn first_calls(&self) -> &FirstCalls {
+        &self.inner.first_calls
     }
 
     pub(crate) fn compatibility(&self) -> &[u8; 32] {

@@ -10,6 +10,7 @@ use crate::config::TABLE_ELEMENTS_MAX;
 use crate::limits::PluginLimits;
 use crate::sink::GuestSink;
 use crate::task_host::TaskHost;
+use crate::task_use::TaskUse;
 
 /// Core instances, tables and memories of one store; a component of one of our worlds needs a handful, Python's above 32.
 const INSTANCES_MAX: usize = 64;
@@ -30,9 +31,7 @@ pub(crate) struct GuestState {
 pub(crate) struct CallUse {
     pub(crate) log_lines: u32,
     pub(crate) metric_updates: u32,
-    pub(crate) emitted_bytes: usize,
-    pub(crate) written_bytes: usize,
-    pub(crate) timers: u32,
+    pub(crate) task: TaskUse,
     /// Records of the batch under way; none while timers fire.
     pub(crate) input_records: u32,
 }
@@ -63,6 +62,11 @@ impl GuestState {
         &self.limits
     }
 
+    /// What the task's call has used, beside what it may.
+    pub(crate) fn task_use(&mut self) -> (&mut TaskUse, &PluginLimits) {
+        (&mut self.used.task, &self.limits)
+    }
+
     /// A call begins: nothing of it is used yet.
     pub(crate) fn begin_call(&mut self, time: Duration, tick: Duration, input_records: u32) {
         self.used = CallUse { input_records, ..CallUse::default() };
@@ -76,6 +80,7 @@ impl GuestState {
         if dropped > 0 {
             self.sink.lines_dropped(dropped);
         }
+        self.sink.call_ended(self.memory.bytes);
     }
 
     /// The epoch's deadline has come while the guest runs.

@@ -8,22 +8,28 @@ use crate::blobs::{Absent, Blobs};
 use crate::check::{self, BadAnswer};
 use crate::error::HostFailed;
 use crate::guest_state::GuestState;
-use crate::task_host::{EmitAnswer, HostError, TaskHost, WriteAnswer};
+use crate::limits::TASK_KEY_BYTES_MAX;
+use crate::task_host::{EmitAnswer, HostError, ReadAnswer, ScanAnswer, ScanBounds, TaskHost, WriteAnswer};
+use crate::task_use::{TaskUse, read_too_much};
 
 impl types::Host for GuestState {}
 impl output::Host for GuestState {}
 
 impl emit::Host for GuestState {
     fn send(&mut self, target: u32, output: Records) -> Result<Result<(), emit::EmitError>> {
+        if output.index.is_empty() {
+            // No records: nothing to keep, however many bytes came along.
+            return Ok(Ok(()));
+        }
+        let (data_bytes, index_bytes) = (output.data.len(), output.index.len());
         let records = match check::emitted(output, self.used.input_records, self.limits()) {
             Ok(records) => records,
             Err(bad) => return Ok(Err(emit::EmitError::Malformed(bad.0))),
         };
-        let bytes = self.used.emitted_bytes.saturating_add(records.referenced_bytes() + records.index.len());
-        if bytes > self.limits().emitted_bytes_per_call_max {
+        let (used, limits) = self.task_use();
+        if used.send(data_bytes, index_bytes, records.referenced_bytes(), limits).is_err() {
             return Ok(Err(emit::EmitError::OverBudget));
         }
-        self.used.emitted_bytes = bytes;
         Ok(match self.host()?.emit(target, records).map_err(failed)? {
             EmitAnswer::Taken => Ok(()),
             EmitAnswer::NoSuchTarget => Err(emit::EmitError::NoSuchTarget),
@@ -35,15 +41,33 @@ impl emit::Host for GuestState {
 
 impl state::Host for GuestState {
     async fn get_many(&mut self, keys: state::Blobs) -> Result<state::Blobs> {
-        let keys = Blobs::from_guest(keys, Absent::Refused)
-            .map_err(|reason| bad(format!("the keys of state.get-many are malformed: {reason}")))?;
-        let count = keys.len();
-        let paused = self.budget.pause();
-        let values = self.host()?.read_state(keys).await.map_err(failed)?;
-        self.budget.resume(&paused);
-        if values.len() != count {
-            return Err(failed(HostError(format!("{} values for {count} keys", values.len()))));
+        let malformed = |reason| bad(format!("the keys of state.get-many are malformed: {reason}"));
+        let keys = Blobs::from_guest(keys, Absent::Refused).map_err(malformed)?;
+        check_keys(&keys).map_err(malformed)?;
+        let (count, count_max) = (keys.len(), self.limits().read_keys_max);
+        if count > count_max as usize {
+            return Err(bad(format!("state.get-many asks for {count} keys; at most {count_max} at a time")));
         }
+        let (used, limits) = self.task_use();
+        let left = used.begin_read(count, limits).map_err(bad)?;
+        let bytes_max = limits.read_bytes_max.min(left);
+        let paused = self.budget.pause();
+        let answer = self.host()?.read_state(keys, bytes_max).await.map_err(failed)?;
+        self.budget.resume(&paused);
+        let ReadAnswer::Values(values) = answer else {
+            return Err(bad(if bytes_max < self.limits().read_bytes_max {
+                read_too_much(self.limits())
+            } else {
+                format!(
+                    "the values of state.get-many's {count} keys are above {bytes_max} bytes; ask for fewer"
+                )
+            }));
+        };
+        if values.len() != count {
+            return Err(failed(HostError::Broker(format!("{} values for {count} keys", values.len()))));
+        }
+        let (used, limits) = self.task_use();
+        used.found(values.data_bytes(), limits).map_err(bad)?;
         Ok(values.into_guest())
     }
 
@@ -54,7 +78,8 @@ impl state::Host for GuestState {
         ttl_ms: u64,
     ) -> Result<Result<(), state::StateError>> {
         let malformed = |reason| Ok(Err(state::StateError::Malformed(reason)));
-        let keys = match Blobs::from_guest(keys, Absent::Refused) {
+        let keys = Blobs::from_guest(keys, Absent::Refused);
+        let keys = match keys.and_then(|keys| check_keys(&keys).map(|()| keys)) {
             Ok(keys) => keys,
             Err(reason) => return malformed(format!("keys: {reason}")),
         };
@@ -65,12 +90,10 @@ impl state::Host for GuestState {
         if keys.len() != values.len() {
             return malformed(format!("{} values for {} keys", values.len(), keys.len()));
         }
-        let bytes = keys.data_bytes() + values.data_bytes() + 8 * keys.len();
-        let bytes = self.used.written_bytes.saturating_add(bytes);
-        if bytes > self.limits().written_bytes_per_call_max {
+        let (used, limits) = self.task_use();
+        if used.write(keys.len(), keys.data_bytes() + values.data_bytes(), limits).is_err() {
             return Ok(Err(state::StateError::OverBudget));
         }
-        self.used.written_bytes = bytes;
         Ok(match self.host()?.write_state(keys, values, ttl_ms).map_err(failed)? {
             WriteAnswer::Taken => Ok(()),
             WriteAnswer::OverBudget => Err(state::StateError::OverBudget),
@@ -79,39 +102,70 @@ impl state::Host for GuestState {
     }
 
     async fn scan(&mut self, start: Vec<u8>, end: Option<Vec<u8>>, limit: u32) -> Result<state::Page> {
-        let limit = limit.min(self.limits().scan_entries_max);
+        for (name, key) in [("start", Some(&start)), ("end", end.as_ref())] {
+            // Right behind the longest key is a bound that pages need.
+            let bytes = key.map_or(0, Vec::len);
+            if bytes > TASK_KEY_BYTES_MAX + 1 {
+                return Err(bad(format!("the {name} of state.scan has {bytes} bytes: longer than any key")));
+            }
+        }
+        let (used, limits) = self.task_use();
+        let read_bytes_max = used.begin_read(0, limits).map_err(bad)?;
+        let bounds = ScanBounds {
+            entries_max: limit.min(limits.scan_entries_max),
+            bytes_max: limits.scan_bytes_max,
+            read_bytes_max,
+        };
         let paused = self.budget.pause();
-        let page = self.host()?.scan_state(start, end, limit).await.map_err(failed)?;
+        let answer = self.host()?.scan_state(start, end, bounds).await.map_err(failed)?;
         self.budget.resume(&paused);
+        let (used, limits) = self.task_use();
+        let ScanAnswer::Page(page) = answer else { return Err(bad(read_too_much(limits))) };
+        let bytes = page.read_bytes.max(page.keys.data_bytes() + page.values.data_bytes());
+        used.found(bytes.saturating_add(TaskUse::entries(page.keys.len())), limits).map_err(bad)?;
         Ok(state::Page { keys: page.keys.into_guest(), values: page.values.into_guest(), more: page.more })
     }
 }
 
 impl timers::Host for GuestState {
     fn set(&mut self, key: Vec<u8>, at: i64) -> Result<()> {
-        self.count_timer()?;
+        self.charge_timer(&key)?;
         self.host()?.set_timer(key, at).map_err(failed)
     }
 
     fn cancel(&mut self, key: Vec<u8>) -> Result<()> {
-        self.count_timer()?;
+        self.charge_timer(&key)?;
         self.host()?.cancel_timer(key).map_err(failed)
     }
 }
 
 impl GuestState {
     fn host(&mut self) -> Result<&mut Box<dyn TaskHost>> {
-        self.task.as_mut().ok_or_else(|| failed(HostError("this instance is no task".to_owned())))
+        self.task.as_mut().ok_or_else(|| failed(HostError::Broker("this instance is no task".to_owned())))
     }
 
-    fn count_timer(&mut self) -> Result<()> {
-        self.used.timers += 1;
-        let most = self.limits().timers_per_call_max;
-        if self.used.timers > most {
-            return Err(bad(format!("more than {most} timers in one call")));
-        }
-        Ok(())
+    fn charge_timer(&mut self, key: &[u8]) -> Result<()> {
+        check_key(key).map_err(|reason| bad(format!("a timer's key {reason}")))?;
+        let (used, limits) = self.task_use();
+        used.timer(key.len(), limits).map_err(bad)
     }
+}
+
+/// A longer key would fail when the call is committed; until then the host would have to keep it.
+fn check_key(key: &[u8]) -> std::result::Result<(), String> {
+    match key.len() {
+        bytes if bytes > TASK_KEY_BYTES_MAX => {
+            Err(format!("has {bytes} bytes; at most {TASK_KEY_BYTES_MAX} are allowed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_keys(keys: &Blobs) -> std::result::Result<(), String> {
+    keys.iter()
+        .flatten()
+        .enumerate()
+        .try_for_each(|(at, key)| check_key(key).map_err(|reason| format!("key {at} {reason}")))
 }
 
 fn bad(reason: String) -> wasmtime::Error {
@@ -119,5 +173,8 @@ fn bad(reason: String) -> wasmtime::Error {
 }
 
 fn failed(error: HostError) -> wasmtime::Error {
-    wasmtime::Error::new(HostFailed(error.0))
+    match error {
+        HostError::Broker(reason) => wasmtime::Error::new(HostFailed(reason)),
+        HostError::Plugin(reason) => bad(reason),
+    }
 }

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// Bytes of a key of a task's state or timers: as many as a shard takes.
+pub const TASK_KEY_BYTES_MAX: usize = 4096;
+
 /// The bounds of one deployment's instances. Times are CPU time: an instance that waits for state, or for its turn on
 /// a busy machine, is not charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,12 +26,24 @@ pub struct PluginLimits {
     pub log_line_bytes_max: usize,
     /// Counter updates of one call; the rest is dropped.
     pub metric_updates_per_call_max: u32,
-    /// Bytes that a task may emit in one call, over all targets.
+    /// Bytes that a task may emit in one call, over all targets: what is handed over, whether records point to it or not, or what
+    /// the records add up to, whichever is more, and something for each.
     pub emitted_bytes_per_call_max: usize,
-    /// Bytes of keys and values that a task may write to its state in one call.
+    /// Times that a task may emit in one call.
+    pub sends_per_call_max: u32,
+    /// Bytes of keys, values and timers that a task may write in one call, with something for each.
     pub written_bytes_per_call_max: usize,
+    /// Keys that one `state.get-many` may ask for.
+    pub read_keys_max: u32,
+    /// Bytes of the values that one `state.get-many` answers.
+    pub read_bytes_max: usize,
+    /// Bytes that a task may read from its state in one call, with something for each read and each key: what bounds the broker's
+    /// own work for a call, which the call's time does not count.
+    pub read_bytes_per_call_max: usize,
     /// Entries that one `state.scan` answers at most.
     pub scan_entries_max: u32,
+    /// Bytes at which a page of `state.scan` ends, one larger entry excepted.
+    pub scan_bytes_max: usize,
     /// Timers that a task may set or cancel in one call.
     pub timers_per_call_max: u32,
 }
@@ -53,8 +68,13 @@ impl PluginLimits {
             log_line_bytes_max: 4096,
             metric_updates_per_call_max: 256,
             emitted_bytes_per_call_max: 32 << 20,
+            sends_per_call_max: 10_000,
             written_bytes_per_call_max: 32 << 20,
+            read_keys_max: 10_000,
+            read_bytes_max: 32 << 20,
+            read_bytes_per_call_max: 512 << 20,
             scan_entries_max: 10_000,
+            scan_bytes_max: 4 << 20,
             timers_per_call_max: 10_000,
         }
     }

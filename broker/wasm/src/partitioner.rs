@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::answer::Placement;
 use crate::batch::{Batch, Context};
 use crate::call::Call;
+use crate::capacity::Claim;
 use crate::check;
 use crate::compiled::{Compiled, Exports, WrongKind, wrong_interface};
 use crate::deployment::Deployment;
@@ -50,8 +51,8 @@ async fn partition(deployment: &Deployment, batch: &Batch, partitions: u32) -> R
     let Exports::Partitioner(indices) = compiled.exports() else {
         return Err(CallError::WrongInterface("it is not a partitioner".to_owned()));
     };
-    let mut store = compiled.new_store(limits, sink, None);
-    let mut call = Call::begin(compiled.engine(), &mut store, limits.call_time, batch.records());
+    let mut seated = compiled.new_store(limits, sink, None, Claim::Produce)?;
+    let mut call = Call::begin(compiled.engine(), &mut seated.store, limits.call_time, batch.records());
     let (instance, _) = compiled.initialise(call.store(), context).await?;
     let guest = indices.load(call.store(), &instance).map_err(|error| wrong_interface(&error))?;
     let answer = guest.call_partition(call.store(), batch.to_guest(), partitions).await;

@@ -27,6 +27,11 @@ pub trait GuestSink: Send + Sync + 'static {
 
     /// Adds to a counter of the plugin's own. The name is short, of letters, digits and `_`.
     fn count(&self, name: &str, value: u64);
+
+    /// A call, or an instance's start, is over, in whichever way. `memory_bytes` is the linear memory that the instance has grown to.
+    fn call_ended(&self, memory_bytes: usize) {
+        let _ = memory_bytes;
+    }
 }
 
 /// Keeps nothing.

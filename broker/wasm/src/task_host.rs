@@ -9,24 +9,25 @@ use crate::blobs::Blobs;
 /// over, and thrown away unless it succeeded. Reads see the call's own writes.
 ///
 /// Everything has been checked as far as it can be here: lists of byte strings are well formed and of equal lengths, emitted
-/// records lie within their data, and one call's emitted and written bytes are bounded.
+/// records lie within their data, keys are as short as a shard wants them, and one call's emitted and written bytes are bounded.
 pub trait TaskHost: Send + Sync + 'static {
     /// Records for the target of this place in the context. Partition numbers are not checked against the target.
     fn emit(&mut self, target: u32, records: Records) -> Result<EmitAnswer, HostError>;
 
-    /// The keys' values, absent ones included, as many as there are keys.
-    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>>;
+    /// The keys' values, absent ones included, as many as there are keys. A key that comes twice counts twice; values beyond
+    /// `bytes_max` are not collected.
+    fn read_state(&mut self, keys: Blobs, bytes_max: usize) -> BoxFuture<'_, Result<ReadAnswer, HostError>>;
 
     /// An absent value deletes. `ttl_ms` 0 is for ever.
     fn write_state(&mut self, keys: Blobs, values: Blobs, ttl_ms: u64) -> Result<WriteAnswer, HostError>;
 
-    /// At most `limit` entries from `start` on, and before `end`.
+    /// Entries from `start` on, and before `end`, within the bounds.
     fn scan_state(
         &mut self,
         start: Vec<u8>,
         end: Option<Vec<u8>>,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<StatePage, HostError>>;
+        bounds: ScanBounds,
+    ) -> BoxFuture<'_, Result<ScanAnswer, HostError>>;
 
     /// Sets a timer, or moves the one of this key.
     fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError>;
@@ -35,11 +36,16 @@ pub trait TaskHost: Send + Sync + 'static {
     fn cancel_timer(&mut self, key: Vec<u8>) -> Result<(), HostError>;
 }
 
-/// The broker could not do what the plugin asked, through no fault of the plugin: the call ends with
-/// [`CallError::HostFailed`](crate::CallError::HostFailed).
+/// Why the host did not do what the plugin asked: the call ends.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct HostError(pub String);
+pub enum HostError {
+    /// The broker could not, through no fault of the plugin: [`CallError::HostFailed`](crate::CallError::HostFailed).
+    #[error("{0}")]
+    Broker(String),
+    /// The plugin asked for what nobody can have: [`CallError::BadAnswer`](crate::CallError::BadAnswer).
+    #[error("{0}")]
+    Plugin(String),
+}
 
 /// What the plugin is told about records that it emits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +71,35 @@ pub enum WriteAnswer {
     Malformed(String),
 }
 
+/// What became of a read of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadAnswer {
+    /// A value for each key.
+    Values(Blobs),
+    /// They are larger than was allowed.
+    TooLarge,
+}
+
+/// Where a page of a scan ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanBounds {
+    /// Entries at most.
+    pub entries_max: u32,
+    /// With the entry that brings it to as many bytes.
+    pub bytes_max: usize,
+    /// Bytes that may be read for it, those of entries included that the call itself deleted or changed.
+    pub read_bytes_max: usize,
+}
+
+/// What became of a scan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ScanAnswer {
+    /// The entries found.
+    Page(StatePage),
+    /// More had to be read for it than was allowed.
+    TooLarge,
+}
+
 /// Entries of a state, in the order of their keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatePage {
@@ -74,4 +109,6 @@ pub struct StatePage {
     pub values: Blobs,
     /// Whether there are more behind the last key.
     pub more: bool,
+    /// What was read for it, and not only what it holds.
+    pub read_bytes: usize,
 }

@@ -10,7 +10,7 @@
 //! | `missing` | a record without it (absent, null, an array or object, or the value is not JSON): `any` partition, by its `key`, or `reject` | `any` |
 //!
 //! ```text
-//! tidemill deploy partitioner field-hash --topic plays --set field=user_id
+//! tidemill deploy partitioner by-user --plugin field-hash --topic plays --set field=user_id
 //! ```
 
 use tidemill_plugin::json::{Path, Raw, Reach, Selector};

@@ -8,7 +8,7 @@
 //! | `null` | records with a null key: `any` partition (a batch's stay together), or `reject` | `any` |
 //!
 //! ```text
-//! tidemill deploy partitioner key-hash --topic plays
+//! tidemill deploy partitioner by-key --plugin key-hash --topic plays
 //! ```
 
 use tidemill_plugin::murmur2;

@@ -13,7 +13,7 @@
 //! and `false`.
 //!
 //! ```text
-//! tidemill deploy consumer route-by-field --source plays --target phones --target others \
+//! tidemill deploy consumer by-device --plugin route-by-field --topic plays --target phones --target others \
 //!     --set field=device --set routes=phone=phones,tablet=phones --set default=others
 //! ```
 

@@ -40,6 +40,16 @@ impl ServerError {
         self.code == code.code()
     }
 
+    /// What a bare code says, where no message came with it.
+    pub(crate) fn of(code: ErrorCode) -> Self {
+        Self {
+            code: code.code(),
+            message: code.doc().to_owned(),
+            retriable: code.retriable(),
+            rejections: Vec::new(),
+        }
+    }
+
     fn name(&self) -> String {
         self.error_code().map_or_else(|| format!("code {}", self.code), |code| code.name().to_owned())
     }

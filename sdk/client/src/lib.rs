@@ -1,37 +1,10 @@
 //! Tidemill's client: producers, consumers and administration over QUIC.
 //!
 //! ```no_run
-//! use tidemill_client::{Client, ClientConfig, Compression, NewTopic, Record, Start};
-//!
-//! #[tokio::main]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // A development broker keeps its authority in ca.pem; `ClientConfig::insecure` needs none.
-//!     let config = ClientConfig::new(["localhost:4433"]).trust_file("data/tls/ca.pem").client_id("example");
-//!     let client = Client::connect(config).await?;
-//!     client.topics().create(NewTopic::new("plays", 3).if_not_exists()).await?;
-//!
-//!     // Records are gathered into batches, sent in order, and stored once, whatever breaks in between.
-//!     let producer = client.producer("plays").compression(Compression::Zstd).build().await?;
-//!     for number in 0..1_000 {
-//!         let (user, play) = (format!("user-{}", number % 7), format!(r#"{{"song": {number}}}"#));
-//!         producer.send_and_forget(Record::new(&play).key(&user)).await?;
-//!     }
-//!     producer.flush().await?;
-//!     // One record whose place matters.
-//!     let delivery = producer.send(Record::new("the last one")).await?;
-//!     println!("stored at {:?}", delivery.await?.offset());
-//!
-//!     // Reads from where "royalties" left off, to the end of what is there now.
-//!     let mut consumer = client.consumer().topic("plays").from(Start::committed("royalties")).stop_at_end().build().await?;
-//!     while let Some(record) = consumer.next().await {
-//!         let record = record?;
-//!         println!("{}-{} {:?}", record.topic, record.offset, record.value);
-//!     }
-//!     consumer.commit("royalties").await?;
-//!     client.close().await;
-//!     Ok(())
-//! }
+#![doc = include_str!("../examples/client.rs")]
 //! ```
+//!
+//! It is `cargo run -p tidemill-client --example client`, beside a `tidemill dev` in the same directory.
 //!
 //! Where to look: [`Client`] for connecting, [`ProducerBuilder`] and [`Producer`] for sending, [`ConsumerBuilder`] and
 //! [`Consumer`] for reading, [`Topics`], [`Groups`], [`Offsets`], [`Plugins`], [`Deployments`] and [`State`] for
@@ -40,8 +13,8 @@
 //! # Delivery
 //!
 //! A [`Producer`] is idempotent unless told otherwise: after a broken connection it sends the same bytes in the same order
-//! again, and the broker drops what it has. A delivery that fails with [`DeliveryError::TimedOut`] after it was sent
-//! is the one case where the outcome stays unknown. A [`Consumer`] reads each record once as long as it lives; across
+//! again, and the broker drops what it has. Where a delivery fails with [`DeliveryError::TimedOut`] after it was sent, or with
+//! [`DeliveryError::Unknown`], the outcome stays unknown; [`DeliveryError::PartlyStored`] says what of a routed batch is stored. A [`Consumer`] reads each record once as long as it lives; across
 //! restarts it reads from what was committed, so commit after processing for at least once.
 
 mod admin;

@@ -2,7 +2,8 @@
 
 mod fake;
 
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use fake::{FakeBroker, Fault, TOPIC};
 use tidemill_client::{
@@ -68,10 +69,10 @@ async fn a_refused_batch_fails_alone_and_the_others_keep_their_order() {
         [(ErrorCode::RecordsRejected, 0), (ErrorCode::RecordTooLarge, 1), (ErrorCode::UnknownProducer, 1)]
     {
         let first = broker.model.values(0).len();
-        let producers = broker.model.next_producer.load(std::sync::atomic::Ordering::Relaxed);
+        let producers = broker.model.next_producer.load(Ordering::Relaxed);
         broker.model.script([Fault::Honest, Fault::Honest, Fault::Refuse(code)]);
         let outcomes = send_singly(client.producer(TOPIC), 12).await;
-        let used = broker.model.next_producer.load(std::sync::atomic::Ordering::Relaxed) - producers;
+        let used = broker.model.next_producer.load(Ordering::Relaxed) - producers;
         assert_eq!(used, 1 + ids, "identities for {code}");
         let stored = &broker.model.values(0)[first..];
         if code == ErrorCode::UnknownProducer {
@@ -85,6 +86,41 @@ async fn a_refused_batch_fails_alone_and_the_others_keep_their_order() {
             assert_eq!(stored, (0..12).filter(|n| *n != 2).map(value).collect::<Vec<_>>());
         }
     }
+}
+
+#[tokio::test]
+async fn what_may_be_stored_is_not_sent_under_another_identity() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    // Stored, no answer; and then the broker has forgotten who sent it.
+    broker.model.script([Fault::ResetAfter, Fault::Refuse(ErrorCode::UnknownProducer)]);
+    let outcomes = send_singly(client.producer(TOPIC), 12).await;
+    let failed: Vec<_> = (0..12).filter(|n| outcomes[*n].is_err()).collect();
+    assert_eq!(failed, [0]);
+    assert!(
+        matches!(&outcomes[0], Err(DeliveryError::Unknown(error)) if error.is(ErrorCode::UnknownProducer))
+    );
+    assert_eq!(broker.model.values(0), (0..12).map(value).collect::<Vec<_>>(), "each once");
+}
+
+#[tokio::test]
+async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Honest, Fault::Refuse(ErrorCode::PartlyStored)]);
+    let mut outcomes = Vec::new();
+    for number in 0..4 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        outcomes.push(within(delivery).await);
+    }
+    let Err(DeliveryError::PartlyStored { placements, error }) = &outcomes[1] else {
+        panic!("{:?}", outcomes[1])
+    };
+    assert!(error.is(ErrorCode::PartlyStored));
+    assert_eq!((placements[0].base_offset.get(), placements[0].record_count), (1, 1));
+    assert!([0, 2, 3].iter().all(|n| outcomes[*n].is_ok()));
+    assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
 }
 
 #[tokio::test]
@@ -169,7 +205,7 @@ async fn routed_batches_keep_the_route_of_their_first_attempt() {
     for number in 0..2 {
         let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
         // The partitioner changes between the first and the second attempt.
-        broker.model.partitioner_epoch.store(1 + number as u64, std::sync::atomic::Ordering::Relaxed);
+        broker.model.partitioner_epoch.store(1 + number as u64, Ordering::Relaxed);
         let receipt = within(delivery).await.expect("stored");
         let Receipt::Routed { placements } = receipt else { panic!("routed, not {receipt:?}") };
         assert_eq!(placements[0].base_offset.get(), number as i64);
@@ -214,6 +250,80 @@ async fn keys_choose_partitions_and_batches_gather() {
     assert_eq!(producer.stats().records, 1_000);
     within(producer.clone().close()).await.expect("nothing left");
     assert!(matches!(producer.try_send(Record::new("late")), Err(SendError::Stopped(DeliveryError::Closed))));
+}
+
+#[tokio::test]
+async fn the_compression_asked_for_reaches_the_wire() {
+    for compression in
+        [Compression::None, Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd]
+    {
+        let broker = FakeBroker::start(1);
+        let client = broker.client().await;
+        let builder = client.producer(TOPIC).compression(compression).linger(PATIENCE).eager(false);
+        let producer = builder.build().await.expect("a producer");
+        for number in 0..500 {
+            producer.send_and_forget(Record::new(&value(number))).await.expect("taken");
+        }
+        within(producer.flush()).await.expect("stored");
+        assert_eq!(broker.model.batches(0), [(compression, 500)]);
+        assert_eq!(broker.model.values(0), (0..500).map(value).collect::<Vec<_>>(), "{compression}");
+    }
+}
+
+#[tokio::test]
+async fn a_batch_goes_when_it_has_lingered_and_not_before() {
+    const LINGER: Duration = Duration::from_millis(400);
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).linger(LINGER).eager(false).build().await.expect("a producer");
+    for round in 1..=2 {
+        let begun = Instant::now();
+        let first = producer.send(Record::new("first")).await.expect("taken");
+        tokio::time::sleep(LINGER / 4).await;
+        let second = producer.send(Record::new("second")).await.expect("taken");
+        assert!(first.now().is_none() && broker.model.batches(0).len() == round - 1, "it waits for more");
+        // Nobody flushes.
+        within(first).await.expect("stored");
+        within(second).await.expect("stored");
+        assert!(begun.elapsed() >= LINGER, "after {:?}", begun.elapsed());
+        assert_eq!(broker.model.batches(0).last(), Some(&(Compression::None, 2)), "with what came meanwhile");
+    }
+    // Eager, which is the default, a single record does not wait at all.
+    let eager = client.producer(TOPIC).linger(PATIENCE).build().await.expect("a producer");
+    within(eager.send(Record::new("at once")).await.expect("taken")).await.expect("stored");
+}
+
+#[tokio::test]
+async fn batches_are_on_their_way_up_to_the_window_and_no_further() {
+    // As the fake broker's hello has it: five batches, and 4 MiB.
+    for (batch_bytes, most) in [(100, 5), (900 << 10, 4)] {
+        let broker = FakeBroker::start(1);
+        let client = broker.client().await;
+        broker.model.acks_held.store(most, Ordering::Relaxed);
+        let producer = client.producer(TOPIC).build().await.expect("a producer");
+        let value = vec![7; batch_bytes];
+        let mut deliveries = Vec::new();
+        for _ in 0..2 * most {
+            let mut batch = BatchBuilder::new(BuilderOptions::default());
+            batch.append(Timestamp::new(1), None, Some(&value), []).expect("room");
+            let batch = batch.build_batch().expect("a record");
+            deliveries.push(producer.send_batch(PartitionId::new(0), batch).await.expect("taken"));
+        }
+        // The broker answers only when so many are unanswered: with fewer on their way this would not end.
+        for delivery in deliveries {
+            within(delivery).await.expect("stored");
+        }
+        assert_eq!(broker.model.most_unanswered.load(Ordering::Relaxed), most);
+        let bytes = broker.model.most_unanswered_bytes.load(Ordering::Relaxed);
+        assert!(bytes >= most * batch_bytes && bytes <= 4 << 20, "{bytes}");
+    }
+    // The producer may want fewer.
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    broker.model.acks_held.store(2, Ordering::Relaxed);
+    let outcomes = send_singly(client.producer(TOPIC).in_flight_max(2), 8).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(broker.model.most_unanswered.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]

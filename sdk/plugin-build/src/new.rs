@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   NAME/Cargo.toml  src/lib.rs  README.md  .gitignore
+//!   NAME/sample.txt                      records for `tidemill plugin test`
 //!   NAME/wit/plugin.wit                  the contract, to read and for the SDK to build from
 //!   NAME/vendor/tidemill-plugin/         the SDK, as this build of Tidemill knows it
 //! ```
@@ -90,6 +91,31 @@ impl Kind {
         }
     }
 
+    /// Records to try it on.
+    fn sample(self) -> &'static str {
+        match self {
+            Self::Filter => concat!(
+                "{\"device\":\"phone\",\"song\":1}\n",
+                "{\"device\":\"tablet\",\"song\":2}\n",
+                "{\"device\":\"phone\",\"song\":3}\n",
+                "this is not JSON\n"
+            ),
+            Self::Partitioner => "eu/4711=first\neu/4712=second\nus/4711=third\n",
+            Self::Consumer => "ann:7\nbob:3\nann:5\nann:9\nbob:many\n",
+            Self::Transform => "to be or not\nonly this\n",
+        }
+    }
+
+    /// How `tidemill plugin test` reads them, and what the plugin needs.
+    fn tested_with(self) -> &'static str {
+        match self {
+            Self::Filter => "--set device=phone",
+            Self::Partitioner => "--key-separator = --partitions 4",
+            Self::Consumer => "--key-separator : --target records",
+            Self::Transform => "--target words",
+        }
+    }
+
     /// How the deployment of such a plugin is asked for.
     fn deployed_as(self) -> &'static str {
         match self {
@@ -113,12 +139,17 @@ pub fn new_crate(parent: &Path, name: &str, kind: Kind) -> Result<NewCrate, NewE
     }
     let filled = |template: &str| {
         let crate_name = name.replace('-', "_");
-        template.replace("{name}", name).replace("{crate}", &crate_name).replace("{kind}", kind.deployed_as())
+        template
+            .replace("{name}", name)
+            .replace("{crate}", &crate_name)
+            .replace("{kind}", kind.deployed_as())
+            .replace("{test}", kind.tested_with())
     };
     let own = [
         ("Cargo.toml", filled(include_str!("../templates/manifest.toml"))),
         ("src/lib.rs", kind.library().to_owned()),
         ("README.md", filled(include_str!("../templates/readme.md"))),
+        ("sample.txt", kind.sample().to_owned()),
         (".gitignore", "/target\n".to_owned()),
         ("vendor/tidemill-plugin/Cargo.toml", SDK_MANIFEST.to_owned()),
     ];

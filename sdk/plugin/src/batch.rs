@@ -56,7 +56,7 @@ impl Batch {
         self.parts.topic
     }
 
-    /// Which partition.
+    /// Which partition; `u32::MAX` where the records have none yet: in a partitioner, and in a produce filter before one.
     pub fn partition(&self) -> u32 {
         self.parts.partition
     }

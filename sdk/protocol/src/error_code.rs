@@ -87,10 +87,14 @@ error_codes! {
     UnknownProducer = 211, "UNKNOWN_PRODUCER", fatal;
     /// A newer instance of the same producer has taken over.
     ProducerFenced = 212, "PRODUCER_FENCED", fatal;
+    /// A newer stream of the same producer to the same place has taken over from this one.
+    StaleGeneration = 213, "STALE_GENERATION", fatal;
     /// A plugin refused records of the batch; nothing of it was appended.
     RecordsRejected = 220, "RECORDS_REJECTED", fatal;
-    /// The topic's partitioner or partition count changed since the first attempt, which can no longer be repeated.
+    /// The partitioner, produce filter or partition count of the first attempt is gone: it can no longer be repeated.
     PartitionerChanged = 221, "PARTITIONER_CHANGED", fatal;
+    /// A routed batch is stored in some of the topic's shards, and another has refused its part.
+    PartlyStored = 222, "PARTLY_STORED", fatal;
 
     /// No topic has this name or id.
     UnknownTopic = 300, "UNKNOWN_TOPIC", fatal;
@@ -100,6 +104,8 @@ error_codes! {
     TopicExists = 302, "TOPIC_EXISTS", fatal;
     /// The topic's name, partition count or configuration is not allowed.
     InvalidTopic = 303, "INVALID_TOPIC", fatal;
+    /// A deployment uses the topic.
+    TopicInUse = 304, "TOPIC_IN_USE", fatal;
     /// This broker does not lead the partition (any more): refresh the metadata.
     NotLeader = 310, "NOT_LEADER", retry;
     /// The offset lies before the log's start or after its end.
@@ -132,9 +138,11 @@ error_codes! {
     BadPluginConfig = 508, "BAD_PLUGIN_CONFIG", fatal;
     /// The uploaded bytes have another digest than was announced.
     DigestMismatch = 509, "DIGEST_MISMATCH", fatal;
+    /// The name of a plugin, of its version or of a deployment is not allowed.
+    InvalidName = 510, "INVALID_NAME", fatal;
     /// No deployment has this name.
     UnknownDeployment = 520, "UNKNOWN_DEPLOYMENT", fatal;
-    /// A deployment of this name exists already.
+    /// Another deployment of this name exists already.
     DeploymentExists = 521, "DEPLOYMENT_EXISTS", fatal;
     /// The deployment's settings contradict each other or its plugin.
     InvalidDeployment = 522, "INVALID_DEPLOYMENT", fatal;
@@ -164,10 +172,9 @@ error_codes! {
     /// The broker is at fault: a defect.
     Internal = 690, "INTERNAL", fatal;
 
+    // 701 is kept for what somebody may not do: there are no rules for that yet.
     /// The broker does not know who this is.
     Unauthenticated = 700, "UNAUTHENTICATED", fatal;
-    /// Whoever this is may not do that.
-    Forbidden = 701, "FORBIDDEN", fatal;
 }
 
 impl ErrorCode {
@@ -218,7 +225,7 @@ mod tests {
             (ErrorCode::UnknownGroup, 400),
             (ErrorCode::PluginFailed, 534),
             (ErrorCode::OutcomeUnknown, 620),
-            (ErrorCode::Forbidden, 701),
+            (ErrorCode::Unauthenticated, 700),
         ] {
             assert_eq!(code.code(), number, "{code}");
         }

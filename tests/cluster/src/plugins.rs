@@ -30,7 +30,9 @@ pub async fn upload(client: &Client, name: &str) -> Outcome<PluginVersion> {
     Ok(client.plugins().upload(name, "1", component(name)?).await?)
 }
 
-fn directory() -> PathBuf {
+/// Where the components are.
+#[must_use]
+pub fn directory() -> PathBuf {
     if let Some(named) = std::env::var_os("TIDEMILL_COMPONENTS") {
         return named.into();
     }

@@ -187,3 +187,12 @@ impl Guest {
         )
     }
 }
+
+/// A body that declares locals, with code put after them.
+pub(crate) fn after_locals(body: &str, code: &str) -> String {
+    let mut split = 0;
+    while let Some(local) = body[split..].trim_start().strip_prefix("(local ") {
+        split = body.len() - local.len() + local.find(')').map_or(0, |at| at + 1);
+    }
+    format!("{}\n{code}\n{}", &body[..split], &body[split..])
+}

@@ -9,11 +9,13 @@
 //! ```
 
 mod assemble;
+mod dependent;
 mod guest;
 mod invalid;
 mod misbehaving;
 mod well_behaved;
 
+pub use dependent::*;
 pub use guest::World;
 pub use invalid::*;
 pub use misbehaving::*;
@@ -58,6 +60,7 @@ mod tests {
         for make in [
             keep_all,
             keep_even,
+            keep_with_key,
             redact_first,
             by_key_length,
             count_in_state,
@@ -80,6 +83,17 @@ mod tests {
             emits_outside_data,
             reads_malformed_keys,
             sets_timers_for_ever,
+            one_at_a_time,
+            rejects_null_keys,
+            keeps_the_first_of_each_call,
+            keeps_its_first_call,
+            keeps_its_first_call_or_traps,
+            does_everything,
+            places_in_turn,
+            counts_in_memory,
+            emits_the_last_of_each_call,
+            emits_data_beside_records,
+            reads_for_ever,
         ] {
             make();
         }
@@ -88,5 +102,20 @@ mod tests {
         {
             make(3);
         }
+        for misdeed in Misdeed::ALL {
+            misbehaves_at_a_null_key(misdeed);
+            misbehaves_in_timers(misdeed);
+        }
+        for make in [
+            emits_data_alone,
+            cancels_a_timer_with_a_key_of,
+            writes_a_key_of,
+            reads_one_key_often,
+            reads_a_key_of,
+            scans_from_a_key_of,
+        ] {
+            make(3);
+        }
+        sets_timers_with_keys_of(3, 3);
     }
 }

@@ -1,6 +1,7 @@
 //! Plugins that are of their world, and do what they should not once they run.
 
-use crate::guest::{Guest, World};
+use crate::guest::{Guest, World, after_locals};
+use crate::well_behaved::relaying;
 
 const SPIN: &str = "(loop $again (br $again)) (unreachable)";
 const RECURSE: &str = "(func $down (param i32) (result i32)
@@ -360,6 +361,88 @@ pub fn reads_malformed_keys() -> Vec<u8> {
         .build()
 }
 
+/// What a consumer does that comes to something bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Misdeed {
+    /// Traps.
+    Trap,
+    /// Never ends.
+    Loop,
+    /// Takes memory until it gets no more, and traps then.
+    Grow,
+    /// Emits records whose index lies outside of their data, which it is told, and goes on.
+    BadIndex,
+    /// Answers `failure.retry("not this one")`.
+    Retry,
+    /// Answers `failure.reject("not this one")`.
+    Reject,
+}
+
+impl Misdeed {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Trap, Self::Loop, Self::Grow, Self::BadIndex, Self::Retry, Self::Reject];
+
+    fn code(self) -> String {
+        match self {
+            Self::Trap => "unreachable".to_owned(),
+            Self::Loop => SPIN.to_owned(),
+            Self::Grow => {
+                "(loop $again (br_if $again (i32.ne (i32.const -1) (memory.grow (i32.const 16))))) (unreachable)"
+                    .to_owned()
+            }
+            Self::BadIndex => {
+                "(memory.fill (i32.const 700) (i32.const 0xff) (i32.const 40))
+                 (i32.store (i32.const 708) (i32.const 1000))
+                 (i32.store (i32.const 712) (i32.const 1000))
+                 (call $send (i32.const 0) (i32.const 320) (i32.const 4) (i32.const 700) (i32.const 40) (i32.const 512))
+                 (if (i32.or (i32.eqz (i32.load8_u (i32.const 512))) (i32.ne (i32.load8_u (i32.const 516)) (i32.const 2)))
+                     (then unreachable))"
+                    .to_owned()
+            }
+            Self::Retry => failure(0),
+            Self::Reject => failure(1),
+        }
+    }
+}
+
+fn failure(case: u32) -> String {
+    format!(
+        "(i32.store8 (i32.const 128) (i32.const 1))
+         (i32.store8 (i32.const 132) (i32.const {case}))
+         (i32.store (i32.const 136) (i32.const 288))
+         (i32.store (i32.const 140) (i32.const 12))
+         (return (i32.const 128))"
+    )
+}
+
+/// [`relay`](crate::relay), but for a call with a record whose key is null, where it first does this.
+pub fn misbehaves_at_a_null_key(misdeed: Misdeed) -> Vec<u8> {
+    let (code, relay) = (misdeed.code(), relaying(0));
+    let check = format!(
+        "(block $fine (loop $look
+             (br_if $fine (i32.ge_u (local.get $k) (call $records (local.get $index_len))))
+             (if (i32.eq (i32.const -1)
+                     (i32.load offset=4 (i32.add (local.get $index) (i32.shl (local.get $k) (i32.const 5)))))
+                 (then {code}))
+             (local.set $k (i32.add (local.get $k) (i32.const 1)))
+             (br $look)))"
+    );
+    let main = format!("(local $k i32) {}", relay.main);
+    relay.main(&after_locals(&main, &check)).build()
+}
+
+/// [`relay`](crate::relay), but when its timer fires it does this.
+pub fn misbehaves_in_timers(misdeed: Misdeed) -> Vec<u8> {
+    let mut guest = relaying(0);
+    guest.on_timers = format!(
+        "{} {}",
+        misdeed.code(),
+        if misdeed == Misdeed::BadIndex { "(i32.const 128)" } else { "(unreachable)" }
+    );
+    guest.build()
+}
+
 /// A consumer that sets timers without end.
 pub fn sets_timers_for_ever() -> Vec<u8> {
     Guest::new(World::Consumer)
@@ -368,11 +451,117 @@ pub fn sets_timers_for_ever() -> Vec<u8> {
         .build()
 }
 
-/// A body that declares locals, with code put after them.
-fn after_locals(body: &str, code: &str) -> String {
-    let mut split = 0;
-    while let Some(local) = body[split..].trim_start().strip_prefix("(local ") {
-        split = body.len() - local.len() + local.find(')').map_or(0, |at| at + 1);
-    }
-    format!("{}\n{code}\n{}", &body[..split], &body[split..])
+/// A consumer that hands over 64 KiB of data and no records, as often as this.
+pub fn emits_data_alone(times: u32) -> Vec<u8> {
+    let send = "(call $send (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 600) (i32.const 0) (i32.const 512))";
+    emits(&repeated(times, send), 0, 0)
+}
+
+/// A consumer that hands over 64 KiB of data of which a record needs one byte, until it is told to stop, and then answers well.
+pub fn emits_data_beside_records() -> Vec<u8> {
+    emits(
+        "(loop $again
+             (call $send (i32.const 0) (i32.const 0) (i32.const 65536) (i32.const 600) (i32.const 40) (i32.const 512))
+             (br_if $again (i32.eqz (i32.load8_u (i32.const 512)))))",
+        0,
+        1,
+    )
+}
+
+/// A consumer that sets a timer with a key of this many bytes, as often as this.
+pub fn sets_timers_with_keys_of(bytes: u32, times: u32) -> Vec<u8> {
+    timers_with_keys_of("set", "i64", &format!("(i32.const 0) (i32.const {bytes}) (i64.const 0)"), times)
+}
+
+/// A consumer that cancels a timer with a key of this many bytes.
+pub fn cancels_a_timer_with_a_key_of(bytes: u32) -> Vec<u8> {
+    timers_with_keys_of("cancel", "", &format!("(i32.const 0) (i32.const {bytes})"), 1)
+}
+
+fn timers_with_keys_of(function: &str, at: &str, arguments: &str, times: u32) -> Vec<u8> {
+    let call = repeated(times, &format!("(call $timer {arguments})"));
+    Guest::new(World::Consumer)
+        .import("timers", function, &format!("$timer (param i32 i32 {at})"))
+        .main(&format!("{call} (i32.const 128)"))
+        .build()
+}
+
+/// A consumer that writes a key of this many bytes, and traps unless that is refused as malformed.
+pub fn writes_a_key_of(bytes: u32) -> Vec<u8> {
+    let main = format!(
+        "(i32.store (i32.const 600) (i32.const {bytes}))
+         (i32.store (i32.const 604) (i32.const 0))
+         (call $put (i32.const 0) (i32.const {bytes}) (i32.const 600) (i32.const 4)
+                    (i32.const 0) (i32.const 0) (i32.const 604) (i32.const 4) (i64.const 0) (i32.const 512))
+         (if (i32.or (i32.eqz (i32.load8_u (i32.const 512))) (i32.ne (i32.load8_u (i32.const 516)) (i32.const 1)))
+             (then unreachable))
+         (i32.const 128)"
+    );
+    Guest::new(World::Consumer)
+        .import("state", "write-many", "$put (param i32 i32 i32 i32 i32 i32 i32 i32 i64 i32)")
+        .main(&main)
+        .build()
+}
+
+/// A consumer that asks for the empty key this many times in one call of the host's.
+pub fn reads_one_key_often(count: u32) -> Vec<u8> {
+    reads(&format!(
+        "(local $ends i32)
+         (local.set $ends (call $realloc (i32.const 0) (i32.const 0) (i32.const 4) (i32.const {bytes})))
+         (call $get (i32.const 0) (i32.const 0) (local.get $ends) (i32.const {bytes}) (i32.const 512))
+         (i32.const 128)",
+        bytes = 4 * count
+    ))
+}
+
+/// A consumer that asks for a key of this many bytes.
+pub fn reads_a_key_of(bytes: u32) -> Vec<u8> {
+    reads(&format!(
+        "(i32.store (i32.const 600) (i32.const {bytes}))
+         (call $get (i32.const 0) (i32.const {bytes}) (i32.const 600) (i32.const 4) (i32.const 512))
+         (i32.const 128)"
+    ))
+}
+
+/// A consumer that asks for the empty key without end.
+pub fn reads_for_ever() -> Vec<u8> {
+    reads(
+        "(loop $again
+             (global.set $heap (i32.const 4096))
+             (call $get (i32.const 0) (i32.const 0) (i32.const 1000) (i32.const 4) (i32.const 512))
+             (br $again))
+         (unreachable)",
+    )
+}
+
+fn reads(main: &str) -> Vec<u8> {
+    Guest::new(World::Consumer)
+        .import("state", "get-many", "$get (param i32 i32 i32 i32 i32)")
+        .main(main)
+        .build()
+}
+
+/// A consumer that scans its state from a key of this many zeros on, and counts the entries of the page in its metric.
+pub fn scans_from_a_key_of(bytes: u32) -> Vec<u8> {
+    let main = format!(
+        "(call $scan (i32.const 2048) (i32.const {bytes}) (i32.const 0) (i32.const 0) (i32.const 0)
+             (i32.const 1000000) (i32.const 512))
+         (call $metric (i32.const 272) (i32.const 7)
+             (i64.extend_i32_u (i32.shr_u (i32.load (i32.const 524)) (i32.const 2))))
+         (i32.const 128)"
+    );
+    Guest::new(World::Consumer)
+        .import("state", "scan", "$scan (param i32 i32 i32 i32 i32 i32 i32)")
+        .main(&main)
+        .build()
+}
+
+fn repeated(times: u32, code: &str) -> String {
+    format!(
+        "(i32.store (i32.const 700) (i32.const {times}))
+         (loop $repeat
+             {code}
+             (i32.store (i32.const 700) (i32.sub (i32.load (i32.const 700)) (i32.const 1)))
+             (br_if $repeat (i32.load (i32.const 700))))"
+    )
 }

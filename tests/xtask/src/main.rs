@@ -1,5 +1,6 @@
 //! The project's own commands: what README tells a newcomer, and what CI runs.
 
+mod bench;
 mod chaos;
 mod check;
 mod demo;
@@ -37,19 +38,21 @@ enum Command {
     Plugins(plugins::Arguments),
     /// Kill the broker at random under load for a while, and check that nothing was lost, doubled or reordered.
     Chaos(chaos::Arguments),
+    /// Measure a release build beside what the machine gives without a broker.
+    Bench(bench::Arguments),
 }
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
-        Command::Ci => {
-            check::run().and_then(|()| test::run(&test::Arguments { install: true, filter: Vec::new() }))
-        }
+        Command::Ci => check::run()
+            .and_then(|()| test::run(&test::Arguments { install: true, all: true, filter: Vec::new() })),
         Command::Check => check::run(),
         Command::Fix => check::fix(),
         Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),
         Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,9 @@ pub(crate) struct Arguments {
     /// Install system packages for the WebAssembly target where they are needed.
     #[arg(long)]
     pub(crate) install: bool,
+    /// Also what takes minutes: a new plugin crate of each kind is written, tested and built.
+    #[arg(long)]
+    pub(crate) all: bool,
     /// Only tests whose name contains one of these.
     pub(crate) filter: Vec<String>,
 }
@@ -25,6 +28,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
     // also builds the broker's binary, which the tests under tests/cluster start.
     let mut tests = cargo(&["test", "--workspace", "--locked", "--no-fail-fast", "--"]);
     tests.args(&arguments.filter).env("TIDEMILL_COMPONENTS", &components);
+    if arguments.all {
+        tests.env("TIDEMILL_TEST_COMPONENTS", "1");
+    }
     step("tests", &mut tests)?;
     println!("All tests passed, in {:.0} s.", started.elapsed().as_secs_f64());
     Ok(())

@@ -79,8 +79,7 @@ async fn produce(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
         .linger(Duration::from_millis(5))
         .compression(bench.compression.into())
         .build()
-        .await
-        .map_err(|error| CliError::other(error.to_string()))?;
+        .await?;
     let partitions = producer.topic().partition_count();
     let started = Instant::now();
     let until = started + Duration::from_secs_f64(bench.seconds);
@@ -90,33 +89,30 @@ async fn produce(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
         for _ in 0..256 {
             let partition = PartitionId::new(u32::try_from(records % u64::from(partitions)).unwrap_or(0));
             let record = Record::new(&value).partition(partition);
-            producer.send_and_forget(record).await.map_err(|error| CliError::other(error.to_string()))?;
+            producer.send_and_forget(record).await?;
             records += 1;
         }
     }
-    producer.flush().await.map_err(|error| CliError::other(error.to_string()))?;
+    producer.flush().await?;
     report_rate("produced and acknowledged", records, records * bench.record_bytes, started.elapsed(), json)
 }
 
+/// The longest latency that is told from longer ones, in microseconds.
+const LATENCY_US_MAX: u64 = 600_000_000;
+
 async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliError> {
     let value = value(bench)?;
-    let producer = client
-        .producer(bench.topic.clone())
-        .linger(Duration::ZERO)
-        .build()
-        .await
+    let producer = client.producer(bench.topic.clone()).linger(Duration::ZERO).build().await?;
+    // Bounds of its own: one that grows by itself cuts values that are recorded saturating.
+    let mut histogram = Histogram::<u64>::new_with_bounds(1, LATENCY_US_MAX, 3)
         .map_err(|error| CliError::other(error.to_string()))?;
-    let mut histogram = Histogram::<u64>::new(3).map_err(|error| CliError::other(error.to_string()))?;
     let mut ticks = tokio::time::interval(Duration::from_secs_f64(1.0 / f64::from(bench.rate.max(1))));
     let until = Instant::now() + Duration::from_secs_f64(bench.seconds);
     let (report, mut latencies) = tokio::sync::mpsc::unbounded_channel();
     let mut sent = 0_u64;
     while Instant::now() < until {
         let due = ticks.tick().await;
-        let delivery = producer
-            .send(Record::new(&value).partition(PartitionId::new(0)))
-            .await
-            .map_err(|error| CliError::other(error.to_string()))?;
+        let delivery = producer.send(Record::new(&value).partition(PartitionId::new(0))).await?;
         sent += 1;
         let report = report.clone();
         tokio::spawn(async move {
@@ -126,7 +122,7 @@ async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
             }
         });
     }
-    producer.flush().await.map_err(|error| CliError::other(error.to_string()))?;
+    producer.flush().await?;
     drop(report);
     while let Some(latency) = latencies.recv().await {
         histogram.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
@@ -150,20 +146,14 @@ async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
 }
 
 async fn consume(bench: &Bench, client: &Client, json: bool) -> Result<(), CliError> {
-    let mut consumer = client
-        .consumer()
-        .topic(bench.topic.clone())
-        .from(Start::Earliest)
-        .stop_at_end()
-        .build()
-        .await
-        .map_err(|error| CliError::other(error.to_string()))?;
+    let mut consumer =
+        client.consumer().topic(bench.topic.clone()).from(Start::Earliest).stop_at_end().build().await?;
     let started = Instant::now();
     let until = started + Duration::from_secs_f64(bench.seconds);
     let (mut records, mut bytes) = (0_u64, 0_u64);
     while Instant::now() < until {
         let Some(batch) = consumer.next_batch().await else { break };
-        let batch = batch.map_err(|error| CliError::other(error.to_string()))?;
+        let batch = batch?;
         bytes += batch.bytes() as u64;
         records +=
             batch.batches().iter().map(|b| u64::try_from(b.header().record_count).unwrap_or(0)).sum::<u64>();

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tidemill_client::{Client, Consumer, ConsumerRecord, PartitionId, Position, Start};
 
 use crate::error::CliError;
-use crate::text;
+use crate::{output, text};
 
 /// Read records
 #[derive(Debug, Args)]
@@ -62,38 +62,31 @@ pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<
     commit_due.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let interrupted = tokio::signal::ctrl_c();
     tokio::pin!(interrupted);
-    while consume.max.is_none_or(|max| read < max) {
+    let mut is_read = true;
+    while is_read && consume.max.is_none_or(|max| read < max) {
         tokio::select! {
             biased;
             _ = &mut interrupted => break,
             record = consumer.next() => {
                 let Some(record) = record else { break };
-                let record = record.map_err(|error| CliError::other(error.to_string()))?;
-                // A closed pipe (`| head`) is the reader's way to say that it has enough.
-                if write_record(&mut out, &record, json).is_err() {
-                    break;
-                }
-                read += 1;
-                if read.is_multiple_of(COMMIT_RECORDS) {
-                    commit(&consume, &consumer).await?;
+                is_read = still_read(write_record(&mut out, &record?, json))?;
+                read += u64::from(is_read);
+                if is_read && read.is_multiple_of(COMMIT_RECORDS) {
+                    is_read = hand_over(&mut out, &consume, &consumer).await?;
                 }
             }
-            _ = commit_due.tick() => {
-                if out.flush().is_err() {
-                    break;
-                }
-                commit(&consume, &consumer).await?;
-            }
+            _ = commit_due.tick() => is_read = hand_over(&mut out, &consume, &consumer).await?,
         }
     }
-    let _ = out.flush();
-    commit(&consume, &consumer).await?;
+    if is_read {
+        hand_over(&mut out, &consume, &consumer).await?;
+    }
     if consume.stats {
         let stats = consumer.stats();
         eprintln!(
             "{read} records; {} received, {} read by the broker for it",
-            crate::output::bytes(stats.received_bytes),
-            crate::output::bytes(stats.scanned_bytes)
+            output::bytes(stats.received_bytes),
+            output::bytes(stats.scanned_bytes)
         );
     }
     client.close().await;
@@ -123,14 +116,27 @@ async fn open(consume: &Consume, client: &Client) -> Result<Consumer, CliError> 
     if !consume.follow {
         builder = builder.stop_at_end();
     }
-    builder.build().await.map_err(|error| CliError::other(error.to_string()))
+    Ok(builder.build().await?)
 }
 
-async fn commit(consume: &Consume, consumer: &Consumer) -> Result<(), CliError> {
+/// Whether somebody still reads: a closed pipe (`| head`) is the reader's way to say that it has enough.
+fn still_read(written: std::io::Result<()>) -> Result<bool, CliError> {
+    match written {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Prints what was read and commits it, in this order: what nobody got is read again. Answers as [`still_read`].
+async fn hand_over(out: &mut impl Write, consume: &Consume, consumer: &Consumer) -> Result<bool, CliError> {
+    if !still_read(out.flush())? {
+        return Ok(false);
+    }
     if let Some(group) = &consume.group {
         consumer.commit(group).await?;
     }
-    Ok(())
+    Ok(true)
 }
 
 fn write_record(out: &mut impl Write, record: &ConsumerRecord, json: bool) -> std::io::Result<()> {
@@ -141,28 +147,16 @@ fn write_record(out: &mut impl Write, record: &ConsumerRecord, json: bool) -> st
     let headers: Vec<Value> = record
         .headers()
         .iter()
-        .map(|header| json!({ "name": header.key, "value": readable(header.value) }))
+        .map(|header| json!({ "name": header.key, "value": output::readable(header.value) }))
         .collect();
     let document = json!({
         "topic": &*record.topic,
         "partition": record.partition.get(),
         "offset": record.offset.get(),
         "timestamp": record.timestamp.get(),
-        "key": readable(record.key.as_deref()),
-        "value": readable(record.value.as_deref()),
+        "key": output::readable(record.key.as_deref()),
+        "value": output::readable(record.value.as_deref()),
         "headers": headers,
     });
     writeln!(out, "{document}")
-}
-
-/// Text as text, null as null, other bytes as `{"base16": ".."}`.
-fn readable(bytes: Option<&[u8]>) -> Value {
-    match bytes.map(|bytes| (bytes, std::str::from_utf8(bytes))) {
-        None => Value::Null,
-        Some((_, Ok(text))) => Value::String(text.to_owned()),
-        Some((bytes, Err(_))) => {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            json!({ "base16": digits })
-        }
-    }
 }

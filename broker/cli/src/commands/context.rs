@@ -55,22 +55,31 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
                 addresses,
                 ca: absolute(&connection.ca)?,
                 certificate: absolute(&connection.certificate)?,
-                key: absolute(&connection.key)?,
+                key: absolute(&connection.certificate_key)?,
             };
+            let (document, addresses) =
+                (json!({ "saved": name, "context": saved }), saved.addresses.join(","));
             contexts.contexts.insert(name.clone(), saved);
-            contexts.current.get_or_insert(name);
-            contexts.save()
+            contexts.current.get_or_insert_with(|| name.clone());
+            contexts.save()?;
+            output::print(connection.json, &document, || println!("saved context {name}: {addresses}"))
         }
         Context::Use { name } => {
             known(&contexts, &name)?;
-            contexts.current = Some(name);
-            contexts.save()
+            contexts.current = Some(name.clone());
+            contexts.save()?;
+            let document = json!({ "current": name });
+            output::print(connection.json, &document, || {
+                println!("context {name} is used where none is named")
+            })
         }
         Context::Delete { name } => {
             known(&contexts, &name)?;
             contexts.contexts.remove(&name);
             contexts.current = contexts.current.filter(|current| *current != name);
-            contexts.save()
+            contexts.save()?;
+            let document = json!({ "deleted": name });
+            output::print(connection.json, &document, || println!("deleted context {name}"))
         }
         Context::List => list(&contexts, connection.json),
     }

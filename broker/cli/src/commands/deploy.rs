@@ -12,6 +12,11 @@ use crate::text;
 
 /// Bind a plugin to a place
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill plugin describe field-hash         what it does, and which --set keys it has
+  tidemill deploy partitioner by-user --plugin field-hash --topic plays --set field=user_id
+  tidemill deployment describe by-user        how it is doing")]
 pub(crate) enum Deploy {
     /// Place a topic's records (`tidemill produce --routed`)
     #[command(after_help = "\

@@ -12,6 +12,11 @@ use crate::{output, text};
 
 /// What is deployed
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill deployment list
+  tidemill deployment describe plays-per-song       tasks, positions, counters
+  tidemill deployment logs plays-per-song --follow  what it logs, and what fails")]
 pub(crate) enum Deployment {
     /// Show the deployments
     #[command(after_help = "Example:\n  tidemill deployment list")]

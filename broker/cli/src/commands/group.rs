@@ -5,13 +5,18 @@ use std::collections::BTreeMap;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tidemill_client::messages::GroupDescription;
-use tidemill_client::{Client, Commit, Offset, PartitionId, Position, TopicId, TopicPartition};
+use tidemill_client::{Client, Commit, ErrorCode, Offset, PartitionId, Position, TopicId, TopicPartition};
 
 use crate::error::CliError;
 use crate::{output, text};
 
 /// Consumer groups' committed positions
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill consume plays --group royalties            read on from the group's positions, and commit
+  tidemill group describe royalties                   where it stands, and how far behind
+  tidemill group seek royalties plays --to earliest   let it read everything again")]
 pub(crate) enum Group {
     /// Show the groups
     #[command(after_help = "Example:\n  tidemill group list")]
@@ -117,12 +122,14 @@ async fn seek(
         .map(|partition| (TopicPartition::new(metadata.id, partition.partition), to))
         .collect();
     if queries.is_empty() {
-        return Err(CliError::usage(format!("topic '{topic}' has no such partition")));
+        let count = metadata.partitions.len();
+        let reason = format!("topic '{topic}' has {count} partitions, numbered from 0");
+        return Err(CliError::refused(ErrorCode::UnknownPartition, reason));
     }
     let mut commits = Vec::new();
     let mut moved = Vec::new();
     for ((partition, _), answer) in queries.iter().zip(client.offsets().find(&queries).await?) {
-        let answer = answer.map_err(|error| CliError::other(error.to_string()))?;
+        let answer = answer?;
         commits.push(Commit::new(*partition, answer.offset));
         moved.push((partition.partition.get(), answer.offset.get()));
     }

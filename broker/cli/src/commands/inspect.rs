@@ -1,4 +1,4 @@
-//! `tidemill inspect`: files of a stopped broker, read and never written.
+//! `tidemill inspect`: files of a stopped broker.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,13 @@ use crate::output;
 
 /// Look into files of a stopped broker
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill inspect wal tidemill-data                 what the write-ahead log holds of each shard
+  tidemill inspect state tidemill-data --shard 1     topics, partitions and groups as of its last checkpoint
+
+The write-ahead log and segments are read and never written. A state is opened as the broker opens it, which completes
+what a crash left half-done: keep a copy of the directory where that must not be.")]
 pub(crate) enum Inspect {
     /// The write-ahead log: its segments, and what it holds of each shard
     #[command(
@@ -38,7 +45,12 @@ pub(crate) enum Inspect {
         file: PathBuf,
     },
     /// A shard's state as its last checkpoint left it
-    #[command(after_help = "Example:\n  tidemill inspect state tidemill-data --shard 1")]
+    #[command(after_help = "\
+Example:
+  tidemill inspect state tidemill-data --shard 1
+
+It is opened as a broker opens it, under the directory's lock: an interrupted checkpoint or installation is completed, and
+files that no checkpoint names are removed, as the next start would.")]
     State {
         /// The data directory.
         data_dir: PathBuf,

@@ -7,20 +7,49 @@ use tidemill_server::{Broker, BrokerConfig};
 
 use crate::contexts::publish_authority;
 use crate::error::CliError;
+use crate::output;
 
 /// A single broker with defaults.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  tidemill dev                             keep everything in ./tidemill-data
-  tidemill dev --data-dir /tmp/t --port 0  a free port; the address is printed")]
+  tidemill dev                             on port 9630, keeping everything in ./tidemill-data
+  tidemill dev --data-dir /tmp/t --port 0  a free port; the address is printed
+
+A file and the environment are read as `tidemill server` reads them.")]
 pub(crate) struct Dev {
-    /// Where everything is kept.
-    #[arg(long, default_value = "tidemill-data", value_name = "DIR")]
-    data_dir: PathBuf,
-    /// UDP port on loopback; 0 takes a free one.
-    #[arg(long, default_value_t = tidemill_server::DEFAULT_PORT)]
-    port: u16,
+    /// Where everything is kept; tidemill-data where nothing else is said.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// UDP port on loopback, 9630 where nothing else is said; 0 takes a free one.
+    #[arg(long)]
+    port: Option<u16>,
+    #[command(flatten)]
+    sources: Sources,
+}
+
+/// Where settings come from, beside the environment and the flags that have names of their own.
+#[derive(Debug, Args)]
+struct Sources {
+    /// TOML file of settings.
+    #[arg(long, env = "TIDEMILL_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Any setting by its dotted name; items of a list by commas.
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = crate::text::key_value)]
+    settings: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// The settings, with further flags over them.
+    fn load(
+        self,
+        flags: impl IntoIterator<Item = (&'static str, Option<String>)>,
+    ) -> Result<BrokerConfig, CliError> {
+        let mut settings = self.settings;
+        settings.extend(flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        BrokerConfig::load(self.config.as_deref(), &settings)
+            .map_err(|error| CliError::usage(error.to_string()))
+    }
 }
 
 /// A broker as its settings say.
@@ -35,9 +64,8 @@ Examples:
   tidemill server --data-dir /var/lib/tidemill --listen 0.0.0.0:9630 --client-ca clients.pem
   tidemill server --set durability=replicated --set shards=12")]
 pub(crate) struct Server {
-    /// TOML file of settings.
-    #[arg(long, env = "TIDEMILL_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    sources: Sources,
     /// Where everything is kept.
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -56,41 +84,32 @@ pub(crate) struct Server {
     /// Start although acknowledged entries may be lost. Read the error that names this first.
     #[arg(long)]
     accept_data_loss: bool,
-    /// Any setting by its dotted name.
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = crate::text::key_value)]
-    settings: Vec<(String, String)>,
     /// Print the settings as they would be used, and stop.
     #[arg(long)]
     print_config: bool,
 }
 
 pub(crate) async fn dev(dev: Dev, json: bool) -> Result<(), CliError> {
-    let config = BrokerConfig {
-        data_dir: dev.data_dir,
-        listen: ([127, 0, 0, 1], dev.port).into(),
-        ..BrokerConfig::default()
-    };
+    let config = dev.sources.load([
+        ("data_dir", dev.data_dir.map(|path| path.display().to_string())),
+        ("listen", dev.port.map(|port| format!("127.0.0.1:{port}"))),
+    ])?;
     serve(config, json).await
 }
 
 pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
-    let mut flags = server.settings;
-    let mut flag =
-        |key: &str, value: Option<String>| flags.extend(value.map(|value| (key.to_owned(), value)));
-    flag("data_dir", server.data_dir.map(|path| path.display().to_string()));
-    flag("listen", server.listen);
-    flag("client_ca", server.client_ca.map(|path| path.display().to_string()));
-    flag("insecure", server.insecure.then(|| "true".to_owned()));
-    flag("accept_data_loss", server.accept_data_loss.then(|| "true".to_owned()));
-    let mut config = BrokerConfig::load(server.config.as_deref(), &flags)
-        .map_err(|error| CliError::usage(error.to_string()))?;
-    if !server.advertise.is_empty() {
-        config.advertise = server.advertise;
-    }
+    let advertise = (!server.advertise.is_empty()).then(|| server.advertise.join(","));
+    let config = server.sources.load([
+        ("data_dir", server.data_dir.map(|path| path.display().to_string())),
+        ("listen", server.listen),
+        ("advertise", advertise),
+        ("client_ca", server.client_ca.map(|path| path.display().to_string())),
+        ("insecure", server.insecure.then(|| "true".to_owned())),
+        ("accept_data_loss", server.accept_data_loss.then(|| "true".to_owned())),
+    ])?;
     if server.print_config {
-        let text = toml::to_string(&config).map_err(|error| CliError::other(error.to_string()))?;
-        print!("{text}");
-        return Ok(());
+        let toml = toml::to_string(&config).map_err(|error| CliError::other(error.to_string()))?;
+        return output::print(json, &serde_json::to_value(&config)?, || print!("{toml}"));
     }
     serve(config, json).await
 }

@@ -10,9 +10,15 @@ use crate::output;
 
 /// Keyed state
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill state scan plays-per-song                   which keys there are
+  tidemill state get plays-per-song 'total:\"s-17\"'    one of them: what keys look like is the plugin's choice")]
 pub(crate) enum State {
     /// Show a key's value in each task that has it
-    #[command(after_help = "Example:\n  tidemill state get plays-per-song song-17")]
+    #[command(after_help = "\
+Example:
+  tidemill state get plays-per-song 'total:\"s-17\"'    plays of a song that the plugin count-by-field counted")]
     Get {
         /// Which hosted consumer.
         deployment: String,
@@ -26,7 +32,7 @@ pub(crate) enum State {
     #[command(after_help = "\
 Examples:
   tidemill state scan plays-per-song --limit 20
-  tidemill state scan plays-per-song --prefix song-1 --json")]
+  tidemill state scan plays-per-song --prefix 'total:\"s-1' --json   songs whose id begins with s-1")]
     Scan {
         /// Which hosted consumer.
         deployment: String,

@@ -10,6 +10,11 @@ use crate::{output, text};
 
 /// Topics
 #[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  tidemill topic create plays --partitions 3
+  tidemill topic describe plays
+  tidemill topic alter plays --retention 30d")]
 pub(crate) enum Topic {
     /// Make a topic
     #[command(after_help = "\

@@ -8,10 +8,18 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tidemill_protocol::Timestamp;
-use tidemill_wasm::{Blobs, EmitAnswer, HostError, Records, StatePage, TaskHost, WriteAnswer};
+use tidemill_wasm::{
+    Blobs, EmitAnswer, HostError, ReadAnswer, Records, ScanAnswer, ScanBounds, StatePage, TaskHost,
+    WriteAnswer,
+};
 
 use crate::plan::TargetPlan;
-use crate::port::{StateChange, TaskKey, TaskPort, TimerChange};
+use crate::port::{PortError, StateChange, TaskKey, TaskPort, TimerChange};
+
+/// What asking a shard for a page counts as, beside what it brings.
+const PAGE_COST_BYTES: usize = 4096;
+/// What going past an own write counts as.
+const OWN_WRITE_COST_BYTES: usize = 64;
 
 /// The effects of one call.
 #[derive(Debug, Default)]
@@ -67,20 +75,23 @@ impl TaskHost for EffectsHost {
         Ok(EmitAnswer::Taken)
     }
 
-    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>> {
+    fn read_state(&mut self, keys: Blobs, bytes_max: usize) -> BoxFuture<'_, Result<ReadAnswer, HostError>> {
         async move {
             let (mut found, unknown) = self.own_writes(&keys);
-            if !unknown.is_empty() {
-                let wanted = unknown.iter().map(|(_, key)| key.clone()).collect();
-                let stored =
-                    self.port.state_get(self.task, wanted).await.map_err(|error| HostError(error.0))?;
-                for ((index, _), value) in unknown.into_iter().zip(stored) {
-                    if let Some(slot) = found.get_mut(index) {
+            let own_bytes = found.iter().flatten().map(Bytes::len).fold(0_usize, usize::saturating_add);
+            let Some(bytes_max) = bytes_max.checked_sub(own_bytes) else { return Ok(ReadAnswer::TooLarge) };
+            let wanted: Vec<Bytes> =
+                unknown.iter().flat_map(|(key, places)| places.iter().map(|_| key.clone())).collect();
+            if !wanted.is_empty() {
+                let stored = self.port.state_get(self.task, wanted, bytes_max).await.map_err(broker)?;
+                let Some(stored) = stored else { return Ok(ReadAnswer::TooLarge) };
+                for (place, value) in unknown.into_values().flatten().zip(stored) {
+                    if let Some(slot) = found.get_mut(place) {
                         *slot = value;
                     }
                 }
             }
-            blobs(found.iter().map(Option::as_deref))
+            blobs(found.iter().map(Option::as_deref)).map(ReadAnswer::Values)
         }
         .boxed()
     }
@@ -107,9 +118,9 @@ impl TaskHost for EffectsHost {
         &mut self,
         start: Vec<u8>,
         end: Option<Vec<u8>>,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<StatePage, HostError>> {
-        async move { self.scan(start.into(), end.map(Bytes::from), limit as usize).await }.boxed()
+        bounds: ScanBounds,
+    ) -> BoxFuture<'_, Result<ScanAnswer, HostError>> {
+        async move { self.scan(start.into(), end.map(Bytes::from), bounds).await }.boxed()
     }
 
     fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError> {
@@ -124,77 +135,103 @@ impl TaskHost for EffectsHost {
 }
 
 impl EffectsHost {
-    /// Values that this call wrote, and the keys (with their places) that it did not.
-    fn own_writes(&self, keys: &Blobs) -> (Vec<Option<Bytes>>, Vec<(usize, Bytes)>) {
+    /// Values that this call wrote, and the keys that it did not, each once, with the places where it is asked for.
+    fn own_writes(&self, keys: &Blobs) -> (Vec<Option<Bytes>>, BTreeMap<Bytes, Vec<usize>>) {
         let effects = self.effects.lock();
-        let mut unknown = Vec::new();
+        let mut unknown: BTreeMap<Bytes, Vec<usize>> = BTreeMap::new();
         let found = keys
             .iter()
             .enumerate()
-            .map(|(index, key)| {
+            .map(|(place, key)| {
                 let key = key?;
-                match effects.state.get(key) {
-                    Some((value, _)) => value.clone(),
-                    None => {
-                        unknown.push((index, Bytes::copy_from_slice(key)));
-                        None
-                    }
+                if let Some((value, _)) = effects.state.get(key) {
+                    return value.clone();
                 }
+                match unknown.get_mut(key) {
+                    Some(places) => places.push(place),
+                    None => _ = unknown.insert(Bytes::copy_from_slice(key), vec![place]),
+                }
+                None
             })
             .collect();
         (found, unknown)
     }
 
     /// Stored entries and the call's own, merged by key.
-    async fn scan(&self, start: Bytes, end: Option<Bytes>, limit: usize) -> Result<StatePage, HostError> {
+    async fn scan(
+        &self,
+        start: Bytes,
+        end: Option<Bytes>,
+        bounds: ScanBounds,
+    ) -> Result<ScanAnswer, HostError> {
+        let (limit, bytes_max) = (bounds.entries_max as usize, bounds.bytes_max);
         let mut merged: BTreeMap<Bytes, Bytes> = BTreeMap::new();
-        let mut from = start.clone();
-        let mut stored_more = true;
+        let mut next = Some(start.clone());
+        let (mut held_bytes, mut read_bytes) = (0, 0);
         // The call may have deleted entries that are stored: then one page of them is not enough.
-        while stored_more && merged.len() <= limit {
-            let page = self.port.state_scan(self.task, from.clone(), end.clone(), limit.saturating_add(1));
-            let (entries, more) = page.await.map_err(|error| HostError(error.0))?;
-            stored_more = more && !entries.is_empty();
+        while let Some(from) = next.take_if(|_| merged.len() <= limit && held_bytes < bytes_max) {
+            if read_bytes > bounds.read_bytes_max {
+                return Ok(ScanAnswer::TooLarge);
+            }
+            let (entries_max, left) = (limit.saturating_add(1), bytes_max - held_bytes);
+            let page = self.port.state_scan(self.task, from, end.clone(), entries_max, left);
+            let page = page.await.map_err(broker)?;
+            read_bytes += PAGE_COST_BYTES;
+            next = page.next;
             let effects = self.effects.lock();
-            for (key, value) in entries {
-                from = after(&key);
+            for (key, value) in page.entries {
+                read_bytes += key.len() + value.len();
                 if !effects.state.contains_key(&key) {
+                    held_bytes += key.len() + value.len();
                     merged.insert(key, value);
                 }
             }
         }
-        // Beyond the last stored entry that was read nothing is known, unless there are none.
-        let known_before = stored_more.then_some(from);
+        // Of what lies behind the last page nothing is known.
         let within = |key: &Bytes| {
-            *key >= start
-                && end.as_ref().is_none_or(|end| key < end)
-                && known_before.as_ref().is_none_or(|known| key < known)
+            end.as_ref().is_none_or(|end| key < end) && next.as_ref().is_none_or(|next| key < next)
         };
-        for (key, (value, _)) in &self.effects.lock().state {
-            if let Some(value) = value.as_ref().filter(|_| within(key)) {
-                merged.insert(key.clone(), value.clone());
+        let (mut own, mut own_bytes, mut own_more) = (0, 0, false);
+        for (key, (value, _)) in self.effects.lock().state.range(start..).take_while(|(key, _)| within(key)) {
+            read_bytes += OWN_WRITE_COST_BYTES;
+            let Some(value) = value else { continue };
+            // Those behind what fills a page can't be in it.
+            if own > limit || own_bytes >= bytes_max {
+                own_more = true;
+                break;
             }
+            own += 1;
+            own_bytes += key.len() + value.len();
+            merged.insert(key.clone(), value.clone());
         }
-        let more = merged.len() > limit || stored_more;
-        let keys = blobs(merged.keys().take(limit).map(|key| Some(&key[..])))?;
-        let values = blobs(merged.values().take(limit).map(|value| Some(&value[..])))?;
-        Ok(StatePage { keys, values, more })
+        let (taken, mut taken_bytes) = (merged.len().min(limit), 0);
+        let fit = merged.iter().take(taken).take_while(|(key, value)| {
+            let fits = taken_bytes < bytes_max;
+            taken_bytes += key.len() + value.len();
+            fits
+        });
+        let fit: Vec<_> = fit.collect();
+        let more = merged.len() > fit.len() || own_more || next.is_some();
+        let keys = blobs(fit.iter().map(|(key, _)| Some(&key[..])))?;
+        let values = blobs(fit.iter().map(|(_, value)| Some(&value[..])))?;
+        Ok(ScanAnswer::Page(StatePage { keys, values, more, read_bytes }))
     }
 }
 
-fn after(key: &Bytes) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    next.into()
+fn broker(error: PortError) -> HostError {
+    HostError::Broker(error.0)
 }
 
 fn blobs<'a>(list: impl Iterator<Item = Option<&'a [u8]>>) -> Result<Blobs, HostError> {
     let mut blobs = Blobs::new();
     for blob in list {
         if !blobs.push(blob) {
-            return Err(HostError("the state asked for is larger than a plugin's memory".to_owned()));
+            return Err(HostError::Plugin("the state asked for is larger than a plugin's memory".to_owned()));
         }
     }
     Ok(blobs)
 }
+
+#[cfg(test)]
+#[path = "effects_tests.rs"]
+mod tests;

@@ -6,9 +6,14 @@
 //!                       '-- fewer records, later --+-- failure policy    '-> look again, new instance
 //! ```
 
+mod attempts;
 mod effects;
+mod notes;
 mod outputs;
+mod policy;
 mod reading;
 mod runner;
 
-pub(crate) use runner::{TaskParts, TaskRunner};
+pub(crate) use notes::Given;
+pub(crate) use reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
+pub(crate) use runner::{Progress, Setback, TaskParts, TaskRunner};

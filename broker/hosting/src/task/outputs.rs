@@ -10,6 +10,7 @@ use tidemill_protocol::record_batch::{
 use tidemill_protocol::{PartitionId, Timestamp, TopicPartition};
 use tidemill_wasm::{MadeRecord, Part};
 
+use super::policy::Disposed;
 use super::reading::TaskRecord;
 use crate::failure::CallFailure;
 use crate::hosting::Inner;
@@ -49,7 +50,7 @@ impl Outputs<'_> {
             let Some(target) = target else { continue };
             let outgoing: Vec<Outgoing<'_>> =
                 records.iter().map(|made| self.outgoing(&made, inputs, now)).collect::<Result<_, _>>()?;
-            self.place(target, outgoing, now, &mut batches).await?;
+            self.place(target, outgoing, &mut batches).await?;
         }
         batches.finish().map_err(|reason| self.bad(&reason))
     }
@@ -59,11 +60,10 @@ impl Outputs<'_> {
         &self,
         target: &TargetPlan,
         source: &str,
-        failed: &[(TaskRecord, String)],
-        now: Timestamp,
+        disposed: &[Disposed],
     ) -> Result<Vec<TaskOutput>, CallFailure> {
         let mut batches = Batches::default();
-        for (record, reason) in failed {
+        for Disposed { record, reason } in disposed {
             let offset = record.offset.to_string();
             let added = [
                 Header::new("tidemill-deployment", self.plan.plugin.deployment.as_bytes()),
@@ -81,7 +81,7 @@ impl Outputs<'_> {
                 timestamp: record.timestamp,
                 partition: None,
             };
-            self.place(target, vec![outgoing], now, &mut batches).await?;
+            self.place(target, vec![outgoing], &mut batches).await?;
         }
         batches.finish().map_err(|reason| self.bad(&reason))
     }
@@ -124,10 +124,9 @@ impl Outputs<'_> {
         &self,
         target: &TargetPlan,
         outgoing: Vec<Outgoing<'_>>,
-        now: Timestamp,
         batches: &mut Batches,
     ) -> Result<(), CallFailure> {
-        let placed = self.placements(target, &outgoing, now).await?;
+        let placed = self.placements(target, &outgoing).await?;
         for (record, partition) in outgoing.iter().zip(placed) {
             let partition = TopicPartition::new(target.topic, PartitionId::new(partition));
             batches.add(partition, record).map_err(|reason| self.bad(&reason))?;
@@ -139,7 +138,6 @@ impl Outputs<'_> {
         &self,
         target: &TargetPlan,
         outgoing: &[Outgoing<'_>],
-        now: Timestamp,
     ) -> Result<Vec<u32>, CallFailure> {
         let mut builder =
             BatchBuilder::new(BuilderOptions { batch_bytes_max: usize::MAX, ..BuilderOptions::default() });
@@ -152,7 +150,7 @@ impl Outputs<'_> {
             Vec::new()
         } else {
             let batch = builder.build_batch().map_err(|error| self.bad(&error))?;
-            self.ask(target, &batch, now).await?
+            self.ask(target, &batch).await?
         }
         .into_iter();
         outgoing
@@ -167,12 +165,7 @@ impl Outputs<'_> {
     }
 
     /// What the target's own partitioner says.
-    async fn ask(
-        &self,
-        target: &TargetPlan,
-        batch: &RecordBatch,
-        now: Timestamp,
-    ) -> Result<Vec<u32>, CallFailure> {
+    async fn ask(&self, target: &TargetPlan, batch: &RecordBatch) -> Result<Vec<u32>, CallFailure> {
         let partitioner = match &target.partitioner {
             None => Partitioner::by_key(),
             Some(plan) => self.hosting.partitioner(plan).await.map_err(|error| CallFailure {
@@ -182,6 +175,8 @@ impl Outputs<'_> {
         };
         // Records without a key stay with the task's own number: the same on every try.
         let tie = u64::from(self.plan.partition.get());
+        // The records' own time, as in routed produce: the answer depends on them alone.
+        let now = batch.header().max_timestamp;
         let placement = partitioner.place(batch, target.partitions, tie, now).await?;
         match placement.rejections.first() {
             None => Ok(placement.partitions),

@@ -4,24 +4,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tidemill_protocol::Offset;
-use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Outcome, Timer};
+use tidemill_protocol::{Offset, Timestamp, TopicPartition};
+use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
 
+use super::attempts::Attempts;
 use super::effects::{Effects, EffectsHost};
+use super::notes::{Given, Notes};
 use super::outputs::Outputs;
-use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords, TaskRecord};
+use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords};
 use crate::failure::CallFailure;
 use crate::hosting::{Inner, context};
 use crate::logs::{DeploymentLog, micros};
+use crate::meter::{Meter, measured};
 use crate::plan::{TaskPlan, TaskPolicy};
-use crate::port::{
-    DueTimer, PositionStep, StepOutcome, StepRefusal, TaskKey, TaskOutput, TaskPort, TaskRunState, TaskStep,
-};
+use crate::port::{DueTimer, PositionStep, StepOutcome, StepRefusal, TaskKey, TaskPort, TaskStep};
 
-/// Longest wait between tries.
-const BACKOFF_MAX: Duration = Duration::from_secs(30);
-/// Wait for room in an outbox, and for what is not the plugin's fault.
+/// Wait for room in an outbox, and the first one for what is not the plugin's fault; that doubles up to the other.
 const BROKER_BACKOFF: Duration = Duration::from_millis(100);
+const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(2);
 /// Timers that one call gets.
 const TIMERS_MAX: usize = 1000;
 
@@ -31,17 +31,23 @@ pub(crate) struct TaskParts {
     pub(crate) hosting: Arc<Inner>,
     pub(crate) port: Arc<dyn TaskPort>,
     pub(crate) log: Arc<DeploymentLog>,
+    /// Where calls are measured.
+    pub(crate) meter: Option<Arc<Meter>>,
 }
 
 /// One task, until it is stopped from outside.
 pub(crate) struct TaskRunner {
-    parts: TaskParts,
-    task: TaskKey,
+    pub(super) parts: TaskParts,
+    pub(super) task: TaskKey,
     instance: Option<Running>,
-    /// How many records the next call gets: halved while a batch fails, doubled while it does not.
-    records_max: usize,
-    /// Tries of what comes next.
-    tries: u32,
+    /// Which source comes next. It stays with one whose records fail until they are settled.
+    turn: usize,
+    pub(super) records: Attempts,
+    pub(super) timers: Attempts,
+    /// What the last round did.
+    pub(super) notes: Notes,
+    /// What is wrong with the broker at present, and for how many rounds.
+    trouble: Option<(String, u32)>,
 }
 
 /// An instance, and what its calls did.
@@ -51,10 +57,11 @@ struct Running {
 }
 
 /// Why nothing was committed.
-enum Setback {
+#[derive(Debug)]
+pub(crate) enum Setback {
     /// The plugin's fault: it counts as a try. Whether the same batch may succeed later.
     Plugin { failure: CallFailure, may_pass: bool },
-    /// Not the plugin's fault: it is tried again for as long as it takes.
+    /// No record's fault: it is tried again for as long as it takes.
     Broker(String),
     /// The task stands elsewhere: look again at once.
     Outdated(String),
@@ -69,44 +76,57 @@ impl TaskRunner {
             deployment: deployment.unwrap_or_default(),
             partition: parts.plan.partition,
             home: home.unwrap_or_else(|| {
-                tidemill_protocol::TopicPartition::new(
+                TopicPartition::new(
                     parts.plan.targets.first().map_or_else(no_topic, |target| target.topic),
                     parts.plan.partition,
                 )
             }),
         };
-        Self { parts, task, instance: None, records_max: CALL_RECORDS_MAX, tries: 0 }
+        Self {
+            parts,
+            task,
+            instance: None,
+            turn: 0,
+            records: Attempts::new(CALL_RECORDS_MAX),
+            timers: Attempts::new(TIMERS_MAX),
+            notes: Notes::default(),
+            trouble: None,
+        }
     }
 
     pub(crate) async fn run(mut self) {
         loop {
             match self.round().await {
-                Ok(Progress::More) => {}
-                Ok(Progress::Idle(sources)) => self.parts.port.wait(self.task, sources).await,
+                Ok(progress) => {
+                    self.trouble = None;
+                    if let Progress::Idle(sources) = progress {
+                        self.parts.port.wait(self.task, sources).await;
+                    }
+                }
                 Err(Setback::Outdated(reason)) => {
                     tracing::debug!(task = ?self.task, reason, "a task looks again where it stands");
-                    self.instance = None;
-                    self.parts.port.wait(self.task, Vec::new()).await;
-                }
-                Err(Setback::Broker(reason)) => {
-                    tracing::debug!(task = ?self.task, reason, "a task waits for the broker");
-                    self.instance = None;
+                    self.discard();
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
-                Err(Setback::Plugin { failure, .. }) => {
-                    // Rounds settle these themselves; what comes here could not be settled.
-                    self.error(&failure.message);
-                    self.instance = None;
-                    tokio::time::sleep(BROKER_BACKOFF).await;
+                // Rounds settle a plugin's faults themselves; what comes here could not be settled.
+                Err(
+                    Setback::Broker(reason)
+                    | Setback::Plugin { failure: CallFailure { message: reason, .. }, .. },
+                ) => {
+                    self.discard();
+                    let wait = self.troubled(reason);
+                    tokio::time::sleep(wait).await;
                 }
             }
         }
     }
 
-    async fn round(&mut self) -> Result<Progress, Setback> {
+    /// Due timers, else records of one source: one call, and what becomes of it.
+    pub(crate) async fn round(&mut self) -> Result<Progress, Setback> {
+        self.notes = Notes::default();
         let view = self.parts.port.view(self.task);
         let Some(view) = view.filter(|view| view.running && view.epoch == self.parts.plan.epoch) else {
-            self.instance = None;
+            self.discard();
             return Ok(Progress::Idle(Vec::new()));
         };
         if self.parts.port.refuses().is_some() {
@@ -120,7 +140,8 @@ impl TaskRunner {
             self.fire(due).await?;
             return Ok(Progress::More);
         }
-        for index in 0..self.parts.plan.sources.len() {
+        let sources = self.parts.plan.sources.len();
+        for index in (0..sources).map(|index| (self.turn + index) % sources) {
             let (topic, source) = self.parts.plan.sources[index];
             let position = view.positions.iter().find(|(known, _)| *known == source).map(|(_, at)| *at);
             let Some(position) = position else {
@@ -134,31 +155,61 @@ impl TaskRunner {
             let limits = self.parts.hosting.batch_limits();
             let records = SourceRecords::read(topic, source, position, fetched, &limits)
                 .map_err(|error| Setback::Broker(format!("{source} does not read: {error}")))?;
-            self.consume(records).await?;
+            let done = self.consume(records).await?;
             // In turn: a source that always has more must not starve the others.
-            self.parts.plan.sources.rotate_left(index + 1);
+            self.turn = if done { index + 1 } else { index };
             return Ok(Progress::More);
         }
         Ok(Progress::Idle(view.positions))
     }
 
-    /// Gets a source's records done, or as many as one round allows.
-    async fn consume(&mut self, records: SourceRecords) -> Result<(), Setback> {
+    /// What the last round did.
+    pub(crate) fn notes(&self) -> &Notes {
+        &self.notes
+    }
+
+    /// At most so many timers in the next call.
+    pub(crate) fn limit_timers(&mut self, at_most: usize) {
+        self.timers.limit(at_most);
+    }
+
+    /// The next call gets a fresh instance.
+    pub(crate) fn discard(&mut self) {
+        self.instance = None;
+    }
+
+    /// Tells of what is wrong, once, and how long to wait.
+    fn troubled(&mut self, reason: String) -> Duration {
+        let rounds = match self.trouble.take() {
+            Some((before, rounds)) if before == reason => rounds + 1,
+            _ => {
+                self.error(&format!("the task waits and tries again: {reason}"));
+                0
+            }
+        };
+        self.trouble = Some((reason, rounds));
+        BROKER_BACKOFF.saturating_mul(1 << rounds.min(16)).min(BROKER_BACKOFF_MAX)
+    }
+
+    /// Gets a source's records done, or as many as one round allows. Answers whether the task has gone past any.
+    async fn consume(&mut self, records: SourceRecords) -> Result<bool, Setback> {
         if records.records.is_empty() {
             // Nothing but offsets that a filter left out.
-            return self.skip_to(&records, 0, Vec::new()).await;
+            self.skip_to(&records, 0, Vec::new()).await?;
+            return Ok(true);
         }
-        let count = records.records.len().min(self.records_max.max(1));
+        let count = records.records.len().min(self.records.at_most());
+        let first = records.records.first().map_or(records.position, |record| record.offset);
+        self.notes.given = Some(Given::Records { first, count });
         match self.call(&records, count).await {
             Ok(Called::Committed) => {
-                self.tries = 0;
-                self.records_max = (self.records_max * 2).min(CALL_RECORDS_MAX);
-                Ok(())
+                self.records.succeeded();
+                Ok(true)
             }
             // As many as were said, and no more.
-            Ok(Called::Again) => Ok(()),
+            Ok(Called::Again) => Ok(false),
             Err(Setback::Plugin { failure, may_pass }) => {
-                self.instance = None;
+                self.discard();
                 self.settle(&records, count, failure, may_pass).await
             }
             Err(other) => Err(other),
@@ -168,10 +219,11 @@ impl TaskRunner {
     /// One call and its step.
     async fn call(&mut self, records: &SourceRecords, count: usize) -> Result<Called, Setback> {
         let now = self.parts.port.log_time(self.task);
-        let started = Instant::now();
+        let meter = self.parts.meter.clone();
         let running = self.running(now).await?;
+        let started = Instant::now();
         let view = records.view(count, running.instance.fields(), now);
-        let answer = running.instance.handle(&view).await;
+        let answer = measured(meter.as_ref(), running.instance.handle(&view)).await;
         let effects = std::mem::take(&mut *running.effects.lock());
         self.parts.log.count("calls", 1);
         self.parts.log.count("call_micros", micros(started.elapsed()));
@@ -187,7 +239,8 @@ impl TaskRunner {
         let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
         let made = outputs.of(&effects.emitted, records.first(count), now).await;
         let mut made = made.map_err(|failure| Setback::Plugin { failure, may_pass: false })?;
-        made.extend(self.rejected(records, &outcome).await?);
+        let rejected = Self::rejected(records, &outcome);
+        made.extend(self.dead_letters(records, &rejected).await?);
         let emitted = effects.emitted.iter().map(|(_, records)| records.len() as u64).sum();
         let step = TaskStep {
             epoch: self.parts.plan.epoch,
@@ -202,17 +255,21 @@ impl TaskRunner {
             outputs: made,
         };
         self.commit(step).await?;
+        if !rejected.is_empty() {
+            self.parts.log.count("rejections", rejected.len() as u64);
+            self.tell_disposed(records, rejected);
+        }
         self.parts.log.count("records_in", processed as u64);
         self.parts.log.count("records_out", emitted);
         Ok(Called::Committed)
     }
 
     /// The instance, started if there is none, with nothing done yet.
-    async fn running(&mut self, now: tidemill_protocol::Timestamp) -> Result<&mut Running, Setback> {
+    async fn running(&mut self, now: Timestamp) -> Result<&mut Running, Setback> {
         let usable = self.instance.as_ref().is_some_and(|running| running.instance.is_usable());
         if !usable {
             self.instance = None;
-            let started = self.start().await?;
+            let started = measured(self.parts.meter.as_ref(), self.start()).await?;
             self.instance = Some(started);
         }
         let running = self.instance.as_mut().ok_or_else(|| Setback::Broker("no instance".to_owned()))?;
@@ -232,173 +289,28 @@ impl TaskRunner {
             effects: Arc::clone(&effects),
         };
         let limits = self.parts.hosting.task_limits(plan.plugin.memory_bytes_max);
-        let sink = self.parts.hosting.sink(&plan.plugin, Some(plan.partition.get()));
+        let partition = Some(plan.partition.get());
+        let sink = self.parts.hosting.metered_sink(&plan.plugin, partition, self.parts.meter.as_ref());
         let instance =
             ConsumerInstance::start(compiled, context(&plan.plugin), limits, sink, Box::new(host)).await;
-        let instance = instance.map_err(|error| self.setback(&error))?;
+        // It started when it was deployed: no record is at fault, so none of them may be given up for it.
+        let instance = instance
+            .map_err(|error| Setback::Broker(format!("an instance of the plugin does not start: {error}")))?;
         Ok(Running { instance, effects })
-    }
-
-    /// What the policy does with records that the plugin rejected among those that it handled.
-    async fn rejected(&self, records: &SourceRecords, outcome: &Outcome) -> Result<Vec<TaskOutput>, Setback> {
-        let mut failed: Vec<(TaskRecord, String)> = Vec::new();
-        for rejection in &outcome.rejections {
-            let record =
-                usize::try_from(rejection.ordinal).ok().and_then(|ordinal| records.records.get(ordinal));
-            if let Some(record) = record {
-                self.parts.log.count("rejections", 1);
-                failed.push((record.clone(), rejection.reason.clone()));
-            }
-        }
-        self.dispose(records, failed).await
-    }
-
-    /// Skip or dead-letter: logged, counted, and the outputs that carry them away.
-    async fn dispose(
-        &self,
-        records: &SourceRecords,
-        failed: Vec<(TaskRecord, String)>,
-    ) -> Result<Vec<TaskOutput>, Setback> {
-        for (record, reason) in &failed {
-            self.error(&format!(
-                "record at offset {} of {}: {reason}",
-                record.offset,
-                self.source_name(records)
-            ));
-        }
-        match &self.parts.plan.policy {
-            TaskPolicy::DeadLetter(target) if !failed.is_empty() => {
-                self.parts.log.count("dead_lettered", failed.len() as u64);
-                let now = self.parts.port.log_time(self.task);
-                let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
-                outputs
-                    .dead_letters(target, &self.source_name(records), &failed, now)
-                    .await
-                    .map_err(|failure| Setback::Broker(failure.message))
-            }
-            _ => {
-                self.parts.log.count("skipped", failed.len() as u64);
-                Ok(Vec::new())
-            }
-        }
-    }
-
-    /// With the pause policy nothing behind a rejected record may be done, and nothing before it be lost.
-    async fn stop_before_rejected(
-        &mut self,
-        records: &SourceRecords,
-        outcome: &Outcome,
-    ) -> Result<(), Setback> {
-        self.instance = None;
-        let Some(first) = outcome.rejections.first() else { return Ok(()) };
-        match usize::try_from(first.ordinal).unwrap_or(0) {
-            0 => self.pause(records, &first.reason).await,
-            before => {
-                // The records before it alone, in a call of their own.
-                self.records_max = before;
-                Ok(())
-            }
-        }
-    }
-
-    /// After a failed call: the same again, fewer records, or the policy.
-    async fn settle(
-        &mut self,
-        records: &SourceRecords,
-        count: usize,
-        failure: CallFailure,
-        may_pass: bool,
-    ) -> Result<(), Setback> {
-        self.tries += 1;
-        self.error(&failure.message);
-        if may_pass && self.tries < self.parts.plan.attempts {
-            self.parts.log.count("retries", 1);
-            tokio::time::sleep(self.backoff()).await;
-            return Ok(());
-        }
-        self.tries = 0;
-        if count > 1 {
-            self.records_max = count / 2;
-            return Ok(());
-        }
-        self.records_max = 1;
-        let Some(record) = records.records.first() else { return Ok(()) };
-        if matches!(self.parts.plan.policy, TaskPolicy::Pause) {
-            return self.pause(records, &failure.message).await;
-        }
-        let outputs = self.dispose(records, vec![(record.clone(), failure.message)]).await?;
-        self.skip_to(records, 1, outputs).await
-    }
-
-    fn backoff(&self) -> Duration {
-        let base = Duration::from_millis(u64::from(self.parts.plan.backoff_ms.max(1)));
-        base.saturating_mul(1 << (self.tries.saturating_sub(1)).min(16)).min(BACKOFF_MAX)
-    }
-
-    /// Goes past records without having handled them.
-    async fn skip_to(
-        &mut self,
-        records: &SourceRecords,
-        count: usize,
-        outputs: Vec<TaskOutput>,
-    ) -> Result<(), Setback> {
-        let next: Offset = records.position_after(count);
-        let step = TaskStep {
-            epoch: self.parts.plan.epoch,
-            positions: vec![PositionStep { source: records.source, expected: records.position, next }],
-            outputs,
-            ..TaskStep::default()
-        };
-        self.commit(step).await
-    }
-
-    async fn pause(&mut self, records: &SourceRecords, reason: &str) -> Result<(), Setback> {
-        let at = records.records.first().map_or(records.position, |record| record.offset);
-        let reason = format!(
-            "stopped before offset {at} of {}: {reason}; mend the plugin or the record, then resume the deployment",
-            self.source_name(records)
-        );
-        self.stop_with(reason).await
-    }
-
-    async fn stop_with(&mut self, reason: String) -> Result<(), Setback> {
-        self.error(&reason);
-        self.parts.log.count("pauses", 1);
-        let state = TaskRunState::Paused(reason);
-        let noted = self.parts.port.set_state(self.task, self.parts.plan.epoch, state).await;
-        noted.map_err(|error| Setback::Broker(error.0))
     }
 
     /// Hands due timers over; they fire together, and alone where that fails.
     async fn fire(&mut self, due: Vec<DueTimer>) -> Result<(), Setback> {
-        let count = due.len().min(self.records_max.max(1));
-        let due = &due[..count];
+        let due = due.get(..self.timers.at_most()).unwrap_or(&due);
+        self.notes.given = Some(Given::Timers(due.to_vec()));
         match self.fire_call(due).await {
             Ok(()) => {
-                self.tries = 0;
-                self.records_max = (self.records_max * 2).min(CALL_RECORDS_MAX);
+                self.timers.succeeded();
                 Ok(())
             }
             Err(Setback::Plugin { failure, may_pass }) => {
-                self.instance = None;
-                self.tries += 1;
-                self.error(&failure.message);
-                if may_pass && self.tries < self.parts.plan.attempts {
-                    tokio::time::sleep(self.backoff()).await;
-                    return Ok(());
-                }
-                self.tries = 0;
-                if count > 1 {
-                    self.records_max = count / 2;
-                    return Ok(());
-                }
-                if matches!(self.parts.plan.policy, TaskPolicy::Pause) {
-                    return self.stop_with(format!("stopped at a timer: {}", failure.message)).await;
-                }
-                self.parts.log.count("skipped", 1);
-                let step =
-                    TaskStep { epoch: self.parts.plan.epoch, fired: due.to_vec(), ..TaskStep::default() };
-                self.commit(step).await
+                self.discard();
+                self.settle_timers(due, failure, may_pass).await
             }
             Err(other) => Err(other),
         }
@@ -406,10 +318,11 @@ impl TaskRunner {
 
     async fn fire_call(&mut self, due: &[DueTimer]) -> Result<(), Setback> {
         let now = self.parts.port.log_time(self.task);
+        let meter = self.parts.meter.clone();
         let running = self.running(now).await?;
         let timers: Vec<Timer> =
             due.iter().map(|timer| Timer { key: timer.key.to_vec(), at: timer.at.get() }).collect();
-        let answer = running.instance.on_timers(&timers, now.get()).await;
+        let answer = measured(meter.as_ref(), running.instance.on_timers(&timers, now.get())).await;
         let effects = std::mem::take(&mut *running.effects.lock());
         self.parts.log.count("timer_calls", 1);
         answer.map_err(|error| self.setback(&error))?;
@@ -428,7 +341,7 @@ impl TaskRunner {
     }
 
     /// Commits a step. An instance whose step did not commit is thrown away: its memory is ahead of the log.
-    async fn commit(&mut self, step: TaskStep) -> Result<(), Setback> {
+    pub(super) async fn commit(&mut self, step: TaskStep) -> Result<(), Setback> {
         loop {
             self.wait_to_be_taken().await;
             match self.parts.port.commit(self.task, step.clone()).await {
@@ -482,17 +395,8 @@ impl TaskRunner {
         Setback::Plugin { failure: CallFailure::answer(&self.parts.plan.plugin.deployment, reason), may_pass }
     }
 
-    fn error(&self, message: &str) {
+    pub(super) fn error(&self, message: &str) {
         self.parts.log.line(LogLevel::Error, Some(self.parts.plan.partition.get()), message);
-    }
-
-    fn source_name(&self, records: &SourceRecords) -> String {
-        let topics = &self.parts.plan.plugin.topics;
-        let topic = usize::try_from(records.topic).ok().and_then(|index| topics.get(index));
-        match topic {
-            Some(topic) => format!("{topic}-{}", records.source.partition),
-            None => records.source.to_string(),
-        }
     }
 }
 
@@ -505,11 +409,12 @@ enum Called {
 }
 
 /// What a round came to.
-enum Progress {
+#[derive(Debug)]
+pub(crate) enum Progress {
     /// Something was done: there may be more.
     More,
     /// Nothing to do before one of these has records.
-    Idle(Vec<(tidemill_protocol::TopicPartition, Offset)>),
+    Idle(Vec<(TopicPartition, Offset)>),
 }
 
 fn no_topic() -> tidemill_protocol::TopicId {

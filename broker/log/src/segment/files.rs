@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tidemill_protocol::Offset;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::buffers::{Buffer, BufferPool};
 use super::header::FileKind;
@@ -99,7 +99,11 @@ impl PooledFile {
             return Err(io::Error::other("an earlier sync of this file failed"));
         }
         self.dirty.store(false, Ordering::Release);
-        handle.sync_data().inspect_err(|_| self.failed.store(true, Ordering::Release))
+        handle.sync_data().inspect_err(|source| {
+            // Said here, where it happens: whoever finds the file given up later does not know why.
+            error!(file = %self.path().display(), %source, "syncing a segment file failed");
+            self.failed.store(true, Ordering::Release);
+        })
     }
 }
 

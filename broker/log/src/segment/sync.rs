@@ -156,7 +156,9 @@ impl Flush<'_> {
     fn sync_files(&self) -> Result<(), SyncError> {
         let files = self.store.files();
         for segment in &self.dirty {
-            let indexed = segment.end().index_entries > 0;
+            // As of the flush: what is appended meanwhile may be due an index file that nobody has written yet.
+            let flushed = self.ends.find(segment.base_offset);
+            let indexed = flushed.is_some_and(|end| end.index_entries > 0);
             for file in [Some(&segment.log), indexed.then_some(&segment.index)].into_iter().flatten() {
                 files.sync(file).map_err(|source| SyncError::Sync { path: file.path(), source })?;
             }

@@ -12,7 +12,7 @@ use super::config::{DirectIo, Durability, WalConfig};
 use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::{WalError, WalOpenError, WalReadError};
 use super::frame::{FrameKind, NO_ENTRY};
-use super::pool::Pool;
+use super::pool::{Pool, READY_MIN};
 use super::queue::{Completion, Queue, Queued, SharedQueue};
 use super::read;
 use super::recovery::{self, Recovered, Recovery};
@@ -63,8 +63,11 @@ impl Wal {
         let mut recovered = recovery::recover(&*storage, config, direct)?;
         let recovery = recovered.recovery.clone();
         let free = std::mem::take(&mut recovered.free);
-        let pool = Pool::new(storage, config, direct, free).map_err(io_error("list", &config.dir))?;
         let state = std::mem::replace(&mut recovered.state, State::new(0));
+        let used_bytes =
+            state.segments_bytes() + recovered.cut_off.iter().map(|file| file.bytes()).sum::<u64>();
+        let pool =
+            Pool::new(storage, config, direct, free, used_bytes).map_err(io_error("list", &config.dir))?;
         let shared = Arc::new(Shared {
             queue: SharedQueue::new(config, recovered.chain),
             state: Mutex::new(state),
@@ -192,6 +195,15 @@ impl Wal {
         })
     }
 
+    /// Payload bytes of the entries behind `index`; of all that are held for `None`.
+    #[must_use]
+    pub fn bytes_behind(&self, shard: ShardId, index: Option<LogIndex>) -> u64 {
+        self.state()
+            .shards
+            .get(&shard)
+            .map_or(0, |log| log.bytes_from(index.map_or(0, |index| index.get() + 1)))
+    }
+
     /// The identity of an entry that is held, or of the one purged to.
     #[must_use]
     pub fn entry_id(&self, shard: ShardId, index: LogIndex) -> Option<EntryId> {
@@ -221,9 +233,17 @@ impl Wal {
     /// Bytes of the segments that hold entries or are being written.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let state = self.state();
-        state.segments.iter().map(|segment| u64::from(segment.place.blocks) * super::BLOCK_BYTES as u64).sum()
+        self.state().segments_bytes()
     }
+
+    /// Bytes of all its files: beside [`Self::bytes`] those that are recycled or made ready for the next segments.
+    #[must_use]
+    pub fn files_bytes(&self) -> u64 {
+        self.inner.shared.pool.files_bytes()
+    }
+
+    /// Files that stand beside those in use at most, unless there were more in use before.
+    pub const SPARE_FILES_MAX: u64 = READY_MIN as u64 + 1;
 
     /// Shards whose entries keep the oldest segment from being recycled, and up to where each must purge (and so
     /// checkpoint before). Empty where only the segment being written is in use.

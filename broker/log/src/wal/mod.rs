@@ -43,7 +43,7 @@
 //! read(shard, from, to_exclusive, bytes_max) -> Result<Vec<WalEntry>, WalReadError>
 //! is_cached(shard, from, to_exclusive) -> bool     applied(shard, LogIndex)
 //! range(shard) -> LogRange { purged, first, last } entry_id(shard, LogIndex) -> Option<EntryId>
-//! vote(shard), committed(shard) -> Option<Bytes>   bytes() -> u64    queued_bytes() -> usize
+//! vote(shard), committed(shard) -> Option<Bytes>   bytes(), files_bytes() -> u64    queued_bytes() -> usize
 //! pinning_shards() -> Vec<(ShardId, LogIndex)>     poisoned() -> Option<WalError>    close() -> Result
 //! inspect(&dyn Storage, dir, &mut dyn FnMut(&InspectedFrame)) -> Result<Inspection, WalOpenError>
 //! ```

@@ -3,12 +3,16 @@
 //! A helper thread keeps one or two files ahead of the writer: recycled ones, whose old header it erases durably
 //! before anything new may stand behind it, or new ones, written full of zeros once, because fdatasync on a file
 //! whose blocks and length are settled costs a fraction of one that grows. Where the writer is faster all the same,
-//! it takes a merely allocated file rather than wait.
+//! it erases a recycled file itself, and where there is none takes a merely allocated one rather than wait.
+//!
+//! So a file is made only where none is left of those that were recycled: beside the segments in use there are at most
+//! those that the helper keeps ready and one that it has in hand, unless there were more segments in use before.
 
 use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -19,7 +23,7 @@ use super::scan::SegmentFile;
 use crate::fs::{AlignedBuffer, OpenMode, Storage};
 
 /// Files that the helper keeps ready.
-const READY_MIN: usize = 2;
+pub(super) const READY_MIN: usize = 2;
 /// Zeros written at once when a file is made.
 const PREWRITE_BYTES: usize = 1 << 20;
 
@@ -31,6 +35,8 @@ pub(super) struct Pool {
     direct: bool,
     ready_max: usize,
     prepare_free_min_bytes: u64,
+    /// Of all files of the log: those in use, those that are ready, and those on the way from one to the other.
+    files_bytes: AtomicU64,
     inner: Mutex<Inner>,
     changed: Condvar,
 }
@@ -45,12 +51,13 @@ struct Inner {
 }
 
 impl Pool {
-    /// A pool over the files that recovery found free. The directory must exist.
+    /// A pool over the files that recovery found free, beside others of `used_bytes`. The directory must exist.
     pub(super) fn new(
         storage: Arc<dyn Storage>,
         config: &WalConfig,
         direct: bool,
         free: Vec<SegmentFile>,
+        used_bytes: u64,
     ) -> io::Result<Arc<Self>> {
         let names = storage.list(&config.dir)?;
         let numbers = names.iter().filter_map(|entry| entry.name.split('.').next()?.parse::<u64>().ok());
@@ -62,6 +69,7 @@ impl Pool {
             direct,
             ready_max: usize::try_from(spare).unwrap_or(usize::MAX).max(READY_MIN),
             prepare_free_min_bytes: config.prepare_free_min_bytes,
+            files_bytes: AtomicU64::new(used_bytes + free.iter().map(SegmentFile::bytes).sum::<u64>()),
             inner: Mutex::new(Inner {
                 ready: VecDeque::new(),
                 to_erase: free.into(),
@@ -75,16 +83,30 @@ impl Pool {
 
     /// A file for a new segment: one that is ready, else one made on the spot.
     pub(super) fn take(&self) -> io::Result<SegmentFile> {
-        let ready = {
-            let mut inner = self.inner.lock();
-            inner.paused = false;
-            self.changed.notify_one();
-            inner.ready.pop_front()
-        };
-        match ready {
-            Some(file) => Ok(file),
-            None => self.create(false),
+        loop {
+            let file = {
+                let mut inner = self.inner.lock();
+                inner.paused = false;
+                self.changed.notify_one();
+                if let Some(ready) = inner.ready.pop_front() {
+                    return Ok(ready);
+                }
+                inner.to_erase.pop_front()
+            };
+            match file {
+                Some(file) if file.blocks == self.blocks => {
+                    erase_header(&file)?;
+                    return Ok(file);
+                }
+                Some(other) => self.remove(&other)?,
+                None => return self.create(false),
+            }
         }
+    }
+
+    /// Bytes of all files of the log.
+    pub(super) fn files_bytes(&self) -> u64 {
+        self.files_bytes.load(Ordering::Relaxed)
     }
 
     /// Files whose life is over, durably so.
@@ -137,12 +159,17 @@ impl Pool {
     fn erase(&self, file: SegmentFile) -> io::Result<()> {
         let wanted = file.blocks == self.blocks && self.inner.lock().ready.len() < self.ready_max;
         if wanted {
-            file.file.write_all_at(0, &AlignedBuffer::zeroed(BLOCK_BYTES))?;
-            file.file.sync_data()?;
+            erase_header(&file)?;
             self.inner.lock().ready.push_back(file);
             return Ok(());
         }
-        self.storage.remove(&file.path)
+        self.remove(&file)
+    }
+
+    fn remove(&self, file: &SegmentFile) -> io::Result<()> {
+        self.storage.remove(&file.path)?;
+        self.files_bytes.fetch_sub(file.bytes(), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Makes a file ahead of time, unless the disk is short of room.
@@ -163,9 +190,13 @@ impl Pool {
             inner.next_name - 1
         };
         let path = self.dir.join(format!("{number:010}.{SEGMENT_EXTENSION}"));
+        let bytes = u64::from(self.blocks) * BLOCK_BYTES as u64;
+        // Before the first byte, so that whoever plans with the disk's room counts it in time.
+        self.files_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.create_at(&path, prewrite).inspect_err(|_| {
             // What is half made only takes room.
             drop(self.storage.remove(&path));
+            self.files_bytes.fetch_sub(bytes, Ordering::Relaxed);
         })
     }
 
@@ -190,6 +221,12 @@ impl Pool {
         self.storage.sync_dir(&self.dir)?;
         Ok(SegmentFile { path: path.to_owned(), file, blocks: self.blocks })
     }
+}
+
+/// Durably, so that nothing of the old life is taken for new after a crash.
+fn erase_header(file: &SegmentFile) -> io::Result<()> {
+    file.file.write_all_at(0, &AlignedBuffer::zeroed(BLOCK_BYTES))?;
+    file.file.sync_data()
 }
 
 enum Job {

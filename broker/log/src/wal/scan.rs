@@ -21,6 +21,13 @@ pub(super) struct SegmentFile {
     pub(super) blocks: u32,
 }
 
+impl SegmentFile {
+    /// Its length.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.blocks) * BLOCK_BYTES as u64
+    }
+}
+
 /// A segment file that holds a life of the log.
 #[derive(Clone)]
 pub(super) struct Segment {

@@ -131,6 +131,12 @@ impl ShardLog {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
     }
 
+    /// Payload bytes of the entries from `index` on.
+    pub(super) fn bytes_from(&self, index: u64) -> u64 {
+        let passed = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.slots.iter().skip(passed).map(|slot| u64::from(slot.payload_bytes)).sum()
+    }
+
     fn cached_from(&self) -> u64 {
         self.end() - self.cached.len() as u64
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use tidemill_protocol::{LogIndex, ShardId};
 
+use super::block::BLOCK_BYTES;
 use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::frame::Position;
 use super::scan::SegmentFile;
@@ -51,6 +52,11 @@ pub(super) enum Found {
 impl State {
     pub(super) fn new(cache_bytes_max: usize) -> Self {
         Self { shards: BTreeMap::new(), segments: VecDeque::new(), cached_bytes: 0, cache_bytes_max }
+    }
+
+    /// Bytes of the segments that hold entries or are being written.
+    pub(super) fn segments_bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.place.bytes()).sum()
     }
 
     pub(super) fn shard(&mut self, shard: ShardId) -> &mut ShardLog {
@@ -256,6 +262,10 @@ impl State {
 }
 
 impl SegmentPlace {
+    fn bytes(&self) -> u64 {
+        u64::from(self.blocks) * BLOCK_BYTES as u64
+    }
+
     pub(super) fn segment_file(&self) -> SegmentFile {
         SegmentFile { path: self.path.clone(), file: Arc::clone(&self.file), blocks: self.blocks }
     }

@@ -15,13 +15,9 @@ pub enum ClientAuthentication {
     /// None is asked for.
     #[default]
     None,
-    /// One that is shown must be signed by an authority of this PEM file; who shows none has no identity.
-    Optional {
-        /// PEM file of the authorities.
-        authorities: PathBuf,
-    },
-    /// Without a certificate signed by an authority of this PEM file there is no connection.
-    Required {
+    /// One that is shown must be signed by an authority of this PEM file. Who shows none has no identity: whether that will do, whoever
+    /// accepts the connection decides, and can say so.
+    Asked {
         /// PEM file of the authorities.
         authorities: PathBuf,
     },
@@ -49,8 +45,7 @@ impl ServerTls {
 
         let authorities = match &self.clients {
             ClientAuthentication::None => None,
-            ClientAuthentication::Optional { authorities }
-            | ClientAuthentication::Required { authorities } => {
+            ClientAuthentication::Asked { authorities } => {
                 let mut roots = RootCertStore::empty();
                 for certificate in read_certificates(authorities)? {
                     roots.add(certificate).map_err(|error| wrong(&error))?;
@@ -62,11 +57,7 @@ impl ServerTls {
             None => builder.with_no_client_auth(),
             Some(roots) => {
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-                let verifier = if matches!(self.clients, ClientAuthentication::Optional { .. }) {
-                    verifier.allow_unauthenticated()
-                } else {
-                    verifier
-                };
+                let verifier = verifier.allow_unauthenticated();
                 builder.with_client_cert_verifier(verifier.build().map_err(|error| wrong(&error))?)
             }
         };

@@ -1,60 +1,120 @@
-//! Acknowledgements of a produce stream: in order, several to a frame, never more waiting than the stream's limit.
+//! Acknowledgements of a produce stream: in order, several to a frame, never more waiting than the stream's limits.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
 
 use futures::future::Either;
 use prost::Message;
-use tidemill_net::{FrameWriter, WriteError};
-use tokio::sync::mpsc;
+use tidemill_net::{FrameReader, FrameWriter, WriteError};
+use tidemill_protocol::ErrorCode;
+use tidemill_protocol::messages::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+/// A client that takes no acknowledgements for so long has its stream given up.
+const WRITE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers of a produce stream on their way: each becomes one acknowledgement, in the order of the requests.
 pub(crate) struct AckQueue<F> {
-    sender: mpsc::Sender<F>,
+    sender: mpsc::Sender<Held<F>>,
+    window: Arc<Semaphore>,
+    window_bytes: u32,
+}
+
+/// Room in a stream's window, until it is dropped.
+pub(crate) struct Room {
+    _permit: OwnedSemaphorePermit,
+}
+
+/// An answer, and the room that its batch takes until there is one.
+pub(crate) struct Held<F> {
+    answer: F,
+    _room: Room,
 }
 
 impl<F> AckQueue<F> {
-    /// A queue for `in_flight_max` requests, and its other end.
-    pub(crate) fn new(in_flight_max: u32) -> (Self, mpsc::Receiver<F>) {
+    /// A queue for `in_flight_max` batches of `window_bytes` together, and its other end.
+    pub(crate) fn new(in_flight_max: u32, window_bytes: u32) -> (Self, mpsc::Receiver<Held<F>>) {
         let capacity = usize::try_from(in_flight_max).unwrap_or(1).max(1);
         let (sender, receiver) = mpsc::channel(capacity);
-        (Self { sender }, receiver)
+        let window_bytes = window_bytes.max(1);
+        let window = Arc::new(Semaphore::new(usize::try_from(window_bytes).unwrap_or(usize::MAX)));
+        (Self { sender, window, window_bytes }, receiver)
+    }
+
+    /// Waits until a batch of `bytes` fits into the window beside those that have no answer yet. One alone always does. Meanwhile
+    /// nothing is read from the stream.
+    pub(crate) async fn room(&self, bytes: usize) -> Room {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.window_bytes);
+        let permit = Arc::clone(&self.window).acquire_many_owned(bytes).await;
+        Room { _permit: permit.expect("a window is never closed") }
     }
 
     /// Waits for a place; `false` where nobody writes acknowledgements any more.
-    pub(crate) async fn push(&self, answer: F) -> bool {
-        self.sender.send(answer).await.is_ok()
+    pub(crate) async fn push(&self, answer: F, room: Room) -> bool {
+        self.sender.send(Held { answer, _room: room }).await.is_ok()
     }
 }
 
-/// Writes acknowledgements until the queue ends: whatever is ready goes out in one frame.
+impl<F: Future + Unpin> Future for Held<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<F::Output> {
+        Pin::new(&mut self.answer).poll(context)
+    }
+}
+
+/// Ends a produce stream: what is under way is acknowledged, then the stream ends as `read` says reading it did. On an error it is reset
+/// with its code in both directions.
+pub(crate) async fn end<F>(
+    read: Result<(), Error>,
+    mut reader: FrameReader,
+    answers: AckQueue<F>,
+    written: JoinHandle<Result<FrameWriter, WriteError>>,
+) {
+    if let Err(error) = &read {
+        metrics::counter!("tidemill_bad_streams_total").increment(1);
+        tracing::debug!(%error, "a produce stream is reset");
+        reader.stop(error.code);
+    }
+    // The queue's end lets the writer finish what is under way.
+    drop(answers);
+    let Ok(Ok(mut writer)) = written.await else { return };
+    match read {
+        Ok(()) => drop(writer.finish().await),
+        Err(error) => writer.reset(error.code),
+    }
+}
+
+/// Writes acknowledgements until the queue ends, and gives the writer back: whatever is ready goes out in one frame.
 ///
 /// `join` makes a frame of some acknowledgements.
 pub(crate) async fn write<F, A, M>(
-    mut queue: mpsc::Receiver<F>,
+    mut queue: mpsc::Receiver<Held<F>>,
     mut writer: FrameWriter,
     join: impl Fn(Vec<A>) -> M,
-) -> Result<(), WriteError>
+) -> Result<FrameWriter, WriteError>
 where
     F: Future<Output = A> + Unpin,
     M: Message,
 {
-    let mut waiting: Option<F> = None;
+    let mut waiting: Option<Held<F>> = None;
     loop {
         let first = match waiting.take() {
             Some(answer) => answer,
             None => match queue.recv().await {
                 Some(answer) => answer,
-                None => {
-                    writer.finish().await?;
-                    return Ok(());
-                }
+                None => return Ok(writer),
             },
         };
         let mut acks = vec![first.await];
         // What has its answer already joins the frame; the first that has not is waited for next.
-        while let Ok(answer) = queue.try_recv() {
+        while acks.len() < queue.max_capacity()
+            && let Ok(answer) = queue.try_recv()
+        {
             match now_or_later(answer).await {
                 Either::Left(ack) => acks.push(ack),
                 Either::Right(answer) => {
@@ -63,8 +123,27 @@ where
                 }
             }
         }
-        writer.send(&join(acks), &[]).await?;
+        if let Ok(sent) = tokio::time::timeout(WRITE_DEADLINE, writer.send(&join(acks), &[])).await {
+            sent?;
+        } else {
+            writer.reset(ErrorCode::Deadline.code());
+            return Err(WriteError::Closed);
+        }
     }
+}
+
+/// Waits for the answers and says none of them: where the client wants no acknowledgements, what is under way is bounded all the same.
+pub(crate) async fn discard<F>(
+    mut queue: mpsc::Receiver<Held<F>>,
+    writer: FrameWriter,
+) -> Result<FrameWriter, WriteError>
+where
+    F: Future + Unpin,
+{
+    while let Some(answer) = queue.recv().await {
+        answer.await;
+    }
+    Ok(writer)
 }
 
 /// Polls once: the answer, or the future again.
@@ -83,5 +162,32 @@ impl<F: Future + Unpin> Future for NowOrLater<F> {
             Poll::Ready(output) => Poll::Ready(Either::Left(output)),
             Poll::Pending => Poll::Ready(Either::Right(future)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_under_way_stays_within_the_window() {
+        let (queue, mut answers) = AckQueue::new(8, 100);
+        let room = queue.room(60).await;
+        assert!(queue.push(std::future::ready(1), room).await);
+        let second = queue.room(40).now_or_never().expect("the window is full, not more than that");
+        assert!(queue.push(std::future::ready(2), second).await);
+        assert!(queue.room(1).now_or_never().is_none(), "nothing more fits");
+        let first = answers.recv().await.expect("the first answer");
+        assert!(queue.room(60).now_or_never().is_none(), "it counts until it is there");
+        assert_eq!(first.await, 1);
+        assert!(queue.room(61).now_or_never().is_none());
+        let third = queue.room(60).now_or_never().expect("its room is free again");
+        assert!(queue.push(std::future::ready(3), third).await);
+        // One that is larger than the window waits until it is alone.
+        assert!(queue.room(1_000).now_or_never().is_none());
+        drop(answers);
+        drop(queue.room(1_000).await);
     }
 }

@@ -72,7 +72,7 @@ fn check(hello: &ClientHello) -> Result<(), Error> {
 fn limits(context: &Context) -> Limits {
     let limits = &context.config.limits;
     Limits {
-        batch_bytes_max: u32::try_from(limits.frame_bytes_max.saturating_sub(64 << 10)).unwrap_or(u32::MAX),
+        batch_bytes_max: u32::try_from(context.batch_bytes_max).unwrap_or(u32::MAX),
         record_bytes_max: limits.record_bytes_max,
         frame_bytes_max: u32::try_from(limits.frame_bytes_max).unwrap_or(u32::MAX),
         produce_window_bytes: limits.produce_window_bytes,

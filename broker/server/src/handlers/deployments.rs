@@ -16,7 +16,8 @@ use tidemill_shard::TaskStatus as TaskState;
 use crate::adopter::deployment_version;
 use crate::context::{Context, unknown_topic};
 use crate::errors;
-use crate::handlers::topics::{control, name, not_ready};
+use crate::handlers::plugins::name;
+use crate::handlers::topics::{self, control, not_ready};
 use crate::plans;
 use crate::task_port::TASKS_WAIT;
 use crate::view::ClusterView;
@@ -70,8 +71,8 @@ async fn spec(
             )));
         }
     };
-    let names = |texts: &[String]| texts.iter().map(|text| name(text)).collect::<Result<Vec<_>, _>>();
-    let topics = names(&request.topics)?;
+    let names = |texts: &[String]| texts.iter().map(|text| topics::name(text)).collect::<Result<Vec<_>, _>>();
+    let read = names(&request.topics)?;
     let start = match kind {
         DeploymentKind::Consumer => start(context, view, &request).await?,
         _ => StartAt::Latest,
@@ -85,13 +86,13 @@ async fn spec(
             .map(name)
             .transpose()?,
         config: request.config.into_iter().collect(),
-        topics,
+        topics: read,
         targets: names(&request.targets)?,
         start,
         policy,
         dead_letter: Some(request.dead_letter_topic.as_str())
             .filter(|topic| !topic.is_empty())
-            .map(name)
+            .map(topics::name)
             .transpose()?,
         attempts: if request.attempts == 0 { ATTEMPTS_DEFAULT } else { request.attempts },
         backoff_ms: if request.backoff_ms == 0 { BACKOFF_MS_DEFAULT } else { request.backoff_ms },
@@ -176,18 +177,12 @@ fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting
     })
 }
 
-/// Waits until this broker sees the change and every shard concerned has adopted it; the request's deadline bounds it.
+/// Waits until every shard concerned has adopted the change; the request's deadline bounds it.
 async fn settled(context: &Context, record: &DeploymentRecord) {
-    let mut view = context.view.clone();
-    while view.now().version() < record.version {
-        if view.changed().await.is_none() {
-            return;
-        }
-    }
     if record.spec.kind != DeploymentKind::Consumer {
         return;
     }
-    let seen = view.now();
+    let seen = context.view.now();
     for (shard, replica) in context.shards.data() {
         let holds = record
             .topics

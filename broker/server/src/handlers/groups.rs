@@ -76,7 +76,10 @@ pub(crate) async fn delete(context: &Arc<Context>, group: String) -> Result<(), 
 
 async fn propose(context: &Context, group: &str, command: GroupCommand) -> Result<(), Error> {
     let replica = home(context, group)?;
+    // A deletion is small, and makes room.
+    let deletes = matches!(command, GroupCommand::Delete { .. });
     let unit = Unit::Group(command);
+    let _admitted = if deletes { None } else { Some(context.admit_to_log(unit.bytes()).await?) };
     match replica.propose(unit).await.map_err(|error| errors::propose(&error))? {
         UnitResult::Group(GroupReply::Done) => Ok(()),
         UnitResult::Group(GroupReply::Refused(refusal)) => Err(errors::group(&refusal)),

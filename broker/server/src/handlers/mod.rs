@@ -12,6 +12,7 @@ mod groups;
 mod metadata;
 mod offsets;
 mod plugins;
+mod produce_filter;
 mod state;
 mod status;
 mod topics;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use tidemill_controller::{
-    ConfigKey, ControllerCommand, ControllerReply, PluginKind, PluginRecord, PluginUpload,
+    ConfigKey, ControllerCommand, ControllerReply, Name, PluginKind, PluginRecord, PluginUpload,
 };
 use tidemill_net::FrameReader;
 use tidemill_protocol::ErrorCode;
@@ -16,7 +16,7 @@ use tidemill_protocol::messages::{
 use crate::connection::read_error;
 use crate::context::Context;
 use crate::errors;
-use crate::handlers::topics::{control, name};
+use crate::handlers::topics::control;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
 
@@ -41,6 +41,9 @@ pub(crate) async fn upload(
     let plugin = name(&request.name)?;
     let version =
         Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let _place = context.uploads.try_acquire().map_err(|_| {
+        Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
+    })?;
     let bytes = receive(request.size, reader, first).await?;
     if blake3::hash(&bytes).as_bytes().as_slice() != request.blake3.as_ref() {
         return Err(Error::new(
@@ -131,6 +134,11 @@ pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest
         Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
     let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
     control(context, command).await.map(|_| ())
+}
+
+/// Parses the name of a plugin, of a version of it, or of a deployment.
+pub(crate) fn name(text: &str) -> Result<Name, Error> {
+    Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidName, error.to_string()))
 }
 
 fn version_message(record: &PluginRecord) -> PluginVersion {

@@ -7,22 +7,23 @@ use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
 use tidemill_controller::TopicRecord;
-use tidemill_hosting::{Filter, Kept};
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerId, TopicPartition};
+use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
-use crate::connection::{ClientName, Opened, read_error};
+use crate::admission::Admitted;
+use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::Context;
 use crate::errors;
+use crate::generations::{Target, Turn};
 use crate::handlers::acks::{self, AckQueue};
-use crate::plans;
+use crate::handlers::produce_filter::{Passed, ProduceFilter};
 use crate::refusals;
 use crate::view::ViewReader;
 
@@ -54,13 +55,8 @@ struct Producing {
     limits: BatchLimits,
     producer: ProducerId,
     acknowledged: bool,
-    filter: Option<ProduceFilter>,
-}
-
-/// The filter that the topic's producers pass, of one version of the topic.
-struct ProduceFilter {
-    filter: Filter,
-    drop_rejected: bool,
+    filter: ProduceFilter,
+    turn: Turn,
 }
 
 impl Producing {
@@ -74,69 +70,67 @@ impl Producing {
         let (topic, replica) = context.find(&view.now(), partition)?;
         let limits = context.batch_limits(topic.config.batch_bytes_max);
         let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
-        let mut producing = Self {
+        let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
+        let producer = ProducerId::new(open.producer_id);
+        let epoch = i16::try_from(open.producer_epoch)
+            .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
+        context.producer_ids.check(producer).await?;
+        // The last thing that can fail: an older stream of this producer is over with it.
+        let order = (ProducerEpoch::new(epoch), open.generation);
+        let turn = context.generations.enter(producer, Target::Partition(partition), order)?;
+        Ok(Self {
             context: Arc::clone(context),
             view,
             replica,
             partition,
             topic,
             limits,
-            producer: ProducerId::new(open.producer_id),
+            producer,
             acknowledged,
-            filter: None,
-        };
-        producing.open_filter().await?;
-        Ok(producing)
-    }
-
-    async fn open_filter(&mut self) -> Result<(), Error> {
-        let view = self.view.now();
-        let deployment = self.topic.produce_filter.and_then(|id| view.deployment(id));
-        self.filter = match deployment {
-            None => None,
-            Some(record) => {
-                let plan = plans::plugin(&view, record);
-                let filter =
-                    self.context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
-                Some(ProduceFilter { filter, drop_rejected: record.spec.drop_rejected })
-            }
-        };
-        Ok(())
+            filter,
+            turn,
+        })
     }
 
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
-        let (answers, queue) = AckQueue::new(self.context.config.limits.produce_in_flight_max);
-        let written = tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }));
+        let limits = &self.context.config.limits;
+        let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let written = if self.acknowledged {
+            tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }))
+        } else {
+            tokio::spawn(acks::discard(queue, writer))
+        };
+        let read = self.read(&mut reader, &answers).await;
+        if let Err(error) = &read {
+            tracing::debug!(client = %client.0, partition = %self.partition, %error, "a bad produce stream");
+        }
+        acks::end(read, reader, answers, written).await;
+    }
+
+    /// Takes batches until the stream ends, or must be reset for the reason given.
+    async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        loop {
-            let frame = match reader.next().await {
-                Ok(Some(frame)) => frame,
-                Ok(None) => break,
-                Err(error) => {
-                    let error = read_error(&error);
-                    tracing::debug!(client = %client.0, partition = %self.partition, %error, "a produce stream broke off");
-                    reader.stop(error.code);
-                    break;
-                }
-            };
-            let Ok(header) = frame.message::<ProduceBatch>() else {
-                reader.stop(ErrorCode::BadMessage.code());
-                break;
-            };
+        while let Some(frame) = next_frame(reader).await? {
+            let header: ProduceBatch =
+                frame.message().map_err(|_| bad_message("what comes on a produce stream are batches"))?;
             if header.request_id != expected {
-                tracing::debug!(client = %client.0, "request ids of a produce stream rise by one");
-                reader.stop(ErrorCode::BadMessage.code());
-                break;
+                return Err(bad_message("request ids of a produce stream rise by one, from 0"));
             }
             expected += 1;
+            let room = answers.room(frame.payload.len()).await;
             let answer = self.take(header.request_id, frame).await;
-            if self.acknowledged && !answers.push(answer).await {
+            reader.done();
+            if !self.acknowledged
+                && let AnswerState::Refused(error) = answer.state
+            {
+                // There is no acknowledgement that could say so.
+                return Err(*error);
+            }
+            if !answers.push(answer, room).await {
                 break;
             }
         }
-        // The queue's end lets the writer finish what is under way.
-        drop(answers);
-        let _ = written.await;
+        Ok(())
     }
 
     /// Takes one batch in: checked, filtered, handed to the shard in the order of the stream.
@@ -170,37 +164,25 @@ impl Producing {
             ));
         }
         batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
-        let (unit, rejections) = self.filtered(batch).await?;
-        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
-        let pending = permit.submit(unit);
-        Ok(AnswerState::Pending { pending, rejections })
-    }
-
-    /// The unit to propose, and what the topic's filter refused of the batch.
-    ///
-    /// A refusal is logged too: it takes up its sequence numbers, so that the batches pipelined behind it stand.
-    async fn filtered(&self, batch: RecordBatch) -> Result<(Unit, Vec<Rejection>), Error> {
+        let number = self.partition.partition.get();
+        let passed = self.filter.pass(&batch, number, self.replica.shard().log_time()).await?;
         let append = |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: None };
-        let Some(ProduceFilter { filter, drop_rejected }) = &self.filter else {
-            return Ok((append(batch.bytes().clone()), Vec::new()));
+        let (unit, verdict) = match passed {
+            Passed::All => (append(batch.bytes().clone()), Verdict::Store),
+            Passed::Some(kept) => (append(kept), Verdict::Store),
+            // Without a producer nothing counts the batches: there is no place to keep.
+            Passed::Nothing if !batch.header().has_producer() => return Ok(AnswerState::LeftOut),
+            Passed::Refused(rejections) if !batch.header().has_producer() => {
+                return Err(errors::rejected(rejections));
+            }
+            // A refusal is logged too: it takes up its sequence numbers, so that the batches pipelined behind it stand.
+            Passed::Nothing => (self.refuse(batch.header()), Verdict::LeaveOut),
+            Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
         };
-        let place = tidemill_hosting::BatchPlace { topic: 0, partition: self.partition.partition.get() };
-        let outcome = filter
-            .apply(&batch, place, (self.context.clock)(), tidemill_hosting::Lane::Produce)
-            .await
-            .map_err(|failure| errors::call(&failure))?;
-        let refused = |rejections: Vec<(u32, String)>| {
-            let rejections =
-                rejections.into_iter().map(|(ordinal, reason)| Rejection { ordinal, reason }).collect();
-            Ok((self.refuse(batch.header()), rejections))
-        };
-        match outcome.kept {
-            _ if !outcome.rejections.is_empty() && !drop_rejected => refused(outcome.rejections),
-            Kept::All => Ok((append(batch.bytes().clone()), Vec::new())),
-            Kept::Some(kept) => Ok((append(kept), Vec::new())),
-            // Nothing is left to append, and nobody objected: the batch counts as written.
-            Kept::None => Ok((self.refuse(batch.header()), Vec::new())),
-        }
+        let admitted = self.context.admit(unit.bytes()).await?;
+        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
+        let pending = self.turn.propose(|| permit.submit(unit))?;
+        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
     }
 
     fn refuse(&self, header: &BatchHeader) -> Unit {
@@ -223,12 +205,10 @@ impl Producing {
         if topic.version == self.topic.version {
             return Ok(());
         }
-        let filter_changed = topic.produce_filter != self.topic.produce_filter;
+        // Opened before anything is taken over: no batch gets past a filter that can't be opened.
+        self.filter = ProduceFilter::open(&self.context, topic, topic.produce_filter).await?;
         self.topic = Arc::clone(topic);
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
-        if filter_changed {
-            self.open_filter().await?;
-        }
         Ok(())
     }
 }
@@ -241,7 +221,20 @@ struct Answer {
 
 enum AnswerState {
     Refused(Box<Error>),
-    Pending { pending: Pending, rejections: Vec<Rejection> },
+    /// The filter left nothing, and there is nothing to log.
+    LeftOut,
+    Pending {
+        pending: Pending,
+        verdict: Verdict,
+        _admitted: Admitted,
+    },
+}
+
+/// What the topic's filter said of a batch that was proposed.
+enum Verdict {
+    Store,
+    LeaveOut,
+    Refuse(Vec<Rejection>),
 }
 
 impl Future for Answer {
@@ -256,16 +249,19 @@ impl Future for Answer {
             error: Some(error),
             ..ProduceAck::default()
         };
+        let left_out = |duplicate| ProduceAck {
+            request_id,
+            base_offset: -1,
+            log_append_time: -1,
+            duplicate,
+            ..ProduceAck::default()
+        };
         let ack = match &mut self.state {
             AnswerState::Refused(error) => failed((**error).clone()),
-            AnswerState::Pending { pending, rejections } => match ready!(Pin::new(pending).poll(context)) {
+            AnswerState::LeftOut => left_out(false),
+            AnswerState::Pending { pending, verdict, .. } => match ready!(Pin::new(pending).poll(context)) {
                 Err(error) => failed(errors::propose(&error)),
-                Ok(UnitResult::Appended { .. } | UnitResult::BatchRefused { .. })
-                    if !rejections.is_empty() =>
-                {
-                    let rejections = std::mem::take(rejections);
-                    failed(errors::rejected(rejections))
-                }
+                // Whatever the filter says now: an attempt before it was deployed stands.
                 Ok(UnitResult::Appended { base_offset, log_append_time, log_start, duplicate }) => {
                     ProduceAck {
                         request_id,
@@ -276,12 +272,10 @@ impl Future for Answer {
                         error: None,
                     }
                 }
-                Ok(UnitResult::BatchRefused { duplicate }) => ProduceAck {
-                    request_id,
-                    base_offset: -1,
-                    log_append_time: -1,
-                    duplicate,
-                    ..ProduceAck::default()
+                Ok(UnitResult::BatchRefused { duplicate }) => match verdict {
+                    Verdict::LeaveOut => left_out(duplicate),
+                    Verdict::Refuse(rejections) => failed(errors::rejected(std::mem::take(rejections))),
+                    Verdict::Store => failed(errors::refused_before()),
                 },
                 Ok(other) => failed(errors::unit(&other)),
             },

@@ -1,6 +1,7 @@
 //! Requests: a stream each, with a deadline; an error has a stable code, says what to do, and whether to retry.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemill_net::{FrameReader, Stream};
 use tidemill_protocol::ErrorCode;
@@ -10,6 +11,9 @@ use crate::connection::{ClientName, Opened};
 use crate::context::Context;
 use crate::handlers::{deployments, groups, metadata, offsets, plugins, state, status, topics};
 use crate::refusals::{self, Refused};
+
+/// A client that does not take its reply for so long has the stream given up.
+const REPLY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers one request.
 pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
@@ -35,8 +39,13 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
         metrics::counter!("tidemill_requests_failed_total", "code" => refusals::code(error)).increment(1);
         refusals::note(Refused::Request, &client.0, error);
     }
-    if writer.send(&reply, &[]).await.is_ok() {
-        let _ = writer.finish().await;
+    let writing = async {
+        if writer.send(&reply, &[]).await.is_ok() {
+            let _ = writer.finish().await;
+        }
+    };
+    if tokio::time::timeout(REPLY_DEADLINE, writing).await.is_err() {
+        writer.reset(ErrorCode::Deadline.code());
     }
 }
 

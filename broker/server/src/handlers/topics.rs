@@ -23,7 +23,7 @@ pub(crate) async fn create(
         id: TopicId::new(uuid::Uuid::now_v7()),
         name: name(&request.name)?,
         partitions: request.partitions,
-        overrides: overrides(request.config.as_ref()),
+        overrides: overrides(context, &request.name, request.config.as_ref())?,
         with: Some(request.with.as_str()).filter(|with| !with.is_empty()).map(name).transpose()?,
         if_not_exists: request.if_not_exists,
     };
@@ -38,7 +38,7 @@ pub(crate) async fn alter(
 ) -> Result<TopicDescription, Error> {
     let command = ControllerCommand::AlterTopic {
         name: name(&request.name)?,
-        overrides: overrides(request.config.as_ref()),
+        overrides: overrides(context, &request.name, request.config.as_ref())?,
     };
     let topic = topic_reply(control(context, command).await?)?;
     adopted(context, &topic).await;
@@ -82,7 +82,7 @@ pub(crate) async fn delete_records(
     }
 }
 
-/// Parses a topic's, plugin's or deployment's name.
+/// Parses a topic's name.
 pub(crate) fn name(text: &str) -> Result<Name, Error> {
     Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidTopic, error.to_string()))
 }
@@ -98,13 +98,23 @@ pub(crate) fn not_ready(partition: TopicPartition) -> Error {
     Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
 }
 
-/// Asks the controller for a change.
+/// Asks the controller for a change, and waits until this broker's view shows it: whoever was answered finds what he did with his
+/// next request. Bounded by the request's deadline.
 pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Result<ControllerReply, Error> {
     let unit = Unit::Control(command);
     let result =
         context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
-        UnitResult::Control(Ok(reply)) => Ok(reply),
+        UnitResult::Control(Ok(reply)) => {
+            let applied = context.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
+            let mut view = context.view.clone();
+            while applied.as_ref().is_some_and(|applied| view.now().version() < applied.version()) {
+                if view.changed().await.is_none() {
+                    break;
+                }
+            }
+            Ok(reply)
+        }
         UnitResult::Control(Err(error)) => Err(errors::controller(&error)),
         other => Err(errors::unit(&other)),
     }
@@ -117,15 +127,9 @@ fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
     }
 }
 
-/// Waits until this broker's view and every shard of the topic have the change, so that the next request finds it.
+/// Waits until every shard of the topic has the change, so that the next request finds it.
 /// Bounded by the request's deadline: the change stands whether or not anybody waits.
 async fn adopted(context: &Context, topic: &TopicRecord) {
-    let mut view = context.view.clone();
-    while view.now().version() < topic.version {
-        if view.changed().await.is_none() {
-            return;
-        }
-    }
     for (shard, replica) in context.shards.data() {
         if topic.partitions_of(shard).next().is_none() {
             continue;
@@ -143,8 +147,26 @@ async fn adopted(context: &Context, topic: &TopicRecord) {
     }
 }
 
-fn overrides(config: Option<&messages::TopicConfig>) -> TopicOverrides {
-    config.map_or_else(TopicOverrides::default, |config| TopicOverrides {
+/// The settings that a client names. The controller checks them by the cluster's rules; what this broker could not keep is refused
+/// here.
+fn overrides(
+    context: &Context,
+    topic: &str,
+    config: Option<&messages::TopicConfig>,
+) -> Result<TopicOverrides, Error> {
+    let Some(config) = config else { return Ok(TopicOverrides::default()) };
+    let asked = config.batch_bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
+    if let Some(asked) = asked.filter(|asked| *asked > context.batch_bytes_max) {
+        return Err(Error::new(
+            ErrorCode::InvalidTopic,
+            format!(
+                "topic '{topic}' can't be so: batches of {asked} bytes do not fit this broker, which takes up to {} \
+                 (limits.frame_bytes_max, and half of wal.segment_bytes)",
+                context.batch_bytes_max
+            ),
+        ));
+    }
+    Ok(TopicOverrides {
         retention_ms: config.retention_ms,
         retention_bytes: config.retention_bytes,
         segment_bytes: config.segment_bytes,

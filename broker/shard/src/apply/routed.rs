@@ -3,18 +3,23 @@
 
 use std::collections::BTreeSet;
 
-use tidemill_controller::TopicConfig;
-use tidemill_partition::{AppendRequest, PRODUCER_EXPIRY_MS};
-use tidemill_protocol::{ProducerId, Timestamp, TopicPartition};
+use tidemill_partition::{AppendRequest, PRODUCER_EXPIRY_MS, PRODUCER_IDLE_MIN_MS};
+use tidemill_protocol::{ProducerId, Timestamp, TopicId, TopicPartition};
 
-use super::append::checked_head;
 use super::{Context, Effects};
+use crate::batch::BatchHead;
 use crate::result::{UnitError, UnitResult};
-use crate::state::{Placements, RoutedProducer, State};
+use crate::state::{Placements, RoutedAnswer, RoutedProducer, State};
 use crate::unit::RoutedAppend;
 
-/// Bytes of routed producers' answers that one shard remembers; beyond it the longest unused are forgotten.
+/// Bytes of routed producers' answers that one shard remembers. Beyond it those are forgotten that were unused for
+/// [`PRODUCER_IDLE_MIN_MS`], the longest unused first; without such no new producer is taken: who is forgotten can send a batch twice.
 const ROUTED_BYTES_MAX: usize = 32 << 20;
+
+/// Up to which it may grow with what known producers have in flight.
+const KNOWN_ROUTED_BYTES_MAX: usize = 4 * ROUTED_BYTES_MAX;
+
+type RoutedKey = (TopicId, ProducerId);
 
 enum RoutedCheck {
     New,
@@ -38,7 +43,7 @@ impl State {
                 Ok(UnitResult::RoutedAppended { placements, duplicate: true })
             }
             RoutedCheck::New => {
-                let requests = self.check_parts(routed, &config, context)?;
+                let requests = self.check_parts(routed, context)?;
                 let parts = routed.batches.iter().zip(requests);
                 let placements: Placements = parts
                     .map(|((partition, batch), (id, request))| {
@@ -47,7 +52,8 @@ impl State {
                     })
                     .collect();
                 if routed.producer != ProducerId::NONE {
-                    self.remember_routed(routed, placements.clone(), context.now);
+                    let answer = RoutedAnswer { placements: placements.clone(), filtered: routed.filtered };
+                    self.remember_routed(routed, answer, context.now);
                 }
                 Ok(UnitResult::RoutedAppended { placements, duplicate: false })
             }
@@ -71,21 +77,24 @@ impl State {
             }
             Some(known) if routed.epoch > known.epoch => 0,
             Some(known) => match known.answer(got) {
-                Some(placements) => return Ok(RoutedCheck::Duplicate(placements.clone())),
+                Some(answer) => return Ok(RoutedCheck::Duplicate(answer.placements.clone())),
                 None => known.next,
             },
         };
-        if got == expected {
-            Ok(RoutedCheck::New)
-        } else {
-            Err(UnitError::OutOfOrderTopicSequence { expected, got })
+        if got != expected {
+            return Err(UnitError::OutOfOrderTopicSequence { expected, got });
         }
+        let limit = if known.is_some() { KNOWN_ROUTED_BYTES_MAX } else { ROUTED_BYTES_MAX };
+        let key = (routed.topic, routed.producer);
+        if self.routed_bytes <= limit || self.longest_idle_routed(key, now).is_some() {
+            return Ok(RoutedCheck::New);
+        }
+        Err(UnitError::TooManyProducers { place: "the shard".into(), bytes: self.routed_bytes })
     }
 
     fn check_parts(
         &self,
         routed: &RoutedAppend,
-        config: &TopicConfig,
         context: Context,
     ) -> Result<Vec<(TopicPartition, AppendRequest)>, UnitError> {
         let mut seen = BTreeSet::new();
@@ -95,8 +104,10 @@ impl State {
                 return Err(UnitError::Invalid(format!("partition {number} is named twice")));
             }
             let (_, partition) = self.target(id)?;
-            // The parts' own sequences do not count: the topic sequence stands for them.
-            let request = checked_head(batch, config)?.request(false);
+            // The parts' own sequences do not count: the topic sequence stands for them. Nor does the topic's limit of bytes,
+            // which whoever split the batch kept: where it is lowered meanwhile one shard hears of it before another, and
+            // must not refuse its part alone.
+            let request = BatchHead::parse(batch)?.request(false);
             let checked = partition.check_append(&request, context.now);
             checked.map_err(|error| UnitError::from_append(error, id))?;
             Ok((id, request))
@@ -104,40 +115,43 @@ impl State {
         routed.batches.iter().map(check).collect()
     }
 
-    fn remember_routed(&mut self, routed: &RoutedAppend, placements: Placements, now: Timestamp) {
+    fn remember_routed(&mut self, routed: &RoutedAppend, answer: RoutedAnswer, now: Timestamp) {
         let key = (routed.topic, routed.producer);
-        let before = self.routed.get(&key).map_or(0, RoutedProducer::bytes);
+        if let Some(before) = self.routed.get(&key) {
+            self.routed_bytes -= before.bytes();
+            self.routed_by_use.remove(&(before.last_used, key));
+        }
         let producer = self.routed.get_or_insert_with(key, || RoutedProducer::new(routed.epoch));
         if producer.epoch != routed.epoch || (producer.next > 0 && producer.expired(now)) {
             *producer = RoutedProducer::new(routed.epoch);
         }
-        producer.remember(placements, now);
-        self.routed_bytes = self.routed_bytes - before + producer.bytes();
-        if self.routed_bytes > ROUTED_BYTES_MAX {
-            self.forget_longest_unused_routed(key);
+        producer.remember(answer, now);
+        self.routed_bytes += producer.bytes();
+        self.routed_by_use.insert((now, key));
+        while self.routed_bytes > ROUTED_BYTES_MAX
+            && let Some(idle) = self.longest_idle_routed(key, now)
+        {
+            self.forget_routed(idle);
         }
     }
 
-    /// Forgets an eighth at once, so that the search is paid once in many appends.
-    fn forget_longest_unused_routed(&mut self, keep: (tidemill_protocol::TopicId, ProducerId)) {
-        let others = self.routed.iter().filter(|(key, _)| **key != keep);
-        let mut by_use: Vec<_> = others.map(|(key, producer)| (producer.last_used, *key)).collect();
-        by_use.sort_unstable();
-        for (_, key) in by_use.iter().take((by_use.len() / 8).max(1)) {
-            self.forget_routed(*key);
-        }
+    /// Who may be forgotten, the one unused for longest; never `keep`.
+    fn longest_idle_routed(&self, keep: RoutedKey, now: Timestamp) -> Option<RoutedKey> {
+        let (used, key) = self.routed_by_use.iter().find(|(_, key)| *key != keep)?;
+        (used.plus_ms(PRODUCER_IDLE_MIN_MS) < now).then_some(*key)
     }
 
-    pub(super) fn forget_routed(&mut self, key: (tidemill_protocol::TopicId, ProducerId)) {
+    pub(super) fn forget_routed(&mut self, key: RoutedKey) {
         if let Some(producer) = self.routed.get(&key) {
             self.routed_bytes -= producer.bytes();
+            self.routed_by_use.remove(&(producer.last_used, key));
             self.routed.remove(&key);
         }
     }
 }
 
 impl RoutedProducer {
-    pub(super) fn expired(&self, now: Timestamp) -> bool {
+    pub(crate) fn expired(&self, now: Timestamp) -> bool {
         self.last_used.plus_ms(PRODUCER_EXPIRY_MS) < now
     }
 }

@@ -224,6 +224,9 @@ impl PartitionLog {
 
     /// Wakes whoever waits for records.
     pub(crate) fn publish(&self) {
+        if self.is_deleted() {
+            return;
+        }
         let high_watermark = self.view().high_watermark;
         self.high_watermark.send_if_modified(|published| {
             let moved = *published != high_watermark;
@@ -244,13 +247,17 @@ impl PartitionLog {
         fewer
     }
 
-    /// The partition is gone: readers are told, and what is in memory goes. Answers the tail's bytes: all, unwritten.
-    pub(crate) fn delete(&self) -> (u64, u64) {
+    /// The partition is gone: readers are told. What is in memory stays until [`Self::clear`]: a checkpoint that froze
+    /// before the deletion still writes it.
+    pub(crate) fn mark_deleted(&self) {
         self.deleted.store(true, Ordering::Release);
-        let freed = self.inner.lock().tail.clear();
-        // Waiters wake, ask again, and learn that it is unknown.
-        self.high_watermark.send_modify(|_| {});
-        freed
+        // Waiters wake, whatever they wait for, ask for records, and learn that it is unknown.
+        self.high_watermark.send_replace(Offset::new(i64::MAX));
+    }
+
+    /// Lets go of what is in memory. Answers the tail's bytes: all, unwritten.
+    pub(crate) fn clear(&self) -> (u64, u64) {
+        self.inner.lock().tail.clear()
     }
 
     pub(crate) fn fetch(self: &Arc<Self>, from: Offset, bytes_max: usize) -> Fetch {

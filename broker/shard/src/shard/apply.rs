@@ -158,8 +158,7 @@ impl Inner {
                 Effect::Deleted { partition } => {
                     found = None;
                     if let Some(log) = self.logs.write().remove(&partition) {
-                        let (all, unwritten) = log.delete();
-                        self.write_behind.remove(all, unwritten);
+                        log.mark_deleted();
                         self.deleted_logs.lock().push(log);
                         self.lets_go.store(true, Ordering::Relaxed);
                     }

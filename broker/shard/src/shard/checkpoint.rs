@@ -123,6 +123,12 @@ impl Shard {
         self.inner.lets_go.load(Ordering::Relaxed)
     }
 
+    /// Whether partitions were deleted whose files only a checkpoint may remove.
+    #[must_use]
+    pub fn has_deleted_partitions(&self) -> bool {
+        !self.inner.deleted_logs.lock().is_empty()
+    }
+
     /// The entry that the last checkpoint covers.
     #[must_use]
     pub fn checkpointed(&self) -> Option<EntryId> {
@@ -149,15 +155,22 @@ impl Inner {
         }
         #[allow(clippy::disallowed_methods, reason = "measured, and nothing depends on it")]
         let started = std::time::Instant::now();
-        let (frozen, deleted) = {
+        let (frozen, changed, deleted) = {
             let mut state = self.state.write();
             self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
             self.lets_go.store(false, Ordering::Relaxed);
-            (state.freeze(), std::mem::take(&mut *self.deleted_logs.lock()))
+            let frozen = state.freeze();
+            // With the state held: a partition that is deleted from here on is still one of this generation's, whose
+            // state and files must agree.
+            let changed = self.changed_logs(&frozen);
+            (frozen, changed, std::mem::take(&mut *self.deleted_logs.lock()))
         };
         done.frozen_for = started.elapsed();
+        for log in &deleted {
+            let (all, unwritten) = log.clear();
+            self.write_behind.remove(all, unwritten);
+        }
 
-        let changed = self.changed_logs(&frozen);
         let mut flushes = Vec::with_capacity(changed.len());
         for partition in &changed {
             self.write_until(&mut writer, &partition.log, partition.log_end)?;
@@ -194,7 +207,6 @@ impl Inner {
         let logs = self.logs.read();
         let changed = frozen.partitions.iter().filter_map(|(id, changes)| {
             let header = changes.header.as_deref()?;
-            // One that was deleted since needs no files: the next checkpoint forgets it.
             let log = Arc::clone(logs.get(id)?);
             let first_segment = header.segments.first().map(|segment| segment.base);
             Some(Changed { log, log_end: header.log_end, first_segment })

@@ -30,7 +30,7 @@ pub(crate) use open::STATE_FILE;
 pub use open::ShardOpenError;
 pub(crate) use pin::PinnedCheckpoint;
 pub use poison::ShardStopped;
-pub use readers::{AdoptedDeployment, AdoptedTopic};
+pub use readers::{AdoptedDeployment, AdoptedTopic, RoutedAttempt};
 pub use task_readers::{OutboxItem, OutboxQueue, StateEntry, StatePage, TaskView};
 
 use checkpoint::Recorded;

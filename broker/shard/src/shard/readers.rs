@@ -7,14 +7,16 @@ use tidemill_controller::Controller;
 use tidemill_coordinator::CommittedPosition;
 use tidemill_partition::RetentionRules;
 use tidemill_protocol::record_batch::{BatchLimits, RecordBatch, TimestampType};
-use tidemill_protocol::{DeploymentId, Offset, PartitionId, ProducerId, Timestamp, TopicId, TopicPartition};
+use tidemill_protocol::{
+    DeploymentId, Offset, PartitionId, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition,
+};
 use tokio::sync::watch;
 
 use super::Shard;
 use crate::keys::space;
 use crate::partition_log::{Fetch, FetchError, PartitionLog, PartitionView};
 use crate::store::StoreError;
-use crate::unit::{AdoptedStatus, Unit};
+use crate::unit::{AdoptedStatus, FilterPass, Unit};
 
 /// Largest batch that a lookup by time looks into.
 const LOOKUP_LIMITS: BatchLimits = BatchLimits {
@@ -51,6 +53,13 @@ pub struct AdoptedDeployment {
     pub epoch: u32,
     /// Whether it runs.
     pub status: AdoptedStatus,
+}
+
+/// A routed batch that is in this shard's log, with records of it or without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoutedAttempt {
+    /// What it passed before it was split; `None`: no filter.
+    pub filtered: Option<FilterPass>,
 }
 
 impl Shard {
@@ -184,10 +193,20 @@ impl Shard {
         adopted.collect()
     }
 
-    /// The sequence that a producer's next routed batch to a topic has in this shard; `None` where it is not known.
+    /// What this shard remembers of a routed batch; `None` where it has none of it.
     #[must_use]
-    pub fn routed_next(&self, topic: TopicId, producer: ProducerId) -> Option<u64> {
-        self.inner.state.read().routed.get(&(topic, producer)).map(|known| known.next)
+    pub fn routed_attempt(
+        &self,
+        topic: TopicId,
+        (producer, epoch): (ProducerId, ProducerEpoch),
+        topic_sequence: u64,
+    ) -> Option<RoutedAttempt> {
+        let state = self.inner.state.read();
+        let known = state.routed.get(&(topic, producer))?;
+        if known.epoch != epoch || known.expired(state.header.now()) {
+            return None;
+        }
+        known.answer(topic_sequence).map(|answer| RoutedAttempt { filtered: answer.filtered })
     }
 
     /// What retention asks of the leader now: units to propose, one for each partition with something to let go.

@@ -153,11 +153,27 @@ impl Shard {
         partition: PartitionId,
         keys: &[Bytes],
     ) -> Result<Vec<Option<Bytes>>, StoreError> {
+        let values = self.state_get_within(deployment, partition, keys, usize::MAX)?;
+        Ok(values.unwrap_or_default())
+    }
+
+    /// As [`Self::state_get`]; `None` where the values are larger than `bytes_max` altogether. A key that comes twice counts
+    /// twice. Values beyond the bound are not collected.
+    ///
+    /// # Errors
+    /// The state store can't be read.
+    pub fn state_get_within(
+        &self,
+        deployment: DeploymentId,
+        partition: PartitionId,
+        keys: &[Bytes],
+        bytes_max: usize,
+    ) -> Result<Option<Vec<Option<Bytes>>>, StoreError> {
         let task = (deployment, partition);
         let (found, base, now) = {
             let state = self.inner.state.read();
             if state.is_gone(deployment) {
-                return Ok(vec![None; keys.len()]);
+                return Ok(Some(vec![None; keys.len()]));
             }
             let found: Vec<_> = keys.iter().map(|key| state.rows.in_memory(&state_key(&task, key))).collect();
             (found, state.rows.base(), state.header.now())
@@ -172,7 +188,17 @@ impl Shard {
                 row.map(|row| split_state_value(&row)).filter(|(expires_at, _)| !expired(*expires_at, now));
             Ok(live.map(|(_, value)| value))
         };
-        keys.iter().zip(found).map(read).collect()
+        let mut values = Vec::with_capacity(keys.len());
+        let mut bytes = 0_usize;
+        for wanted in keys.iter().zip(found) {
+            let value = read(wanted)?;
+            bytes = bytes.saturating_add(value.as_ref().map_or(0, Bytes::len));
+            if bytes > bytes_max {
+                return Ok(None);
+            }
+            values.push(value);
+        }
+        Ok(Some(values))
     }
 
     /// The keys from `start` up to, and not with, `end`, at most `limit` of them and about 4 MiB. An empty `start` is
@@ -188,6 +214,23 @@ impl Shard {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<StatePage, StoreError> {
+        self.state_scan_within(deployment, partition, start, end, limit, PAGE_BYTES_MAX)
+    }
+
+    /// As [`Self::state_scan`], and the key that brings the page to `bytes_max` is its last.
+    ///
+    /// # Errors
+    /// The state store can't be read.
+    pub fn state_scan_within(
+        &self,
+        deployment: DeploymentId,
+        partition: PartitionId,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<StatePage, StoreError> {
+        let bytes_max = bytes_max.min(PAGE_BYTES_MAX);
         let task = (deployment, partition);
         let prefix = state_key(&task, &[]);
         let from = state_key(&task, start);
@@ -204,7 +247,7 @@ impl Shard {
         let mut page = StatePage { entries: Vec::new(), next: horizon.as_deref().map(own) };
         let mut bytes = 0;
         rows.scan(Bound::Included(&from), Bound::Excluded(horizon.as_deref().unwrap_or(&to)), |key, row| {
-            if page.entries.len() >= limit || bytes >= PAGE_BYTES_MAX {
+            if page.entries.len() >= limit || bytes >= bytes_max {
                 page.next = Some(own(key));
                 return ControlFlow::Break(());
             }

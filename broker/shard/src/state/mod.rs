@@ -4,21 +4,21 @@ mod objects;
 mod stored;
 mod tracked;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidemill_controller::Controller;
 use tidemill_coordinator::Groups;
 use tidemill_partition::Partition;
-use tidemill_protocol::{DeploymentId, ProducerId, ShardId, TopicId, TopicPartition};
+use tidemill_protocol::{DeploymentId, ProducerId, ShardId, Timestamp, TopicId, TopicPartition};
 
 use crate::keys::TaskKey;
 use crate::store::{BaseRows, Rows};
 use crate::unit::OutboxStream;
 
 pub(crate) use objects::{
-    DeploymentState, InboxState, Object, OutboxState, Placements, RoutedProducer, ShardHeader, TaskState,
-    TopicState,
+    DeploymentState, InboxState, Object, OutboxState, Placements, RoutedAnswer, RoutedProducer, ShardHeader,
+    TaskState, TopicState,
 };
 pub(crate) use stored::{
     Frozen, Put, ReadStateError, SegmentEnds, encode_end, read_all, read_ends, read_header,
@@ -31,6 +31,8 @@ pub(crate) struct State {
     pub(crate) topics: Tracked<TopicId, TopicState>,
     pub(crate) partitions: Partitions,
     pub(crate) routed: Tracked<(TopicId, ProducerId), RoutedProducer>,
+    /// The keys of `routed`, the longest unused first.
+    pub(crate) routed_by_use: BTreeSet<(Timestamp, (TopicId, ProducerId))>,
     /// Memory that `routed` takes.
     pub(crate) routed_bytes: usize,
     pub(crate) groups: Groups,
@@ -52,6 +54,7 @@ impl State {
             topics: Tracked::default(),
             partitions: Partitions::default(),
             routed: Tracked::default(),
+            routed_by_use: BTreeSet::new(),
             routed_bytes: 0,
             groups: Groups::default(),
             controller,

@@ -18,7 +18,7 @@ use tidemill_protocol::{
 };
 
 use crate::keys::{KeyPart, TaskKey, space};
-use crate::unit::{AdoptedStatus, OutboxStream, TaskStatus};
+use crate::unit::{AdoptedStatus, FilterPass, OutboxStream, TaskStatus};
 
 const FORMAT: u8 = 1;
 
@@ -123,6 +123,13 @@ impl Object for TopicState {
 /// What one routed batch was answered: partition, base offset, number of offsets.
 pub(crate) type Placements = Vec<(PartitionId, Offset, u32)>;
 
+/// A routed batch that was answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RoutedAnswer {
+    pub(crate) placements: Placements,
+    pub(crate) filtered: Option<FilterPass>,
+}
+
 /// An idempotent producer whose batches the broker partitions, in one topic of this shard.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct RoutedProducer {
@@ -131,7 +138,7 @@ pub(crate) struct RoutedProducer {
     pub(crate) next: u64,
     pub(crate) last_used: Timestamp,
     /// Answers of the sequences before `next`, oldest first.
-    pub(crate) answers: VecDeque<Placements>,
+    pub(crate) answers: VecDeque<RoutedAnswer>,
 }
 
 impl RoutedProducer {
@@ -139,24 +146,24 @@ impl RoutedProducer {
         Self { epoch, next: 0, last_used: Timestamp::default(), answers: VecDeque::new() }
     }
 
-    pub(crate) fn answer(&self, sequence: u64) -> Option<&Placements> {
+    pub(crate) fn answer(&self, sequence: u64) -> Option<&RoutedAnswer> {
         let back = self.next.checked_sub(sequence)?.checked_sub(1)?;
         let at = self.answers.len().checked_sub(1)?.checked_sub(usize::try_from(back).ok()?)?;
         self.answers.get(at)
     }
 
-    pub(crate) fn remember(&mut self, placements: Placements, now: Timestamp) {
+    pub(crate) fn remember(&mut self, answer: RoutedAnswer, now: Timestamp) {
         if self.answers.len() >= BATCHES_REMEMBERED {
             self.answers.pop_front();
         }
-        self.answers.push_back(placements);
+        self.answers.push_back(answer);
         self.next += 1;
         self.last_used = now;
     }
 
     /// About how much memory it takes.
     pub(crate) fn bytes(&self) -> usize {
-        96 + self.answers.iter().map(|placements| 32 + placements.len() * 16).sum::<usize>()
+        96 + self.answers.iter().map(|answer| 56 + answer.placements.len() * 16).sum::<usize>()
     }
 }
 
@@ -245,12 +252,15 @@ mod tests {
         let mut producer = RoutedProducer::new(ProducerEpoch::new(0));
         assert_eq!(producer.answer(0), None);
         for sequence in 0..100_i64 {
-            producer.remember(vec![(PartitionId::new(0), Offset::new(sequence * 10), 10)], Timestamp::new(1));
+            let placements = vec![(PartitionId::new(0), Offset::new(sequence * 10), 10)];
+            let filter = FilterPass { filter: DeploymentId::new(7), now: Timestamp::new(sequence) };
+            let filtered = (sequence % 2 == 0).then_some(filter);
+            producer.remember(RoutedAnswer { placements, filtered }, Timestamp::new(1));
         }
-        assert_eq!(producer.answer(99).unwrap()[0].1, Offset::new(990));
+        assert_eq!(producer.answer(99).unwrap().placements[0].1, Offset::new(990));
         assert_eq!(producer.answer(100), None);
         let oldest = 100 - BATCHES_REMEMBERED as u64;
-        assert_eq!(producer.answer(oldest).unwrap()[0].1.get() as u64, oldest * 10);
+        assert_eq!(producer.answer(oldest).unwrap().placements[0].1.get() as u64, oldest * 10);
         assert_eq!(producer.answer(oldest - 1), None);
         let stored = producer.encode();
         assert_eq!(RoutedProducer::decode(&stored).unwrap(), producer);

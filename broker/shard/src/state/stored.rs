@@ -235,8 +235,10 @@ impl Reader {
             }
             space::ROUTED => {
                 let producer = RoutedProducer::decode(value)?;
+                let key = take(&mut identity)?;
                 self.state.routed_bytes += producer.bytes();
-                self.state.routed.restore(take(&mut identity)?, producer);
+                self.state.routed_by_use.insert((producer.last_used, key));
+                self.state.routed.restore(key, producer);
             }
             space::GROUP => self.groups.push(own(identity)),
             space::CONTROLLER => self.controller.push(own(identity)),

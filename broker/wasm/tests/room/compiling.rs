@@ -186,3 +186,29 @@ async fn several_uploads_of_one_component_compile_it_once() {
     }
     assert_eq!(fs::read_to_string(count).unwrap().lines().count(), 1);
 }
+
+#[tokio::test]
+async fn slow_uploads_hold_nobody_up() {
+    let world = World::new();
+    world.service(worker(), CompileLimits::default()).compile(keep_all()).await.unwrap();
+    let (busy, real) = (world.dir.path().join("busy"), worker().program);
+    // The first compilation never ends.
+    let first_hangs = shell(&format!(
+        "/bin/mkdir {} 2> /dev/null && exec /bin/sleep 600; exec {}",
+        busy.display(),
+        real.display()
+    ));
+    let service = world.service(first_hangs, CompileLimits::default());
+    let uploading = service.clone();
+    let slow = tokio::spawn(async move { uploading.compile_upload(hostile::keep_even().into()).await });
+    while !busy.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let soon = Duration::from_secs(20);
+    let cached = tokio::time::timeout(soon, service.compile_upload(keep_all())).await;
+    assert_works(cached.expect("what is in the cache needs no turn").unwrap()).await;
+    let opened = tokio::time::timeout(soon, service.compile(hostile::redact_first().into())).await;
+    opened.expect("what is opened does not wait for uploads").unwrap();
+    assert!(!slow.is_finished());
+    slow.abort();
+}

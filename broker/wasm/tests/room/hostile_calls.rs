@@ -98,12 +98,6 @@ async fn endless_loops() {
     in_every_world(hostile::loops_after_the_answer, timed_out).await;
 }
 
-/// CPU time of this thread, on which a test's calls run.
-fn thread_cpu() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
-}
-
 #[tokio::test]
 async fn fills_that_can_not_be_interrupted_are_charged_for() {
     // One fill takes many ticks, and looks at the epoch once.
@@ -259,18 +253,58 @@ async fn the_brokers_memory_does_not_grow() {
     assert!(grown < 400 << 20, "{grown} bytes more after 600 further failing calls");
 }
 
+fn small_engine(instances_max: u32) -> Engine {
+    Engine::new(EngineConfig { instances_max, ..EngineConfig::default() }).unwrap()
+}
+
+async fn running(compiled: &Compiled) -> Result<ConsumerInstance, CallError> {
+    let host = Box::new(MemoryHost::default());
+    ConsumerInstance::start(compiled.clone(), context(), tight(), null_sink(), host).await
+}
+
 #[tokio::test]
 async fn instances_are_bounded() {
-    let engine = Engine::new(EngineConfig { instances_max: 3, ..EngineConfig::default() }).unwrap();
-    let compiled = engine.compile_here(&hostile::keep_all()).unwrap();
-    let start = || FilterPool::new(compiled.clone(), context(), tight(), null_sink(), 1).unwrap();
-    let pools: Vec<_> = (0..3).map(|_| start()).collect();
+    let compiled = small_engine(3).compile_here(&hostile::relay()).unwrap();
+    let mut running_now = Vec::new();
+    for _ in 0..3 {
+        running_now.push(running(&compiled).await.unwrap());
+    }
+    let error = running(&compiled).await.err().unwrap();
+    assert!(matches!(&error, CallError::NoCapacity(reason) if reason.starts_with("3 of 3")), "{error:?}");
+    running_now.pop();
+    running(&compiled).await.unwrap();
+}
+
+#[tokio::test]
+async fn instances_that_wait_make_room() {
+    let compiled = small_engine(3).compile_here(&hostile::keep_all()).unwrap();
+    let start = || FilterPool::new(compiled.clone(), context(), tight(), null_sink(), 4).unwrap();
+    let pools: Vec<_> = (0..6).map(|_| start()).collect();
     for pool in &pools {
         pool.apply(batch_of(1)).await.unwrap();
     }
-    let late = start();
-    let error = late.apply(batch_of(1)).await.unwrap_err();
-    assert!(matches!(error, CallError::NoCapacity(_)), "{error:?}");
-    pools[1].trim();
-    late.apply(batch_of(1)).await.unwrap();
+    assert!(pools.iter().map(FilterPool::idle).sum::<usize>() <= 3);
+}
+
+#[tokio::test]
+async fn subscriptions_and_tasks_leave_room_for_producers() {
+    let engine = small_engine(16);
+    let task = engine.compile_here(&hostile::relay()).unwrap();
+    let mut tasks = Vec::new();
+    let full = loop {
+        match running(&task).await {
+            Ok(running) => tasks.push(running),
+            Err(full) => break full,
+        }
+    };
+    assert!(matches!(full, CallError::NoCapacity(_)), "{full:?}");
+    assert_eq!(tasks.len(), 14);
+    let keep_all = engine.compile_here(&hostile::keep_all()).unwrap();
+    let by_length = engine.compile_here(&hostile::by_key_length()).unwrap();
+    let filter = FilterPool::new(keep_all, context(), tight(), null_sink(), 4).unwrap();
+    let partitioner = PartitionerPool::new(by_length, context(), tight(), null_sink()).unwrap();
+    filter.apply_for(Claim::Produce, batch_of(1)).await.unwrap();
+    partitioner.partition(batch_of(1), 2).await.unwrap();
+    let error = filter.apply(batch_of(1)).await.unwrap_err();
+    assert!(matches!(error, CallError::NoCapacity(_)), "the producers' instance is not lent: {error:?}");
 }

@@ -140,7 +140,7 @@ impl TaskHost for MemoryHost {
         Ok(EmitAnswer::Taken)
     }
 
-    fn read_state(&mut self, keys: Blobs) -> BoxFuture<'_, Result<Blobs, HostError>> {
+    fn read_state(&mut self, keys: Blobs, bytes_max: usize) -> BoxFuture<'_, Result<ReadAnswer, HostError>> {
         let effects = Arc::clone(&self.0);
         async move {
             tokio::task::yield_now().await;
@@ -149,13 +149,16 @@ impl TaskHost for MemoryHost {
             }
             let effects = effects.lock();
             if let Some(broken) = &effects.broken {
-                return Err(HostError(broken.clone()));
+                return Err(HostError::Broker(broken.clone()));
             }
             let mut values = Blobs::new();
             for key in keys.iter().flatten() {
                 assert!(values.push(effects.state.get(key).map(Vec::as_slice)));
+                if values.data_bytes() > bytes_max {
+                    return Ok(ReadAnswer::TooLarge);
+                }
             }
-            Ok(values)
+            Ok(ReadAnswer::Values(values))
         }
         .boxed()
     }
@@ -173,11 +176,21 @@ impl TaskHost for MemoryHost {
 
     fn scan_state(
         &mut self,
-        _start: Vec<u8>,
+        start: Vec<u8>,
         _end: Option<Vec<u8>>,
-        _limit: u32,
-    ) -> BoxFuture<'_, Result<StatePage, HostError>> {
-        async { Ok(StatePage::default()) }.boxed()
+        bounds: ScanBounds,
+    ) -> BoxFuture<'_, Result<ScanAnswer, HostError>> {
+        let mut page = StatePage::default();
+        for (key, value) in self.0.lock().state.range(start..) {
+            let bytes = page.keys.data_bytes() + page.values.data_bytes();
+            page.more = bytes >= bounds.bytes_max || page.keys.len() >= bounds.entries_max as usize;
+            if page.more {
+                break;
+            }
+            assert!(page.keys.push(Some(key)) && page.values.push(Some(value)));
+        }
+        page.read_bytes = page.keys.data_bytes() + page.values.data_bytes();
+        async { Ok(ScanAnswer::Page(page)) }.boxed()
     }
 
     fn set_timer(&mut self, key: Vec<u8>, at: i64) -> Result<(), HostError> {
@@ -185,7 +198,8 @@ impl TaskHost for MemoryHost {
         Ok(())
     }
 
-    fn cancel_timer(&mut self, _key: Vec<u8>) -> Result<(), HostError> {
+    fn cancel_timer(&mut self, key: Vec<u8>) -> Result<(), HostError> {
+        self.0.lock().timers.retain(|(set, _)| *set != key);
         Ok(())
     }
 }
@@ -197,4 +211,10 @@ pub(crate) async fn task(
 ) -> Result<ConsumerInstance, CallError> {
     let host = Box::new(host.clone());
     ConsumerInstance::start(compiled(component), context(), limits, null_sink(), host).await
+}
+
+/// CPU time of this thread, on which a test's calls run.
+pub(crate) fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }

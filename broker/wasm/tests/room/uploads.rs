@@ -1,10 +1,12 @@
 //! What can be told of an upload before it runs.
 
+use std::time::Duration;
+
 use tidemill_hostile as hostile;
 use tidemill_hostile::World;
 use tidemill_wasm::*;
 
-use crate::kit::{compiled, context, engine, null_sink, tight};
+use crate::kit::{compiled, context, engine, null_sink, thread_cpu, tight};
 
 #[test]
 fn a_plugin_is_known_by_what_it_exports() {
@@ -120,4 +122,19 @@ fn more_memory_than_anybody_can_have_is_refused_at_once() {
     assert_eq!(inspect(&component).unwrap().initial_memory_bytes, 1 << 30);
     let error = engine().compile_here(&component).unwrap_err();
     assert_eq!(error, CompileError::Load(LoadError::TooMuchMemory { bytes: 1 << 30, bytes_max: 256 << 20 }));
+}
+
+#[tokio::test]
+async fn what_overran_is_not_tried_again_at_once() {
+    let limits = PluginLimits { init_time: Duration::from_millis(500), ..tight() };
+    let slow = compiled(&hostile::loops_in_init(World::Filter));
+    let loops = compiled(&hostile::loops_in_describe(World::Filter));
+    let mut ran = Vec::new();
+    for _ in 0..2 {
+        let begun = thread_cpu();
+        slow.validate_config(&context(), &limits, null_sink()).await.unwrap_err();
+        loops.describe(&limits).await.unwrap_err();
+        ran.push(thread_cpu() - begun);
+    }
+    assert!(ran[0] > Duration::from_millis(500) && ran[1] < Duration::from_millis(50), "{ran:?}");
 }

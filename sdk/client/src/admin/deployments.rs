@@ -148,8 +148,7 @@ impl Deployments {
     /// The broker's reasons not to, or no answer.
     pub async fn create(&self, deployment: NewDeployment) -> Result<Deployment, RequestError> {
         let body = request::Body::CreateDeployment(deployment.request);
-        let reply =
-            self.cluster.call_with(body, bytes::Bytes::new(), Repeat::IfUntouched, DEPLOY_TIMEOUT).await?;
+        let reply = self.cluster.call_with(body, bytes::Bytes::new(), Repeat::Freely, DEPLOY_TIMEOUT).await?;
         body_of!(reply, Deployment)
     }
 

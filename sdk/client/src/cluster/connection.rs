@@ -3,17 +3,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tidemill_protocol::BrokerId;
 use tidemill_protocol::messages::{
     self, ClientControl, ClientHello, Interest, ServerControl, ServerHello, StreamOpen, client_control,
     server_control, stream_open,
 };
+use tidemill_protocol::{BrokerId, ErrorCode};
 use tokio::sync::watch;
 
 use super::pool::Cluster;
 use crate::error::server_error;
 use crate::transport::{FrameReader, FrameWriter, ReadError, Wire, decode};
-use crate::{ClientConfig, ConnectError};
+use crate::{ClientConfig, ConnectError, ServerError};
 
 /// The protocol versions that this client speaks.
 const PROTOCOL_MIN: u32 = 1;
@@ -78,12 +78,7 @@ impl BrokerConnection {
                     reason: error.to_string(),
                 });
             }
-            Ok(Err(error)) => {
-                return Err(ConnectError::Handshake {
-                    address: address.to_owned(),
-                    reason: error.to_string(),
-                });
-            }
+            Ok(Err(error)) => return Err(not_greeted(&quinn, address, &error)),
             Err(_) => {
                 let after = config.connect_timeout;
                 return Err(ConnectError::TimedOut { address: address.to_owned(), after });
@@ -158,6 +153,19 @@ impl BrokerConnection {
         // Without its control stream a connection cannot tell when it is no longer wanted.
         self.going_away.store(true, Ordering::Relaxed);
     }
+}
+
+/// A broker that closes the connection instead of answering says why in the close: what is no use to try again is final.
+fn not_greeted(quinn: &quinn::Connection, address: &str, error: &ReadError) -> ConnectError {
+    let address = address.to_owned();
+    if let Some(quinn::ConnectionError::ApplicationClosed(close)) = quinn.close_reason()
+        && let Ok(code) = u32::try_from(close.error_code.into_inner())
+        && let Some(code) = ErrorCode::from_code(code).filter(|code| !code.retriable())
+    {
+        let message = String::from_utf8_lossy(&close.reason).into_owned();
+        return ConnectError::Refused { address, error: ServerError { message, ..ServerError::of(code) } };
+    }
+    ConnectError::Handshake { address, reason: error.to_string() }
 }
 
 async fn hello(quinn: &quinn::Connection, config: &ClientConfig) -> Result<(ServerHello, Wire), ReadError> {

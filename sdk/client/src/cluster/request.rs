@@ -7,8 +7,8 @@ use tidemill_protocol::messages::{PayloadChunk, Reply, Request, StreamOpen, repl
 
 use super::pool::Cluster;
 use crate::error::server_error;
-use crate::transport::{Wire, WriteError};
-use crate::{ConnectError, RequestError};
+use crate::transport::{ReadError, Wire, WriteError};
+use crate::{ConnectError, RequestError, ServerError};
 
 /// Bytes of payload in one frame of an upload.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -83,12 +83,13 @@ impl Cluster {
         {
             return Err(RequestError::OutcomeUnknown(error.to_string()));
         }
-        let (reply, _) = wire.reader.message::<Reply>().await.map_err(|error| {
-            if error.is_nonsense() {
-                RequestError::BadAnswer(error.to_string())
-            } else {
-                RequestError::OutcomeUnknown(error.to_string())
+        let (reply, _) = wire.reader.message::<Reply>().await.map_err(|error| match error {
+            // Refused unread: certainly without effect.
+            ReadError::Reset(code) if code == u64::from(ErrorCode::TooManyStreams.code()) => {
+                RequestError::Server(ServerError::of(ErrorCode::TooManyStreams))
             }
+            error if error.is_nonsense() => RequestError::BadAnswer(error.to_string()),
+            error => RequestError::OutcomeUnknown(error.to_string()),
         })?;
         server_error(reply.error)?;
         reply.body.ok_or_else(|| RequestError::BadAnswer("neither a result nor an error".to_owned()))

@@ -14,6 +14,9 @@ use crate::cluster::{Cluster, PartitionMetadata, TopicMetadata};
 /// The largest batch that a sink takes: what a broker would by default.
 const SINK_BATCH_BYTES_MAX: usize = 8 << 20;
 
+/// Brokers forget no producer that wrote within the last ten minutes by the log's time.
+const DELIVERY_TIMEOUT_MAX: Duration = Duration::from_secs(600);
+
 /// How a [`Producer`] sends. Made by [`Client::producer`](crate::Client::producer).
 #[derive(Debug)]
 #[must_use = "nothing happens before build"]
@@ -86,7 +89,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// How long after it was sent a record may stay unacknowledged before it fails. By default 60 s.
+    /// How long after it was sent a record may stay unacknowledged before it fails. By default 60 s; at most 10 minutes, for as long
+    /// as a broker remembers every producer.
     pub const fn delivery_timeout(mut self, timeout: Duration) -> Self {
         self.options.delivery_timeout = timeout;
         self
@@ -156,6 +160,12 @@ fn check(options: &Options) -> Result<(), ProducerError> {
     }
     if options.in_flight_max == 0 {
         return wrong("in_flight_max is 0: nothing could be sent".to_owned());
+    }
+    if options.idempotent && options.delivery_timeout > DELIVERY_TIMEOUT_MAX {
+        return wrong(format!(
+            "delivery_timeout is {:?}, and may be {DELIVERY_TIMEOUT_MAX:?}: after that a broker may have forgotten who sent a batch",
+            options.delivery_timeout
+        ));
     }
     if options.delivery_timeout <= options.linger {
         return wrong(format!(

@@ -1,7 +1,10 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tidemill_protocol::ErrorCode;
+
+use super::completion::Placement;
 
 use crate::{RequestError, ServerError};
 
@@ -68,6 +71,25 @@ pub enum DeliveryError {
         /// The last thing that went wrong, if any.
         last: Option<String>,
     },
+    /// The broker refuses the batch and remembers nothing of its producer, while an earlier attempt that got no answer may have been
+    /// stored. It is not sent again: that could store it twice. Read back whether it is there.
+    #[error(
+        "it may or may not be stored, and is not sent again: an earlier attempt got no answer, and now: {0}"
+    )]
+    Unknown(ServerError),
+    /// Some shards of the topic have stored their part of a routed batch, another has refused its own. It is not sent again: that
+    /// would store the parts that are there twice.
+    #[error(
+        "{} of the batch's records are stored{}, the others are not, and it is not sent again: {error}",
+        stored(placements),
+        places(placements)
+    )]
+    PartlyStored {
+        /// What is stored.
+        placements: Arc<[Placement]>,
+        /// Why the rest is not.
+        error: ServerError,
+    },
     /// A newer producer with the same identity has taken over; this one can send nothing any more.
     #[error("a newer instance of this producer has taken over")]
     Fenced,
@@ -87,7 +109,7 @@ impl DeliveryError {
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
         match self {
-            Self::Refused(error) => Some(error.code),
+            Self::Refused(error) | Self::PartlyStored { error, .. } => Some(error.code),
             _ => None,
         }
     }
@@ -96,5 +118,55 @@ impl DeliveryError {
     #[must_use]
     pub fn is(&self, code: ErrorCode) -> bool {
         self.code() == Some(code.code())
+    }
+}
+
+fn stored(placements: &[Placement]) -> u64 {
+    placements.iter().map(|placement| u64::from(placement.record_count)).sum()
+}
+
+fn places(placements: &[Placement]) -> String {
+    let place = |placement: &Placement| {
+        format!(
+            " {} in partition {} from offset {}",
+            placement.record_count, placement.partition, placement.base_offset
+        )
+    };
+    let places: Vec<_> = placements.iter().map(place).collect();
+    if places.is_empty() { String::new() } else { format!(" ({})", places.join(",").trim_start()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::{Offset, PartitionId};
+
+    use super::*;
+
+    #[test]
+    fn a_batch_stored_in_part_says_where() {
+        let placement = |partition, offset, record_count| Placement {
+            partition: PartitionId::new(partition),
+            base_offset: Offset::new(offset),
+            record_count,
+        };
+        let code = ErrorCode::PartlyStored;
+        let error = ServerError {
+            code: code.code(),
+            message: "gone".to_owned(),
+            retriable: false,
+            rejections: Vec::new(),
+        };
+        let error = DeliveryError::PartlyStored {
+            placements: [placement(0, 7, 2), placement(3, 9, 1)].into(),
+            error,
+        };
+        let said = error.to_string();
+        assert!(
+            said.starts_with(
+                "3 of the batch's records are stored (2 in partition 0 from offset 7, 1 in partition 3"
+            ),
+            "{said}"
+        );
+        assert!(error.is(code));
     }
 }

@@ -24,6 +24,7 @@ pub(super) struct InFlight {
     pub(super) number: u64,
     /// On the current stream; `None` before it was sent there.
     pub(super) request_id: Option<u64>,
+    /// How often it was sent. Above 1, or above 0 where no stream is open, an attempt that got no answer may be stored.
     pub(super) attempts: u32,
     /// Certainly not stored: waits to be numbered anew.
     pub(super) refused: bool,

@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 use tidemill_protocol::record_batch::{AppendError, BatchBuilder, BuilderOptions, RecordBatch};
@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::completion::{Completion, Delivery};
-use super::options::Options;
+use super::shared::Shared;
 use super::{DeliveryError, Record, SendError};
 
 /// Where the batches of a lane go.
@@ -23,6 +23,8 @@ pub(super) enum Target {
 #[derive(Debug)]
 pub(super) struct Lane {
     pub(super) target: Target,
+    /// Hears of a batch that can't be built.
+    producer: Weak<Shared>,
     state: Mutex<LaneState>,
     /// For the lane's task: there is something to look at.
     pub(super) wake: Notify,
@@ -66,7 +68,8 @@ pub(super) struct Appended {
 }
 
 impl Lane {
-    pub(super) fn new(target: Target, options: &Options) -> Self {
+    pub(super) fn new(target: Target, producer: &Arc<Shared>) -> Self {
+        let options = &producer.options;
         let builder = BatchBuilder::new(BuilderOptions {
             compression: options.compression,
             compression_level: options.compression_level,
@@ -81,7 +84,7 @@ impl Lane {
             flush: false,
             stopped: None,
         };
-        Self { target, state: Mutex::new(state), wake: Notify::new() }
+        Self { target, producer: Arc::downgrade(producer), state: Mutex::new(state), wake: Notify::new() }
     }
 
     /// Adds a record to the open batch. The caller has reserved `buffered_bytes`.
@@ -98,7 +101,7 @@ impl Lane {
         let mut rolled = false;
         match state.encode(record, timestamp) {
             Err(AppendError::Full { .. }) => {
-                state.close_open();
+                state.close_open(&self.producer);
                 rolled = true;
                 state.encode(record, timestamp)
             }
@@ -133,7 +136,7 @@ impl Lane {
         if let Some(error) = &state.stopped {
             return Err(SendError::Stopped(error.clone()));
         }
-        state.close_open();
+        state.close_open(&self.producer);
         let completion = Arc::<Completion>::default();
         state.outstanding.push_back(Arc::clone(&completion));
         let delivery = Delivery::new(Arc::clone(&completion), 0);
@@ -151,7 +154,7 @@ impl Lane {
             && let Some(open) = &state.open
             && (state.flush || opened_until.is_some_and(|until| open.opened <= until))
         {
-            state.close_open();
+            state.close_open(&self.producer);
         }
         state.ready.pop_front()
     }
@@ -188,7 +191,7 @@ impl Lane {
     pub(super) fn stop(&self, error: DeliveryError) -> Vec<ReadyBatch> {
         let mut state = self.state.lock();
         state.stopped.get_or_insert(error);
-        state.close_open();
+        state.close_open(&self.producer);
         state.ready.drain(..).collect()
     }
 }
@@ -199,7 +202,7 @@ impl LaneState {
         self.builder.append(timestamp, record.key, record.value, record.headers.iter().copied())
     }
 
-    fn close_open(&mut self) {
+    fn close_open(&mut self, producer: &Weak<Shared>) {
         self.flush = false;
         let Some(open) = self.open.take() else { return };
         match self.builder.build_batch() {
@@ -210,11 +213,71 @@ impl LaneState {
                 buffered_bytes: open.buffered_bytes,
             }),
             Err(error) => {
-                // The records are lost to their senders, who hear of it; the next batch begins clean.
+                // The records are lost to their senders, who hear of it, as does a flush; the next batch begins clean.
                 self.builder.clear();
                 self.outstanding.retain(|other| !Arc::ptr_eq(other, &open.completion));
-                open.completion.complete(Err(DeliveryError::Build(error.to_string())));
+                let error = DeliveryError::Build(error.to_string());
+                if let Some(producer) = producer.upgrade() {
+                    producer.settled(open.buffered_bytes, Some(&error));
+                }
+                open.completion.complete(Err(error));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidemill_protocol::messages::TopicConfig;
+    use tidemill_protocol::{BrokerId, LeaderEpoch, ShardId, TopicId};
+
+    use super::super::Producer;
+    use super::super::options::Options;
+    use super::*;
+    use crate::cluster::{PartitionMetadata, TopicMetadata};
+
+    /// In front of a sink, so that nothing but the lane is asked.
+    fn producer() -> Producer {
+        let partition = PartitionMetadata {
+            partition: PartitionId::new(0),
+            shard: ShardId::new(1),
+            leader: BrokerId::new(1),
+            leader_epoch: LeaderEpoch::new(0),
+        };
+        let topic = TopicMetadata {
+            id: TopicId::new(uuid::Uuid::nil()),
+            name: "t".into(),
+            partitions: vec![partition],
+            config: TopicConfig::default(),
+            partitioner: None,
+            version: 0,
+        };
+        let options =
+            Options { linger: Duration::from_secs(30), buffer_bytes_max: 4096, ..Options::default() };
+        Producer::new(Shared::new(Arc::new(topic), options, None, None, 1 << 20))
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_can_not_be_built_is_told_and_frees_its_memory() {
+        let producer = producer();
+        let value = [7; 1000];
+        // Several rounds: memory that was kept would run out.
+        for round in 1..=10 {
+            let lost = producer.try_send(Record::new(&value)).expect("there is room");
+            let also_lost = producer.try_send(Record::new(&value)).expect("there is room");
+            assert!(producer.stats().buffered_bytes >= 2000);
+            // As if compressing failed, which no input makes it do.
+            producer.shared.lane(0).expect("a partition").state.lock().builder.clear();
+            let flushed = producer.flush().await;
+            assert!(matches!(flushed, Err(DeliveryError::Build(_))), "{flushed:?}");
+            for delivery in [lost, also_lost] {
+                assert!(matches!(delivery.await, Err(DeliveryError::Build(_))));
+            }
+            assert_eq!((producer.stats().buffered_bytes, producer.stats().failed_batches), (0, round));
+            drop(producer.try_send(Record::new(&value)).expect("taken"));
+            producer.flush().await.expect("what comes behind it is none the worse");
         }
     }
 }

@@ -209,8 +209,8 @@ impl LaneTask {
         self.in_flight.push_back(batch);
     }
 
-    /// What to do where the broker refuses the batch at `index`.
-    pub(super) fn refused(&mut self, index: usize, error: ServerError) -> Option<StreamEnd> {
+    /// What to do where the broker refuses the batch at `index`, having stored of it what `placed` says.
+    pub(super) fn refused(&mut self, index: usize, error: ServerError, placed: Placed) -> Option<StreamEnd> {
         let code = error.error_code();
         if code == Some(ErrorCode::ProducerFenced) {
             return Some(StreamEnd::Fatal(DeliveryError::Fenced));
@@ -219,12 +219,15 @@ impl LaneTask {
         let batch = self.in_flight.get_mut(index)?;
         let is_sequence_error =
             matches!(code, Some(ErrorCode::OutOfOrderSequence | ErrorCode::UnknownProducer));
+        let is_first_attempt = batch.attempts <= 1;
+        if is_idempotent && code == Some(ErrorCode::UnknownProducer) && !is_first_attempt {
+            // What the broker forgot it can't tell from what it never had.
+            self.give_up(index, DeliveryError::Unknown(error));
+            return None;
+        }
         // A broker remembers the results of as many batches as may be in flight, so a batch that it had stored would
-        // have been a duplicate: a gap before it, or a forgotten producer, says that it is not stored.
-        if is_idempotent
-            && is_sequence_error
-            && (self.has_gap || batch.attempts <= 1 || code == Some(ErrorCode::UnknownProducer))
-        {
+        // have been a duplicate: a gap before it says that it is not stored.
+        if is_idempotent && is_sequence_error && (self.has_gap || is_first_attempt) {
             batch.refused = true;
             self.draining = true;
             return None;
@@ -232,15 +235,41 @@ impl LaneTask {
         if error.retriable {
             return Some(StreamEnd::Retry(error.to_string()));
         }
-        // A plugin's refusal uses its sequences; every other one leaves a gap.
-        if is_idempotent && code != Some(ErrorCode::RecordsRejected) {
+        match (code, placed) {
+            (Some(ErrorCode::PartlyStored), Placed::Routed { placements }) => {
+                self.give_up(index, DeliveryError::PartlyStored { placements, error });
+            }
+            // A plugin's refusal uses its sequences; every other one leaves a gap.
+            (Some(ErrorCode::RecordsRejected), _) => self.fail(index, DeliveryError::Refused(error)),
+            _ => self.give_up(index, DeliveryError::Refused(error)),
+        }
+        None
+    }
+
+    /// The broker knows nothing of this identity: what was sent and got no answer may be stored, the rest is not.
+    pub(super) fn forgotten(&mut self, error: &ServerError) {
+        while let Some(index) = self.in_flight.iter().position(|batch| batch.attempts > 0 && !batch.refused) {
+            self.give_up(index, DeliveryError::Unknown(error.clone()));
+        }
+        for batch in &mut self.in_flight {
+            batch.refused = true;
+        }
+        self.draining = true;
+    }
+
+    /// Fails a batch that leaves a gap in this identity's sequences.
+    fn give_up(&mut self, index: usize, error: DeliveryError) {
+        if self.numbering.identity.is_some() {
             self.has_gap = true;
             self.draining = true;
         }
+        self.fail(index, error);
+    }
+
+    fn fail(&mut self, index: usize, error: DeliveryError) {
         if let Some(batch) = self.in_flight.remove(index) {
-            self.settle(&batch.completion, batch.buffered_bytes, Err(DeliveryError::Refused(error)));
+            self.settle(&batch.completion, batch.buffered_bytes, Err(error));
         }
-        None
     }
 }
 

@@ -113,7 +113,7 @@ impl Shared {
     fn start_lane(self: &Arc<Self>, index: u32) -> Arc<Lane> {
         let target =
             if self.options.routed { Target::Routed } else { Target::Partition(PartitionId::new(index)) };
-        let lane = Arc::new(Lane::new(target, &self.options));
+        let lane = Arc::new(Lane::new(target, self));
         match &self.cluster {
             Some(cluster) => {
                 let task = LaneTask::new(Arc::clone(self), Arc::clone(cluster), Arc::clone(&lane));

@@ -185,10 +185,7 @@ impl LaneTask {
         match error.error_code() {
             Some(ErrorCode::ProducerFenced) => return StreamEnd::Fatal(DeliveryError::Fenced),
             Some(ErrorCode::UnknownProducer) if self.numbering.identity.is_some() => {
-                for batch in &mut self.in_flight {
-                    batch.refused = true;
-                }
-                self.draining = true;
+                self.forgotten(&error);
                 return StreamEnd::Renumber;
             }
             Some(ErrorCode::NotLeader) => {
@@ -319,7 +316,7 @@ impl LaneTask {
                     }
                 }
                 Err(error) => {
-                    if let Some(end) = self.refused(index, error) {
+                    if let Some(end) = self.refused(index, error, ack.placed) {
                         return Some(end);
                     }
                 }

@@ -3,6 +3,7 @@ use std::collections::VecDeque;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
 use thiserror::Error;
+use tidemill_protocol::ErrorCode;
 use tidemill_protocol::frame::{
     FRAME_LENGTH_BYTES, FRAME_PREFIX_BYTES, FrameError, FrameLimits, RawFrame, rest_length,
 };
@@ -21,7 +22,7 @@ const LIMITS: FrameLimits = FrameLimits { frame_bytes_max: 64 << 20, header_byte
 /// Why a stream gives no further frame.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum ReadError {
-    #[error("the broker reset the stream (code {0})")]
+    #[error("the broker reset the stream ({})", code_name(*.0))]
     Reset(u64),
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -31,6 +32,12 @@ pub(crate) enum ReadError {
     Ended,
     #[error("{0}")]
     Connection(String),
+}
+
+/// A QUIC application error code, as docs/errors.md names it.
+fn code_name(code: u64) -> String {
+    let known = u32::try_from(code).ok().and_then(ErrorCode::from_code);
+    known.map_or_else(|| format!("code {code}"), |code| code.name().to_owned())
 }
 
 impl ReadError {
@@ -52,7 +59,7 @@ impl From<quinn::ReadError> for ReadError {
 /// Why a stream takes no further frame.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub(crate) enum WriteError {
-    #[error("the broker stopped the stream (code {0})")]
+    #[error("the broker stopped the stream ({})", code_name(*.0))]
     Stopped(u64),
     #[error("a frame of {0} bytes is beyond what the format can say")]
     TooLarge(usize),

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 
 use bytes::Bytes;
 use tidemill_protocol::messages::{self, PartitionInfo, TopicInfo};
-use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
+use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch};
 use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
 use tokio::sync::Notify;
 
@@ -49,6 +49,11 @@ pub struct Model {
     pub routed_seen: Mutex<Vec<messages::RoutedBatch>>,
     pub partitioner_epoch: AtomicU64,
     pub committed: Mutex<Vec<messages::CommittedOffset>>,
+    /// Acknowledges batches of a partition only when so many are unanswered, and no further one comes.
+    pub acks_held: AtomicUsize,
+    /// Most batches, and most bytes of them, that were unanswered on one produce stream.
+    pub most_unanswered: AtomicUsize,
+    pub most_unanswered_bytes: AtomicUsize,
     /// Largest number of bytes sent to one partition without credit having come back.
     pub most_unreturned: AtomicUsize,
     pub uploaded: Mutex<Bytes>,
@@ -73,6 +78,9 @@ impl Model {
             routed_seen: Mutex::default(),
             partitioner_epoch: AtomicU64::new(1),
             committed: Mutex::default(),
+            acks_held: AtomicUsize::new(1),
+            most_unanswered: AtomicUsize::new(0),
+            most_unanswered_bytes: AtomicUsize::new(0),
             most_unreturned: AtomicUsize::new(0),
             uploaded: Mutex::default(),
         }
@@ -100,6 +108,12 @@ impl Model {
             ..TopicInfo::default()
         };
         messages::Metadata { version: 1, brokers: vec![], topics: vec![topic] }
+    }
+
+    /// How each batch of a partition was compressed, and how many records it has.
+    pub fn batches(&self, partition: usize) -> Vec<(Compression, u32)> {
+        let log = self.logs[partition].lock().expect("no panic");
+        log.batches.iter().map(|b| (b.header().attributes.compression, b.header().record_count())).collect()
     }
 
     /// All values of a partition, in order.

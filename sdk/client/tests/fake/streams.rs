@@ -1,7 +1,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
+use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     self, Error, InitProducerReply, PluginVersion, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen,
     ProduceOpened, Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened,
@@ -22,10 +24,12 @@ pub async fn produce(mut pipe: Pipe, model: &Model, open: ProduceOpen) -> Option
     let partition = open.partition.expect("a partition").partition as usize;
     let mut expected_id = 0;
     let mut is_silent = false;
-    while let Some(frame) = pipe.next().await {
+    let mut held = Held::default();
+    while let Some(frame) = held.next(&mut pipe, model).await {
         let batch: ProduceBatch = frame.message().expect("a batch");
         assert_eq!(batch.request_id, expected_id, "request ids rise by one on each stream");
         expected_id += 1;
+        let bytes = frame.payload.len();
         let records = RecordBatch::decode(frame.payload, &BatchLimits::default()).expect("a good batch");
         assert_eq!(records.header().producer_id.get(), open.producer_id);
         let mut ack = ProduceAck { request_id: batch.request_id, log_append_time: -1, ..Default::default() };
@@ -65,10 +69,51 @@ pub async fn produce(mut pipe: Pipe, model: &Model, open: ProduceOpen) -> Option
             _ => {}
         }
         if !is_silent && open.acks == i32::from(messages::Acks::Quorum) {
-            pipe.say(&ProduceAcks { acks: vec![ack] }, &[]).await?;
+            held.push(ack, bytes, model);
+            if model.acks_held.load(Ordering::Relaxed) <= 1 {
+                held.say(&mut pipe).await?;
+            }
         }
     }
     None
+}
+
+/// Acknowledgements that wait, to see how much is sent without them.
+#[derive(Default)]
+struct Held {
+    acks: Vec<ProduceAck>,
+    bytes: usize,
+}
+
+impl Held {
+    /// A further batch would be there long before; its absence is what is waited for.
+    const QUIET: Duration = Duration::from_millis(100);
+
+    fn push(&mut self, ack: ProduceAck, bytes: usize, model: &Model) {
+        self.acks.push(ack);
+        self.bytes += bytes;
+        model.most_unanswered.fetch_max(self.acks.len(), Ordering::Relaxed);
+        model.most_unanswered_bytes.fetch_max(self.bytes, Ordering::Relaxed);
+    }
+
+    /// The next frame. Where enough is held, first whatever still comes before the acknowledgements are sent.
+    async fn next(&mut self, pipe: &mut Pipe, model: &Model) -> Option<RawFrame> {
+        if self.acks.is_empty() || self.acks.len() < model.acks_held.load(Ordering::Relaxed) {
+            return pipe.next().await;
+        }
+        match tokio::time::timeout(Self::QUIET, pipe.next()).await {
+            Ok(frame) => frame,
+            Err(_) => {
+                self.say(pipe).await?;
+                pipe.next().await
+            }
+        }
+    }
+
+    async fn say(&mut self, pipe: &mut Pipe) -> Option<()> {
+        self.bytes = 0;
+        pipe.say(&ProduceAcks { acks: std::mem::take(&mut self.acks) }, &[]).await
+    }
 }
 
 /// Everything goes to partition 0.
@@ -84,7 +129,9 @@ pub async fn routed(mut pipe: Pipe, model: &Model, _open: RoutedOpen) -> Option<
         model.routed_seen.lock().expect("no panic").push(batch);
         let records = RecordBatch::decode(frame.payload, &BatchLimits::default()).expect("a good batch");
         let record_count = records.header().record_count();
-        match model.next_fault() {
+        let mut ack = RoutedAck { request_id: batch.request_id, ..RoutedAck::default() };
+        let fault = model.next_fault();
+        match fault {
             Fault::ResetBefore => {
                 pipe.reset();
                 return None;
@@ -94,12 +141,16 @@ pub async fn routed(mut pipe: Pipe, model: &Model, _open: RoutedOpen) -> Option<
                 pipe.reset();
                 return None;
             }
+            Fault::Refuse(code) => ack.error = error(code),
             _ => {}
         }
-        let (base_offset, duplicate) =
-            model.logs[0].lock().expect("no panic").append(records).expect("in order");
-        let placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];
-        let ack = RoutedAck { request_id: batch.request_id, placements, duplicate, error: None };
+        // Stored in part: partition 0 has its own.
+        if ack.error.is_none() || fault == Fault::Refuse(ErrorCode::PartlyStored) {
+            let (base_offset, duplicate) =
+                model.logs[0].lock().expect("no panic").append(records).expect("in order");
+            ack.placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];
+            ack.duplicate = duplicate;
+        }
         pipe.say(&RoutedAcks { acks: vec![ack] }, &[]).await?;
     }
     None

@@ -41,8 +41,19 @@ impl Drop for SmallDisk {
     }
 }
 
+/// A broker that takes about 128 MB for a whole disk.
+fn small(disk: &SmallDisk) -> BrokerOptions {
+    BrokerOptions::default()
+        .directory(disk.path())
+        .set("wal.segment_bytes", 4 << 20)
+        .set("wal.bytes_max", 16 << 20)
+        .set("storage.checkpoint_bytes", 2 << 20)
+        .set("storage.disk_free_min_bytes", 24 << 20)
+        .set("storage.disk_reserve_bytes", 4 << 20)
+        .set("storage.retention_interval_ms", 200)
+}
+
 /// Refused before the disk is full, so that nothing breaks; what was acknowledged stays; deleting records makes room again.
-#[ignore = "a full disk is answered with OUTCOME_UNKNOWN for what is under way: open"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
     let disk = match SmallDisk::mount(128) {
@@ -52,15 +63,7 @@ async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
             return Ok(());
         }
     };
-    let options = BrokerOptions::default()
-        .directory(disk.path())
-        .set("wal.segment_bytes", 4 << 20)
-        .set("wal.bytes_max", 16 << 20)
-        .set("storage.checkpoint_bytes", 2 << 20)
-        .set("storage.disk_free_min_bytes", 24 << 20)
-        .set("storage.disk_reserve_bytes", 4 << 20)
-        .set("storage.retention_interval_ms", 200);
-    let mut broker = TestBroker::start(options).await?;
+    let mut broker = TestBroker::start(small(&disk)).await?;
     let client = broker.client().await?;
     let config =
         tidemill_client::messages::TopicConfig { segment_bytes: Some(1 << 20), ..Default::default() };
@@ -95,5 +98,77 @@ async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
     create(&client, "another", 1).await?;
     let producer = client.producer("t").build().await?;
     producer.send(Record::new("room again")).await?.await?;
+    Ok(())
+}
+
+/// From all sides at once, as fast as it goes, with much under way: what is promised has its room, and what has none is not taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_fills_at_full_speed_stops_no_shard() -> Outcome<()> {
+    let disk = match SmallDisk::mount(128) {
+        Ok(disk) => disk,
+        Err(reason) => {
+            println!("SKIPPED: no small disk can be mounted here: {reason}");
+            return Ok(());
+        }
+    };
+    let mut broker = TestBroker::start(small(&disk)).await?;
+    let client = broker.client().await?;
+    create(&client, "t", 4).await?;
+    create(&client, "routed", 4).await?;
+    let patience = Duration::from_secs(5);
+    let mut value = vec![0; 50_000];
+    tidemill_cluster_tests::fixtures::Random::new(5).fill(&mut value);
+    let mut sending = tokio::task::JoinSet::new();
+    for number in 0..4 {
+        let builder = client.producer(if number == 3 { "routed" } else { "t" }).delivery_timeout(patience);
+        let builder = if number == 3 { builder.routed() } else { builder };
+        let producer = builder.batch_bytes(1 << 20).build().await?;
+        let value = value.clone();
+        sending.spawn(async move {
+            let mut deliveries = Vec::new();
+            for _ in 0..1_500 {
+                match producer.send(Record::new(&value)).await {
+                    Ok(delivery) => deliveries.push(delivery),
+                    Err(_) => break,
+                }
+            }
+            let mut stored = 0;
+            let mut refusals = Vec::new();
+            for delivery in deliveries {
+                match delivery.await {
+                    Ok(_) => stored += 1,
+                    Err(error) => refusals.push(error),
+                }
+            }
+            (number, stored, refusals)
+        });
+    }
+    let mut stored = [0; 2];
+    while let Some(sent) = sending.join_next().await {
+        let (number, acknowledged, refusals) = sent?;
+        stored[usize::from(number == 3)] += acknowledged;
+        for refusal in refusals {
+            match &refusal {
+                DeliveryError::TimedOut { last: Some(last), .. } => {
+                    assert!(last.contains("DISK_FULL"), "{last}")
+                }
+                other => return Err(format!("it is refused for want of room: {other}").into()),
+            }
+        }
+    }
+    let status = client.cluster_status().await?;
+    assert!(status.produce_refused);
+    assert!(status.shards.iter().all(|shard| shard.state == "leader"), "{:?}", status.shards);
+    println!("stored before the disk was full: {stored:?} records of 50 kB");
+    for (topic, acknowledged) in ["t", "routed"].iter().zip(stored) {
+        let there = count(&read_all(&client, topic).await?);
+        assert!(there >= acknowledged, "{topic}: {there} of {acknowledged}");
+    }
+    broker.kill().await?;
+    broker.restart().await?;
+    for (topic, acknowledged) in ["t", "routed"].iter().zip(stored) {
+        let there = count(&read_all(&client, topic).await?);
+        assert!(there >= acknowledged, "{topic}: {there} of {acknowledged}");
+    }
     Ok(())
 }

@@ -31,7 +31,7 @@ fn options(disk: &SmallDisk, free_min: u64) -> BrokerOptions {
 }
 
 fn small_disk() -> Option<SmallDisk> {
-    match SmallDisk::mount(160) {
+    match SmallDisk::mount(208) {
         Ok(disk) => Some(disk),
         Err(reason) => {
             println!("SKIPPED: no small disk can be mounted here: {reason}");

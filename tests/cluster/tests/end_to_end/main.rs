@@ -2,15 +2,23 @@
 
 mod bad_input;
 mod bystander;
+mod client_example;
+mod command_line;
 mod directory;
 mod disk;
 mod disk_tasks;
 mod fixed_settings;
 mod hostile;
+mod idempotence;
 mod kit;
 mod metrics;
 mod path_plugins;
+mod plugin_time;
+mod plugins_on_fixtures;
 mod produce_consume;
+mod produce_filters;
 mod raw;
+mod refusals;
 mod restart;
 mod tasks;
+mod worked_example;

@@ -10,10 +10,11 @@ use quinn::{Connection, ConnectionError, Endpoint, ReadExactError, RecvStream, S
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidemill_client::messages::{
-    ClientHello, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, ServerHello, StreamOpen,
-    stream_open,
+    ClientHello, InitProducerRequest, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened,
+    Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, ServerHello, StreamOpen,
+    reply, request, stream_open,
 };
-use tidemill_client::{ErrorCode, TopicPartition};
+use tidemill_client::{ErrorCode, TopicId, TopicPartition};
 use tidemill_cluster_tests::{Outcome, TestBroker};
 use tidemill_protocol::frame::{FrameLimits, RawFrame, encode_head};
 use tokio::time::timeout;
@@ -37,6 +38,11 @@ pub(crate) struct RawStream {
 impl RawPeer {
     /// Shakes hands, no more.
     pub(crate) async fn connect(broker: &TestBroker, alpn: &[u8]) -> Outcome<Self> {
+        Self::connect_by_name(broker, alpn, "localhost").await
+    }
+
+    /// Shakes hands with whom the certificate must be for.
+    pub(crate) async fn connect_by_name(broker: &TestBroker, alpn: &[u8], name: &str) -> Outcome<Self> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(broker.authority())?)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -48,17 +54,37 @@ impl RawPeer {
         let mut endpoint = Endpoint::client(([127, 0, 0, 1], 0).into())?;
         endpoint
             .set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)));
-        let connection = timeout(PATIENCE, endpoint.connect(broker.address(), "localhost")?).await??;
+        let connection = timeout(PATIENCE, endpoint.connect(broker.address(), name)?).await??;
         Ok(Self { _endpoint: endpoint, connection })
     }
 
     /// Shakes hands and says hello as a client does; the control stream stays open with it.
     pub(crate) async fn greeted(broker: &TestBroker) -> Outcome<(Self, RawStream)> {
+        let (peer, control) = Self::greeted_without_ids(broker).await?;
+        // Ids are given out by blocks: from here on a test may use small ones as it likes.
+        peer.producer_id().await?;
+        Ok((peer, control))
+    }
+
+    /// The same, and no producer id was asked for.
+    pub(crate) async fn greeted_without_ids(broker: &TestBroker) -> Outcome<(Self, RawStream)> {
         let peer = Self::connect(broker, ALPN).await?;
         let mut control = peer.open(&frame(&hello(1, 1), &[])).await?;
         let hello: ServerHello = control.message().await?;
         assert!(hello.error.is_none(), "{:?}", hello.error);
         Ok((peer, control))
+    }
+
+    /// A producer id that nobody else has.
+    pub(crate) async fn producer_id(&self) -> Outcome<i64> {
+        let body = Some(request::Body::InitProducer(InitProducerRequest {}));
+        let request = stream_open::Kind::Request(Request { body, ..Request::default() });
+        let mut stream = self.open(&frame(&opening(request), &[])).await?;
+        stream.send.finish()?;
+        match stream.message::<Reply>().await?.body {
+            Some(reply::Body::InitProducer(init)) => Ok(init.producer_id),
+            other => Err(format!("it should be a producer id: {other:?}").into()),
+        }
     }
 
     /// A stream that begins with these bytes.
@@ -70,17 +96,48 @@ impl RawPeer {
 
     /// A produce stream without a producer id, which the broker has agreed to.
     pub(crate) async fn producing(&self, partition: TopicPartition) -> Outcome<RawStream> {
+        self.producing_as(partition, -1).await
+    }
+
+    /// A produce stream of a producer of epoch 0, which the broker has agreed to.
+    pub(crate) async fn producing_as(&self, partition: TopicPartition, producer: i64) -> Outcome<RawStream> {
+        let (stream, opened) = self.try_producing(partition, producer, 0).await?;
+        assert!(opened.error.is_none(), "{:?}", opened.error);
+        Ok(stream)
+    }
+
+    /// A produce stream of this generation, and what the broker says of it.
+    pub(crate) async fn try_producing(
+        &self,
+        partition: TopicPartition,
+        producer: i64,
+        generation: u64,
+    ) -> Outcome<(RawStream, ProduceOpened)> {
         let open = ProduceOpen {
             partition: Some(partition.into()),
             leader_epoch: -1,
-            producer_id: -1,
-            producer_epoch: -1,
+            producer_id: producer,
+            producer_epoch: if producer < 0 { -1 } else { 0 },
+            generation,
             ..ProduceOpen::default()
         };
         let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
-        let opened: ProduceOpened = stream.message().await?;
+        let opened = stream.message().await?;
+        Ok((stream, opened))
+    }
+
+    /// A routed stream of a producer of epoch 0, which the broker has agreed to, and what it told.
+    pub(crate) async fn routing(&self, topic: TopicId, producer: i64) -> Outcome<(RawStream, RoutedOpened)> {
+        let open = RoutedOpen {
+            topic_id: topic.bytes().to_vec().into(),
+            producer_id: producer,
+            producer_epoch: 0,
+            ..RoutedOpen::default()
+        };
+        let mut stream = self.open(&frame(&opening(stream_open::Kind::Routed(open)), &[])).await?;
+        let opened: RoutedOpened = stream.message().await?;
         assert!(opened.error.is_none(), "{:?}", opened.error);
-        Ok(stream)
+        Ok((stream, opened))
     }
 
     /// With which code the broker closes the connection, which it must.
@@ -111,6 +168,29 @@ impl RawStream {
         self.send.write_all(&frame(&ProduceBatch { request_id }, batch)).await?;
         let acks: ProduceAcks = self.message().await?;
         Ok(acks.acks.into_iter().next().ok_or("an empty frame of acknowledgements")?)
+    }
+
+    /// Sends a batch to be routed as it was told at its first attempt.
+    pub(crate) async fn route(
+        &mut self,
+        request_id: u64,
+        topic_sequence: u64,
+        first: &RoutedOpened,
+        batch: &[u8],
+    ) -> Outcome<()> {
+        let header = RoutedBatch {
+            request_id,
+            topic_sequence,
+            partitioner_epoch: first.partitioner_epoch,
+            partition_count: first.partition_count,
+        };
+        self.send.write_all(&frame(&header, batch)).await?;
+        Ok(())
+    }
+
+    /// The next acknowledgements of a routed stream.
+    pub(crate) async fn routed_acks(&mut self) -> Outcome<Vec<RoutedAck>> {
+        Ok(self.message::<RoutedAcks>().await?.acks)
     }
 
     /// With which code the broker gives the stream up, in either direction, which it must.

@@ -1,5 +1,6 @@
 //! Files come and go, and a broker comes back.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::messages::TopicConfig;
@@ -12,7 +13,6 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome};
 use crate::kit::{PATIENCE, broker_with, create};
 
 /// Much more than the write-ahead log holds: its files are recycled, segments roll, checkpoints come. Then kill -9, again and again.
-#[ignore = "how many bytes of log stand at the end depends on the machine: open"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_larger_than_its_write_ahead_log_survives_kills() -> Outcome<()> {
     let options = BrokerOptions::default()
@@ -45,16 +45,75 @@ async fn a_log_larger_than_its_write_ahead_log_survives_kills() -> Outcome<()> {
         assert_eq!(count(&read), sent as usize, "round {round}: each record once");
     }
     let before = digest(read_all(&client, "t").await?.values().flatten());
-    // What is to be read lies in segments now; the log beside them stays small.
-    let wal_bytes: u64 = std::fs::read_dir(broker.data_dir().join("wal"))?
-        .filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len()))
-        .sum();
-    assert!(wal_bytes <= 24 << 20, "the write-ahead log has {wal_bytes} bytes");
+    // What is to be read lies in segments now; the log beside them keeps its bound, and three files that are made ready.
+    let wal_bytes = bytes_in(&broker.data_dir().join("wal"))?;
+    assert!(wal_bytes <= (16 + 3 * 4) << 20, "the write-ahead log has {wal_bytes} bytes");
     for _ in 0..3 {
         broker.kill().await?;
         broker.restart().await?;
         assert_eq!(digest(read_all(&client, "t").await?.values().flatten()), before);
     }
+    Ok(())
+}
+
+fn bytes_in(directory: &Path) -> Outcome<u64> {
+    let files = std::fs::read_dir(directory)?;
+    Ok(files.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum())
+}
+
+/// Much faster than checkpoints come, in large batches, to every shard, and from clients that want no acknowledgement: writers wait
+/// for the checkpoints, and the log's files never take more than they may.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_write_ahead_log_keeps_its_bound_whatever_comes() -> Outcome<()> {
+    let options = BrokerOptions::default()
+        .set("wal.segment_bytes", 4 << 20)
+        .set("wal.bytes_max", 24 << 20)
+        .set("storage.checkpoint_bytes", 1 << 30);
+    let (mut broker, client) = broker_with(options).await?;
+    create(&client, "t", 8).await?;
+    create(&client, "routed", 8).await?;
+    let wal = broker.data_dir().join("wal");
+    let watching = tokio::spawn(async move {
+        let mut most = 0;
+        while let Ok(bytes) = bytes_in(&wal) {
+            most = most.max(bytes);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        most
+    });
+    let mut value = vec![0; 20_000];
+    Random::new(3).fill(&mut value);
+    let builders = [
+        client.producer("t").batch_bytes(1 << 20),
+        client.producer("t").batch_bytes(200_000),
+        client.producer("routed").routed().batch_bytes(1 << 20),
+        client.producer("t").batch_bytes(500_000).acks(tidemill_client::Acks::None),
+    ];
+    let mut sending = tokio::task::JoinSet::new();
+    for builder in builders {
+        let producer = builder.build().await?;
+        let value = value.clone();
+        sending.spawn(async move {
+            for number in 0..2_000 {
+                let record = Record::new(&value);
+                let key = format!("key-{number}");
+                producer.send_and_forget(record.key(&key)).await.map_err(|error| error.to_string())?;
+            }
+            producer.flush().await.map_err(|error| error.to_string())
+        });
+    }
+    while let Some(sent) = sending.join_next().await {
+        sent??;
+    }
+    assert_eq!(count(&read_all(&client, "routed").await?), 2_000);
+    // What nobody waited for comes a moment later.
+    let all_there = async || read_all(&client, "t").await.ok().filter(|read| count(read) == 6_000);
+    eventually("all records", PATIENCE, all_there).await?;
+    broker.kill().await?;
+    drop(broker);
+    let most = watching.await?;
+    println!("the write-ahead log's files had {most} bytes at most");
+    assert!(most <= (24 + 3 * 4) << 20, "the write-ahead log had {most} bytes");
     Ok(())
 }
 

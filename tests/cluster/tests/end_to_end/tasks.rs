@@ -168,7 +168,7 @@ async fn what_fails_goes_to_the_dead_letters_with_its_reason() -> Outcome<()> {
     assert_eq!(failed[&0][0].key.as_deref(), Some(&b"k"[..]));
     let logs = client.deployments().logs("by-device", 0, 100).await?;
     assert!(logs.lines.iter().any(|line| line.message.contains("radio")), "{:?}", logs.lines);
-    assert_eq!(refused(client.topics().delete("failed").await), ErrorCode::PluginInUse, "it is needed");
+    assert_eq!(refused(client.topics().delete("failed").await), ErrorCode::TopicInUse, "it is needed");
     Ok(())
 }
 
@@ -265,6 +265,6 @@ async fn deployments_that_can_not_work_are_refused() -> Outcome<()> {
     caught_up(&client, "by-device", 2, PATIENCE).await?;
     assert_eq!(read_all(&client, "tablets").await?[&0].len(), 2);
     assert_eq!(read_all(&client, "phones").await?.len(), 0, "what was there before is not read");
-    assert_eq!(refused(client.topics().delete("beside").await), ErrorCode::PluginInUse);
+    assert_eq!(refused(client.topics().delete("beside").await), ErrorCode::TopicInUse);
     Ok(())
 }

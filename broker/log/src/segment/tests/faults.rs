@@ -125,6 +125,22 @@ fn a_sync_of_the_whole_file_system_serves_many() {
 }
 
 #[test]
+fn an_index_that_becomes_due_during_a_sync_is_left_to_the_next() {
+    let (storage, store) = fresh();
+    let first = batch(0, 1, 1, 10);
+    store.append(std::slice::from_ref(&first)).unwrap();
+    let flush = store.flush().unwrap();
+    // The segment's first index entries: they wait in memory, and there is no index file.
+    let later: Vec<_> = (1..9).map(|n| batch(n, 1, 1, 500)).collect();
+    store.append(&later).unwrap();
+    let ends = flush.sync().unwrap();
+    assert_eq!(ends.next_offset(), Some(offset(1)));
+    let ends = store.sync().unwrap();
+    let store = open_at(&files_on(storage.crash(3)), ends).unwrap();
+    assert_eq!(read_all(&store, 0, 500).unwrap(), joined(std::iter::once(&first).chain(&later)));
+}
+
+#[test]
 fn a_sync_that_fails_while_a_handle_is_closed_is_not_forgotten() {
     let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
     let config = SegmentFilesConfig { open_files_max: 1, ..SegmentFilesConfig::default() };

@@ -54,6 +54,9 @@ fn truncation_and_purge_hold_over_restarts() {
         assert_eq!(ids, [id(4), id(5), id(6), id_of_term(7, 2), id_of_term(8, 2)]);
         assert_eq!(wal.range(A).purged, Some(id(3)));
         assert_eq!(wal.entry_id(A, LogIndex::new(3)), Some(id(3)));
+        let behind = |index| wal.bytes_behind(A, Some(LogIndex::new(index)));
+        assert_eq!([behind(2), behind(3), behind(6), behind(8), behind(99)], [400, 400, 100, 0, 0]);
+        assert_eq!((wal.bytes_behind(A, None), wal.bytes_behind(B, None)), (400, 0));
         assert_eq!(wal.range(B).last, None);
         assert!(matches!(
             wal.read(A, LogIndex::new(3), LogIndex::new(5), 1),

@@ -39,8 +39,10 @@ impl Filtering {
         let batch = RecordBatch::decode(stored, &context.stored_batch_limits())
             .map_err(|error| errors::batch(&error))?;
         let place = BatchPlace { topic: 0, partition: partition.partition.get() };
+        // As the log tells it of the batch: whoever reads the range again gets the same.
+        let now = batch.header().max_timestamp;
         let outcome = filter
-            .apply(&batch, place, (context.clock)(), Lane::Subscribe)
+            .apply(&batch, place, now, Lane::Subscribe)
             .await
             .map_err(|failure| errors::call(&failure))?;
         Ok(match outcome.kept {

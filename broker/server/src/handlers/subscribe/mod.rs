@@ -11,11 +11,12 @@ mod set;
 use std::sync::Arc;
 
 use tidemill_net::FrameReader;
-use tidemill_protocol::ErrorCode;
-use tidemill_protocol::messages::{SubscribeControl, SubscribeOpen, SubscribeOpened, subscribe_control};
+use tidemill_protocol::messages::{
+    Error, SubscribeControl, SubscribeOpen, SubscribeOpened, subscribe_control,
+};
 use tokio::sync::mpsc;
 
-use crate::connection::{ClientName, Opened, read_error};
+use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::Context;
 use filtering::Filtering;
 use set::SubscriptionSet;
@@ -39,34 +40,41 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
         return;
     }
     let (forward, controls) = mpsc::channel(CONTROLS_MAX);
-    let reading = tokio::spawn(read_controls(reader, forward, client));
+    let reading = tokio::spawn(read_controls(reader, forward));
     let set = SubscriptionSet::new(context, writer, filtering, open.frame_bytes_max);
-    set.run(controls).await;
-    reading.abort();
+    let Some(mut writer) = set.run(controls).await else { return reading.abort() };
+    match reading.await {
+        Ok(Err(error)) => {
+            metrics::counter!("tidemill_bad_streams_total").increment(1);
+            tracing::debug!(client = %client.0, %error, "a subscription is reset");
+            writer.reset(error.code);
+        }
+        _ => drop(writer.finish().await),
+    }
 }
 
-/// Ends where the stream ends; the closed channel tells the set.
+/// Ends where the stream ends, or must be reset for the reason given; the closed channel tells the set.
 async fn read_controls(
     mut reader: FrameReader,
     forward: mpsc::Sender<subscribe_control::Kind>,
-    client: ClientName,
-) {
-    loop {
-        let frame = match reader.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return,
-            Err(error) => {
-                let error = read_error(&error);
-                tracing::debug!(client = %client.0, %error, "a subscription broke off");
-                return reader.stop(error.code);
-            }
-        };
+) -> Result<(), Error> {
+    let read = forward_controls(&mut reader, &forward).await;
+    if let Err(error) = &read {
+        reader.stop(error.code);
+    }
+    read
+}
+
+async fn forward_controls(
+    reader: &mut FrameReader,
+    forward: &mpsc::Sender<subscribe_control::Kind>,
+) -> Result<(), Error> {
+    while let Some(frame) = next_frame(reader).await? {
         let control = frame.message::<SubscribeControl>().ok().and_then(|control| control.kind);
-        let Some(control) = control else {
-            return reader.stop(ErrorCode::BadMessage.code());
-        };
+        let control = control.ok_or_else(|| bad_message("a subscription's message does not read"))?;
         if forward.send(control).await.is_err() {
-            return;
+            break;
         }
     }
+    Ok(())
 }

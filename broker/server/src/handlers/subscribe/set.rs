@@ -75,8 +75,11 @@ impl SubscriptionSet {
         }
     }
 
-    /// Runs until the client ends the stream or can't be written to.
-    pub(super) async fn run(mut self, mut controls: mpsc::Receiver<subscribe_control::Kind>) {
+    /// Runs until the client ends the stream, then gives the writer back; `None` where the client can't be written to.
+    pub(super) async fn run(
+        mut self,
+        mut controls: mpsc::Receiver<subscribe_control::Kind>,
+    ) -> Option<FrameWriter> {
         loop {
             let turn = if self.queue.is_empty() {
                 tokio::select! {
@@ -92,10 +95,10 @@ impl SubscriptionSet {
                 self.serve_next(&mut controls).await
             };
             if turn.is_err() {
-                return;
+                return None;
             }
         }
-        let _ = self.writer.finish().await;
+        Some(self.writer)
     }
 
     /// Takes in what came meanwhile, then sends one frame of the partition whose turn it is.

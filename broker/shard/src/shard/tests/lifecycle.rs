@@ -95,6 +95,86 @@ fn a_refused_batch_takes_its_sequence_and_keeps_its_answer() {
 }
 
 #[test]
+fn what_a_routed_batch_passed_is_remembered_with_its_answer() {
+    let mut world = world();
+    let producer = (tidemill_protocol::ProducerId::new(7), tidemill_protocol::ProducerEpoch::new(0));
+    let pass = FilterPass { filter: deployment(3), now: at(5) };
+    let routed = |topic_sequence, filtered| {
+        Unit::RoutedAppend(RoutedAppend {
+            topic: topic(1),
+            producer: producer.0,
+            epoch: producer.1,
+            topic_sequence,
+            filtered,
+            batches: Vec::new(),
+        })
+    };
+    let attempt = |world: &World, sequence| world.shard.routed_attempt(topic(1), producer, sequence);
+    assert_eq!(attempt(&world, 0), None);
+    world.one(routed(0, Some(pass)));
+    world.one(routed(1, None));
+    world.checkpoint();
+    world.one(routed(2, Some(FilterPass { now: at(6), ..pass })));
+    world.kill();
+    // A second attempt changes nothing of what is remembered of the first.
+    assert!(matches!(world.one(routed(0, None)), UnitResult::RoutedAppended { duplicate: true, .. }));
+    assert_eq!(attempt(&world, 0), Some(RoutedAttempt { filtered: Some(pass) }));
+    assert_eq!(attempt(&world, 1), Some(RoutedAttempt { filtered: None }));
+    assert_eq!(attempt(&world, 2).and_then(|known| known.filtered).map(|pass| pass.now), Some(at(6)));
+    assert_eq!(attempt(&world, 3), None);
+    let newer = (producer.0, tidemill_protocol::ProducerEpoch::new(1));
+    assert_eq!(world.shard.routed_attempt(topic(1), newer, 0), None, "another life of the producer");
+}
+
+fn routed(producer: i64, batches: Vec<(tidemill_protocol::PartitionId, bytes::Bytes)>) -> Unit {
+    Unit::RoutedAppend(RoutedAppend {
+        topic: topic(1),
+        producer: tidemill_protocol::ProducerId::new(producer),
+        epoch: tidemill_protocol::ProducerEpoch::new(0),
+        topic_sequence: 0,
+        filtered: None,
+        batches,
+    })
+}
+
+#[test]
+fn strangers_without_number_make_no_routed_producer_forgotten_who_may_still_try_again() {
+    let mut world = world();
+    let part = || vec![(tidemill_protocol::PartitionId::new(0), batch(3).build())];
+    let UnitResult::RoutedAppended { placements, duplicate: false } = world.one(routed(0, part())) else {
+        panic!("the first is new")
+    };
+    let too_many =
+        |result: &UnitResult| matches!(result, UnitResult::Refused(UnitError::TooManyProducers { .. }));
+    let mut refused = 0;
+    for block in 0..25 {
+        let strangers = (1..=10_000).map(|n| routed(block * 10_000 + n, Vec::new())).collect();
+        refused += world.apply(strangers).iter().filter(|result| too_many(result)).count();
+    }
+    assert!((1..100_000).contains(&refused), "{refused} were refused");
+    // The acknowledgement was lost: the retry must get the first answer, not be written again; after a restart too.
+    let again = UnitResult::RoutedAppended { placements, duplicate: true };
+    assert_eq!(world.one(routed(0, part())), again);
+    world.checkpoint();
+    world.kill();
+    assert_eq!(world.one(routed(0, part())), again);
+    assert!(too_many(&world.one(routed(900_000, Vec::new()))));
+    world.now += tidemill_partition::PRODUCER_IDLE_MIN_MS + 1;
+    let taken = world.one(routed(900_000, Vec::new()));
+    assert!(matches!(taken, UnitResult::RoutedAppended { duplicate: false, .. }), "{taken:?}");
+}
+
+#[test]
+fn a_limit_that_was_lowered_meanwhile_refuses_no_part_of_a_routed_batch() {
+    let mut world = world();
+    let large = batch(1).payload(vec![1; 20_000]).build();
+    let alone = world.one(append(partition(1, 0), large.clone()));
+    assert!(matches!(alone, UnitResult::Refused(UnitError::InvalidBatch(_))), "{alone:?}");
+    let part = world.one(routed(7, vec![(tidemill_protocol::PartitionId::new(0), large)]));
+    assert!(matches!(part, UnitResult::RoutedAppended { .. }), "{part:?}");
+}
+
+#[test]
 fn the_logs_time_never_goes_back_and_forward_by_bounded_steps() {
     let mut world = world();
     let before = world.shard.log_time();
@@ -392,4 +472,38 @@ fn apply_goes_on_while_checkpoints_are_written() {
     let (hash, bytes) = (world.hash(), world.read_all(partition(1, 2)));
     world.crash(7);
     assert_eq!((world.hash(), world.read_all(partition(1, 2))), (hash, bytes));
+}
+
+/// What a checkpoint froze before a deletion it also writes: the partition's state and its files must agree, or the next
+/// start refuses both.
+#[test]
+fn a_topic_deleted_during_a_checkpoint_does_not_spoil_it() {
+    for round in 0..20 {
+        let mut world = World::new();
+        world.one(adopt_topic(1, 1, 40, SMALL));
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        world.checkpoint();
+        for number in 0..40 {
+            fill(&mut world, number, 2);
+        }
+        let shard = world.shard.clone();
+        let checkpoint = std::thread::spawn(move || shard.checkpoint(&|_| Ok(())).unwrap());
+        while world.shard.bytes_since_checkpoint() > 0 {
+            std::hint::spin_loop();
+        }
+        world.one(delete_topic(1, 2));
+        assert!(world.shard.has_deleted_partitions());
+        let done = checkpoint.join().unwrap();
+        if round % 2 == 0 {
+            world.kill();
+            assert_eq!(world.shard.partitions(), [], "round {round}, from {:?}", done.applied);
+        }
+        world.checkpoint();
+        assert!(!world.shard.has_deleted_partitions());
+        assert_eq!(world.shard.tail_bytes(), 0);
+        let left = world.list(Path::new("shard-01"));
+        assert_eq!(left, ["state"], "round {round}: the files are gone");
+    }
 }

@@ -96,6 +96,7 @@ impl Maker {
             producer: ProducerId::new(producer),
             epoch: ProducerEpoch::new(0),
             topic_sequence,
+            filtered: None,
             batches,
         })
     }

@@ -401,3 +401,24 @@ fn a_task_begins_where_it_is_told() {
     let refused = UnitResult::Refused(UnitError::NotAdopted(topic(FAR)));
     assert_eq!(world.one(Unit::AdoptDeployment(unknown)), refused, "first its topics");
 }
+
+#[test]
+fn reads_end_at_a_bound_of_bytes() {
+    let mut world = world();
+    let state = vec![write("a", Some("12345"), None), write("b", Some("12345"), None)];
+    assert_eq!(world.one(Unit::Progress(Progress { state, ..step(0, 30) })), UnitResult::Progressed);
+    let keys = ["a", "b", "a", "none"].map(|key| Bytes::copy_from_slice(key.as_bytes()));
+    let get = |bytes_max| {
+        world.shard.state_get_within(deployment(9), PartitionId::new(0), &keys, bytes_max).unwrap()
+    };
+    assert_eq!(get(15).unwrap().len(), 4);
+    assert_eq!(get(14), None, "a key that comes twice counts twice");
+    let scan = |bytes_max| {
+        let scan =
+            world.shard.state_scan_within(deployment(9), PartitionId::new(0), b"", None, 10, bytes_max);
+        let page = scan.unwrap();
+        (page.entries.len(), page.next.is_some())
+    };
+    assert_eq!(scan(1), (1, true), "one larger entry");
+    assert_eq!(scan(1 << 20), (2, false));
+}

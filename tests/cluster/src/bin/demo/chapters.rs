@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidemill_client::messages::FailurePolicy;
 use tidemill_client::{
-    Client, Consumer, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start, StateRange,
-    TopicPartition,
+    Client, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start, StateRange,
 };
 use tidemill_cluster_tests::plays::DEVICES;
 use tidemill_cluster_tests::reading::{self, ByPartition, drain, read_all};
@@ -16,12 +15,13 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
 use crate::crash;
 use crate::facts::{Inventory, Plays};
 use crate::narrator::{Narrator, grouped, rate, size, time};
+use crate::readers;
 
 pub(crate) const TOPIC: &str = "plays";
 pub(crate) const PARTITIONS: u32 = 3;
 pub(crate) const COUNTER: &str = "plays-per-song";
 const TOP_SONGS: &str = "top-songs";
-const EVENTS: u64 = 30_000;
+pub(crate) const EVENTS: u64 = 30_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tells the whole story.
@@ -49,9 +49,9 @@ pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
     partitioner(narrator, &client, &mut plays).await?;
     let first_read = consumer(narrator, &client).await?;
     filter(narrator, &client, &first_read).await?;
-    let replay_from = readers(narrator, &client, &first_read).await?;
+    let (live, replay_from) = readers::play(narrator, &client, &first_read).await?;
     let before = replay(narrator, &client, &first_read, &replay_from).await?;
-    crash::play(narrator, &client, &mut broker, &mut plays, EVENTS).await?;
+    crash::play(narrator, &client, &mut broker, &mut plays, live).await?;
     let after = reading_from(&client, &replay_from).await?;
     let digest = reading::digest(up_to(&after, &first_read));
     narrator.check(
@@ -253,63 +253,6 @@ async fn filter(narrator: &mut Narrator, client: &Client, all: &ByPartition) -> 
     Ok(())
 }
 
-/// Chapter: two readers at their own positions. Answers where the replay begins: where royalties are.
-async fn readers(narrator: &mut Narrator, client: &Client, all: &ByPartition) -> Outcome<BTreeMap<u32, i64>> {
-    narrator.chapter("Two readers, each at its own pace");
-    narrator.tell(
-        "Recommendations read live; royalties run at night and are behind. Both read the same log; each commits its own position \
-         under its name, and neither takes anything away from the other.",
-    );
-    let live = client
-        .consumer()
-        .topic(TOPIC)
-        .from(Start::committed("recommendations"))
-        .stop_at_end()
-        .build()
-        .await?;
-    commit_at_end(live, "recommendations").await?;
-    let mut nightly =
-        client.consumer().topic(TOPIC).from(Start::committed("royalties")).stop_at_end().build().await?;
-    for _ in 0..EVENTS / 4 {
-        nightly.next().await.ok_or("the topic ended too early")??;
-    }
-    nightly.commit("royalties").await?;
-    drop(nightly);
-    let topic = client.topic_metadata(TOPIC).await?;
-    let mut positions = BTreeMap::new();
-    for group in ["recommendations", "royalties"] {
-        let committed = client.groups().positions(group).await?;
-        let at = |partition: u32| {
-            committed
-                .get(&TopicPartition::new(topic.id, PartitionId::new(partition)))
-                .map_or(0, |offset| offset.get())
-        };
-        let all_at: Vec<i64> = (0..PARTITIONS).map(at).collect();
-        let behind = all.values().map(Vec::len).sum::<usize>() as i64 - all_at.iter().sum::<i64>();
-        narrator.show(format!(
-            "{group:<16} committed offsets {all_at:?}, {} events behind",
-            grouped(behind.unsigned_abs())
-        ));
-        positions.insert(group, all_at);
-    }
-    let ends: Vec<i64> =
-        (0..PARTITIONS).map(|p| all.get(&p).map_or(0, |records| records.len() as i64)).collect();
-    narrator.check(positions["recommendations"] == ends, "recommendations have read everything");
-    let royalties = &positions["royalties"];
-    narrator.check(
-        royalties.iter().sum::<i64>() == (EVENTS / 4) as i64,
-        format!("royalties have read {} events", grouped(EVENTS / 4)),
-    );
-    Ok((0..PARTITIONS).zip(royalties.iter().copied()).collect())
-}
-
-async fn commit_at_end(mut consumer: Consumer, group: &str) -> Outcome<()> {
-    while let Some(record) = consumer.next().await {
-        record?;
-    }
-    Ok(consumer.commit(group).await?)
-}
-
 /// Chapter: the log can be read again. Answers the digest.
 async fn replay(
     narrator: &mut Narrator,
@@ -394,11 +337,16 @@ fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
     } else {
         "tidemill dev".to_owned()
     };
+    let (begin, broker_is) = if keep {
+        ("tidemill topic describe plays", "this very broker again")
+    } else {
+        ("tidemill topic create plays --partitions 3", "a broker of your own")
+    };
     for (command, what) in [
         ("cargo install --path broker/cli", "the command line"),
-        (start.as_str(), if keep { "this very broker again" } else { "a broker of your own" }),
-        ("tidemill topic create plays --partitions 3", "in another terminal"),
-        ("tidemill produce plays < events.json", "a record per line"),
+        (start.as_str(), broker_is),
+        (begin, "in another terminal"),
+        ("echo '{\"song_id\":\"s-17\"}' | tidemill produce plays", "a record per line"),
         ("tidemill consume plays --from earliest --follow", ""),
         (
             "tidemill plugin new my-filter --kind filter",

@@ -8,9 +8,10 @@ use tidemill_cluster_tests::reading::read_all;
 use tidemill_cluster_tests::{Outcome, TestBroker};
 use tokio::sync::mpsc;
 
-use crate::chapters::TOPIC;
+use crate::chapters::{self, TOPIC};
 use crate::facts::{Event, Inventory, Plays};
 use crate::narrator::{Narrator, grouped, time};
+use crate::readers::LiveReader;
 
 const EVENTS: usize = 30_000;
 /// Between events, so that the kill falls among them.
@@ -27,7 +28,7 @@ pub(crate) async fn play(
     client: &Client,
     broker: &mut TestBroker,
     plays: &mut Plays,
-    sent_before: u64,
+    live: LiveReader,
 ) -> Outcome<()> {
     narrator.chapter("kill -9, in the middle of it");
     let producer = client.producer(TOPIC).routed().build().await?;
@@ -68,7 +69,8 @@ pub(crate) async fn play(
         format!("the producer has an acknowledgement for all {} events", grouped(EVENTS as u64)),
     );
     let inventory = Inventory::of(&read_all(client, TOPIC).await?);
-    let expected: BTreeSet<u64> = (0..sent_before).chain(collected.acknowledged.iter().copied()).collect();
+    let expected: BTreeSet<u64> =
+        (0..chapters::EVENTS).chain(collected.acknowledged.iter().copied()).collect();
     let lost = expected.difference(&inventory.numbers).count();
     narrator.check(
         lost == 0,
@@ -82,6 +84,23 @@ pub(crate) async fn play(
         inventory.reordered == 0 && inventory.scattered_users == 0,
         "every user's events are in order, in one partition",
     );
+    check_live(narrator, live, &expected).await
+}
+
+/// The reader that was open all along.
+async fn check_live(narrator: &mut Narrator, mut live: LiveReader, expected: &BTreeSet<u64>) -> Outcome<()> {
+    live.has_read(expected.len() as u64).await?;
+    let (read, stats) = live.finish().await?;
+    let inventory = Inventory::of(&read);
+    narrator.check(
+        inventory.numbers == *expected && inventory.doubled == 0 && inventory.reordered == 0,
+        format!(
+            "recommendations, one consumer that was open all the time, got every event once and in order; it subscribed again \
+             by itself ({})",
+            if stats.reconnects == 1 { "once".to_owned() } else { format!("{} times", stats.reconnects) }
+        ),
+    );
+    narrator.check(stats.reconnects > 0, "and its connection did break");
     Ok(())
 }
 

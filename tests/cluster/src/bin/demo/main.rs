@@ -4,6 +4,7 @@ mod chapters;
 mod crash;
 mod facts;
 mod narrator;
+mod readers;
 
 use std::process::ExitCode;
 

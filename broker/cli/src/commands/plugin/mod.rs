@@ -1,5 +1,9 @@
 //! `tidemill plugin`: make, build, test and upload plugins.
 
+mod report;
+mod show;
+mod test;
+
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
@@ -16,9 +20,11 @@ use crate::{output, text};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Plugin {
     /// Write a plugin crate that builds and whose test passes
-    #[command(
-        after_help = "Examples:\n  tidemill plugin new only-phones --kind filter\n  cd only-phones && cargo test"
-    )]
+    #[command(after_help = "\
+Example:
+  tidemill plugin new only-device --kind filter
+  cd only-device && cargo test && tidemill plugin build
+  tidemill plugin test target/plugins/components/only-device.wasm --input sample.txt --set device=phone")]
     New {
         /// The crate's name.
         name: String,
@@ -38,6 +44,8 @@ pub(crate) enum Plugin {
         #[arg(long)]
         install: bool,
     },
+    /// Run a component against a file of records, twice, in the broker's own engine
+    Test(Box<test::Test>),
     /// Upload a component
     #[command(
         after_help = "Examples:\n  tidemill plugin upload target/plugins/components/only-phones.wasm\n  tidemill plugin upload my.wasm --name only-phones --version 2"
@@ -69,11 +77,22 @@ pub(crate) enum Plugin {
     },
 }
 
+impl Plugin {
+    /// What the grammar can't say.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Test(test) => test.check(),
+            _ => Ok(()),
+        }
+    }
+}
+
 pub(crate) async fn run(plugin: Plugin, connection: &Connection) -> Result<(), CliError> {
     let json = connection.json;
     match plugin {
         Plugin::New { name, kind } => new(&name, kind, json),
         Plugin::Build { dir, install } => build(&dir, install, json),
+        Plugin::Test(test) => test::run(*test, json).await,
         Plugin::Upload { file, name, version } => upload(connection, &file, name, &version).await,
         Plugin::List => {
             let versions = connect(connection).await?.plugins().list().await?;
@@ -124,7 +143,8 @@ fn build(dir: &Path, install: bool, json: bool) -> Result<(), CliError> {
                 output::bytes(component.bytes.len() as u64),
                 component.path.display()
             );
-            println!("next: tidemill plugin upload {}", component.path.display());
+            let path = component.path.display();
+            println!("next: tidemill plugin test {path} --input FILE, then tidemill plugin upload {path}");
         }
     })
 }

@@ -1,0 +1,281 @@
+//! `tidemill produce`: lines or JSON to records.
+
+mod input;
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use tidemill_client::{
+    Acks, Client, Compression, Delivery, ErrorCode, Header, PartitionId, Producer, Receipt, Record, Timestamp,
+};
+
+pub(crate) use self::input::{InputRecord, RecordFormat};
+use crate::error::CliError;
+use crate::{output, text};
+
+/// Write records
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  echo hello | tidemill produce plays
+  tidemill produce plays --key-separator : < lines.txt          KEY:VALUE lines
+  tidemill produce plays --value-field-key user_id < events.jsonl  each line is the value, its field the key
+  tidemill produce plays --format json --routed --file events.jsonl
+      {\"key\": \"u1\", \"value\": {\"song\": 17}, \"headers\": {\"source\": \"web\"}, \"timestamp\": 1767225600000}
+  tidemill consume plays --json | tidemill produce copy --format json
+
+With --format json a line may also be what `consume --json` prints: headers as a list, bytes that are no text as
+{\"base16\": \"00ff\"}; its topic and offset say where it was, and are passed over. A key or value that is null or left
+out is null; one that is no string is stored as its JSON. A record's partition counts unless --partition or --routed say
+otherwise.")]
+pub(crate) struct Produce {
+    /// Where to.
+    topic: String,
+    #[command(flatten)]
+    pub(crate) format: RecordFormat,
+    /// Read this instead of standard input; shows a progress bar.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// To this partition, whatever the key or the record says.
+    #[arg(long, conflicts_with = "routed")]
+    partition: Option<u32>,
+    /// Let the broker place records, by the topic's partitioner.
+    #[arg(long)]
+    routed: bool,
+    /// Compress batches.
+    #[arg(long, value_enum, default_value_t = CompressionName::None)]
+    compression: CompressionName,
+    /// Wait so long for a batch to fill.
+    #[arg(long, value_name = "TIME", value_parser = text::duration, default_value = "5ms")]
+    linger: Duration,
+    /// Size of a batch.
+    #[arg(long, value_name = "SIZE", value_parser = text::size, default_value = "256KiB")]
+    batch_bytes: u64,
+    /// Do not wait for acknowledgements: records may be lost.
+    #[arg(long)]
+    no_acks: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CompressionName {
+    None,
+    Gzip,
+    Snappy,
+    Lz4,
+    Zstd,
+}
+
+impl From<CompressionName> for Compression {
+    fn from(name: CompressionName) -> Self {
+        match name {
+            CompressionName::None => Self::None,
+            CompressionName::Gzip => Self::Gzip,
+            CompressionName::Snappy => Self::Snappy,
+            CompressionName::Lz4 => Self::Lz4,
+            CompressionName::Zstd => Self::Zstd,
+        }
+    }
+}
+
+pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<(), CliError> {
+    let batch_bytes =
+        usize::try_from(produce.batch_bytes).map_err(|_| CliError::usage("the batch size is too large"))?;
+    let mut builder = client
+        .producer(produce.topic.clone())
+        .linger(produce.linger)
+        .compression(produce.compression.into())
+        .batch_bytes(batch_bytes)
+        .acks(if produce.no_acks { Acks::None } else { Acks::Quorum });
+    if produce.routed {
+        builder = builder.routed();
+    }
+    let producer = builder.build().await?;
+    let started = Instant::now();
+    let sent = send_all(&produce, &producer).await?;
+    producer.close().await?;
+    client.close().await;
+    let seconds = started.elapsed().as_secs_f64();
+    let document = json!({
+        "records": sent.records, "bytes": sent.bytes, "seconds": seconds, "last_offset": sent.last_offset,
+        "last_partition": sent.last_partition,
+    });
+    output::print(json, &document, || {
+        let last = match (sent.last_partition, sent.last_offset) {
+            (Some(partition), Some(offset)) => {
+                format!(", the last at offset {offset} of partition {partition}")
+            }
+            _ => String::new(),
+        };
+        println!("{} records ({}) in {seconds:.2} s{last}", sent.records, output::bytes(sent.bytes));
+    })
+}
+
+/// How many deliveries are remembered before the oldest is looked at: errors come early, memory stays bounded.
+const DELIVERIES_MAX: usize = 10_000;
+/// No line is longer; a broker would take no record of this size.
+const LINE_BYTES_MAX: u64 = 64 << 20;
+
+/// What was read and sent so far.
+#[derive(Default)]
+struct Sent {
+    lines: u64,
+    records: u64,
+    /// Of these, those that have their acknowledgement.
+    stored: u64,
+    bytes: u64,
+    last_offset: Option<i64>,
+    last_partition: Option<u32>,
+    deliveries: VecDeque<Delivery>,
+    /// The first record that was not stored.
+    failed: Option<CliError>,
+}
+
+async fn send_all(produce: &Produce, producer: &Producer) -> Result<Sent, CliError> {
+    let (mut input, progress) = open_input(produce)?;
+    let mut sent = Sent::default();
+    let read = sent.read_lines(produce, producer, &mut input, &progress).await;
+    // What is gathered is sent now rather than after the linger, whatever came behind it.
+    let flushed = producer.flush().await;
+    while sent.settle_oldest().await {}
+    progress.finish_and_clear();
+    if let Some(error) = sent.failed.take().or_else(|| flushed.err().map(CliError::from)) {
+        let (stored, records) = (sent.stored, sent.records);
+        return Err(error
+            .worded(|words| format!("{words}; {stored} of the {records} records before that are stored")));
+    }
+    match read {
+        Ok(()) => Ok(sent),
+        Err(error) => {
+            let before = lines_before(sent.lines, if produce.no_acks { "sent" } else { "stored" });
+            Err(error.worded(|words| format!("line {}: {words}; {before}", sent.lines)))
+        }
+    }
+}
+
+/// What became of the lines before a bad one.
+fn lines_before(number: u64, done: &str) -> String {
+    match number {
+        0 | 1 => format!("nothing was {done}"),
+        2 => format!("the line before it is {done}"),
+        _ => format!("the {} lines before it are {done}", number - 1),
+    }
+}
+
+impl Sent {
+    /// Sends a record per line, up to the end, a line that can't be sent, or a record that was not stored.
+    async fn read_lines(
+        &mut self,
+        produce: &Produce,
+        producer: &Producer,
+        input: &mut Box<dyn BufRead>,
+        progress: &ProgressBar,
+    ) -> Result<(), CliError> {
+        let fixed: Vec<Header<'_>> = produce
+            .format
+            .fixed_headers
+            .iter()
+            .map(|(key, value)| Header { key: key.as_str(), value: Some(value.as_bytes()) })
+            .collect();
+        let mut line = Vec::new();
+        while self.failed.is_none() {
+            line.clear();
+            self.lines += 1;
+            // Standard input may be a person: reading it must not hold up the runtime's other threads.
+            let read = tokio::task::block_in_place(|| {
+                Read::take(&mut *input, LINE_BYTES_MAX).read_until(b'\n', &mut line)
+            })?;
+            if read == 0 {
+                return Ok(());
+            }
+            progress.inc(read as u64);
+            if line.last() == Some(&b'\n') {
+                line.pop();
+            } else if read as u64 == LINE_BYTES_MAX {
+                return Err(CliError::usage(format!("it is longer than {}", output::bytes(LINE_BYTES_MAX))));
+            }
+            let record = produce.format.parse(&line).map_err(CliError::Usage)?;
+            let Some(record) = record else { continue };
+            let delivery = send(produce, producer, &fixed, &record).await?;
+            self.records += 1;
+            self.bytes += line.len() as u64;
+            self.deliveries.push_back(delivery);
+            if self.deliveries.len() > DELIVERIES_MAX {
+                self.settle_oldest().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the outcome of the record that waits the longest; `false` where none does.
+    async fn settle_oldest(&mut self) -> bool {
+        let Some(oldest) = self.deliveries.pop_front() else { return false };
+        match oldest.await {
+            Ok(receipt) => {
+                self.stored += 1;
+                if let Receipt::Stored { partition, offset, .. } = receipt {
+                    self.last_offset = Some(offset.get());
+                    self.last_partition = Some(partition.get());
+                }
+            }
+            Err(error) => _ = self.failed.get_or_insert_with(|| error.into()),
+        }
+        true
+    }
+}
+
+async fn send(
+    produce: &Produce,
+    producer: &Producer,
+    fixed: &[Header<'_>],
+    input: &InputRecord<'_>,
+) -> Result<Delivery, CliError> {
+    let mut headers = fixed.to_vec();
+    headers.extend(input.headers.iter().map(|(key, value)| Header { key, value: value.as_deref() }));
+    let mut record = match &input.value {
+        Some(value) => Record::new(value),
+        None => Record::default(),
+    };
+    record = record.headers(&headers);
+    if let Some(key) = &input.key {
+        record = record.key(key);
+    }
+    if let Some(timestamp) = input.timestamp {
+        record = record.timestamp(Timestamp::new(timestamp));
+    }
+    // The flags say where to; where they don't, the record may.
+    let named = if produce.routed { None } else { input.partition };
+    if let Some(partition) = produce.partition.or(named) {
+        record = record.partition(PartitionId::new(partition));
+    }
+    producer.send(record).await.map_err(|error| match CliError::from(error) {
+        CliError::Refused { message, code: Some(ErrorCode::UnknownPartition) }
+            if produce.partition.is_none() =>
+        {
+            let way_out = "--partition or --routed send it elsewhere";
+            CliError::refused(ErrorCode::UnknownPartition, format!("{message}; {way_out}"))
+        }
+        other => other,
+    })
+}
+
+fn open_input(produce: &Produce) -> Result<(Box<dyn BufRead>, ProgressBar), CliError> {
+    const BUFFER_BYTES: usize = 1 << 20;
+    let Some(path) = &produce.file else {
+        if std::io::stdin().is_terminal() {
+            eprintln!("reading records from the terminal, one a line; end with Ctrl-D");
+        }
+        let input: Box<dyn Read> = Box::new(std::io::stdin());
+        return Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, input)), ProgressBar::hidden()));
+    };
+    let file = File::open(path).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))?;
+    let progress = ProgressBar::new(file.metadata()?.len());
+    let style = "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
+    progress.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, file)), progress))
+}

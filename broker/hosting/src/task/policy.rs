@@ -1,0 +1,181 @@
+//! What becomes of a call that failed, and of records that a plugin rejects.
+
+use tidemill_protocol::Offset;
+use tidemill_wasm::Outcome;
+
+use super::attempts::Next;
+use super::outputs::Outputs;
+use super::reading::{SourceRecords, TaskRecord};
+use super::runner::{Setback, TaskRunner};
+use crate::failure::CallFailure;
+use crate::plan::TaskPolicy;
+use crate::port::{DueTimer, PositionStep, TaskOutput, TaskRunState, TaskStep};
+
+/// A record that is left out or sent away.
+pub(super) struct Disposed {
+    pub(super) record: TaskRecord,
+    pub(super) reason: String,
+}
+
+impl TaskRunner {
+    /// After a call with records that failed: the same again, fewer of them, or the policy. Answers whether the task
+    /// has gone past any.
+    pub(super) async fn settle(
+        &mut self,
+        records: &SourceRecords,
+        count: usize,
+        failure: CallFailure,
+        may_pass: bool,
+    ) -> Result<bool, Setback> {
+        self.error(&failure.message);
+        self.notes.failure = Some(failure.clone());
+        let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
+        match self.records.failed(count, may_pass, attempts, backoff_ms) {
+            Next::Again(wait) => {
+                self.parts.log.count("retries", 1);
+                tokio::time::sleep(wait).await;
+                Ok(false)
+            }
+            Next::Fewer => Ok(false),
+            Next::Policy if matches!(self.parts.plan.policy, TaskPolicy::Pause) => {
+                self.pause(records, &failure.message).await?;
+                Ok(false)
+            }
+            Next::Policy => {
+                let alone = records.first(1).iter().cloned();
+                let reason = failure.message;
+                let disposed: Vec<Disposed> =
+                    alone.map(|record| Disposed { record, reason: reason.clone() }).collect();
+                let outputs = self.dead_letters(records, &disposed).await?;
+                self.skip_to(records, 1, outputs).await?;
+                self.tell_disposed(records, disposed);
+                Ok(true)
+            }
+        }
+    }
+
+    /// The same for timers. There is nothing to send away of one.
+    pub(super) async fn settle_timers(
+        &mut self,
+        due: &[DueTimer],
+        failure: CallFailure,
+        may_pass: bool,
+    ) -> Result<(), Setback> {
+        self.error(&failure.message);
+        self.notes.failure = Some(failure.clone());
+        let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
+        match self.timers.failed(due.len(), may_pass, attempts, backoff_ms) {
+            Next::Again(wait) => {
+                self.parts.log.count("retries", 1);
+                tokio::time::sleep(wait).await;
+                Ok(())
+            }
+            Next::Fewer => Ok(()),
+            Next::Policy if matches!(self.parts.plan.policy, TaskPolicy::Pause) => {
+                self.stop_with(format!("stopped at a timer: {}", failure.message)).await
+            }
+            Next::Policy => {
+                self.parts.log.count("skipped", 1);
+                let epoch = self.parts.plan.epoch;
+                self.commit(TaskStep { epoch, fired: due.to_vec(), ..TaskStep::default() }).await
+            }
+        }
+    }
+
+    /// The records that the plugin rejected among those that it handled.
+    pub(super) fn rejected(records: &SourceRecords, outcome: &Outcome) -> Vec<Disposed> {
+        let record = |ordinal: u32| records.records.get(usize::try_from(ordinal).ok()?).cloned();
+        outcome
+            .rejections
+            .iter()
+            .filter_map(|rejection| {
+                record(rejection.ordinal).map(|record| Disposed { record, reason: rejection.reason.clone() })
+            })
+            .collect()
+    }
+
+    /// What carries records to the dead-letter topic, where that is the policy.
+    pub(super) async fn dead_letters(
+        &self,
+        records: &SourceRecords,
+        disposed: &[Disposed],
+    ) -> Result<Vec<TaskOutput>, Setback> {
+        let TaskPolicy::DeadLetter(target) = &self.parts.plan.policy else { return Ok(Vec::new()) };
+        let outputs = Outputs { plan: &self.parts.plan, hosting: &self.parts.hosting };
+        let made = outputs.dead_letters(target, &self.source_name(records), disposed).await;
+        made.map_err(|failure| Setback::Broker(failure.message))
+    }
+
+    /// Logs and counts them, once the step that goes past them is committed.
+    pub(super) fn tell_disposed(&mut self, records: &SourceRecords, disposed: Vec<Disposed>) {
+        let dead_lettered = matches!(self.parts.plan.policy, TaskPolicy::DeadLetter(_));
+        let counter = if dead_lettered { "dead_lettered" } else { "skipped" };
+        self.parts.log.count(counter, disposed.len() as u64);
+        let source = self.source_name(records);
+        for Disposed { record, reason } in disposed {
+            self.error(&format!("record at offset {} of {source}: {reason}", record.offset));
+            self.notes.disposed.push((record.offset, reason));
+        }
+    }
+
+    /// With the pause policy nothing behind a rejected record may be done, and nothing before it be lost.
+    pub(super) async fn stop_before_rejected(
+        &mut self,
+        records: &SourceRecords,
+        outcome: &Outcome,
+    ) -> Result<(), Setback> {
+        self.discard();
+        let Some(first) = outcome.rejections.first() else { return Ok(()) };
+        match usize::try_from(first.ordinal).unwrap_or(0) {
+            0 => self.pause(records, &first.reason).await,
+            before => {
+                // The records before it alone, in a call of their own.
+                self.records.limit(before);
+                Ok(())
+            }
+        }
+    }
+
+    /// Goes past records without having handled them.
+    pub(super) async fn skip_to(
+        &mut self,
+        records: &SourceRecords,
+        count: usize,
+        outputs: Vec<TaskOutput>,
+    ) -> Result<(), Setback> {
+        let next: Offset = records.position_after(count);
+        let step = TaskStep {
+            epoch: self.parts.plan.epoch,
+            positions: vec![PositionStep { source: records.source, expected: records.position, next }],
+            outputs,
+            ..TaskStep::default()
+        };
+        self.commit(step).await
+    }
+
+    async fn pause(&mut self, records: &SourceRecords, reason: &str) -> Result<(), Setback> {
+        let at = records.records.first().map_or(records.position, |record| record.offset);
+        let reason = format!(
+            "stopped before offset {at} of {}: {reason}; mend the plugin or the record, then resume the deployment",
+            self.source_name(records)
+        );
+        self.stop_with(reason).await
+    }
+
+    async fn stop_with(&mut self, reason: String) -> Result<(), Setback> {
+        self.error(&reason);
+        self.parts.log.count("pauses", 1);
+        let state = TaskRunState::Paused(reason);
+        let noted = self.parts.port.set_state(self.task, self.parts.plan.epoch, state).await;
+        noted.map_err(|error| Setback::Broker(error.0))
+    }
+
+    fn source_name(&self, records: &SourceRecords) -> String {
+        let topics = &self.parts.plan.plugin.topics;
+        let topic = usize::try_from(records.topic).ok().and_then(|index| topics.get(index));
+        match topic {
+            Some(topic) => format!("{topic}-{}", records.source.partition),
+            None => records.source.to_string(),
+        }
+    }
+}

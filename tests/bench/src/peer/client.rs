@@ -1,0 +1,143 @@
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::future::try_join_all;
+use tokio::sync::Semaphore;
+
+use super::frames::{self, Reader};
+use super::{Kind, tls};
+use crate::Outcome;
+use crate::stats::Latencies;
+use crate::work::noise;
+
+/// Frames of a produce-like stream that wait for their acknowledgement: as many as the broker allows on a produce stream.
+const IN_FLIGHT_MAX: usize = 32;
+/// Different payloads that are sent in turn: as many as may be under way, so that no processor cache holds them.
+const PAYLOADS: usize = IN_FLIGHT_MAX;
+/// Credit of a fetch-like stream, and what is returned at once: as Tidemill's consumer has it.
+const CREDIT_BYTES: u64 = 8 << 20;
+const CREDIT_RETURN_BYTES: u64 = CREDIT_BYTES / 8;
+
+/// One connection to the peer.
+pub(crate) struct PeerClient {
+    connection: quinn::Connection,
+    endpoint: quinn::Endpoint,
+}
+
+impl PeerClient {
+    pub(super) async fn connect(address: SocketAddr, authority: &Path) -> Outcome<Self> {
+        let (endpoint, config) = tls::client(authority)?;
+        let connection = endpoint.connect_with(config, address, "localhost")?.await?;
+        Ok(Self { connection, endpoint })
+    }
+
+    async fn open(&self, kind: Kind) -> Outcome<(quinn::SendStream, Reader)> {
+        let (mut send, receive) = self.connection.open_bi().await?;
+        send.write_all(&[kind.byte()]).await?;
+        Ok((send, Reader::new(receive)))
+    }
+
+    /// Sends frames of `payload_bytes` over so many streams at once for a while, and waits until all are acknowledged. Payload
+    /// bytes per second.
+    pub(crate) async fn produce(&self, streams: usize, payload_bytes: usize, leg: Duration) -> Outcome<f64> {
+        let payloads: Arc<[Bytes]> = (0..PAYLOADS).map(|_| noise(payload_bytes)).collect();
+        let mut open = Vec::new();
+        for _ in 0..streams {
+            open.push(self.open(Kind::Produce).await?);
+        }
+        let begun = Instant::now();
+        let sending = open.into_iter().map(|(send, reader)| {
+            let payloads = Arc::clone(&payloads);
+            tokio::spawn(produce(send, reader, payloads, begun + leg))
+        });
+        let mut frames = 0;
+        for sent in try_join_all(sending).await? {
+            frames += sent?;
+        }
+        Ok(frames as f64 * payload_bytes as f64 / begun.elapsed().as_secs_f64())
+    }
+
+    /// Frames of `payload_bytes` there and back, one at a time.
+    pub(crate) async fn echo(&self, payload_bytes: usize, leg: Duration) -> Outcome<Latencies> {
+        let (mut send, mut reader) = self.open(Kind::Echo).await?;
+        let payload = noise(payload_bytes);
+        let mut latencies = Latencies::new()?;
+        let until = Instant::now() + leg;
+        let mut begun = Instant::now();
+        while begun < until {
+            frames::send(&mut send, &[0; super::HEADER_BYTES], payload.clone()).await?;
+            reader.next().await?.ok_or("the bare peer ended its echo")?;
+            let now = Instant::now();
+            latencies.record(now - begun);
+            begun = now;
+        }
+        send.finish()?;
+        Ok(latencies)
+    }
+
+    /// Takes frames of `payload_bytes` that the peer pushes, for a while. Payload bytes per second.
+    pub(crate) async fn fetch(&self, payload_bytes: usize, leg: Duration) -> Outcome<f64> {
+        let (mut send, mut reader) = self.open(Kind::Fetch).await?;
+        send.write_all(&u32::try_from(payload_bytes)?.to_be_bytes()).await?;
+        send.write_all(&CREDIT_BYTES.to_be_bytes()).await?;
+        // The first frame says that the peer has made its payloads.
+        reader.next().await?.ok_or("the bare peer ended its stream")?;
+        let (begun, mut bytes, mut owed) = (Instant::now(), 0_u64, payload_bytes as u64);
+        while begun.elapsed() < leg {
+            let frame = reader.next().await?.ok_or("the bare peer ended its stream")?;
+            bytes += frame.payload.len() as u64;
+            owed += frame.payload.len() as u64;
+            if owed >= CREDIT_RETURN_BYTES {
+                send.write_all(&owed.to_be_bytes()).await?;
+                owed = 0;
+            }
+        }
+        let rate = bytes as f64 / begun.elapsed().as_secs_f64();
+        send.finish()?;
+        Ok(rate)
+    }
+
+    pub(crate) async fn close(self) {
+        self.connection.close(0_u32.into(), b"");
+        self.endpoint.wait_idle().await;
+    }
+}
+
+async fn produce(
+    mut send: quinn::SendStream,
+    mut reader: Reader,
+    payloads: Arc<[Bytes]>,
+    until: Instant,
+) -> Outcome<u64> {
+    let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+    let freed = Arc::clone(&places);
+    let acknowledged = tokio::spawn(async move {
+        let mut count = 0_u64;
+        while let Some(frame) = reader.next().await? {
+            let number =
+                frame.header.get(..8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+            if number != Some(count) {
+                return Err("the bare peer acknowledged out of turn".into());
+            }
+            count += 1;
+            freed.add_permits(1);
+        }
+        Outcome::Ok(count)
+    });
+    let mut number = 0_u64;
+    while Instant::now() < until {
+        places.acquire().await?.forget();
+        let payload = payloads[usize::try_from(number)? % payloads.len()].clone();
+        frames::send(&mut send, &number.to_be_bytes(), payload).await?;
+        number += 1;
+    }
+    send.finish()?;
+    let count = acknowledged.await??;
+    if count != number {
+        return Err(format!("the bare peer acknowledged {count} of {number} frames").into());
+    }
+    Ok(count)
+}

@@ -1,0 +1,68 @@
+//! How commands fail: the exit code says which kind it is, the words say what to do.
+
+use serde_json::Value;
+use tidemill_cluster_tests::Outcome;
+
+use super::terminal::Terminal;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_exit_code_says_which_kind_of_error_it_is() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t --partitions 2").await?;
+    for (line, code, fragment) in [
+        // What stands on the command line, or in what is read.
+        ("produce", 2, "<TOPIC>"),
+        ("produce t --format json --key-separator :", 2, "--key-separator"),
+        ("produce t --format json --value-field-key id", 2, "--value-field-key"),
+        ("produce t --key-separator=", 2, "--key-separator"),
+        ("produce t --partition 0 --routed", 2, "--routed"),
+        ("produce t --file nowhere.txt", 2, "nowhere.txt"),
+        ("produce t --batch-bytes 1", 2, "batch_bytes"),
+        ("produce t --batch-bytes lots", 2, "64KiB"),
+        ("consume t --from yesterday", 2, "earliest"),
+        ("consume t --set a=b", 2, "--filter"),
+        ("topic create new --retention soon", 2, "7d"),
+        ("nothing", 2, "unrecognized"),
+        ("deploy consumer c --plugin p", 2, "--topic"),
+        // No broker.
+        ("topic list --address 127.0.0.1:9", 3, "tidemill dev"),
+        ("consume t --address 127.0.0.1:9", 3, "127.0.0.1:9"),
+        // What is asked for is not there.
+        ("produce nowhere", 4, "'nowhere'"),
+        ("produce nowhere --routed", 4, "UNKNOWN_TOPIC"),
+        ("consume nowhere", 4, "'nowhere'"),
+        ("consume nowhere --group g", 4, "UNKNOWN_TOPIC"),
+        ("consume t --partition 7", 4, "no partition 7"),
+        ("consume t --filter nothing", 4, "nothing"),
+        ("bench consume --topic nowhere", 4, "'nowhere'"),
+        ("topic describe nowhere", 4, "tidemill topic list"),
+        ("topic create new --with nowhere", 4, "nowhere"),
+        ("group describe nobody", 4, "tidemill group list"),
+        ("plugin describe nothing", 4, "tidemill plugin list"),
+        ("deployment describe nothing", 4, "tidemill deployment list"),
+        ("deploy filter f --plugin nothing", 4, "nothing"),
+        // Everything else.
+        ("topic create t", 1, "TOPIC_EXISTS"),
+        ("consume t --from 99 --partition 0", 1, "OFFSET_OUT_OF_RANGE"),
+    ] {
+        let said = terminal.fails(line, code).await?;
+        assert!(said.contains(fragment), "{line} says {said}");
+    }
+    let ran = terminal.tidemill(&["produce", "t", "--partition", "7"], "x\n").await?;
+    assert!(
+        ran.code == 4 && ran.stderr.contains("line 1: ") && ran.stderr.contains("no partition 7"),
+        "{ran:?}"
+    );
+    Ok(())
+}
+
+/// A command that asks for a document gets one, whatever else happens in it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn completions_are_scripts_or_documents() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    let script = terminal.done("completions bash").await?;
+    assert!(script.contains("_tidemill"), "{script}");
+    let document: Value = terminal.json("completions bash").await?;
+    assert_eq!(document["script"], script);
+    Ok(())
+}

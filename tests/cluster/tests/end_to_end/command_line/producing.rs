@@ -1,0 +1,216 @@
+//! `tidemill produce`.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use tidemill_cluster_tests::fixtures;
+use tidemill_cluster_tests::plugins;
+use tidemill_cluster_tests::reading::read_all;
+use tidemill_cluster_tests::{Outcome, fixtures::Fixture};
+use tidemill_protocol::partitioner::partition_for_key;
+
+use super::terminal::Terminal;
+use crate::kit::{as_fixture, header_views};
+
+/// What a topic has, by partition and offset, without the times.
+async fn contents(terminal: &Terminal, topic: &str) -> Outcome<Vec<Value>> {
+    let mut records = terminal.documents(&format!("consume {topic} --from earliest")).await?;
+    for record in &mut records {
+        let record = record.as_object_mut().ok_or("an object")?;
+        record.remove("topic");
+        record.remove("timestamp");
+    }
+    records.sort_by_key(|record| (record["partition"].as_u64(), record["offset"].as_u64()));
+    Ok(records)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_become_records() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t --partitions 3").await?;
+    assert!(terminal.fed("produce t --partition 0", "one\ntwö\n\nlast").await?.starts_with("4 records"));
+    terminal.fed("produce t --partition 1 --key-separator ::", "k::v::w\n::none\n").await?;
+    terminal.fed("produce t --partition 2 --key k --header a=1 --header a=b=c", "v\n").await?;
+    let values = json!([
+        { "partition": 0, "offset": 0, "key": null, "value": "one", "headers": [] },
+        { "partition": 0, "offset": 1, "key": null, "value": "twö", "headers": [] },
+        { "partition": 0, "offset": 2, "key": null, "value": "", "headers": [] },
+        { "partition": 0, "offset": 3, "key": null, "value": "last", "headers": [] },
+        { "partition": 1, "offset": 0, "key": "k", "value": "v::w", "headers": [] },
+        { "partition": 1, "offset": 1, "key": "", "value": "none", "headers": [] },
+        { "partition": 2, "offset": 0, "key": "k", "value": "v",
+          "headers": [{ "name": "a", "value": "1" }, { "name": "a", "value": "b=c" }] },
+    ]);
+    assert_eq!(Value::from(contents(&terminal, "t").await?), values);
+
+    // Where no flag says where to, the key does.
+    terminal.done("topic create keyed --partitions 5").await?;
+    let lines: String = (0..40).map(|user| format!("{{\"user\":\"u-{user}\"}}\n")).collect();
+    terminal.fed("produce keyed --value-field-key user", &lines).await?;
+    let keyed = contents(&terminal, "keyed").await?;
+    assert_eq!(keyed.len(), 40);
+    for record in keyed {
+        let key = record["key"].as_str().ok_or("a key")?;
+        assert_eq!(record["partition"], partition_for_key(key.as_bytes(), 5).get(), "{record}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_says_all_of_a_record() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t --partitions 2").await?;
+    let lines = [
+        r#"{"key":"u1","value":{"song":17},"headers":{"source":"web","none":null},"timestamp":1767225600000,"partition":1}"#,
+        "",
+        r#"{"value":null,"partition":1}"#,
+        r#"{"key":"gone","value":null,"partition":1}"#,
+        r#"{"key":"","value":"","partition":1}"#,
+        r#"{"value":{"base16":"00ff"},"headers":[{"name":"a","value":"1"},{"name":"a","value":"2"}],"partition":1}"#,
+    ];
+    let answer = terminal.fed("produce t --format json --json", lines.join("\n")).await?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    assert_eq!(
+        (&answer["records"], &answer["last_offset"], &answer["last_partition"]),
+        (&json!(5), &json!(4), &json!(1))
+    );
+    let read = terminal.documents("consume t --partition 1 --from earliest").await?;
+    assert_eq!(read[0]["timestamp"], 1_767_225_600_000u64);
+    let headers = json!([{ "name": "none", "value": null }, { "name": "source", "value": "web" }]);
+    assert_eq!(read[0]["headers"], headers);
+    let pairs: Vec<(&Value, &Value)> = read.iter().map(|record| (&record["key"], &record["value"])).collect();
+    let expected = [
+        (json!("u1"), json!("{\"song\":17}")),
+        (Value::Null, Value::Null),
+        (json!("gone"), Value::Null),
+        (json!(""), json!("")),
+        (Value::Null, json!({ "base16": "00ff" })),
+    ];
+    assert_eq!(pairs, expected.iter().map(|(key, value)| (key, value)).collect::<Vec<_>>());
+    // A flag says where to, whatever the record says; and gives a key to those that have none.
+    terminal.fed("produce t --format json --partition 0 --key k", lines[2]).await?;
+    let read = terminal.documents("consume t --partition 0 --from earliest").await?;
+    assert_eq!((&read[0]["key"], &read[0]["value"]), (&json!("k"), &Value::Null));
+    Ok(())
+}
+
+/// `consume --json | produce --format json` copies a topic: null and empty, Unicode, binary, headers, times, places.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_consume_prints_produce_takes() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    let client = terminal.broker.client().await?;
+    terminal.done("topic create from --partitions 3").await?;
+    terminal.done("topic create to --partitions 3").await?;
+    // The first of the 1 MiB values is the 500th.
+    let fixtures = fixtures::records(5, 700);
+    let producer = client.producer("from").batch_bytes(4 << 20).build().await?;
+    for fixture in &fixtures {
+        let headers = header_views(fixture);
+        let mut record = match &fixture.value {
+            Some(value) => tidemill_client::Record::new(value),
+            None => tidemill_client::Record::default(),
+        };
+        if let Some(key) = &fixture.key {
+            record = record.key(key);
+        }
+        let timestamp = tidemill_client::Timestamp::new(fixture.timestamp);
+        producer.send_and_forget(record.headers(&headers).timestamp(timestamp)).await?;
+    }
+    producer.close().await?;
+    let printed = terminal.done("consume from --from earliest --json").await?;
+    terminal.fed("produce to --format json --batch-bytes 4MiB", &printed).await?;
+    let strip = |all: tidemill_cluster_tests::reading::ByPartition| -> Vec<(u32, Vec<Fixture>)> {
+        all.into_iter()
+            .map(|(partition, records)| (partition, records.iter().map(as_fixture).collect()))
+            .collect()
+    };
+    let (from, to) = (strip(read_all(&client, "from").await?), strip(read_all(&client, "to").await?));
+    assert_eq!(from.iter().map(|(_, records)| records.len()).sum::<usize>(), fixtures.len());
+    assert!(from == to, "the copy is the same, in the same partitions, in the same order");
+    // Placed anew, by key, where the broker chooses.
+    terminal.done("topic create routed --partitions 2").await?;
+    terminal.fed("produce routed --format json --routed --batch-bytes 4MiB", &printed).await?;
+    let routed = read_all(&client, "routed").await?;
+    assert_eq!(routed.values().map(Vec::len).sum::<usize>(), fixtures.len());
+    for record in routed.values().flatten() {
+        if let Some(key) = &record.key {
+            assert_eq!(record.partition, partition_for_key(key, 2));
+        }
+    }
+    // Into fewer partitions it says what to do.
+    terminal.done("topic create narrow").await?;
+    let first_line =
+        printed.lines().find(|line| !line.contains("\"partition\":0")).ok_or("of another partition")?;
+    let ran = terminal.tidemill(&["produce", "narrow", "--format", "json"], first_line).await?;
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains("--partition or --routed"), "{ran:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_broker_places_what_is_routed() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    plugins::upload(&terminal.broker.client().await?, "field-hash").await?;
+    terminal.done("topic create plays --partitions 4").await?;
+    terminal.done("deploy partitioner by-user --plugin field-hash --topic plays --set field=user_id").await?;
+    let lines: String = (0..50).map(|user| format!("{{\"user_id\":\"u-{user}\"}}\n")).collect();
+    assert!(terminal.fed("produce plays --routed", &lines).await?.starts_with("50 records"));
+    let mut partitions = BTreeSet::new();
+    for record in contents(&terminal, "plays").await? {
+        let value: Value = serde_json::from_str(record["value"].as_str().ok_or("text")?)?;
+        let user = value["user_id"].as_str().ok_or("a user")?;
+        assert_eq!(record["partition"], partition_for_key(user.as_bytes(), 4).get());
+        partitions.insert(record["partition"].as_u64());
+    }
+    assert_eq!(partitions.len(), 4);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn compression_shrinks_what_is_stored() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    let file = terminal.home().join("plays.jsonl");
+    let line = r#"{"user_id":"ann","song_id":"s-17","device":"phone"}"#;
+    std::fs::write(&file, format!("{line}\n").repeat(2_000))?;
+    let mut sizes = Vec::new();
+    for compression in ["none", "gzip", "snappy", "lz4", "zstd"] {
+        let topic = format!("with-{compression}");
+        terminal.done(&format!("topic create {topic}")).await?;
+        // From a file, in full batches.
+        let flags = "--linger 200ms --batch-bytes 64KiB --file plays.jsonl";
+        let said = terminal.done(&format!("produce {topic} --compression {compression} {flags}")).await?;
+        assert!(said.starts_with("2000 records (") && said.contains("the last at offset 1999"), "{said}");
+        let read = terminal.done(&format!("consume {topic} --from earliest")).await?;
+        assert_eq!(read, std::fs::read_to_string(&file)?, "{compression}");
+        let described = terminal.json(&format!("topic describe {topic}")).await?;
+        sizes.push(described["partitions"][0]["bytes"].as_u64().ok_or("bytes")?);
+    }
+    let none = sizes.remove(0);
+    assert!(none > 100_000 && sizes.iter().all(|size| size * 5 < none), "{none} {sizes:?}");
+    let lost = terminal.fed("produce with-none --no-acks", "x\n").await?;
+    assert!(lost.starts_with("1 records"), "{lost}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_line_is_named_and_those_before_it_are_stored() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t").await?;
+    let produce = async |lines: &str| terminal.tidemill(&["produce", "t", "--format", "json"], lines).await;
+    let ran = produce("{\"value\":\"a\"}\n{\"value\":\"b\"}\n{\"value\":\n{\"value\":\"d\"}\n").await?;
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.contains("line 3: "), "{ran:?}");
+    assert!(ran.stderr.contains("the 2 lines before it are stored"), "{ran:?}");
+    assert_eq!(terminal.done("consume t --from earliest").await?, "a\nb\n");
+    let ran = produce("nothing\n").await?;
+    assert!(
+        ran.code == 2 && ran.stderr.contains("line 1: ") && ran.stderr.contains("nothing was stored"),
+        "{ran:?}"
+    );
+    // A record that no batch has room for.
+    let ran = produce(&format!("{{\"value\":\"c\"}}\n{{\"value\":\"{}\"}}\n", "x".repeat(9 << 20))).await?;
+    assert!(ran.code == 2 && ran.stderr.contains("line 2: "), "{ran:?}");
+    assert!(ran.stderr.contains("the line before it is stored"), "{ran:?}");
+    assert_eq!(terminal.done("consume t --from earliest").await?, "a\nb\nc\n");
+    Ok(())
+}
