@@ -3,7 +3,7 @@
 //! Where the plugin asks for values, the buffer is the batch's own records section: nothing is copied here. Where it
 //! asks for keys or headers only, these are copied out, so that values never reach the guest.
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use tidemill_protocol::record_batch::{BatchError, Records};
 use tidemill_wasm::{Batch, Fields, INDEX_ENTRY_BYTES, LENGTH_ABSENT, LENGTH_NULL};
 
@@ -14,36 +14,35 @@ use crate::plan::BatchPlace;
 /// # Errors
 /// A record that does not read.
 pub fn view_of(records: &Records, fields: Fields, place: BatchPlace, now: i64) -> Result<Batch, BatchError> {
-    let mut least = i64::MAX;
-    let mut copied = 0;
-    for record in records {
-        let record = record?;
-        least = least.min(record.timestamp.get());
-        copied += if fields.key { record.key.map_or(0, <[u8]>::len) } else { 0 };
-        copied += if fields.headers { record.headers.as_bytes().len() } else { 0 };
-    }
-    let base_timestamp = if least == i64::MAX { 0 } else { least };
     let mut index = Index::new(records.len());
     let data = if fields.value {
         for record in records {
             let record = record?;
-            index.part(fields.key, record.key, |part| records.offset_of(part));
-            index.part(true, record.value, |part| records.offset_of(part));
-            index.part(fields.headers, Some(record.headers.as_bytes()), |part| records.offset_of(part));
-            index.position(record.offset_delta, record.timestamp.get(), base_timestamp);
+            let parts = [
+                part(fields.key, record.key, |part| records.offset_of(part)),
+                part(true, record.value, |part| records.offset_of(part)),
+                part(fields.headers, Some(record.headers.as_bytes()), |part| records.offset_of(part)),
+            ];
+            index.push(parts, record.offset_delta, record.timestamp.get());
         }
         records.data().clone()
     } else {
-        let mut data = BytesMut::with_capacity(copied);
+        let mut data = BytesMut::new();
         for record in records {
             let record = record?;
-            index.part(fields.key, record.key, |part| append(&mut data, part));
-            index.part(false, record.value, |_| None);
-            index.part(fields.headers, Some(record.headers.as_bytes()), |part| append(&mut data, part));
-            index.position(record.offset_delta, record.timestamp.get(), base_timestamp);
+            let parts = [
+                part(fields.key, record.key, |part| append(&mut data, part)),
+                part(false, record.value, |_| None),
+                part(fields.headers, Some(record.headers.as_bytes()), |part| append(&mut data, part)),
+            ];
+            index.push(parts, record.offset_delta, record.timestamp.get());
         }
         data.freeze()
     };
+    if index.is_out_of_order() {
+        index.set_timestamps(records.iter().flatten().map(|record| record.timestamp.get()));
+    }
+    let (base_timestamp, index) = index.finish();
     Ok(Batch {
         topic: place.topic,
         partition: place.partition,
@@ -51,7 +50,7 @@ pub fn view_of(records: &Records, fields: Fields, place: BatchPlace, now: i64) -
         base_timestamp,
         now,
         data,
-        index: index.bytes.freeze(),
+        index,
     })
 }
 
@@ -61,46 +60,93 @@ fn append(data: &mut BytesMut, part: &[u8]) -> Option<usize> {
     Some(at)
 }
 
+/// Offset and length of one part of a record.
+pub(crate) type PartWords = [u32; 2];
+
+/// One part: not asked for, null, or at the offset that `place` says. A batch is far below 4 GiB.
+#[inline]
+pub(crate) fn part(
+    asked: bool,
+    part: Option<&[u8]>,
+    place: impl FnOnce(&[u8]) -> Option<usize>,
+) -> PartWords {
+    match (asked, part) {
+        (false, _) => [0, LENGTH_ABSENT],
+        (true, None) => [0, LENGTH_NULL],
+        (true, Some(part)) => match place(part).and_then(|at| u32::try_from(at).ok()) {
+            Some(offset) => [offset, part.len() as u32],
+            None => [0, LENGTH_NULL],
+        },
+    }
+}
+
 /// Entries of 8 little-endian words: key, value, headers (offset and length each), offset delta, timestamp delta.
+///
+/// The base timestamp is the first record's. Records are walked once, and a batch whose first record is not its
+/// oldest is the exception: see [`Index::set_timestamps`].
 pub(crate) struct Index {
-    pub(crate) bytes: BytesMut,
+    bytes: BytesMut,
+    base_timestamp: Option<i64>,
+    least_timestamp: i64,
 }
 
 impl Index {
     pub(crate) fn new(records: usize) -> Self {
-        Self { bytes: BytesMut::with_capacity(records * INDEX_ENTRY_BYTES) }
-    }
-
-    /// One part: not asked for, null, or at the offset that `place` says. A batch is far below 4 GiB.
-    #[inline]
-    pub(crate) fn part(
-        &mut self,
-        asked: bool,
-        part: Option<&[u8]>,
-        place: impl FnOnce(&[u8]) -> Option<usize>,
-    ) {
-        let (offset, length) = match (asked, part) {
-            (false, _) => (0, LENGTH_ABSENT),
-            (true, None) => (0, LENGTH_NULL),
-            (true, Some(part)) => match place(part).and_then(|at| u32::try_from(at).ok()) {
-                Some(offset) => (offset, part.len() as u32),
-                None => (0, LENGTH_NULL),
-            },
-        };
-        self.bytes.put_u32_le(offset);
-        self.bytes.put_u32_le(length);
+        Self {
+            bytes: BytesMut::with_capacity(records * INDEX_ENTRY_BYTES),
+            base_timestamp: None,
+            least_timestamp: i64::MAX,
+        }
     }
 
     #[inline]
-    pub(crate) fn position(&mut self, offset_delta: u32, timestamp: i64, base_timestamp: i64) {
-        let later = timestamp.saturating_sub(base_timestamp);
-        self.bytes.put_u32_le(offset_delta);
-        self.bytes.put_u32_le(u32::try_from(later).unwrap_or(u32::MAX));
+    pub(crate) fn push(&mut self, parts: [PartWords; 3], offset_delta: u32, timestamp: i64) {
+        let base = *self.base_timestamp.get_or_insert(timestamp);
+        self.least_timestamp = self.least_timestamp.min(timestamp);
+        let [key, value, headers] = parts;
+        let words = [
+            key[0],
+            key[1],
+            value[0],
+            value[1],
+            headers[0],
+            headers[1],
+            offset_delta,
+            delta(timestamp, base),
+        ];
+        let mut entry = [0; INDEX_ENTRY_BYTES];
+        for (bytes, word) in entry.as_chunks_mut::<WORD_BYTES>().0.iter_mut().zip(words) {
+            *bytes = word.to_le_bytes();
+        }
+        self.bytes.extend_from_slice(&entry);
     }
 
-    pub(crate) fn freeze(self) -> Bytes {
-        self.bytes.freeze()
+    /// Whether a record is older than the first.
+    pub(crate) fn is_out_of_order(&self) -> bool {
+        self.base_timestamp.is_some_and(|base| self.least_timestamp < base)
     }
+
+    /// Makes the least timestamp the base. `timestamps` are those of the records, again.
+    pub(crate) fn set_timestamps(&mut self, timestamps: impl Iterator<Item = i64>) {
+        let base = self.least_timestamp;
+        self.base_timestamp = Some(base);
+        for (entry, timestamp) in self.bytes.chunks_exact_mut(INDEX_ENTRY_BYTES).zip(timestamps) {
+            if let Some(word) = entry.last_chunk_mut::<WORD_BYTES>() {
+                *word = delta(timestamp, base).to_le_bytes();
+            }
+        }
+    }
+
+    /// The base timestamp, 0 where there is no record, and the entries.
+    pub(crate) fn finish(self) -> (i64, Bytes) {
+        (self.base_timestamp.unwrap_or(0), self.bytes.freeze())
+    }
+}
+
+const WORD_BYTES: usize = size_of::<u32>();
+
+fn delta(timestamp: i64, base: i64) -> u32 {
+    u32::try_from(timestamp.saturating_sub(base).max(0)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -123,13 +169,14 @@ mod tests {
         batch.records(&limits).expect("reads")
     }
 
+    fn word(batch: &Batch, record: usize, at: usize) -> u32 {
+        let at = record * INDEX_ENTRY_BYTES + at * WORD_BYTES;
+        u32::from_le_bytes(batch.index[at..at + WORD_BYTES].try_into().expect("a word"))
+    }
+
     /// The part of a record in a view: `Err` not asked for, `Ok(None)` null.
     fn part(batch: &Batch, record: usize, part: usize) -> Result<Option<&[u8]>, ()> {
-        let word = |at: usize| {
-            let at = record * INDEX_ENTRY_BYTES + at * 4;
-            u32::from_le_bytes(batch.index[at..at + 4].try_into().expect("a word"))
-        };
-        match (word(part * 2) as usize, word(part * 2 + 1)) {
+        match (word(batch, record, part * 2) as usize, word(batch, record, part * 2 + 1)) {
             (_, LENGTH_ABSENT) => Err(()),
             (_, LENGTH_NULL) => Ok(None),
             (offset, length) => Ok(Some(&batch.data[offset..offset + length as usize])),
@@ -146,6 +193,7 @@ mod tests {
                 let view = view_of(&records, fields, place, 99).expect("a view");
                 assert_eq!((view.topic, view.partition, view.now, view.records()), (2, 7, 99, 3));
                 assert_eq!(view.base_timestamp, 990);
+                assert_eq!([0, 1, 2].map(|record| word(&view, record, 7)), [10, 0, 510]);
                 for (ordinal, record) in records.iter().enumerate() {
                     let record = record.expect("reads");
                     let expect = |asked: bool, part| if asked { Ok(part) } else { Err(()) };

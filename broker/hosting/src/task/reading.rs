@@ -5,7 +5,7 @@ use tidemill_protocol::record_batch::{BatchError, BatchLimits, HeadersView, Reco
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{Batch, Fields};
 
-use crate::batch_view::Index;
+use crate::batch_view::{Index, part};
 use crate::port::Fetched;
 
 /// Records that one call gets at the most.
@@ -94,7 +94,6 @@ impl SourceRecords {
     pub(crate) fn view(&self, count: usize, fields: Fields, now: Timestamp) -> Batch {
         let records = self.first(count);
         let base_offset = records.first().map_or(self.position, |record| record.offset);
-        let base_timestamp = records.iter().map(|record| record.timestamp.get()).min().unwrap_or(0);
         let mut data = BytesMut::new();
         let mut append = |part: &[u8]| {
             let at = data.len();
@@ -103,12 +102,18 @@ impl SourceRecords {
         };
         let mut index = Index::new(records.len());
         for record in records {
-            index.part(fields.key, record.key.as_deref(), &mut append);
-            index.part(fields.value, record.value.as_deref(), &mut append);
-            index.part(fields.headers, Some(&record.headers), &mut append);
+            let parts = [
+                part(fields.key, record.key.as_deref(), &mut append),
+                part(fields.value, record.value.as_deref(), &mut append),
+                part(fields.headers, Some(&record.headers), &mut append),
+            ];
             let delta = u32::try_from(record.offset.since(base_offset)).unwrap_or(u32::MAX);
-            index.position(delta, record.timestamp.get(), base_timestamp);
+            index.push(parts, delta, record.timestamp.get());
         }
+        if index.is_out_of_order() {
+            index.set_timestamps(records.iter().map(|record| record.timestamp.get()));
+        }
+        let (base_timestamp, index) = index.finish();
         Batch {
             topic: self.topic,
             partition: self.source.partition.get(),
@@ -116,7 +121,7 @@ impl SourceRecords {
             base_timestamp,
             now: now.get(),
             data: data.freeze(),
-            index: index.freeze(),
+            index,
         }
     }
 }
