@@ -115,7 +115,8 @@ async fn a_disk_that_fills_at_full_speed_stops_no_shard() -> Outcome<()> {
     let client = broker.client().await?;
     create(&client, "t", 4).await?;
     create(&client, "routed", 4).await?;
-    let patience = Duration::from_secs(5);
+    // Longer than the broker waits for its checkpoints before it says that it is overloaded.
+    let patience = Duration::from_secs(8);
     let mut value = vec![0; 50_000];
     tidemill_cluster_tests::fixtures::Random::new(5).fill(&mut value);
     let mut sending = tokio::task::JoinSet::new();

@@ -343,7 +343,7 @@ fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
         ("tidemill topic create plays --partitions 3", "a broker of your own")
     };
     for (command, what) in [
-        ("cargo install --path broker/cli", "the command line"),
+        ("cargo install --locked --path broker/cli", "the command line"),
         (start.as_str(), broker_is),
         (begin, "in another terminal"),
         ("echo '{\"song_id\":\"s-17\"}' | tidemill produce plays", "a record per line"),

@@ -30,7 +30,7 @@ use Expected::{Broker, Built, InTime, Prints};
 
 /// README's commands by their beginnings, in its order. A step that is added there needs its line here.
 const STEPS: [(&str, Expected); 16] = [
-    ("cargo install --path broker/cli", Built),
+    ("cargo install --locked --path broker/cli", Built),
     ("cargo xtask plugins", Built),
     ("tidemill dev", Broker),
     ("tidemill topic create plays", Prints(&["created topic plays with 3 partitions"])),
