@@ -94,13 +94,15 @@ impl TaskPort for ShardPort {
                 match replica.shard().fetch(source, from, bytes_max) {
                     Fetch::Memory(batches) => break batches,
                     Fetch::Disk(read) => break blocking(move || read.run()).await?,
-                    // What retention let go before the task came to it is gone: it goes on at the first that is there.
+                    // What retention let go before the task came to it is gone: the first that is there is next.
                     Fetch::OutOfRange { log_start, .. } if from < log_start => from = log_start,
-                    Fetch::OutOfRange { .. } => return Ok(Fetched { batches: Vec::new(), next: from }),
+                    Fetch::OutOfRange { .. } => {
+                        return Ok(Fetched { start: from, batches: Vec::new(), next: from });
+                    }
                     Fetch::Unknown => return Err(PortError(format!("partition {source} is gone"))),
                 }
             };
-            Ok(Fetched { batches: found.contiguous().collect(), next: found.next })
+            Ok(Fetched { start: from, batches: found.contiguous().collect(), next: found.next })
         }
         .boxed()
     }

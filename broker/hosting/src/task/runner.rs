@@ -149,6 +149,10 @@ impl TaskRunner {
             };
             let fetched = self.parts.port.fetch(source, position, CALL_BYTES_MAX).await;
             let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
+            if fetched.start > position {
+                self.go_past_lost(topic, source, position, fetched.start).await?;
+                return Ok(Progress::More);
+            }
             if fetched.batches.is_empty() {
                 continue;
             }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidemill_hostile as hostile;
 use tidemill_hosting::*;
+use tidemill_protocol::Offset;
 
 use crate::faulty::Fault;
 use crate::kit::*;
@@ -166,4 +167,32 @@ async fn an_instance_that_does_not_start_is_no_records_fault() {
     eventually("it tries again", || stage.port.fetches().len() > fetches + 2).await;
     assert_eq!(stage.log(), log);
     assert_eq!((stage.position(), stage.counter("skipped")), (0, 0));
+}
+
+/// What retention let go before the task came to it: a step goes past it, whether records follow or not.
+#[tokio::test]
+async fn what_the_log_let_go_is_gone_past_once_and_told() {
+    for (left, stands) in [(0, 8), (3, 8)] {
+        let stage = StageOptions::default().set(hostile::relay()).await;
+        stage.append(&keys_but(5, &[]), 1000);
+        stage.append(&keys_but(3, &[]), 1000);
+        stage.port.shard.advance_start(source(), Offset::new(8 - left));
+        stage.run();
+        stage.reaches(stands).await;
+        let lost = u64::try_from(8 - left).expect("not negative");
+        let steps: &[u64] = if left == 0 { &[8] } else { &[5, 3] };
+        assert_eq!(stage.step_sizes(), steps, "what is lost is a step of its own");
+        stage.counts("records_lost", lost).await;
+        assert_eq!(stage.counter("records_in"), 8 - lost);
+        assert_eq!(stage.contents(target()).len(), usize::try_from(left).expect("not negative"));
+        let log = stage.log();
+        assert_eq!(log.matches("retention let go").count(), 1, "{log}");
+        assert!(log.contains(&format!("source-0 begins at offset {lost}")), "{log}");
+        // It has nothing to do then: it waits, and does not look again and again.
+        let fetches = stage.port.fetches().len();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(stage.port.fetches().len() <= fetches + 2, "it spins");
+        stage.append(&keys_but(1, &[]), 1000);
+        stage.reaches(9).await;
+    }
 }
