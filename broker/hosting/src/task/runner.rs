@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tidemill_protocol::record_batch::BatchError;
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
 
+use super::ahead::Ahead;
 use super::attempts::Attempts;
 use super::effects::{Effects, EffectsHost};
 use super::notes::{Given, Notes};
@@ -44,6 +46,8 @@ pub(crate) struct TaskRunner {
     turn: usize,
     pub(super) records: Attempts,
     pub(super) timers: Attempts,
+    /// What was read and not done yet.
+    ahead: Ahead,
     /// What the last round did.
     pub(super) notes: Notes,
     /// What is wrong with the broker at present, and for how many rounds.
@@ -89,6 +93,7 @@ impl TaskRunner {
             turn: 0,
             records: Attempts::new(CALL_RECORDS_MAX),
             timers: Attempts::new(TIMERS_MAX),
+            ahead: Ahead::default(),
             notes: Notes::default(),
             trouble: None,
         }
@@ -106,6 +111,7 @@ impl TaskRunner {
                 Err(Setback::Outdated(reason)) => {
                     tracing::debug!(task = ?self.task, reason, "a task looks again where it stands");
                     self.discard();
+                    self.ahead.clear();
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
                 // Rounds settle a plugin's faults themselves; what comes here could not be settled.
@@ -114,6 +120,7 @@ impl TaskRunner {
                     | Setback::Plugin { failure: CallFailure { message: reason, .. }, .. },
                 ) => {
                     self.discard();
+                    self.ahead.clear();
                     let wait = self.troubled(reason);
                     tokio::time::sleep(wait).await;
                 }
@@ -127,6 +134,7 @@ impl TaskRunner {
         let view = self.parts.port.view(self.task);
         let Some(view) = view.filter(|view| view.running && view.epoch == self.parts.plan.epoch) else {
             self.discard();
+            self.ahead.clear();
             return Ok(Progress::Idle(Vec::new()));
         };
         if self.parts.port.refuses().is_some() {
@@ -141,30 +149,50 @@ impl TaskRunner {
             return Ok(Progress::More);
         }
         let sources = self.parts.plan.sources.len();
-        for index in (0..sources).map(|index| (self.turn + index) % sources) {
+        let first = self.turn;
+        for index in (0..sources).map(|index| (first + index) % sources) {
             let (topic, source) = self.parts.plan.sources[index];
             let position = view.positions.iter().find(|(known, _)| *known == source).map(|(_, at)| *at);
             let Some(position) = position else {
                 return Err(Setback::Outdated(format!("its shard does not know its source {source}")));
             };
-            let fetched = self.parts.port.fetch(source, position, CALL_BYTES_MAX).await;
-            let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
-            if fetched.start > position {
-                self.go_past_lost(topic, source, position, fetched.start).await?;
-                return Ok(Progress::More);
-            }
-            if fetched.batches.is_empty() {
-                continue;
-            }
-            let limits = self.parts.hosting.batch_limits();
-            let records = SourceRecords::read(topic, source, position, fetched, &limits)
-                .map_err(|error| Setback::Broker(format!("{source} does not read: {error}")))?;
-            let done = self.consume(records).await?;
+            let done = match self.read(topic, source, position).await? {
+                Read::Nothing => continue,
+                Read::Lost { until } => {
+                    self.go_past_lost(topic, source, position, until).await?;
+                    true
+                }
+                Read::Records(records) => {
+                    let done = self.consume(&records).await?;
+                    self.ahead.keep(records);
+                    done
+                }
+            };
             // In turn: a source that always has more must not starve the others.
             self.turn = if done { index + 1 } else { index };
             return Ok(Progress::More);
         }
         Ok(Progress::Idle(view.positions))
+    }
+
+    /// What comes next of a source: from what was read before, or else from the log.
+    async fn read(&mut self, topic: u32, source: TopicPartition, position: Offset) -> Result<Read, Setback> {
+        let limits = self.parts.hosting.batch_limits();
+        let unreadable = |error: BatchError| Setback::Broker(format!("{source} does not read: {error}"));
+        let count = self.records.at_most();
+        let ahead = self.ahead.at(source, position);
+        ahead.unpack(count, &limits).map_err(unreadable)?;
+        if ahead.wants_more(count) {
+            let fetched = self.parts.port.fetch(source, ahead.next(), CALL_BYTES_MAX).await;
+            let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
+            if fetched.start <= ahead.next() {
+                ahead.push(fetched);
+                ahead.unpack(count, &limits).map_err(unreadable)?;
+            } else if ahead.is_empty() {
+                return Ok(Read::Lost { until: fetched.start });
+            }
+        }
+        Ok(if ahead.is_empty() { Read::Nothing } else { Read::Records(ahead.take(topic, source)) })
     }
 
     /// What the last round did.
@@ -196,16 +224,16 @@ impl TaskRunner {
     }
 
     /// Gets a source's records done, or as many as one round allows. Answers whether the task has gone past any.
-    async fn consume(&mut self, records: SourceRecords) -> Result<bool, Setback> {
+    async fn consume(&mut self, records: &SourceRecords) -> Result<bool, Setback> {
         if records.records.is_empty() {
             // Nothing but offsets that a filter left out.
-            self.skip_to(&records, 0, Vec::new()).await?;
+            self.skip_to(records, 0, Vec::new()).await?;
             return Ok(true);
         }
         let count = records.records.len().min(self.records.at_most());
         let first = records.records.first().map_or(records.position, |record| record.offset);
         self.notes.given = Some(Given::Records { first, count });
-        match self.call(&records, count).await {
+        match self.call(records, count).await {
             Ok(Called::Committed) => {
                 self.records.succeeded();
                 Ok(true)
@@ -214,7 +242,7 @@ impl TaskRunner {
             Ok(Called::Again) => Ok(false),
             Err(Setback::Plugin { failure, may_pass }) => {
                 self.discard();
-                self.settle(&records, count, failure, may_pass).await
+                self.settle(records, count, failure, may_pass).await
             }
             Err(other) => Err(other),
         }
@@ -402,6 +430,16 @@ impl TaskRunner {
     pub(super) fn error(&self, message: &str) {
         self.parts.log.line(LogLevel::Error, Some(self.parts.plan.partition.get()), message);
     }
+}
+
+/// What there is to do of a source.
+enum Read {
+    /// Nothing at present.
+    Nothing,
+    /// The log begins later than where the task stands.
+    Lost { until: Offset },
+    /// These records, or offsets without any.
+    Records(SourceRecords),
 }
 
 /// What a call came to.
