@@ -197,6 +197,55 @@ fn state_expires_by_the_logs_time() {
     assert_eq!(view(&world).state_bytes, 5 + 1 + 32);
 }
 
+/// One tick lets go of a bounded number of keys; it is known that there are more, also of those that a checkpoint has stored.
+#[test]
+fn ticks_follow_until_all_that_expired_is_gone() {
+    let mut world = world();
+    let Unit::AdoptDeployment(roomy) = adopt(3, 1, AdoptedStatus::Running) else { unreachable!() };
+    world.one(Unit::AdoptDeployment(AdoptDeployment { state_bytes_max: 1 << 20, ..roomy }));
+    let soon = world.now + 100;
+    let keys = |numbers: std::ops::Range<usize>, expires_at| Progress {
+        state: numbers.map(|n| write(&format!("key-{n:04}"), Some("1"), Some(expires_at))).collect(),
+        ..idle()
+    };
+    world.one(Unit::Progress(keys(0..400, soon)));
+    world.checkpoint();
+    world.one(Unit::Progress(keys(400..600, soon)));
+    world.one(Unit::Progress(keys(600..700, soon + 1000)));
+    assert!(!world.shard.tick_due(at(soon - 1)).unwrap());
+    assert!(world.shard.tick_due(at(soon)).unwrap());
+    world.now = soon;
+    let mut left = Vec::new();
+    while world.shard.tick_due(at(soon)).unwrap() {
+        world.one(Unit::Tick);
+        left.push(view(&world).state_bytes / (8 + 1 + 32));
+        if left.len() == 2 {
+            world.checkpoint();
+        }
+    }
+    assert_eq!(left, [444, 188, 100]);
+    // What is written to expire before what has expired already is not forgotten.
+    world.one(Unit::Progress(keys(0..3, soon - 50)));
+    assert!(world.shard.tick_due(at(soon)).unwrap());
+    world.one(Unit::Tick);
+    assert_eq!(view(&world).state_bytes, 100 * 41);
+    assert!(!world.shard.tick_due(at(soon)).unwrap());
+    let before = world.hash();
+    world.kill();
+    assert_eq!(
+        world.hash(),
+        before,
+        "and it is the same where nothing is remembered of where expiry had come to"
+    );
+    world.now = soon + 1000;
+    world.one(Unit::Tick);
+    assert_eq!(view(&world).state_bytes, 0);
+    world.one(adopt(9, 5, AdoptedStatus::Deleted));
+    assert!(world.shard.tick_due(at(soon)).unwrap(), "a deleted task's rows");
+    world.one(Unit::Tick);
+    assert!(!world.shard.tick_due(at(i64::MAX - 1)).unwrap());
+}
+
 #[test]
 fn a_scan_pages_through_all_layers() {
     let mut world = world();
