@@ -1,6 +1,5 @@
 //! Uploaded components by digest, compiled when they are needed.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,6 +14,7 @@ use tidemill_wasm::{
 
 use crate::config::HostingConfig;
 use crate::failure::HostingStartError;
+use crate::recent::Recent;
 
 /// Compiled code kept on disk.
 const ARTIFACTS_BYTES_MAX: u64 = 4 << 30;
@@ -25,14 +25,7 @@ const LOADED_MAX: usize = 64;
 pub(crate) struct ComponentStore {
     directory: PathBuf,
     service: CompileService,
-    loaded: Mutex<Loaded<Compiled>>,
-}
-
-/// What was used last, by digest.
-struct Loaded<T> {
-    /// With the number of its last use.
-    entries: HashMap<[u8; 32], (u64, T)>,
-    uses: u64,
+    loaded: Mutex<Recent<[u8; 32], Compiled>>,
 }
 
 impl ComponentStore {
@@ -55,7 +48,7 @@ impl ComponentStore {
             ..CompileLimits::default()
         };
         let service = CompileService::new(engine, config.worker.clone(), limits, cache);
-        Ok(Self { directory, service, loaded: Mutex::new(Loaded::new()) })
+        Ok(Self { directory, service, loaded: Mutex::new(Recent::new(LOADED_MAX)) })
     }
 
     /// Compiles a component, or finds it compiled.
@@ -101,45 +94,5 @@ impl ComponentStore {
     fn path(&self, digest: &[u8; 32]) -> PathBuf {
         let name = blake3::Hash::from_bytes(*digest).to_hex();
         Path::new(&self.directory).join(format!("{name}.wasm"))
-    }
-}
-
-impl<T: Clone> Loaded<T> {
-    fn new() -> Self {
-        Self { entries: HashMap::new(), uses: 0 }
-    }
-
-    fn get(&mut self, digest: &[u8; 32]) -> Option<T> {
-        self.uses += 1;
-        let (last, found) = self.entries.get_mut(digest)?;
-        *last = self.uses;
-        Some(found.clone())
-    }
-
-    /// What is in use is held by its users; forgetting it here costs a load from the cache at the most.
-    fn insert(&mut self, digest: [u8; 32], loaded: T) {
-        if self.entries.len() >= LOADED_MAX && !self.entries.contains_key(&digest) {
-            let oldest = self.entries.iter().min_by_key(|(_, (last, _))| *last).map(|(digest, _)| *digest);
-            oldest.map(|oldest| self.entries.remove(&oldest));
-        }
-        self.uses += 1;
-        self.entries.insert(digest, (self.uses, loaded));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_used_stays_loaded() {
-        let digest = |number: usize| [u8::try_from(number).unwrap(); 32];
-        let mut loaded = Loaded::new();
-        for number in 0..2 * LOADED_MAX {
-            loaded.insert(digest(number), number);
-            assert_eq!(loaded.get(&digest(0)), Some(0), "after {number} others");
-        }
-        assert_eq!(loaded.entries.len(), LOADED_MAX);
-        assert_eq!(loaded.get(&digest(1)), None);
     }
 }

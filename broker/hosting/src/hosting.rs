@@ -22,10 +22,11 @@ use crate::meter::{Meter, MeteredSink};
 use crate::partitioner::{Partitioner, PartitionerInner};
 use crate::plan::{Lane, PluginKind, PluginPlan, TaskPlan};
 use crate::port::TaskPort;
+use crate::recent::Recent;
 use crate::runtime::{PluginRuntime, Stopped};
 use crate::task::{TaskParts, TaskRunner};
 
-/// Filters and partitioners kept open while nobody uses them.
+/// Filters kept open while nobody uses them, and as many partitioners: configurations come from clients.
 const OPEN_MAX: usize = 256;
 /// Instances of one filter that wait for a next call.
 const IDLE_INSTANCES_MAX: usize = 4;
@@ -57,8 +58,8 @@ pub(crate) struct Inner {
     runtime: Arc<PluginRuntime>,
     port: OnceLock<Arc<dyn TaskPort>>,
     logs: Mutex<HashMap<DeploymentId, Arc<DeploymentLog>>>,
-    filters: Mutex<HashMap<PluginPlan, Filter>>,
-    partitioners: Mutex<HashMap<PluginPlan, Partitioner>>,
+    filters: Mutex<Recent<PluginPlan, Filter>>,
+    partitioners: Mutex<Recent<PluginPlan, Partitioner>>,
     tasks: Mutex<HashMap<(DeploymentId, PartitionId), RunningTask>>,
 }
 
@@ -82,8 +83,8 @@ impl Hosting {
                 runtime,
                 port: OnceLock::new(),
                 logs: Mutex::default(),
-                filters: Mutex::default(),
-                partitioners: Mutex::default(),
+                filters: Mutex::new(Recent::new(OPEN_MAX)),
+                partitioners: Mutex::new(Recent::new(OPEN_MAX)),
                 tasks: Mutex::default(),
             }),
         })
@@ -134,10 +135,10 @@ impl Hosting {
     /// [`OpenError`] names the deployment.
     pub async fn filter(&self, plan: &PluginPlan) -> Result<Filter, OpenError> {
         if let Some(open) = self.inner.filters.lock().get(plan) {
-            return Ok(open.clone());
+            return Ok(open);
         }
         let filter = self.inner.open_filter(plan, IDLE_INSTANCES_MAX, None).await?;
-        keep(&mut self.inner.filters.lock(), plan, &filter);
+        self.inner.filters.lock().insert(plan.clone(), filter.clone());
         Ok(filter)
     }
 
@@ -207,8 +208,8 @@ impl Hosting {
     /// Forgets a deployment that is gone: its log, its counters, what is open of it.
     pub fn forget(&self, deployment: DeploymentId) {
         self.inner.logs.lock().remove(&deployment);
-        self.inner.filters.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
-        self.inner.partitioners.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
+        self.inner.filters.lock().retain(|plan| plan.deployment_id != Some(deployment));
+        self.inner.partitioners.lock().retain(|plan| plan.deployment_id != Some(deployment));
     }
 
     /// Stops all tasks.
@@ -254,10 +255,10 @@ impl Inner {
 
     pub(crate) async fn partitioner(&self, plan: &PluginPlan) -> Result<Partitioner, OpenError> {
         if let Some(open) = self.partitioners.lock().get(plan) {
-            return Ok(open.clone());
+            return Ok(open);
         }
         let partitioner = Partitioner::plugin(self.open_partitioner(plan, None).await?);
-        keep(&mut self.partitioners.lock(), plan, &partitioner);
+        self.partitioners.lock().insert(plan.clone(), partitioner.clone());
         Ok(partitioner)
     }
 
@@ -376,12 +377,4 @@ pub(crate) fn context(plan: &PluginPlan) -> Context {
         targets: plan.targets.clone(),
         config: plan.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
-}
-
-/// Keeps what is open, up to a bound: configurations come from clients.
-fn keep<T: Clone>(open: &mut HashMap<PluginPlan, T>, plan: &PluginPlan, opened: &T) {
-    if open.len() >= OPEN_MAX {
-        open.clear();
-    }
-    open.insert(plan.clone(), opened.clone());
 }

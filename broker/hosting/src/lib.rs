@@ -26,6 +26,7 @@ mod meter;
 mod partitioner;
 mod plan;
 mod port;
+mod recent;
 mod rehearsal;
 mod runtime;
 mod task;
