@@ -114,6 +114,19 @@ impl Shard {
         Ok(Some(view))
     }
 
+    /// One task without its next timer: no disk is read. `None` where it is not here or its deployment is deleted.
+    #[must_use]
+    pub fn task_now(&self, deployment: DeploymentId, partition: PartitionId) -> Option<TaskView> {
+        let (task, state) = ((deployment, partition), self.inner.state.read());
+        state.view_task(&task, state.tasks.get(&task)?)
+    }
+
+    /// Whether a task has timers, due or not.
+    #[must_use]
+    pub fn has_timers(&self, deployment: DeploymentId, partition: PartitionId) -> bool {
+        self.inner.state.read().tasks.get(&(deployment, partition)).is_some_and(|task| task.timers > 0)
+    }
+
     /// The tasks here, without their next timers, in order.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskView> {
