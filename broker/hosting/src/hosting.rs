@@ -205,6 +205,13 @@ impl Hosting {
         self.inner.log(deployment).counters()
     }
 
+    /// Why a task does not come on at present, though it runs.
+    #[must_use]
+    pub fn waits(&self, deployment: DeploymentId, partition: PartitionId) -> Option<String> {
+        let log = self.inner.logs.lock().get(&deployment).cloned()?;
+        log.waits(partition.get())
+    }
+
     /// Forgets a deployment that is gone: its log, its counters, what is open of it.
     pub fn forget(&self, deployment: DeploymentId) {
         self.inner.logs.lock().remove(&deployment);

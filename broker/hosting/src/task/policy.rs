@@ -27,7 +27,7 @@ impl TaskRunner {
         failure: CallFailure,
         may_pass: bool,
     ) -> Result<bool, Setback> {
-        self.error(&failure.message);
+        self.tell(&failure);
         self.notes.failure = Some(failure.clone());
         let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
         match self.records.failed(count, may_pass, attempts, backoff_ms) {
@@ -61,7 +61,7 @@ impl TaskRunner {
         failure: CallFailure,
         may_pass: bool,
     ) -> Result<(), Setback> {
-        self.error(&failure.message);
+        self.tell(&failure);
         self.notes.failure = Some(failure.clone());
         let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
         match self.timers.failed(due.len(), may_pass, attempts, backoff_ms) {

@@ -24,8 +24,15 @@ use crate::port::{DueTimer, PositionStep, StepOutcome, StepRefusal, TaskKey, Tas
 /// Wait for room in an outbox, and the first one for what is not the plugin's fault; that doubles up to the other.
 const BROKER_BACKOFF: Duration = Duration::from_millis(100);
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// So many waits for an outbox, or refusals of what the task took for its place, are nothing to tell of.
+const OUTBOX_WAITS_UNTOLD: u32 = 10;
+const OUTDATED_UNTOLD: u32 = 20;
 /// Timers that one call gets.
 const TIMERS_MAX: usize = 1000;
+
+/// What is told of a task whose outputs do not get away.
+const OUTBOX_FULL: &str = "what it emitted before is still on its way to partitions of another shard, and no more may be; it goes on \
+                           by itself when that has arrived";
 
 /// What a task is made of.
 pub(crate) struct TaskParts {
@@ -50,8 +57,12 @@ pub(crate) struct TaskRunner {
     ahead: Ahead,
     /// What the last round did.
     pub(super) notes: Notes,
-    /// What is wrong with the broker at present, and for how many rounds.
+    /// Why nothing was committed lately, and for how many rounds.
     trouble: Option<(String, u32)>,
+    /// Steps that were refused, since the last that was not, because the task stands elsewhere.
+    outdated: u32,
+    /// The last failure of the plugin that was told, until a step is committed.
+    told: Option<String>,
 }
 
 /// An instance, and what its calls did.
@@ -86,6 +97,8 @@ impl TaskRunner {
                 )
             }),
         };
+        // An earlier run's.
+        parts.log.set_waits(parts.plan.partition.get(), None);
         Self {
             parts,
             task,
@@ -96,6 +109,8 @@ impl TaskRunner {
             ahead: Ahead::default(),
             notes: Notes::default(),
             trouble: None,
+            outdated: 0,
+            told: None,
         }
     }
 
@@ -103,8 +118,8 @@ impl TaskRunner {
         loop {
             match self.round().await {
                 Ok(progress) => {
-                    self.trouble = None;
                     if let Progress::Idle(sources) = progress {
+                        self.comes_on();
                         self.parts.port.wait(self.task, sources).await;
                     }
                 }
@@ -112,6 +127,10 @@ impl TaskRunner {
                     tracing::debug!(task = ?self.task, reason, "a task looks again where it stands");
                     self.discard();
                     self.ahead.clear();
+                    self.outdated += 1;
+                    if self.outdated > OUTDATED_UNTOLD {
+                        self.troubled(reason);
+                    }
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
                 // Rounds settle a plugin's faults themselves; what comes here could not be settled.
@@ -216,11 +235,30 @@ impl TaskRunner {
             Some((before, rounds)) if before == reason => rounds + 1,
             _ => {
                 self.error(&format!("the task waits and tries again: {reason}"));
+                self.parts.log.set_waits(self.parts.plan.partition.get(), Some(&reason));
                 0
             }
         };
         self.trouble = Some((reason, rounds));
         BROKER_BACKOFF.saturating_mul(1 << rounds.min(16)).min(BROKER_BACKOFF_MAX)
+    }
+
+    /// A step was committed, or there is nothing to do.
+    fn comes_on(&mut self) {
+        (self.outdated, self.told) = (0, None);
+        if self.trouble.take().is_some() {
+            let partition = self.parts.plan.partition.get();
+            self.parts.log.set_waits(partition, None);
+            self.parts.log.line(LogLevel::Info, Some(partition), "goes on");
+        }
+    }
+
+    /// Tells of a failure of the plugin: once, however often it is tried again.
+    pub(super) fn tell(&mut self, failure: &CallFailure) {
+        if self.told.as_ref() != Some(&failure.message) {
+            self.error(&failure.message);
+            self.told = Some(failure.message.clone());
+        }
     }
 
     /// Gets a source's records done, or as many as one round allows. Answers whether the task has gone past any.
@@ -374,12 +412,20 @@ impl TaskRunner {
 
     /// Commits a step. An instance whose step did not commit is thrown away: its memory is ahead of the log.
     pub(super) async fn commit(&mut self, step: TaskStep) -> Result<(), Setback> {
+        let mut waits = 0;
         loop {
             self.wait_to_be_taken().await;
             match self.parts.port.commit(self.task, step.clone()).await {
-                Ok(StepOutcome::Committed) => return Ok(()),
+                Ok(StepOutcome::Committed) => {
+                    self.comes_on();
+                    return Ok(());
+                }
                 Ok(StepOutcome::Refused(StepRefusal::OutboxFull)) => {
                     self.parts.log.count("outbox_waits", 1);
+                    waits += 1;
+                    if waits > OUTBOX_WAITS_UNTOLD {
+                        self.troubled(OUTBOX_FULL.to_owned());
+                    }
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
                 Ok(StepOutcome::Refused(StepRefusal::Outdated(reason))) => {
