@@ -1,6 +1,6 @@
 //! The room's front: uploads checked, plugins opened, tasks started and stopped.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tidemill_wasm::{
 };
 use tokio::task::JoinHandle;
 
-use crate::components::ComponentStore;
+use crate::components::{ComponentHold, ComponentStore};
 use crate::config::HostingConfig;
 use crate::failure::{DeployError, HostingStartError, OpenError, UploadError};
 use crate::filter::{Filter, FilterInner};
@@ -95,7 +95,8 @@ impl Hosting {
         let _ = self.inner.port.set(port);
     }
 
-    /// Checks, compiles and asks a component what it is, then keeps it durably under its digest.
+    /// Checks, compiles and asks a component what it is, then keeps it durably under its digest: until it is named, as long as
+    /// somebody holds it.
     ///
     /// # Errors
     /// [`UploadError`] with the reason for its author.
@@ -118,6 +119,30 @@ impl Hosting {
             summary: description.summary,
             config: description.config,
         })
+    }
+
+    /// Keeps a component that is about to be uploaded from [`Self::let_go`].
+    ///
+    /// # Errors
+    /// The broker is being stopped.
+    pub async fn hold(&self, digest: [u8; 32]) -> std::io::Result<ComponentHold> {
+        let components = Arc::clone(&self.inner.components);
+        tokio::task::spawn_blocking(move || components.hold(digest)).await.map_err(std::io::Error::other)
+    }
+
+    /// Removes the components that nobody holds and that `named` does not list, and what was compiled of them; nothing where it answers
+    /// `None`. `named` must list what is registered at the moment that it is called. Answers how many went.
+    ///
+    /// # Errors
+    /// A directory can't be read, or a file not be removed; the others may still be there.
+    pub async fn let_go(
+        &self,
+        named: impl Fn() -> Option<HashSet<[u8; 32]>> + Send + 'static,
+    ) -> std::io::Result<usize> {
+        let components = Arc::clone(&self.inner.components);
+        tokio::task::spawn_blocking(move || components.let_go(&named))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
     /// Runs a plugin's `init` with the plan's context: a bad configuration is refused in the plugin's own words.

@@ -32,6 +32,7 @@ mod runtime;
 mod task;
 
 pub use batch_view::view_of;
+pub use components::ComponentHold;
 pub use config::HostingConfig;
 pub use failure::{CallFailure, CallFailureKind, DeployError, HostingStartError, OpenError, UploadError};
 pub use filter::{Filter, FilterOutcome, Kept};

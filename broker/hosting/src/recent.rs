@@ -32,6 +32,10 @@ impl<K: Clone + Eq + Hash, T: Clone> Recent<K, T> {
         self.entries.insert(key, (self.uses, value));
     }
 
+    pub(crate) fn remove(&mut self, key: &K) {
+        self.entries.remove(key);
+    }
+
     pub(crate) fn retain(&mut self, mut stays: impl FnMut(&K) -> bool) {
         self.entries.retain(|key, _| stays(key));
     }
