@@ -426,6 +426,47 @@ fn a_deleted_deployments_state_goes_and_what_it_emitted_stays() {
     assert_eq!(world.shard.deployments(), []);
 }
 
+/// A shard that only got a deployment's outputs is told that it is gone, and then forgets how far they came.
+#[test]
+fn what_came_from_another_shards_deployment_is_forgotten_with_it() {
+    let mut world = world();
+    let sender = |number, source| OutboxStream {
+        deployment: deployment(number),
+        incarnation: 1,
+        source: PartitionId::new(source),
+        target: partition(NEAR, 0),
+    };
+    let deliver =
+        |number, source| Unit::Deliver { stream: sender(number, source), number: 1, batch: batch(1).build() };
+    for unit in [deliver(77, 0), deliver(77, 1), deliver(78, 0), deliver(9, 0)] {
+        assert_eq!(world.one(unit), UnitResult::Delivered { last: 1 });
+    }
+    assert_eq!(world.shard.strange_senders(), [deployment(77), deployment(78)], "9 is known here");
+    let Unit::AdoptDeployment(adopt) = adopt(5, 2, AdoptedStatus::Deleted) else { unreachable!() };
+    let gone =
+        Unit::AdoptDeployment(AdoptDeployment { deployment: deployment(77), tasks: Vec::new(), ..adopt });
+    assert_eq!(world.one(gone), UnitResult::Adopted);
+    assert_eq!(world.shard.strange_senders(), [deployment(78)]);
+    let last = |world: &mut World, number| match world.one(Unit::Deliver {
+        stream: sender(number, 0),
+        number: 5,
+        batch: batch(1).build(),
+    }) {
+        UnitResult::OutOfOrder { last } => last,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(last(&mut world, 77), 1, "what is still on its way is taken once");
+    for _ in 0..9 {
+        world.now += LOG_TIME_STEP_MAX_MS;
+        world.one(Unit::Tick);
+    }
+    assert_eq!((last(&mut world, 77), last(&mut world, 78)), (0, 1));
+    assert!(world.shard.deployments().iter().all(|known| known.deployment != deployment(77)));
+    world.checkpoint();
+    world.kill();
+    assert_eq!((last(&mut world, 77), last(&mut world, 78)), (0, 1));
+}
+
 #[test]
 fn a_task_begins_where_it_is_told() {
     let mut world = world();
