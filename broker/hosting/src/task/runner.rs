@@ -182,9 +182,10 @@ impl TaskRunner {
                     true
                 }
                 Read::Records(records) => {
-                    let done = self.consume(&records).await?;
+                    let done = self.consume(&records).await;
+                    // Whatever became of them: they are still what comes next.
                     self.ahead.keep(records);
-                    done
+                    done?
                 }
             };
             // In turn: a source that always has more must not starve the others.
