@@ -6,10 +6,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidemill_protocol::{LeaderEpoch, Offset, Timestamp, TopicPartition};
+use tidemill_protocol::{LeaderEpoch, Offset, PartitionId, Timestamp, TopicId, TopicPartition};
 
 use crate::command::{GroupCommand, GroupRefusal, GroupReply, PositionCommit};
 
@@ -159,7 +160,7 @@ impl Groups {
         Ok(())
     }
 
-    fn forget_topic(&mut self, topic: tidemill_protocol::TopicId) {
+    fn forget_topic(&mut self, topic: TopicId) {
         for (name, positions) in &mut self.groups {
             let before = positions.len();
             positions.retain(|partition, _| partition.topic != topic);
@@ -174,6 +175,22 @@ impl Groups {
     #[must_use]
     pub fn group(&self, name: &str) -> Option<&BTreeMap<TopicPartition, CommittedPosition>> {
         self.groups.get(name)
+    }
+
+    /// The topics of which positions are held.
+    #[must_use]
+    pub fn topics(&self) -> BTreeSet<TopicId> {
+        let mut topics = BTreeSet::new();
+        for positions in self.groups.values() {
+            // From topic to topic: a group may hold very many positions.
+            let mut next = positions.keys().next();
+            while let Some(TopicPartition { topic, .. }) = next.copied() {
+                topics.insert(topic);
+                let last = TopicPartition::new(topic, PartitionId::new(u32::MAX));
+                next = positions.range((Bound::Excluded(last), Bound::Unbounded)).next().map(|(id, _)| id);
+            }
+        }
+        topics
     }
 
     /// The groups' names, ascending.
@@ -223,7 +240,6 @@ fn decode(value: &[u8]) -> Result<Positions, String> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use tidemill_protocol::{PartitionId, TopicId};
     use uuid::Uuid;
 
     use super::*;
@@ -286,9 +302,13 @@ mod tests {
     fn a_deleted_topic_leaves_no_positions() {
         let mut groups = Groups::default();
         groups.apply(&commit("g", vec![at(1, 0, Some(1)), at(2, 0, Some(1))]), NOW);
+        groups.apply(&commit("h", vec![at(1, 7, Some(1)), at(1, u32::MAX, Some(1)), at(3, 0, Some(1))]), NOW);
+        let topics = |numbers: &[u128]| numbers.iter().map(|number| partition(*number, 0).topic).collect();
+        assert_eq!(groups.topics(), topics(&[1, 2, 3]));
         groups.apply(&GroupCommand::ForgetTopic { topic: partition(1, 0).topic }, NOW);
         let left: Vec<_> = groups.group("g").expect("g").keys().copied().collect();
         assert_eq!(left, [partition(2, 0)]);
+        assert_eq!(groups.topics(), topics(&[2, 3]));
     }
 
     proptest! {

@@ -1,6 +1,6 @@
 //! Uploaded components by digest, compiled when they are needed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -15,24 +15,59 @@ use tidemill_wasm::{
 
 use crate::config::HostingConfig;
 use crate::failure::HostingStartError;
+use crate::recent::Recent;
 
 /// Compiled code kept on disk.
 const ARTIFACTS_BYTES_MAX: u64 = 4 << 30;
 /// Loaded components that nobody uses at the moment.
 const LOADED_MAX: usize = 64;
 
+/// How the name of a component ends that is not written to its end.
+const UNFINISHED: &str = "new";
+
 /// Components on disk, and those that are loaded.
 pub(crate) struct ComponentStore {
     directory: PathBuf,
     service: CompileService,
-    loaded: Mutex<Loaded<Compiled>>,
+    loaded: Mutex<Recent<[u8; 32], Compiled>>,
+    /// Digests that are not let go of though nothing names them, and how many want that.
+    holds: Arc<Mutex<HashMap<[u8; 32], usize>>>,
 }
 
-/// What was used last, by digest.
-struct Loaded<T> {
-    /// With the number of its last use.
-    entries: HashMap<[u8; 32], (u64, T)>,
-    uses: u64,
+/// Keeps a component while it is uploaded: nothing names it before it is registered.
+#[must_use = "what is not held may be let go of"]
+pub struct ComponentHold {
+    digest: [u8; 32],
+    holds: Arc<Mutex<HashMap<[u8; 32], usize>>>,
+    ends: bool,
+}
+
+impl ComponentHold {
+    /// From now on the component is kept for as long as this process runs, unless [`Self::release`] is called: it may be named later
+    /// than whoever asks for that waits.
+    pub fn outlast(&mut self) {
+        self.ends = false;
+    }
+
+    /// It is named by now, or never will be.
+    pub fn release(mut self) {
+        self.ends = true;
+    }
+}
+
+impl Drop for ComponentHold {
+    fn drop(&mut self) {
+        if !self.ends {
+            return;
+        }
+        let mut holds = self.holds.lock();
+        if let Some(count) = holds.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                holds.remove(&self.digest);
+            }
+        }
+    }
 }
 
 impl ComponentStore {
@@ -55,7 +90,7 @@ impl ComponentStore {
             ..CompileLimits::default()
         };
         let service = CompileService::new(engine, config.worker.clone(), limits, cache);
-        Ok(Self { directory, service, loaded: Mutex::new(Loaded::new()) })
+        Ok(Self { directory, service, loaded: Mutex::new(Recent::new(LOADED_MAX)), holds: Arc::default() })
     }
 
     /// Compiles a component, or finds it compiled.
@@ -81,12 +116,46 @@ impl ComponentStore {
         if path.exists() {
             return Ok(());
         }
-        let beside = path.with_extension("new");
+        let beside = path.with_extension(UNFINISHED);
         let mut file = fs::File::create(&beside)?;
         file.write_all(component)?;
         file.sync_all()?;
         fs::rename(&beside, &path)?;
         fs::File::open(&self.directory)?.sync_all()
+    }
+
+    /// Waits where components are being let go of, for one file's removal. Blocking.
+    pub(crate) fn hold(&self, digest: [u8; 32]) -> ComponentHold {
+        *self.holds.lock().entry(digest).or_insert(0) += 1;
+        ComponentHold { digest, holds: Arc::clone(&self.holds), ends: true }
+    }
+
+    /// Removes components that nobody holds or names, and what was compiled of them. Blocking. `named` is asked for each again
+    /// while it can't be held: one that was registered before its hold ended is named by then.
+    pub(crate) fn let_go(&self, named: &dyn Fn() -> Option<HashSet<[u8; 32]>>) -> io::Result<usize> {
+        let mut candidates = self.service.cached()?;
+        for entry in fs::read_dir(&self.directory)? {
+            candidates.extend(component_of(&entry?.path()));
+        }
+        let Some(known) = named() else { return Ok(0) };
+        candidates.retain(|digest| !known.contains(digest));
+        let mut gone = 0;
+        for digest in &candidates {
+            let holds = self.holds.lock();
+            if holds.contains_key(digest) || named().is_none_or(|named| named.contains(digest)) {
+                continue;
+            }
+            self.loaded.lock().remove(digest);
+            for path in [self.path(digest), self.path(digest).with_extension(UNFINISHED)] {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            self.service.forget(digest)?;
+            gone += 1;
+        }
+        Ok(gone)
     }
 
     /// Reads a component and checks that it is what was stored. Blocking.
@@ -104,42 +173,7 @@ impl ComponentStore {
     }
 }
 
-impl<T: Clone> Loaded<T> {
-    fn new() -> Self {
-        Self { entries: HashMap::new(), uses: 0 }
-    }
-
-    fn get(&mut self, digest: &[u8; 32]) -> Option<T> {
-        self.uses += 1;
-        let (last, found) = self.entries.get_mut(digest)?;
-        *last = self.uses;
-        Some(found.clone())
-    }
-
-    /// What is in use is held by its users; forgetting it here costs a load from the cache at the most.
-    fn insert(&mut self, digest: [u8; 32], loaded: T) {
-        if self.entries.len() >= LOADED_MAX && !self.entries.contains_key(&digest) {
-            let oldest = self.entries.iter().min_by_key(|(_, (last, _))| *last).map(|(digest, _)| *digest);
-            oldest.map(|oldest| self.entries.remove(&oldest));
-        }
-        self.uses += 1;
-        self.entries.insert(digest, (self.uses, loaded));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_used_stays_loaded() {
-        let digest = |number: usize| [u8::try_from(number).unwrap(); 32];
-        let mut loaded = Loaded::new();
-        for number in 0..2 * LOADED_MAX {
-            loaded.insert(digest(number), number);
-            assert_eq!(loaded.get(&digest(0)), Some(0), "after {number} others");
-        }
-        assert_eq!(loaded.entries.len(), LOADED_MAX);
-        assert_eq!(loaded.get(&digest(1)), None);
-    }
+/// The component that a file's name is of.
+fn component_of(path: &Path) -> Option<[u8; 32]> {
+    Some(*blake3::Hash::from_hex(path.file_stem()?.to_str()?).ok()?.as_bytes())
 }

@@ -1,6 +1,6 @@
 //! The room's front: uploads checked, plugins opened, tasks started and stopped.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use tidemill_wasm::{
 };
 use tokio::task::JoinHandle;
 
-use crate::components::ComponentStore;
+use crate::components::{ComponentHold, ComponentStore};
 use crate::config::HostingConfig;
 use crate::failure::{DeployError, HostingStartError, OpenError, UploadError};
 use crate::filter::{Filter, FilterInner};
@@ -22,10 +22,11 @@ use crate::meter::{Meter, MeteredSink};
 use crate::partitioner::{Partitioner, PartitionerInner};
 use crate::plan::{Lane, PluginKind, PluginPlan, TaskPlan};
 use crate::port::TaskPort;
+use crate::recent::Recent;
 use crate::runtime::{PluginRuntime, Stopped};
 use crate::task::{TaskParts, TaskRunner};
 
-/// Filters and partitioners kept open while nobody uses them.
+/// Filters kept open while nobody uses them, and as many partitioners: configurations come from clients.
 const OPEN_MAX: usize = 256;
 /// Instances of one filter that wait for a next call.
 const IDLE_INSTANCES_MAX: usize = 4;
@@ -57,8 +58,8 @@ pub(crate) struct Inner {
     runtime: Arc<PluginRuntime>,
     port: OnceLock<Arc<dyn TaskPort>>,
     logs: Mutex<HashMap<DeploymentId, Arc<DeploymentLog>>>,
-    filters: Mutex<HashMap<PluginPlan, Filter>>,
-    partitioners: Mutex<HashMap<PluginPlan, Partitioner>>,
+    filters: Mutex<Recent<PluginPlan, Filter>>,
+    partitioners: Mutex<Recent<PluginPlan, Partitioner>>,
     tasks: Mutex<HashMap<(DeploymentId, PartitionId), RunningTask>>,
 }
 
@@ -82,8 +83,8 @@ impl Hosting {
                 runtime,
                 port: OnceLock::new(),
                 logs: Mutex::default(),
-                filters: Mutex::default(),
-                partitioners: Mutex::default(),
+                filters: Mutex::new(Recent::new(OPEN_MAX)),
+                partitioners: Mutex::new(Recent::new(OPEN_MAX)),
                 tasks: Mutex::default(),
             }),
         })
@@ -94,7 +95,8 @@ impl Hosting {
         let _ = self.inner.port.set(port);
     }
 
-    /// Checks, compiles and asks a component what it is, then keeps it durably under its digest.
+    /// Checks, compiles and asks a component what it is, then keeps it durably under its digest: until it is named, as long as
+    /// somebody holds it.
     ///
     /// # Errors
     /// [`UploadError`] with the reason for its author.
@@ -119,6 +121,30 @@ impl Hosting {
         })
     }
 
+    /// Keeps a component that is about to be uploaded from [`Self::let_go`].
+    ///
+    /// # Errors
+    /// The broker is being stopped.
+    pub async fn hold(&self, digest: [u8; 32]) -> std::io::Result<ComponentHold> {
+        let components = Arc::clone(&self.inner.components);
+        tokio::task::spawn_blocking(move || components.hold(digest)).await.map_err(std::io::Error::other)
+    }
+
+    /// Removes the components that nobody holds and that `named` does not list, and what was compiled of them; nothing where it answers
+    /// `None`. `named` must list what is registered at the moment that it is called. Answers how many went.
+    ///
+    /// # Errors
+    /// A directory can't be read, or a file not be removed; the others may still be there.
+    pub async fn let_go(
+        &self,
+        named: impl Fn() -> Option<HashSet<[u8; 32]>> + Send + 'static,
+    ) -> std::io::Result<usize> {
+        let components = Arc::clone(&self.inner.components);
+        tokio::task::spawn_blocking(move || components.let_go(&named))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+    }
+
     /// Runs a plugin's `init` with the plan's context: a bad configuration is refused in the plugin's own words.
     ///
     /// # Errors
@@ -134,10 +160,10 @@ impl Hosting {
     /// [`OpenError`] names the deployment.
     pub async fn filter(&self, plan: &PluginPlan) -> Result<Filter, OpenError> {
         if let Some(open) = self.inner.filters.lock().get(plan) {
-            return Ok(open.clone());
+            return Ok(open);
         }
         let filter = self.inner.open_filter(plan, IDLE_INSTANCES_MAX, None).await?;
-        keep(&mut self.inner.filters.lock(), plan, &filter);
+        self.inner.filters.lock().insert(plan.clone(), filter.clone());
         Ok(filter)
     }
 
@@ -204,11 +230,18 @@ impl Hosting {
         self.inner.log(deployment).counters()
     }
 
+    /// Why a task does not come on at present, though it runs.
+    #[must_use]
+    pub fn waits(&self, deployment: DeploymentId, partition: PartitionId) -> Option<String> {
+        let log = self.inner.logs.lock().get(&deployment).cloned()?;
+        log.waits(partition.get())
+    }
+
     /// Forgets a deployment that is gone: its log, its counters, what is open of it.
     pub fn forget(&self, deployment: DeploymentId) {
         self.inner.logs.lock().remove(&deployment);
-        self.inner.filters.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
-        self.inner.partitioners.lock().retain(|plan, _| plan.deployment_id != Some(deployment));
+        self.inner.filters.lock().retain(|plan| plan.deployment_id != Some(deployment));
+        self.inner.partitioners.lock().retain(|plan| plan.deployment_id != Some(deployment));
     }
 
     /// Stops all tasks.
@@ -254,10 +287,10 @@ impl Inner {
 
     pub(crate) async fn partitioner(&self, plan: &PluginPlan) -> Result<Partitioner, OpenError> {
         if let Some(open) = self.partitioners.lock().get(plan) {
-            return Ok(open.clone());
+            return Ok(open);
         }
         let partitioner = Partitioner::plugin(self.open_partitioner(plan, None).await?);
-        keep(&mut self.partitioners.lock(), plan, &partitioner);
+        self.partitioners.lock().insert(plan.clone(), partitioner.clone());
         Ok(partitioner)
     }
 
@@ -376,12 +409,4 @@ pub(crate) fn context(plan: &PluginPlan) -> Context {
         targets: plan.targets.clone(),
         config: plan.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
     }
-}
-
-/// Keeps what is open, up to a bound: configurations come from clients.
-fn keep<T: Clone>(open: &mut HashMap<PluginPlan, T>, plan: &PluginPlan, opened: &T) {
-    if open.len() >= OPEN_MAX {
-        open.clear();
-    }
-    open.insert(plan.clone(), opened.clone());
 }

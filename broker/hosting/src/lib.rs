@@ -26,11 +26,13 @@ mod meter;
 mod partitioner;
 mod plan;
 mod port;
+mod recent;
 mod rehearsal;
 mod runtime;
 mod task;
 
 pub use batch_view::view_of;
+pub use components::ComponentHold;
 pub use config::HostingConfig;
 pub use failure::{CallFailure, CallFailureKind, DeployError, HostingStartError, OpenError, UploadError};
 pub use filter::{Filter, FilterOutcome, Kept};

@@ -46,6 +46,8 @@ pub(crate) struct DeploymentLog {
     clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     lines: Mutex<Lines>,
     counters: Mutex<BTreeMap<String, u64>>,
+    /// By task: why it does not come on at present.
+    waits: Mutex<BTreeMap<u32, String>>,
 }
 
 struct Lines {
@@ -67,7 +69,13 @@ impl DeploymentLog {
             allowance: LINES_BURST,
             refilled: Instant::now(),
         };
-        Arc::new(Self { bytes_max, clock, lines: Mutex::new(lines), counters: Mutex::default() })
+        Arc::new(Self {
+            bytes_max,
+            clock,
+            lines: Mutex::new(lines),
+            counters: Mutex::default(),
+            waits: Mutex::default(),
+        })
     }
 
     pub(crate) fn line(&self, level: LogLevel, partition: Option<u32>, message: &str) {
@@ -119,6 +127,19 @@ impl DeploymentLog {
 
     pub(crate) fn counters(&self) -> BTreeMap<String, u64> {
         self.counters.lock().clone()
+    }
+
+    /// What a task waits for; `None` when it goes on.
+    pub(crate) fn set_waits(&self, partition: u32, reason: Option<&str>) {
+        let mut waits = self.waits.lock();
+        match reason {
+            Some(reason) => _ = waits.insert(partition, reason.to_owned()),
+            None => _ = waits.remove(&partition),
+        }
+    }
+
+    pub(crate) fn waits(&self, partition: u32) -> Option<String> {
+        self.waits.lock().get(&partition).cloned()
     }
 
     fn drop_lines(&self, count: u32) {

@@ -38,6 +38,8 @@ pub struct TaskView {
 /// Stored batches on their way to a task.
 #[derive(Debug, Clone, Default)]
 pub struct Fetched {
+    /// Where it was read from: the offset asked for, or the first one that the log still has.
+    pub start: Offset,
     /// Whole record batches, in order; the first may begin before the offset asked for.
     pub batches: Vec<Bytes>,
     /// The offset behind the last of them.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tidemill_controller::{
     ControllerCommand, DeploymentKind, DeploymentRecord, DeploymentStatus, StartAt, TopicRecord,
 };
+use tidemill_coordinator::GroupCommand;
 use tidemill_protocol::{DeploymentId, Offset, PartitionId, ShardId, TopicPartition};
 use tidemill_raft::Replica;
 use tidemill_shard::{
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// What failed is tried again after this long.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Looked at unasked: for what came to a shard just when what it belongs to was forgotten.
+const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
 pub(crate) struct Adopter {
     pub(crate) shards: Shards,
@@ -33,8 +36,10 @@ pub(crate) struct Adopter {
 
 impl Adopter {
     pub(crate) async fn run(mut self, stopping: CancellationToken) {
+        let mut look = true;
         loop {
-            let done = self.reconcile().await;
+            let done = self.reconcile(look).await;
+            look = false;
             tokio::select! {
                 changed = self.view.changed() => {
                     if changed.is_none() {
@@ -42,20 +47,24 @@ impl Adopter {
                     }
                 }
                 () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
+                () = tokio::time::sleep(LOOK_INTERVAL), if done => look = true,
                 () = stopping.cancelled() => return,
             }
         }
     }
 
     /// Proposes what is missing; `false` where something has to be tried again.
-    async fn reconcile(&self) -> bool {
+    async fn reconcile(&self, look: bool) -> bool {
         let view = self.view.now();
+        let deletes = view.controller().topics().any(|topic| topic.deleted)
+            || view.controller().deployments().any(|record| record.deleted);
         let mut done = true;
         for (shard, replica) in self.shards.data() {
             if !replica.watch().borrow().is_leader() {
                 continue;
             }
-            for unit in self.missing(&view, shard, replica) {
+            let left_over = if look || deletes { self.left_over(replica) } else { Vec::new() };
+            for unit in self.missing(&view, shard, replica).into_iter().chain(left_over) {
                 match replica.propose(unit).await {
                     Ok(UnitResult::Adopted | UnitResult::Stale { .. } | UnitResult::Group(_)) => {}
                     Ok(other) => {
@@ -102,6 +111,31 @@ impl Adopter {
             }
         }
         units
+    }
+
+    /// What a shard holds of topics and deployments that are gone and that it never adopted: groups' positions live in the shard that the
+    /// group's name points to, and how far outputs came in the shard that they came to.
+    fn left_over(&self, replica: &Replica) -> Vec<Unit> {
+        let shard = replica.shard();
+        let (topics, senders) = (shard.group_topics(), shard.strange_senders());
+        // Only now: whatever the shard holds belongs to something that some view until now has shown.
+        let view = self.view.now();
+        let gone = topics.into_iter().filter(|topic| view.topic(*topic).is_none());
+        let positions = gone.map(|topic| Unit::Group(GroupCommand::ForgetTopic { topic }));
+        let gone = senders.into_iter().filter_map(|id| match view.deployment(id) {
+            Some(record) if record.deleted => Some(self.adopt_deployment(record, Vec::new())),
+            Some(_) => None,
+            None => Some(AdoptDeployment {
+                deployment: id,
+                version: view.version(),
+                epoch: 0,
+                status: AdoptedStatus::Deleted,
+                tasks: Vec::new(),
+                state_bytes_max: 0,
+                outbox_bytes_max: 0,
+            }),
+        });
+        positions.chain(gone.map(Unit::AdoptDeployment)).collect()
     }
 
     fn adopt_deployment(&self, record: &DeploymentRecord, tasks: Vec<TaskAssignment>) -> AdoptDeployment {

@@ -33,7 +33,7 @@ use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
-use crate::{connection, maintenance, outbox, telemetry, wiring};
+use crate::{components, connection, maintenance, outbox, telemetry, wiring};
 
 /// How long a shard may take to lead after its log was read: a group of one needs milliseconds.
 const LEADING_PATIENCE: Duration = Duration::from_secs(60);
@@ -554,6 +554,7 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
         tokio::spawn(adopter.run(stopping.clone())),
         tokio::spawn(maintenance::retention(shards.clone(), every, context.disk.watch(), stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
+        tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
     tasks.extend(outbox::start(shards, view, &context.outboxes, &context.disk, stopping));

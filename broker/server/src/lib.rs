@@ -13,6 +13,7 @@ mod admission;
 mod adopter;
 mod attempts;
 mod broker;
+mod components;
 mod config;
 mod connection;
 mod context;

@@ -41,14 +41,15 @@ async fn retain(replica: &Replica) {
     }
 }
 
-/// Proposes a tick when the log's time stands still while a timer is due, and now and then for expiry where something
-/// was written.
+/// Proposes a tick when the log's time stands still while a timer is due, while there are keys that have expired or rows of
+/// deleted tasks, and now and then where something was written.
 pub(crate) async fn ticks(replica: Replica, clock: Clock, stopping: CancellationToken) {
     const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-    const EXPIRY_INTERVAL: Duration = Duration::from_secs(60);
+    const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
+    const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut expired_at = tokio::time::Instant::now();
+    let (mut swept_at, mut looked_at) = (tokio::time::Instant::now(), tokio::time::Instant::now());
     let mut applied = replica.shard().applied().last;
     loop {
         tokio::select! {
@@ -58,17 +59,44 @@ pub(crate) async fn ticks(replica: Replica, clock: Clock, stopping: Cancellation
         if !replica.watch().borrow().is_leader() {
             continue;
         }
-        let expiry = expired_at.elapsed() >= EXPIRY_INTERVAL && replica.shard().applied().last != applied;
-        if !expiry && !timer_due(&replica, clock()).await {
-            continue;
+        let sweep = swept_at.elapsed() >= SWEEP_INTERVAL && replica.shard().applied().last != applied;
+        let look = looked_at.elapsed() >= EXPIRY_INTERVAL;
+        if look {
+            looked_at = tokio::time::Instant::now();
         }
-        let unit = Unit::Tick;
-        if let Err(error) = replica.propose(unit).await {
-            tracing::debug!(shard = %replica.shard_id(), %error, "a tick will be tried again");
-        } else if expiry {
-            expired_at = tokio::time::Instant::now();
+        let due = sweep || timer_due(&replica, clock()).await || (look && tick_due(&replica, clock()).await);
+        if due && tick_while_due(&replica, &clock, &stopping).await && sweep {
+            swept_at = tokio::time::Instant::now();
             applied = replica.shard().applied().last;
         }
+    }
+}
+
+/// Ticks once, and on while there is more to do than one tick does, up to a bound; `false` where a tick failed.
+async fn tick_while_due(replica: &Replica, clock: &Clock, stopping: &CancellationToken) -> bool {
+    const TICKS_MAX: usize = 1000;
+    for _ in 0..TICKS_MAX {
+        if let Err(error) = replica.propose(Unit::Tick).await {
+            tracing::debug!(shard = %replica.shard_id(), %error, "a tick will be tried again");
+            return false;
+        }
+        if stopping.is_cancelled() || !tick_due(replica, clock()).await {
+            break;
+        }
+    }
+    true
+}
+
+/// Whether a tick would let go of something that a task has kept too long.
+async fn tick_due(replica: &Replica, now: Timestamp) -> bool {
+    let shard = replica.shard().clone();
+    match tokio::task::spawn_blocking(move || shard.tick_due(now)).await {
+        Ok(Ok(due)) => due,
+        Ok(Err(error)) => {
+            tracing::error!(shard = %replica.shard_id(), %error, "what has expired can't be looked up");
+            false
+        }
+        Err(_) => false,
     }
 }
 

@@ -67,11 +67,7 @@ where
 impl TaskPort for ShardPort {
     fn view(&self, task: TaskKey) -> Option<TaskView> {
         let replica = self.replica(task.home).ok()?;
-        let known = replica
-            .shard()
-            .tasks()
-            .into_iter()
-            .find(|known| known.deployment == task.deployment && known.partition == task.partition)?;
+        let known = replica.shard().task_now(task.deployment, task.partition)?;
         let running =
             known.deployment_status == AdoptedStatus::Running && known.status == TaskStatus::Running;
         Some(TaskView { epoch: known.epoch, running, positions: known.positions })
@@ -94,13 +90,15 @@ impl TaskPort for ShardPort {
                 match replica.shard().fetch(source, from, bytes_max) {
                     Fetch::Memory(batches) => break batches,
                     Fetch::Disk(read) => break blocking(move || read.run()).await?,
-                    // What retention let go before the task came to it is gone: it goes on at the first that is there.
+                    // What retention let go before the task came to it is gone: the first that is there is next.
                     Fetch::OutOfRange { log_start, .. } if from < log_start => from = log_start,
-                    Fetch::OutOfRange { .. } => return Ok(Fetched { batches: Vec::new(), next: from }),
+                    Fetch::OutOfRange { .. } => {
+                        return Ok(Fetched { start: from, batches: Vec::new(), next: from });
+                    }
                     Fetch::Unknown => return Err(PortError(format!("partition {source} is gone"))),
                 }
             };
-            Ok(Fetched { batches: found.contiguous().collect(), next: found.next })
+            Ok(Fetched { start: from, batches: found.contiguous().collect(), next: found.next })
         }
         .boxed()
     }
@@ -112,11 +110,7 @@ impl TaskPort for ShardPort {
             };
             let shard = replica.shard();
             let mut changes = shard.changes();
-            let timers = shard
-                .task(task.deployment, task.partition)
-                .ok()
-                .flatten()
-                .is_some_and(|known| known.next_timer.is_some());
+            let timers = shard.has_timers(task.deployment, task.partition);
             let mut more: Vec<BoxFuture<'_, ()>> = sources
                 .into_iter()
                 .filter_map(|(source, from)| {
@@ -175,6 +169,9 @@ impl TaskPort for ShardPort {
     fn due_timers(&self, task: TaskKey, limit: usize) -> BoxFuture<'_, Result<Vec<DueTimer>, PortError>> {
         async move {
             let shard = self.replica(task.home)?.shard().clone();
+            if !shard.has_timers(task.deployment, task.partition) {
+                return Ok(Vec::new());
+            }
             let due = move || shard.due_timers(task.deployment, task.partition, shard.log_time(), limit);
             let due = blocking(due).await?;
             Ok(due.into_iter().map(|(key, at)| DueTimer { key, at }).collect())

@@ -7,6 +7,7 @@
 //! wasmtime runs what it loads: of 24 artifacts with one bit flipped it took all 24. So an artifact's own blake3 is kept
 //! elsewhere, in a [`DigestIndex`], and what does not match is not loaded but removed, and compiled again.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -96,6 +97,25 @@ impl ArtifactCache {
         self.remove(&self.path(key), &key.name);
     }
 
+    /// The digests of the components that something is kept of.
+    pub(crate) fn components(&self) -> io::Result<BTreeSet<[u8; 32]>> {
+        let names = self.names()?;
+        Ok(names.iter().filter_map(|name| component_of(name)).collect())
+    }
+
+    /// Lets go of all that is kept of a component, for whichever engine.
+    pub(crate) fn forget_component(&self, component: &[u8; 32]) -> io::Result<()> {
+        for name in self.names()?.iter().filter(|name| component_of(name).as_ref() == Some(component)) {
+            self.remove(&self.directory.join(name), name);
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.file_name().into_string().ok()));
+        Ok(names.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
     fn path(&self, key: &ArtifactKey) -> PathBuf {
         self.directory.join(&key.name)
     }
@@ -131,6 +151,12 @@ impl ArtifactCache {
             tracing::warn!(path = %path.display(), %error, "a compiled plugin could not be removed");
         }
     }
+}
+
+/// The component that an artifact's name begins with.
+fn component_of(name: &str) -> Option<[u8; 32]> {
+    let (component, _) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    Some(*blake3::Hash::from_hex(component).ok()?.as_bytes())
 }
 
 #[cfg(test)]
@@ -200,6 +226,22 @@ mod tests {
         let reopened =
             ArtifactCache::open(world.dir.path().join("artifacts"), Arc::new(fresh), 1000).unwrap();
         assert_eq!(reopened.load(&key(b"a")), None);
+    }
+
+    #[test]
+    fn what_is_kept_of_a_component_goes_as_a_whole() {
+        let world = world(1000);
+        let other_engine = ArtifactKey::new(&blake3::hash(b"a"), &[8; 32]);
+        for key in [&key(b"a"), &other_engine, &key(b"b")] {
+            world.cache.store(key, b"artifact").unwrap();
+        }
+        let digest = |of: &[u8]| *blake3::hash(of).as_bytes();
+        assert_eq!(world.cache.components().unwrap(), [digest(b"a"), digest(b"b")].into());
+        world.cache.forget_component(&digest(b"a")).unwrap();
+        assert_eq!(world.cache.components().unwrap(), [digest(b"b")].into());
+        assert_eq!((world.cache.load(&key(b"a")), world.cache.load(&other_engine)), (None, None));
+        assert!(world.cache.load(&key(b"b")).is_some());
+        world.cache.forget_component(&digest(b"never there")).unwrap();
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From an uploaded component to one that is ready to run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -128,6 +129,22 @@ impl CompileService {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.inner.engine
+    }
+
+    /// The digests of the components that compiled code is kept of. Blocking.
+    ///
+    /// # Errors
+    /// The cache's directory can't be read.
+    pub fn cached(&self) -> io::Result<BTreeSet<[u8; 32]>> {
+        self.inner.cache.components()
+    }
+
+    /// Lets go of what compiled code is kept of a component. Blocking.
+    ///
+    /// # Errors
+    /// The cache's directory can't be read.
+    pub fn forget(&self, component: &[u8; 32]) -> io::Result<()> {
+        self.inner.cache.forget_component(component)
     }
 
     /// Inspects, compiles or finds in the cache, and loads. Dropping the future kills the compiler.

@@ -54,7 +54,7 @@ pub use header::{
     stored_prefix,
 };
 pub use limits::BatchLimits;
-pub use record::{Header, HeaderIter, HeadersView, RecordIter, RecordView, Records};
+pub use record::{Header, HeaderIter, HeadersView, RecordIter, RecordMark, RecordView, Records};
 pub use reshape::ReshapeError;
 
 /// Bytes before the records.

@@ -88,6 +88,11 @@ impl MemoryPort {
         })
     }
 
+    /// Lets go of a partition's records before an offset, as retention does.
+    pub fn advance_start(&self, partition: TopicPartition, start: Offset) {
+        self.change(|shard| shard.advance_start(partition, start));
+    }
+
     /// Moves the log's time, which never goes back; what expires by it is gone.
     pub fn tick(&self, now: Timestamp) {
         self.change(|shard| shard.pass(now));

@@ -27,6 +27,8 @@ pub(super) struct MemoryShard {
 #[derive(Default)]
 struct Partition {
     batches: Vec<(Offset, Bytes)>,
+    /// What is before it was let go.
+    start: Offset,
     end: Offset,
 }
 
@@ -85,6 +87,15 @@ impl MemoryShard {
         Some(base)
     }
 
+    pub(super) fn advance_start(&mut self, partition: TopicPartition, start: Offset) {
+        let Some(partition) = self.partitions.get_mut(&partition) else { return };
+        partition.start = start.clamp(partition.start, partition.end);
+        let (start, end) = (partition.start, partition.end);
+        // As the log does it: what is cut goes, a batch that holds the first that stays does not.
+        let kept = partition.batches.partition_point(|(base, _)| *base <= start).saturating_sub(1);
+        partition.batches.drain(..if start == end { partition.batches.len() } else { kept });
+    }
+
     pub(super) fn end(&self, partition: TopicPartition) -> Option<Offset> {
         self.partitions.get(&partition).map(|partition| partition.end)
     }
@@ -96,11 +107,12 @@ impl MemoryShard {
 
     pub(super) fn fetch(&self, partition: TopicPartition, from: Offset, bytes_max: usize) -> Option<Fetched> {
         let partition = self.partitions.get(&partition)?;
+        let from = from.max(partition.start);
         if from >= partition.end {
-            return Some(Fetched { batches: Vec::new(), next: from });
+            return Some(Fetched { start: from, batches: Vec::new(), next: from });
         }
         let first = partition.batches.partition_point(|(base, _)| *base <= from).saturating_sub(1);
-        let mut fetched = Fetched { batches: Vec::new(), next: partition.end };
+        let mut fetched = Fetched { start: from, batches: Vec::new(), next: partition.end };
         let mut bytes = 0;
         for (base, batch) in partition.batches.get(first..)? {
             if bytes >= bytes_max {

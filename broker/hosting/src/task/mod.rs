@@ -6,6 +6,7 @@
 //!                       '-- fewer records, later --+-- failure policy    '-> look again, new instance
 //! ```
 
+mod ahead;
 mod attempts;
 mod effects;
 mod notes;

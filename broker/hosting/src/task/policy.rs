@@ -1,6 +1,6 @@
 //! What becomes of a call that failed, and of records that a plugin rejects.
 
-use tidemill_protocol::Offset;
+use tidemill_protocol::{Offset, TopicPartition};
 use tidemill_wasm::Outcome;
 
 use super::attempts::Next;
@@ -27,7 +27,7 @@ impl TaskRunner {
         failure: CallFailure,
         may_pass: bool,
     ) -> Result<bool, Setback> {
-        self.error(&failure.message);
+        self.tell(&failure);
         self.notes.failure = Some(failure.clone());
         let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
         match self.records.failed(count, may_pass, attempts, backoff_ms) {
@@ -61,7 +61,7 @@ impl TaskRunner {
         failure: CallFailure,
         may_pass: bool,
     ) -> Result<(), Setback> {
-        self.error(&failure.message);
+        self.tell(&failure);
         self.notes.failure = Some(failure.clone());
         let (attempts, backoff_ms) = (self.parts.plan.attempts, self.parts.plan.backoff_ms);
         match self.timers.failed(due.len(), may_pass, attempts, backoff_ms) {
@@ -153,6 +153,29 @@ impl TaskRunner {
         self.commit(step).await
     }
 
+    /// Goes past records that retention let go before the task came to them: committed, counted and told, in a step of its own.
+    pub(super) async fn go_past_lost(
+        &mut self,
+        topic: u32,
+        source: TopicPartition,
+        expected: Offset,
+        next: Offset,
+    ) -> Result<(), Setback> {
+        let step = TaskStep {
+            epoch: self.parts.plan.epoch,
+            positions: vec![PositionStep { source, expected, next }],
+            ..TaskStep::default()
+        };
+        self.commit(step).await?;
+        self.parts.log.count("records_lost", next.since(expected));
+        let name = self.name_of(topic, source);
+        self.error(&format!(
+            "the log of {name} begins at offset {next} now, and the task stood at {expected}: retention let go of what lies \
+             between before the task had handled it; it goes on at {next}"
+        ));
+        Ok(())
+    }
+
     async fn pause(&mut self, records: &SourceRecords, reason: &str) -> Result<(), Setback> {
         let at = records.records.first().map_or(records.position, |record| record.offset);
         let reason = format!(
@@ -171,11 +194,14 @@ impl TaskRunner {
     }
 
     fn source_name(&self, records: &SourceRecords) -> String {
+        self.name_of(records.topic, records.source)
+    }
+
+    fn name_of(&self, topic: u32, source: TopicPartition) -> String {
         let topics = &self.parts.plan.plugin.topics;
-        let topic = usize::try_from(records.topic).ok().and_then(|index| topics.get(index));
-        match topic {
-            Some(topic) => format!("{topic}-{}", records.source.partition),
-            None => records.source.to_string(),
+        match usize::try_from(topic).ok().and_then(|index| topics.get(index)) {
+            Some(topic) => format!("{topic}-{}", source.partition),
+            None => source.to_string(),
         }
     }
 }

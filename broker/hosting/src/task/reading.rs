@@ -1,12 +1,11 @@
-//! The records of one call: taken from stored batches, as many as a call should see.
+//! The records of one call.
 
 use bytes::{Bytes, BytesMut};
-use tidemill_protocol::record_batch::{BatchError, BatchLimits, HeadersView, RecordBatch};
+use tidemill_protocol::record_batch::HeadersView;
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{Batch, Fields};
 
 use crate::batch_view::{Index, part};
-use crate::port::Fetched;
 
 /// Records that one call gets at the most.
 pub(crate) const CALL_RECORDS_MAX: usize = 1000;
@@ -29,6 +28,11 @@ impl TaskRecord {
         // Cut from a view that had parsed it.
         HeadersView::parse(&self.headers).unwrap_or(HeadersView::EMPTY)
     }
+
+    pub(super) fn bytes(&self) -> usize {
+        let part = |part: &Option<Bytes>| part.as_ref().map_or(0, Bytes::len);
+        part(&self.key) + part(&self.value) + self.headers.len()
+    }
 }
 
 /// Records of one source, from where the task stands.
@@ -45,41 +49,6 @@ pub(crate) struct SourceRecords {
 }
 
 impl SourceRecords {
-    /// Takes records from stored batches: those from `position` on, up to the bounds of a call.
-    pub(crate) fn read(
-        topic: u32,
-        source: TopicPartition,
-        position: Offset,
-        fetched: Fetched,
-        limits: &BatchLimits,
-    ) -> Result<Self, BatchError> {
-        let mut taken = Self { topic, source, position, end: position, records: Vec::new() };
-        for stored in fetched.batches {
-            let batch = RecordBatch::decode(stored, limits)?;
-            let records = batch.records(limits)?;
-            for record in &records {
-                let record = record?;
-                if record.offset < position {
-                    continue;
-                }
-                if taken.records.len() == CALL_RECORDS_MAX {
-                    return Ok(taken);
-                }
-                taken.records.push(TaskRecord {
-                    offset: record.offset,
-                    timestamp: record.timestamp,
-                    key: record.key.map(|key| records.slice_of(key)),
-                    value: record.value.map(|value| records.slice_of(value)),
-                    headers: records.slice_of(record.headers.as_bytes()),
-                });
-                taken.end = record.offset.plus(1);
-            }
-            // A batch may reach beyond its last record.
-            taken.end = taken.end.max(batch.header().next_offset());
-        }
-        Ok(taken)
-    }
-
     /// The first `count` of them.
     pub(crate) fn first(&self, count: usize) -> &[TaskRecord] {
         self.records.get(..count).unwrap_or(&self.records)

@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tidemill_protocol::record_batch::BatchError;
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
 
+use super::ahead::Ahead;
 use super::attempts::Attempts;
 use super::effects::{Effects, EffectsHost};
 use super::notes::{Given, Notes};
@@ -22,8 +24,15 @@ use crate::port::{DueTimer, PositionStep, StepOutcome, StepRefusal, TaskKey, Tas
 /// Wait for room in an outbox, and the first one for what is not the plugin's fault; that doubles up to the other.
 const BROKER_BACKOFF: Duration = Duration::from_millis(100);
 const BROKER_BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// So many waits for an outbox, or refusals of what the task took for its place, are nothing to tell of.
+const OUTBOX_WAITS_UNTOLD: u32 = 10;
+const OUTDATED_UNTOLD: u32 = 20;
 /// Timers that one call gets.
 const TIMERS_MAX: usize = 1000;
+
+/// What is told of a task whose outputs do not get away.
+const OUTBOX_FULL: &str = "what it emitted before is still on its way to partitions of another shard, and no more may be; it goes on \
+                           by itself when that has arrived";
 
 /// What a task is made of.
 pub(crate) struct TaskParts {
@@ -44,10 +53,16 @@ pub(crate) struct TaskRunner {
     turn: usize,
     pub(super) records: Attempts,
     pub(super) timers: Attempts,
+    /// What was read and not done yet.
+    ahead: Ahead,
     /// What the last round did.
     pub(super) notes: Notes,
-    /// What is wrong with the broker at present, and for how many rounds.
+    /// Why nothing was committed lately, and for how many rounds.
     trouble: Option<(String, u32)>,
+    /// Steps that were refused, since the last that was not, because the task stands elsewhere.
+    outdated: u32,
+    /// The last failure of the plugin that was told, until a step is committed.
+    told: Option<String>,
 }
 
 /// An instance, and what its calls did.
@@ -82,6 +97,8 @@ impl TaskRunner {
                 )
             }),
         };
+        // An earlier run's.
+        parts.log.set_waits(parts.plan.partition.get(), None);
         Self {
             parts,
             task,
@@ -89,8 +106,11 @@ impl TaskRunner {
             turn: 0,
             records: Attempts::new(CALL_RECORDS_MAX),
             timers: Attempts::new(TIMERS_MAX),
+            ahead: Ahead::default(),
             notes: Notes::default(),
             trouble: None,
+            outdated: 0,
+            told: None,
         }
     }
 
@@ -98,14 +118,19 @@ impl TaskRunner {
         loop {
             match self.round().await {
                 Ok(progress) => {
-                    self.trouble = None;
                     if let Progress::Idle(sources) = progress {
+                        self.comes_on();
                         self.parts.port.wait(self.task, sources).await;
                     }
                 }
                 Err(Setback::Outdated(reason)) => {
                     tracing::debug!(task = ?self.task, reason, "a task looks again where it stands");
                     self.discard();
+                    self.ahead.clear();
+                    self.outdated += 1;
+                    if self.outdated > OUTDATED_UNTOLD {
+                        self.troubled(reason);
+                    }
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
                 // Rounds settle a plugin's faults themselves; what comes here could not be settled.
@@ -114,6 +139,7 @@ impl TaskRunner {
                     | Setback::Plugin { failure: CallFailure { message: reason, .. }, .. },
                 ) => {
                     self.discard();
+                    self.ahead.clear();
                     let wait = self.troubled(reason);
                     tokio::time::sleep(wait).await;
                 }
@@ -127,6 +153,7 @@ impl TaskRunner {
         let view = self.parts.port.view(self.task);
         let Some(view) = view.filter(|view| view.running && view.epoch == self.parts.plan.epoch) else {
             self.discard();
+            self.ahead.clear();
             return Ok(Progress::Idle(Vec::new()));
         };
         if self.parts.port.refuses().is_some() {
@@ -141,26 +168,51 @@ impl TaskRunner {
             return Ok(Progress::More);
         }
         let sources = self.parts.plan.sources.len();
-        for index in (0..sources).map(|index| (self.turn + index) % sources) {
+        let first = self.turn;
+        for index in (0..sources).map(|index| (first + index) % sources) {
             let (topic, source) = self.parts.plan.sources[index];
             let position = view.positions.iter().find(|(known, _)| *known == source).map(|(_, at)| *at);
             let Some(position) = position else {
                 return Err(Setback::Outdated(format!("its shard does not know its source {source}")));
             };
-            let fetched = self.parts.port.fetch(source, position, CALL_BYTES_MAX).await;
-            let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
-            if fetched.batches.is_empty() {
-                continue;
-            }
-            let limits = self.parts.hosting.batch_limits();
-            let records = SourceRecords::read(topic, source, position, fetched, &limits)
-                .map_err(|error| Setback::Broker(format!("{source} does not read: {error}")))?;
-            let done = self.consume(records).await?;
+            let done = match self.read(topic, source, position).await? {
+                Read::Nothing => continue,
+                Read::Lost { until } => {
+                    self.go_past_lost(topic, source, position, until).await?;
+                    true
+                }
+                Read::Records(records) => {
+                    let done = self.consume(&records).await;
+                    // Whatever became of them: they are still what comes next.
+                    self.ahead.keep(records);
+                    done?
+                }
+            };
             // In turn: a source that always has more must not starve the others.
             self.turn = if done { index + 1 } else { index };
             return Ok(Progress::More);
         }
         Ok(Progress::Idle(view.positions))
+    }
+
+    /// What comes next of a source: from what was read before, or else from the log.
+    async fn read(&mut self, topic: u32, source: TopicPartition, position: Offset) -> Result<Read, Setback> {
+        let limits = self.parts.hosting.batch_limits();
+        let unreadable = |error: BatchError| Setback::Broker(format!("{source} does not read: {error}"));
+        let count = self.records.at_most();
+        let ahead = self.ahead.at(source, position);
+        ahead.unpack(count, &limits).map_err(unreadable)?;
+        if ahead.wants_more(count) {
+            let fetched = self.parts.port.fetch(source, ahead.next(), CALL_BYTES_MAX).await;
+            let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
+            if fetched.start <= ahead.next() {
+                ahead.push(fetched);
+                ahead.unpack(count, &limits).map_err(unreadable)?;
+            } else if ahead.is_empty() {
+                return Ok(Read::Lost { until: fetched.start });
+            }
+        }
+        Ok(if ahead.is_empty() { Read::Nothing } else { Read::Records(ahead.take(topic, source)) })
     }
 
     /// What the last round did.
@@ -184,6 +236,7 @@ impl TaskRunner {
             Some((before, rounds)) if before == reason => rounds + 1,
             _ => {
                 self.error(&format!("the task waits and tries again: {reason}"));
+                self.parts.log.set_waits(self.parts.plan.partition.get(), Some(&reason));
                 0
             }
         };
@@ -191,17 +244,35 @@ impl TaskRunner {
         BROKER_BACKOFF.saturating_mul(1 << rounds.min(16)).min(BROKER_BACKOFF_MAX)
     }
 
+    /// A step was committed, or there is nothing to do.
+    fn comes_on(&mut self) {
+        (self.outdated, self.told) = (0, None);
+        if self.trouble.take().is_some() {
+            let partition = self.parts.plan.partition.get();
+            self.parts.log.set_waits(partition, None);
+            self.parts.log.line(LogLevel::Info, Some(partition), "goes on");
+        }
+    }
+
+    /// Tells of a failure of the plugin: once, however often it is tried again.
+    pub(super) fn tell(&mut self, failure: &CallFailure) {
+        if self.told.as_ref() != Some(&failure.message) {
+            self.error(&failure.message);
+            self.told = Some(failure.message.clone());
+        }
+    }
+
     /// Gets a source's records done, or as many as one round allows. Answers whether the task has gone past any.
-    async fn consume(&mut self, records: SourceRecords) -> Result<bool, Setback> {
+    async fn consume(&mut self, records: &SourceRecords) -> Result<bool, Setback> {
         if records.records.is_empty() {
             // Nothing but offsets that a filter left out.
-            self.skip_to(&records, 0, Vec::new()).await?;
+            self.skip_to(records, 0, Vec::new()).await?;
             return Ok(true);
         }
         let count = records.records.len().min(self.records.at_most());
         let first = records.records.first().map_or(records.position, |record| record.offset);
         self.notes.given = Some(Given::Records { first, count });
-        match self.call(&records, count).await {
+        match self.call(records, count).await {
             Ok(Called::Committed) => {
                 self.records.succeeded();
                 Ok(true)
@@ -210,7 +281,7 @@ impl TaskRunner {
             Ok(Called::Again) => Ok(false),
             Err(Setback::Plugin { failure, may_pass }) => {
                 self.discard();
-                self.settle(&records, count, failure, may_pass).await
+                self.settle(records, count, failure, may_pass).await
             }
             Err(other) => Err(other),
         }
@@ -342,12 +413,20 @@ impl TaskRunner {
 
     /// Commits a step. An instance whose step did not commit is thrown away: its memory is ahead of the log.
     pub(super) async fn commit(&mut self, step: TaskStep) -> Result<(), Setback> {
+        let mut waits = 0;
         loop {
             self.wait_to_be_taken().await;
             match self.parts.port.commit(self.task, step.clone()).await {
-                Ok(StepOutcome::Committed) => return Ok(()),
+                Ok(StepOutcome::Committed) => {
+                    self.comes_on();
+                    return Ok(());
+                }
                 Ok(StepOutcome::Refused(StepRefusal::OutboxFull)) => {
                     self.parts.log.count("outbox_waits", 1);
+                    waits += 1;
+                    if waits > OUTBOX_WAITS_UNTOLD {
+                        self.troubled(OUTBOX_FULL.to_owned());
+                    }
                     tokio::time::sleep(BROKER_BACKOFF).await;
                 }
                 Ok(StepOutcome::Refused(StepRefusal::Outdated(reason))) => {
@@ -398,6 +477,16 @@ impl TaskRunner {
     pub(super) fn error(&self, message: &str) {
         self.parts.log.line(LogLevel::Error, Some(self.parts.plan.partition.get()), message);
     }
+}
+
+/// What there is to do of a source.
+enum Read {
+    /// Nothing at present.
+    Nothing,
+    /// The log begins later than where the task stands.
+    Lost { until: Offset },
+    /// These records, or offsets without any.
+    Records(SourceRecords),
 }
 
 /// What a call came to.

@@ -38,7 +38,7 @@ pub(crate) fn dead_letter() -> TopicPartition {
 /// A room, without any port.
 pub(crate) struct Room {
     pub(crate) hosting: Hosting,
-    _directory: TempDir,
+    pub(crate) directory: TempDir,
 }
 
 impl Room {
@@ -63,7 +63,7 @@ impl Room {
             clock: Arc::new(|| Timestamp::new(0)),
         })
         .expect("a room");
-        Self { hosting, _directory: directory }
+        Self { hosting, directory }
     }
 
     /// Uploads a component, for a deployment of it.

@@ -1,5 +1,6 @@
 //! The room as its users see it: plugins on shards in memory.
 
+mod components;
 mod faulty;
 mod kit;
 mod limits;

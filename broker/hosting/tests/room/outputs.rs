@@ -15,6 +15,8 @@ async fn a_full_outbox_makes_the_task_wait_and_loses_nothing() {
     stage.append(&keys_but(2, &[]), 1000);
     eventually("it waits", || stage.counter("outbox_waits") > 0).await;
     assert_eq!(stage.position(), 1);
+    let waits = || stage.room.hosting.waits(DEPLOYMENT, PARTITION);
+    eventually("it is told", || waits().is_some_and(|reason| reason.contains("another shard"))).await;
     let refused =
         stage.attempts().into_iter().filter(|attempt| attempt.outcome == full()).collect::<Vec<_>>();
     assert!(refused.iter().all(|attempt| attempt.before == attempt.after), "nothing of the step is done");
@@ -22,6 +24,8 @@ async fn a_full_outbox_makes_the_task_wait_and_loses_nothing() {
     assert!(stage.port.shard.deliver(target()).is_some());
     stage.reaches(3).await;
     assert_eq!(stage.counter("calls"), 2, "the step waited, not the call");
+    assert_eq!(waits(), None);
+    assert_eq!(stage.log().matches("another shard").count(), 1, "{}", stage.log());
     let more = stage.port.shard.deliver(target()).expect("the second step's");
     assert_eq!(stage.port.shard.deliver(target()), None);
     assert!(!more.is_empty());

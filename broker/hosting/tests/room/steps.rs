@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidemill_hostile as hostile;
 use tidemill_hosting::*;
+use tidemill_protocol::Offset;
 
 use crate::faulty::Fault;
 use crate::kit::*;
@@ -166,4 +167,66 @@ async fn an_instance_that_does_not_start_is_no_records_fault() {
     eventually("it tries again", || stage.port.fetches().len() > fetches + 2).await;
     assert_eq!(stage.log(), log);
     assert_eq!((stage.position(), stage.counter("skipped")), (0, 0));
+}
+
+/// What retention let go before the task came to it: a step goes past it, whether records follow or not.
+#[tokio::test]
+async fn what_the_log_let_go_is_gone_past_once_and_told() {
+    for (left, stands) in [(0, 8), (3, 8)] {
+        let stage = StageOptions::default().set(hostile::relay()).await;
+        stage.append(&keys_but(5, &[]), 1000);
+        stage.append(&keys_but(3, &[]), 1000);
+        stage.port.shard.advance_start(source(), Offset::new(8 - left));
+        stage.run();
+        stage.reaches(stands).await;
+        let lost = u64::try_from(8 - left).expect("not negative");
+        let steps: &[u64] = if left == 0 { &[8] } else { &[5, 3] };
+        assert_eq!(stage.step_sizes(), steps, "what is lost is a step of its own");
+        stage.counts("records_lost", lost).await;
+        assert_eq!(stage.counter("records_in"), 8 - lost);
+        assert_eq!(stage.contents(target()).len(), usize::try_from(left).expect("not negative"));
+        let log = stage.log();
+        assert_eq!(log.matches("retention let go").count(), 1, "{log}");
+        assert!(log.contains(&format!("source-0 begins at offset {lost}")), "{log}");
+        // It has nothing to do then: it waits, and does not look again and again.
+        let fetches = stage.port.fetches().len();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(stage.port.fetches().len() <= fetches + 2, "it spins");
+        stage.append(&keys_but(1, &[]), 1000);
+        stage.reaches(9).await;
+    }
+}
+
+/// Whatever keeps a task from coming on is in the deployment's log, once, and so is that it goes on.
+#[tokio::test]
+async fn a_task_that_does_not_come_on_says_why_once() {
+    let outdated = Fault::Refused(StepRefusal::Outdated("the task stands elsewhere".to_owned()));
+    let stage = StageOptions::default().set(hostile::relay()).await;
+    stage.port.fail(vec![outdated; 30]);
+    stage.append(&keys_but(1, &[]), 1000);
+    stage.run();
+    let waits = || stage.room.hosting.waits(DEPLOYMENT, PARTITION);
+    eventually("it is told", || waits().is_some_and(|reason| reason.contains("stands elsewhere"))).await;
+    assert_eq!(stage.position(), 0);
+    stage.reaches(1).await;
+    eventually("it goes on", || waits().is_none()).await;
+    let log = stage.log();
+    assert_eq!((log.matches("stands elsewhere").count(), log.matches("goes on").count()), (1, 1), "{log}");
+}
+
+/// A failure between two tries does not make the same trouble news.
+#[tokio::test]
+async fn a_step_that_can_never_be_is_told_once_however_often_its_call_is_tried() {
+    let options = StageOptions { policy: to_dead_letter(), attempts: 2, ..StageOptions::default() };
+    let component = hostile::misbehaves_at_a_null_key(hostile::Misdeed::Trap);
+    let stage = options.set(component).await;
+    stage.port.fail(vec![Fault::Refused(StepRefusal::Failed("the step is too large".to_owned())); 4]);
+    stage.append(&keys_but(1, &[0]), 1000);
+    stage.run();
+    stage.reaches(1).await;
+    stage.counts("dead_lettered", 1).await;
+    assert_eq!(stage.counter("calls"), 10, "two tries, five times");
+    let log = stage.log();
+    assert_eq!(log.matches("too large").count(), 1, "{log}");
+    eventually("its record is told, too", || stage.log().matches("trapped").count() == 2).await;
 }

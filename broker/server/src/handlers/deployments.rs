@@ -329,11 +329,14 @@ fn tasks(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Ve
         .zip(&first.shards)
         .filter_map(|(partition, shard)| {
             let shard = context.shards.state(*shard)?;
-            let task = shard.task(record.id, PartitionId::new(partition)).ok()??;
+            let task = shard.task_now(record.id, PartitionId::new(partition))?;
             let waits = context.disk.is_nearly_full() && record.status == DeploymentStatus::Running;
             let (status, reason) = match &task.status {
                 TaskState::Running if waits => (messages::DeploymentStatus::Running, TASKS_WAIT.to_owned()),
-                TaskState::Running => (messages::DeploymentStatus::Running, String::new()),
+                TaskState::Running => {
+                    let waits = context.hosting.waits(record.id, task.partition).unwrap_or_default();
+                    (messages::DeploymentStatus::Running, waits)
+                }
                 TaskState::Paused { reason } => (messages::DeploymentStatus::Paused, reason.clone()),
                 TaskState::Failed { reason } => (messages::DeploymentStatus::Failed, reason.clone()),
             };

@@ -45,12 +45,14 @@ pub(crate) async fn upload(
         Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
     })?;
     let bytes = receive(request.size, reader, first).await?;
-    if blake3::hash(&bytes).as_bytes().as_slice() != request.blake3.as_ref() {
+    let digest = *blake3::hash(&bytes).as_bytes();
+    if digest.as_slice() != request.blake3.as_ref() {
         return Err(Error::new(
             ErrorCode::DigestMismatch,
             "the component's bytes do not have the digest that was announced; upload it again",
         ));
     }
+    let mut hold = context.hosting.hold(digest).await.map_err(|_| stopping())?;
     let checked = context.hosting.check_upload(bytes).await.map_err(|error| errors::upload(&error))?;
     let upload = PluginUpload {
         name: plugin,
@@ -74,10 +76,20 @@ pub(crate) async fn upload(
             })
             .collect(),
     };
-    match control(context, ControllerCommand::RegisterPlugin(upload)).await? {
+    // Should this request end before its answer is there, the version may still be registered.
+    hold.outlast();
+    let registered = control(context, ControllerCommand::RegisterPlugin(upload)).await;
+    if !registered.as_ref().is_err_and(|error| error.code == ErrorCode::OutcomeUnknown.code()) {
+        hold.release();
+    }
+    match registered? {
         ControllerReply::Plugin(record) => Ok(version_message(&record)),
         other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
     }
+}
+
+fn stopping() -> Error {
+    Error::new(ErrorCode::ShuttingDown, "the broker is shutting down")
 }
 
 /// Collects the component from the first frame and those that follow; never more than was announced.

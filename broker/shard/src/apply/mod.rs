@@ -26,7 +26,7 @@ use crate::store::StoreError;
 use crate::unit::{Entry, Unit};
 
 pub use progress::TASK_KEY_BYTES_MAX;
-pub(crate) use task_rows::{expired, split_state_value, state_key, timer_by_time_prefix};
+pub(crate) use task_rows::{expired, expiry_end, split_state_value, state_key, timer_by_time_prefix};
 
 /// How far one entry may take the log's time forward. One mad reading of a leader's clock can't expire everything;
 /// after a longer standstill a few entries catch up.

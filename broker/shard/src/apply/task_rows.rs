@@ -30,6 +30,11 @@ fn by_time_key(space: u8, task: &TaskKey, at: Timestamp, own: &[u8]) -> Vec<u8> 
     key_with(space, &(*task, at), own)
 }
 
+/// The end of what has expired at a time in a task's expiry index.
+pub(crate) fn expiry_end(task: &TaskKey, now: Timestamp) -> Vec<u8> {
+    key(space::EXPIRY, &(*task, now.plus_ms(1)))
+}
+
 /// What the keys of a task's timers by time begin with.
 pub(crate) fn timer_by_time_prefix(task: &TaskKey) -> Vec<u8> {
     key(space::TIMER_BY_TIME, task)
@@ -116,7 +121,11 @@ impl State {
             self.rows.delete(by_time_key(space::EXPIRY, task, at, change.key));
         }
         if let Some(at) = new_expiry.filter(|at| Some(*at) != old_expiry) {
-            self.rows.put(by_time_key(space::EXPIRY, task, at, change.key), Bytes::new(), true);
+            let row = by_time_key(space::EXPIRY, task, at, change.key);
+            if self.expired_before.get(task).is_some_and(|before| row < *before) {
+                self.expired_before.insert(*task, row.clone());
+            }
+            self.rows.put(row, Bytes::new(), true);
         }
         let key = state_key(task, change.key);
         match change.new {

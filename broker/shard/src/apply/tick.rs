@@ -6,7 +6,7 @@ use tidemill_partition::PRODUCER_EXPIRY_MS;
 use tidemill_protocol::Timestamp;
 
 use super::Context;
-use super::task_rows::StateChange;
+use super::task_rows::{StateChange, expiry_end};
 use crate::keys::{KeyPart, TaskKey, after_prefix, key, space};
 use crate::state::State;
 use crate::store::StoreError;
@@ -87,9 +87,10 @@ impl State {
             self.tasks.iter().filter(|(_, task)| task.expiring > 0).map(|(key, _)| *key).collect();
         for task in expiring {
             let prefix = key(space::EXPIRY, &task);
-            let mut end = prefix.clone();
-            now.plus_ms(1).put(&mut end);
-            let due = self.keys_between(&prefix, Some(&end), EXPIRED_PER_TICK_MAX)?;
+            let (start, end) = (self.expiry_start(&task), expiry_end(&task, now));
+            let due = self.keys_between(&start, Some(&end), EXPIRED_PER_TICK_MAX)?;
+            let before = if due.len() < EXPIRED_PER_TICK_MAX { end } else { start };
+            self.expired_before.insert(task, due.last().cloned().unwrap_or_default().max(before));
             for row in due {
                 let mut rest = row.get(prefix.len()..).unwrap_or_default();
                 let Some(at) = Timestamp::take(&mut rest) else { continue };
@@ -133,6 +134,7 @@ impl State {
                 return Ok(());
             }
             self.tasks.remove(&task);
+            self.expired_before.remove(&task);
             // Streams with nothing on the way end with their task.
             let done: Vec<_> = self
                 .outboxes

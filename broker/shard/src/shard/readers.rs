@@ -1,5 +1,6 @@
 //! What the rest of the broker reads: partitions, groups, metadata, what a leader should propose.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use super::Shard;
 use crate::keys::space;
 use crate::partition_log::{Fetch, FetchError, PartitionLog, PartitionView};
 use crate::store::StoreError;
-use crate::unit::{AdoptedStatus, FilterPass, Unit};
+use crate::unit::{AdoptedStatus, FilterPass, OutboxStream, Unit};
 
 /// Largest batch that a lookup by time looks into.
 const LOOKUP_LIMITS: BatchLimits = BatchLimits {
@@ -152,6 +153,34 @@ impl Shard {
     #[must_use]
     pub fn group_names(&self) -> Vec<String> {
         self.inner.state.read().groups.names().map(str::to_owned).collect()
+    }
+
+    /// The topics of which groups hold positions here, whether they are known here or not.
+    #[must_use]
+    pub fn group_topics(&self) -> BTreeSet<TopicId> {
+        self.inner.state.read().groups.topics()
+    }
+
+    /// The deployments of other shards whose outputs came here and that were never adopted here, ascending: nobody would tell this shard that
+    /// one of them is gone.
+    #[must_use]
+    pub fn strange_senders(&self) -> Vec<DeploymentId> {
+        let state = self.inner.state.read();
+        let first = |deployment| OutboxStream {
+            deployment,
+            incarnation: 0,
+            source: PartitionId::new(0),
+            target: TopicPartition::new(TopicId::new(uuid::Uuid::nil()), PartitionId::new(0)),
+        };
+        let mut found = Vec::new();
+        let mut next = Some(DeploymentId::new(0));
+        while let Some((stream, _)) = next.and_then(|from| state.inboxes.range(first(from)..).next()) {
+            if state.deployments.get(&stream.deployment).is_none() {
+                found.push(stream.deployment);
+            }
+            next = stream.deployment.get().checked_add(1).map(DeploymentId::new);
+        }
+        found
     }
 
     /// The cluster's metadata as it is now; `None` where this is not the controller's shard.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tidemill_protocol::{DeploymentId, Offset, PartitionId, Timestamp, TopicPartition};
 
 use super::Shard;
-use crate::apply::{expired, split_state_value, state_key, timer_by_time_prefix};
+use crate::apply::{expired, expiry_end, split_state_value, state_key, timer_by_time_prefix};
 use crate::keys::{KeyPart, TaskKey, after_prefix, key, space};
 use crate::state::{State, TaskState};
 use crate::store::{Rows, StoreError};
@@ -114,6 +114,19 @@ impl Shard {
         Ok(Some(view))
     }
 
+    /// One task without its next timer: no disk is read. `None` where it is not here or its deployment is deleted.
+    #[must_use]
+    pub fn task_now(&self, deployment: DeploymentId, partition: PartitionId) -> Option<TaskView> {
+        let (task, state) = ((deployment, partition), self.inner.state.read());
+        state.view_task(&task, state.tasks.get(&task)?)
+    }
+
+    /// Whether a task has timers, due or not.
+    #[must_use]
+    pub fn has_timers(&self, deployment: DeploymentId, partition: PartitionId) -> bool {
+        self.inner.state.read().tasks.get(&(deployment, partition)).is_some_and(|task| task.timers > 0)
+    }
+
     /// The tasks here, without their next timers, in order.
     #[must_use]
     pub fn tasks(&self) -> Vec<TaskView> {
@@ -141,6 +154,37 @@ impl Shard {
             }
         };
         read_timers(&task, excerpt, now, limit)
+    }
+
+    /// Whether a tick at `now` would have something to do for tasks: keys that have expired by then, or rows of deleted tasks. What
+    /// one tick does is bounded, so there may be more of it after one.
+    ///
+    /// # Errors
+    /// The state store can't be read.
+    pub fn tick_due(&self, now: Timestamp) -> Result<bool, StoreError> {
+        let excerpts: Vec<_> = {
+            let state = self.inner.state.read();
+            if state.tasks.iter().any(|((deployment, _), _)| state.is_gone(*deployment)) {
+                return Ok(true);
+            }
+            let expiring = state.tasks.iter().filter(|(_, task)| task.expiring > 0);
+            let excerpt = |(key, _): (&TaskKey, _)| {
+                let (start, end) = (state.expiry_start(key), expiry_end(key, now));
+                (state.rows.excerpt(&start, &end, 1).0, start, end)
+            };
+            expiring.map(excerpt).collect()
+        };
+        for (rows, start, end) in excerpts {
+            let mut due = false;
+            rows.scan(Bound::Included(&start), Bound::Excluded(&end), |_, _| {
+                due = true;
+                ControlFlow::Break(())
+            })?;
+            if due {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The values of keys, in their order; `None` where there is none or it expired by the log's time.

@@ -12,7 +12,7 @@ use tidemill_coordinator::Groups;
 use tidemill_partition::Partition;
 use tidemill_protocol::{DeploymentId, ProducerId, ShardId, Timestamp, TopicId, TopicPartition};
 
-use crate::keys::TaskKey;
+use crate::keys::{TaskKey, key, space};
 use crate::store::{BaseRows, Rows};
 use crate::unit::OutboxStream;
 
@@ -43,6 +43,9 @@ pub(crate) struct State {
     pub(crate) outboxes: Tracked<OutboxStream, OutboxState>,
     pub(crate) inboxes: Tracked<OutboxStream, InboxState>,
     pub(crate) rows: Rows,
+    /// By task: no row of its expiry index is before this one. Not state, but a short cut: what was deleted since the last
+    /// checkpoint lies in the way of who looks for the first row.
+    pub(crate) expired_before: BTreeMap<TaskKey, Vec<u8>>,
 }
 
 impl State {
@@ -63,7 +66,13 @@ impl State {
             outboxes: Tracked::default(),
             inboxes: Tracked::default(),
             rows: Rows::new(base),
+            expired_before: BTreeMap::new(),
         }
+    }
+
+    /// Where to look for the task's next key to expire.
+    pub(crate) fn expiry_start(&self, task: &TaskKey) -> Vec<u8> {
+        self.expired_before.get(task).cloned().unwrap_or_else(|| key(space::EXPIRY, task))
     }
 }
 

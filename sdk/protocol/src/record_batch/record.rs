@@ -71,12 +71,19 @@ impl Records {
     /// nothing behind them.
     #[must_use]
     pub fn iter(&self) -> RecordIter<'_> {
+        self.iter_from(RecordMark { left: self.data.len(), ordinal: 0, last_delta: -1 })
+    }
+
+    /// The records behind a place that an iteration over these records had come to.
+    #[must_use]
+    pub fn iter_from(&self, mark: RecordMark) -> RecordIter<'_> {
         let header = self.header();
+        let done = self.data.len().saturating_sub(mark.left);
         RecordIter {
-            reader: Reader::new(&self.data),
-            ordinal: 0,
+            reader: Reader::new(self.data.get(done..).unwrap_or_default()),
+            ordinal: mark.ordinal,
             count: header.record_count(),
-            last_delta: -1,
+            last_delta: mark.last_delta,
             delta_max: header.last_offset_delta,
             base_offset: header.base_offset.get(),
             base_timestamp: header.base_timestamp.get(),
@@ -149,7 +156,22 @@ pub struct RecordIter<'a> {
     done: bool,
 }
 
+/// A place between two records of a batch: see [`Records::iter_from`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordMark {
+    /// Bytes behind it.
+    left: usize,
+    ordinal: u32,
+    last_delta: i32,
+}
+
 impl<'a> RecordIter<'a> {
+    /// Where it has come to.
+    #[must_use]
+    pub const fn mark(&self) -> RecordMark {
+        RecordMark { left: self.reader.rest.len(), ordinal: self.ordinal, last_delta: self.last_delta }
+    }
+
     #[inline]
     fn record(&mut self) -> Result<RecordView<'a>, RecordProblem> {
         let body = self.reader.record_body().ok_or(RecordProblem::Length)?;

@@ -197,6 +197,55 @@ fn state_expires_by_the_logs_time() {
     assert_eq!(view(&world).state_bytes, 5 + 1 + 32);
 }
 
+/// One tick lets go of a bounded number of keys; it is known that there are more, also of those that a checkpoint has stored.
+#[test]
+fn ticks_follow_until_all_that_expired_is_gone() {
+    let mut world = world();
+    let Unit::AdoptDeployment(roomy) = adopt(3, 1, AdoptedStatus::Running) else { unreachable!() };
+    world.one(Unit::AdoptDeployment(AdoptDeployment { state_bytes_max: 1 << 20, ..roomy }));
+    let soon = world.now + 100;
+    let keys = |numbers: std::ops::Range<usize>, expires_at| Progress {
+        state: numbers.map(|n| write(&format!("key-{n:04}"), Some("1"), Some(expires_at))).collect(),
+        ..idle()
+    };
+    world.one(Unit::Progress(keys(0..400, soon)));
+    world.checkpoint();
+    world.one(Unit::Progress(keys(400..600, soon)));
+    world.one(Unit::Progress(keys(600..700, soon + 1000)));
+    assert!(!world.shard.tick_due(at(soon - 1)).unwrap());
+    assert!(world.shard.tick_due(at(soon)).unwrap());
+    world.now = soon;
+    let mut left = Vec::new();
+    while world.shard.tick_due(at(soon)).unwrap() {
+        world.one(Unit::Tick);
+        left.push(view(&world).state_bytes / (8 + 1 + 32));
+        if left.len() == 2 {
+            world.checkpoint();
+        }
+    }
+    assert_eq!(left, [444, 188, 100]);
+    // What is written to expire before what has expired already is not forgotten.
+    world.one(Unit::Progress(keys(0..3, soon - 50)));
+    assert!(world.shard.tick_due(at(soon)).unwrap());
+    world.one(Unit::Tick);
+    assert_eq!(view(&world).state_bytes, 100 * 41);
+    assert!(!world.shard.tick_due(at(soon)).unwrap());
+    let before = world.hash();
+    world.kill();
+    assert_eq!(
+        world.hash(),
+        before,
+        "and it is the same where nothing is remembered of where expiry had come to"
+    );
+    world.now = soon + 1000;
+    world.one(Unit::Tick);
+    assert_eq!(view(&world).state_bytes, 0);
+    world.one(adopt(9, 5, AdoptedStatus::Deleted));
+    assert!(world.shard.tick_due(at(soon)).unwrap(), "a deleted task's rows");
+    world.one(Unit::Tick);
+    assert!(!world.shard.tick_due(at(i64::MAX - 1)).unwrap());
+}
+
 #[test]
 fn a_scan_pages_through_all_layers() {
     let mut world = world();
@@ -375,6 +424,47 @@ fn a_deleted_deployments_state_goes_and_what_it_emitted_stays() {
         world.one(Unit::Tick);
     }
     assert_eq!(world.shard.deployments(), []);
+}
+
+/// A shard that only got a deployment's outputs is told that it is gone, and then forgets how far they came.
+#[test]
+fn what_came_from_another_shards_deployment_is_forgotten_with_it() {
+    let mut world = world();
+    let sender = |number, source| OutboxStream {
+        deployment: deployment(number),
+        incarnation: 1,
+        source: PartitionId::new(source),
+        target: partition(NEAR, 0),
+    };
+    let deliver =
+        |number, source| Unit::Deliver { stream: sender(number, source), number: 1, batch: batch(1).build() };
+    for unit in [deliver(77, 0), deliver(77, 1), deliver(78, 0), deliver(9, 0)] {
+        assert_eq!(world.one(unit), UnitResult::Delivered { last: 1 });
+    }
+    assert_eq!(world.shard.strange_senders(), [deployment(77), deployment(78)], "9 is known here");
+    let Unit::AdoptDeployment(adopt) = adopt(5, 2, AdoptedStatus::Deleted) else { unreachable!() };
+    let gone =
+        Unit::AdoptDeployment(AdoptDeployment { deployment: deployment(77), tasks: Vec::new(), ..adopt });
+    assert_eq!(world.one(gone), UnitResult::Adopted);
+    assert_eq!(world.shard.strange_senders(), [deployment(78)]);
+    let last = |world: &mut World, number| match world.one(Unit::Deliver {
+        stream: sender(number, 0),
+        number: 5,
+        batch: batch(1).build(),
+    }) {
+        UnitResult::OutOfOrder { last } => last,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(last(&mut world, 77), 1, "what is still on its way is taken once");
+    for _ in 0..9 {
+        world.now += LOG_TIME_STEP_MAX_MS;
+        world.one(Unit::Tick);
+    }
+    assert_eq!((last(&mut world, 77), last(&mut world, 78)), (0, 1));
+    assert!(world.shard.deployments().iter().all(|known| known.deployment != deployment(77)));
+    world.checkpoint();
+    world.kill();
+    assert_eq!((last(&mut world, 77), last(&mut world, 78)), (0, 1));
 }
 
 #[test]

@@ -14,6 +14,20 @@ proptest! {
     }
 
     #[test]
+    fn an_iteration_goes_on_where_another_one_was(records in batch_of_owned(), compression in compression()) {
+        let records = build(&records, compression).records(&limits()).unwrap();
+        let mut whole = records.iter();
+        loop {
+            let rest = whole.clone().collect::<Result<Vec<_>, _>>().unwrap();
+            let resumed = records.iter_from(whole.mark()).collect::<Result<Vec<_>, _>>().unwrap();
+            prop_assert_eq!(resumed, rest);
+            if whole.next().is_none() {
+                break;
+            }
+        }
+    }
+
+    #[test]
     fn batches_stand_one_after_the_other(batches in prop::collection::vec((batch_of_owned(), compression()), 1..5)) {
         let mut joined = BytesMut::new();
         for (records, compression) in &batches {

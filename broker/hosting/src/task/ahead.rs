@@ -1,0 +1,190 @@
+//! What was read of a source and is not done yet: a batch is read and unpacked once, however many calls its records take.
+//!
+//! ```text
+//!      position                      end                            next
+//!         v                           v                               v
+//!   done  | window: records, unpacked | rest of the open batch | stored batches | the log
+//! ```
+//!
+//! It follows the position that the shard has. Whatever became of a call, the next records are those from there on: what lies
+//! before is dropped, and where the position lies elsewhere everything is, and read again.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use tidemill_protocol::record_batch::{BatchError, BatchLimits, RecordBatch, RecordMark, Records};
+use tidemill_protocol::{Offset, TopicPartition};
+
+use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords, TaskRecord};
+use crate::port::Fetched;
+
+/// With records of so many bytes at hand a call does not wait for more of them: what it is given is the same when it is tried again.
+const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
+/// Stored and unpacked bytes of one source that are kept from call to call; beyond it they are read again.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+
+/// By source: what was read ahead of the task.
+#[derive(Debug, Default)]
+pub(super) struct Ahead(BTreeMap<TopicPartition, SourceAhead>);
+
+/// What was read of one source.
+#[derive(Debug)]
+pub(super) struct SourceAhead {
+    position: Offset,
+    window: Vec<TaskRecord>,
+    /// Where the task stands when the window is done.
+    end: Offset,
+    open: Option<OpenBatch>,
+    /// Bytes of the batches that the window and the open one hold in memory.
+    unpacked_bytes: usize,
+    stored: VecDeque<Bytes>,
+    next: Offset,
+}
+
+/// A batch that was unpacked, and how far.
+#[derive(Debug)]
+struct OpenBatch {
+    records: Records,
+    mark: RecordMark,
+}
+
+impl Ahead {
+    /// What was read of a source from a position on.
+    pub(super) fn at(&mut self, source: TopicPartition, position: Offset) -> &mut SourceAhead {
+        let ahead = self.0.entry(source).or_insert_with(|| SourceAhead::new(position));
+        ahead.follow(position);
+        ahead
+    }
+
+    /// Takes a call's records back. It drops those of them that are done when it learns the position.
+    pub(super) fn keep(&mut self, records: SourceRecords) {
+        if let Some(ahead) = self.0.get_mut(&records.source) {
+            ahead.window = records.records;
+            if ahead.kept_bytes() > KEPT_BYTES_MAX {
+                self.0.remove(&records.source);
+            }
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+impl SourceAhead {
+    fn new(position: Offset) -> Self {
+        Self {
+            position,
+            window: Vec::new(),
+            end: position,
+            open: None,
+            unpacked_bytes: 0,
+            stored: VecDeque::new(),
+            next: position,
+        }
+    }
+
+    fn follow(&mut self, position: Offset) {
+        if position < self.position || position > self.end {
+            *self = Self::new(position);
+            return;
+        }
+        let done = self.window.partition_point(|record| record.offset < position);
+        self.window.drain(..done);
+        if self.window.is_empty() {
+            self.unpacked_bytes = self.open.as_ref().map_or(0, |open| open.records.data().len());
+        }
+        self.position = position;
+    }
+
+    /// Where to read on in the log.
+    pub(super) fn next(&self) -> Offset {
+        self.next
+    }
+
+    /// Whether nothing is known of what comes at the position.
+    pub(super) fn is_empty(&self) -> bool {
+        self.window.is_empty() && self.end == self.position
+    }
+
+    /// Whether a call for so many records should get more than what is unpacked.
+    pub(super) fn wants_more(&self, count: usize) -> bool {
+        self.window.len() < count && self.window.iter().map(TaskRecord::bytes).sum::<usize>() < ENOUGH_BYTES
+    }
+
+    /// Adds what the log has from [`Self::next`] on.
+    pub(super) fn push(&mut self, fetched: Fetched) {
+        self.stored.extend(fetched.batches);
+        self.next = self.next.max(fetched.next);
+    }
+
+    /// Unpacks until there are so many records, or no more.
+    pub(super) fn unpack(&mut self, count: usize, limits: &BatchLimits) -> Result<(), BatchError> {
+        let count = count.min(CALL_RECORDS_MAX);
+        while self.window.len() < count {
+            let open = match self.open.take() {
+                Some(open) => open,
+                None => {
+                    let Some(stored) = self.stored.pop_front() else { return Ok(()) };
+                    // The log has checked what it read, and what is in memory was checked when it came.
+                    let records = RecordBatch::decode_trusted(stored, limits)?.records(limits)?;
+                    let mark = records.iter().mark();
+                    self.unpacked_bytes += records.data().len();
+                    OpenBatch { records, mark }
+                }
+            };
+            self.open = self.walk(open, count)?;
+        }
+        Ok(())
+    }
+
+    /// Takes records of a batch into the window. Hands the batch back where there are more.
+    fn walk(&mut self, open: OpenBatch, count: usize) -> Result<Option<OpenBatch>, BatchError> {
+        let OpenBatch { records, mark } = open;
+        let mut left = records.iter_from(mark);
+        while self.window.len() < count {
+            let Some(record) = left.next() else {
+                // A batch may reach beyond its last record.
+                self.end = self.end.max(records.header().next_offset());
+                return Ok(None);
+            };
+            let record = record?;
+            if record.offset < self.position {
+                continue;
+            }
+            self.window.push(TaskRecord {
+                offset: record.offset,
+                timestamp: record.timestamp,
+                key: record.key.map(|key| records.slice_of(key)),
+                value: record.value.map(|value| records.slice_of(value)),
+                headers: records.slice_of(record.headers.as_bytes()),
+            });
+            self.end = record.offset.plus(1);
+        }
+        if left.clone().next().is_none() {
+            self.end = self.end.max(records.header().next_offset());
+            return Ok(None);
+        }
+        let mark = left.mark();
+        Ok(Some(OpenBatch { records, mark }))
+    }
+
+    /// The records of a call; [`Ahead::keep`] takes them back.
+    pub(super) fn take(&mut self, topic: u32, source: TopicPartition) -> SourceRecords {
+        SourceRecords {
+            topic,
+            source,
+            position: self.position,
+            end: self.end,
+            records: std::mem::take(&mut self.window),
+        }
+    }
+
+    fn kept_bytes(&self) -> usize {
+        self.stored.iter().map(Bytes::len).fold(self.unpacked_bytes, usize::saturating_add)
+    }
+}
+
+#[cfg(test)]
+#[path = "ahead_tests.rs"]
+mod tests;
