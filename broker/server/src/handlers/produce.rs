@@ -8,6 +8,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 use bytes::Bytes;
 use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
+use tidemill_partition::leader_epoch;
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
@@ -18,7 +19,7 @@ use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::admission::Admitted;
-use crate::connection::{ClientName, Opened, bad_message, next_frame};
+use crate::connection::{ClientName, Opened, bad_message};
 use crate::context::Context;
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -34,13 +35,15 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     let producing = match Producing::open(&context, &open).await {
         Ok(producing) => producing,
         Err(error) => {
+            refusals::opening(&client.0, &error);
             let _ = writer.send(&ProduceOpened { error: Some(error), leader_epoch: -1 }, &[]).await;
             let _ = writer.finish().await;
             return;
         }
     };
-    let epoch = i32::try_from(producing.replica.status().term.get()).unwrap_or(i32::MAX);
-    if writer.send(&ProduceOpened { error: None, leader_epoch: epoch }, &[]).await.is_err() {
+    let epoch = leader_epoch(producing.replica.status().term);
+    let opened = ProduceOpened { error: None, leader_epoch: epoch.get() };
+    if writer.send(&opened, &[]).await.is_err() {
         return;
     }
     producing.run(reader, writer, &client).await;
@@ -95,14 +98,15 @@ impl Producing {
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
         let limits = &self.context.config.limits;
         let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let topic = Arc::clone(&self.topic);
         let written = if self.acknowledged {
-            tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }))
+            tokio::spawn(acks::write(queue, writer, topic, |acks| ProduceAcks { acks }))
         } else {
-            tokio::spawn(acks::discard(queue, writer))
+            tokio::spawn(acks::discard(queue, writer, topic))
         };
         let read = self.read(&mut reader, &answers).await;
         if let Err(error) = &read {
-            tracing::debug!(client = %client.0, partition = %self.partition, %error, "a bad produce stream");
+            refusals::stream(&client.0, error);
         }
         acks::end(read, reader, answers, written).await;
     }
@@ -110,7 +114,7 @@ impl Producing {
     /// Takes batches until the stream ends, or must be reset for the reason given.
     async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        while let Some(frame) = next_frame(reader).await? {
+        while let Some(frame) = answers.next_frame(reader).await? {
             let header: ProduceBatch =
                 frame.message().map_err(|_| bad_message("what comes on a produce stream are batches"))?;
             if header.request_id != expected {
@@ -120,13 +124,9 @@ impl Producing {
             let room = answers.room(frame.payload.len()).await;
             let answer = self.take(header.request_id, frame).await;
             reader.done();
-            if !self.acknowledged
-                && let AnswerState::Refused(error) = answer.state
-            {
-                // There is no acknowledgement that could say so.
-                return Err(*error);
-            }
-            if !answers.push(answer, room).await {
+            // Where nothing is acknowledged, nothing behind a refused batch is taken.
+            let last = !self.acknowledged && matches!(answer.state, AnswerState::Refused(_));
+            if !answers.push(answer, room).await || last {
                 break;
             }
         }
@@ -137,13 +137,8 @@ impl Producing {
     async fn take(&mut self, request_id: u64, frame: RawFrame) -> Answer {
         metrics::counter!("tidemill_produce_batches_total").increment(1);
         metrics::counter!("tidemill_produce_bytes_total").increment(frame.payload.len() as u64);
-        match self.submit(frame.payload).await {
-            Ok(submitted) => Answer { request_id, state: submitted },
-            Err(error) => {
-                refusals::batch(&self.topic.name, &error);
-                Answer { request_id, state: AnswerState::Refused(Box::new(error)) }
-            }
-        }
+        let submitted = self.submit(frame.payload).await;
+        Answer { request_id, state: submitted.unwrap_or_else(|error| AnswerState::Refused(Box::new(error))) }
     }
 
     async fn submit(&mut self, payload: Bytes) -> Result<AnswerState, Error> {
