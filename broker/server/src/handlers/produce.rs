@@ -14,7 +14,7 @@ use tidemill_protocol::messages::{
     Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, ProducerEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
@@ -41,8 +41,7 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
             return;
         }
     };
-    let epoch = leader_epoch(producing.replica.status().term);
-    let opened = ProduceOpened { error: None, leader_epoch: epoch.get() };
+    let opened = ProduceOpened { error: None, leader_epoch: producing.leader_epoch.get() };
     if writer.send(&opened, &[]).await.is_err() {
         return;
     }
@@ -54,6 +53,10 @@ struct Producing {
     view: ViewReader,
     replica: Replica,
     partition: TopicPartition,
+    /// When the stream was opened.
+    leader_epoch: LeaderEpoch,
+    /// The client knew that one: under another nothing of its stream is appended.
+    pinned: Option<LeaderEpoch>,
     topic: Arc<TopicRecord>,
     limits: BatchLimits,
     producer: ProducerId,
@@ -71,6 +74,8 @@ impl Producing {
             .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
         let view = context.view.clone();
         let (topic, replica) = context.find(&view.now(), partition)?;
+        let epoch_now = leader_epoch(replica.status().term);
+        let pinned = known_epoch(open.leader_epoch, epoch_now)?;
         let limits = context.batch_limits(topic.config.batch_bytes_max);
         let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
@@ -86,6 +91,8 @@ impl Producing {
             view,
             replica,
             partition,
+            leader_epoch: epoch_now,
+            pinned,
             topic,
             limits,
             producer,
@@ -161,7 +168,8 @@ impl Producing {
         batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
         let number = self.partition.partition.get();
         let passed = self.filter.pass(&batch, number, self.replica.shard().log_time()).await?;
-        let append = |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: None };
+        let append =
+            |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: self.pinned };
         let (unit, verdict) = match passed {
             Passed::All => (append(batch.bytes().clone()), Verdict::Store),
             Passed::Some(kept) => (append(kept), Verdict::Store),
@@ -205,6 +213,23 @@ impl Producing {
         self.topic = Arc::clone(topic);
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
         Ok(())
+    }
+}
+
+/// The epoch that the client knows the leader by, where it knows one: it must be the leader's own.
+fn known_epoch(known: i32, now: LeaderEpoch) -> Result<Option<LeaderEpoch>, Error> {
+    match known {
+        ..0 => Ok(None),
+        _ if known == now.get() => Ok(Some(now)),
+        _ => {
+            let whose = if known < now.get() { "the client's is older" } else { "the client's is newer" };
+            Err(Error::new(
+                ErrorCode::NotLeader,
+                format!(
+                    "this broker leads the partition in epoch {now}, not {known}: {whose}; refresh the metadata"
+                ),
+            ))
+        }
     }
 }
 
