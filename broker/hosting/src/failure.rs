@@ -1,6 +1,5 @@
 //! What went wrong, per operation, in words for the person who can change it.
 
-use tidemill_protocol::ErrorCode;
 use tidemill_protocol::record_batch::BatchError;
 use tidemill_wasm::{CallError, CompileError, ConfigError, Failure, InvalidComponent, WrongKind};
 
@@ -132,16 +131,59 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    /// The wire's code.
+    /// What of a plugin does not stand.
     #[must_use]
-    pub fn code(&self) -> ErrorCode {
+    pub fn problem(&self) -> PluginProblem {
         match self {
-            Self::Component { .. } => ErrorCode::UnknownPlugin,
-            Self::Compile { source, .. } => compile_code(source),
-            Self::Kind { .. } => ErrorCode::WrongWorld,
-            Self::Config { source: ConfigError::Refused(_), .. } => ErrorCode::BadPluginConfig,
-            Self::Config { source: ConfigError::Call(error), .. } => call_code(error),
+            Self::Component { .. } => PluginProblem::Missing,
+            Self::Compile { source, .. } => PluginProblem::of_compile(source),
+            Self::Kind { .. } => PluginProblem::WrongWorld,
+            Self::Config { source: ConfigError::Refused(_), .. } => PluginProblem::Config,
+            Self::Config { source: ConfigError::Call(error), .. } => PluginProblem::of_call(error),
         }
+    }
+}
+
+/// What of a plugin does not stand, as whoever asked for it is to tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PluginProblem {
+    /// Its component is not here.
+    Missing,
+    /// It is no component.
+    NotAComponent,
+    /// It is of another world, or of none of ours.
+    WrongWorld,
+    /// It imports what a plugin may not have.
+    ForbiddenImport,
+    /// It is too large.
+    TooLarge,
+    /// It does not compile, or not within its limits.
+    Compile,
+    /// It refuses its configuration.
+    Config,
+    /// A call that it must answer gave no answer.
+    Call(CallFailureKind),
+    /// It can't be kept on this broker.
+    Store,
+}
+
+impl PluginProblem {
+    fn of_compile(error: &CompileError) -> Self {
+        match error {
+            CompileError::Invalid(InvalidComponent::NotAComponent { .. }) => Self::NotAComponent,
+            CompileError::Invalid(InvalidComponent::WrongWorld { .. }) => Self::WrongWorld,
+            CompileError::Invalid(InvalidComponent::ForbiddenImport { .. }) => Self::ForbiddenImport,
+            CompileError::TooLarge { .. } => Self::TooLarge,
+            CompileError::Load(tidemill_wasm::LoadError::WrongInterface(_)) => Self::WrongWorld,
+            CompileError::Failed(_)
+            | CompileError::TimedOut { .. }
+            | CompileError::Worker(_)
+            | CompileError::Load(_) => Self::Compile,
+        }
+    }
+
+    fn of_call(error: &CallError) -> Self {
+        Self::Call(CallFailureKind::of(error))
     }
 }
 
@@ -163,13 +205,13 @@ pub enum UploadError {
 }
 
 impl UploadError {
-    /// The wire's code.
+    /// What of the plugin does not stand.
     #[must_use]
-    pub fn code(&self) -> ErrorCode {
+    pub fn problem(&self) -> PluginProblem {
         match self {
-            Self::Compile(error) => compile_code(error),
-            Self::Describe(error) => call_code(error),
-            Self::Store(_) => ErrorCode::StorageFailed,
+            Self::Compile(error) => PluginProblem::of_compile(error),
+            Self::Describe(error) => PluginProblem::of_call(error),
+            Self::Store(_) => PluginProblem::Store,
         }
     }
 }
@@ -186,29 +228,4 @@ pub enum HostingStartError {
     /// The threads.
     #[error("the threads for plugins can't be started: {0}")]
     Threads(std::io::Error),
-}
-
-fn compile_code(error: &CompileError) -> ErrorCode {
-    match error {
-        CompileError::Invalid(InvalidComponent::NotAComponent { .. }) => ErrorCode::InvalidComponent,
-        CompileError::Invalid(InvalidComponent::WrongWorld { .. }) => ErrorCode::WrongWorld,
-        CompileError::Invalid(InvalidComponent::ForbiddenImport { .. }) => ErrorCode::ForbiddenImport,
-        CompileError::TooLarge { .. } => ErrorCode::PluginTooLarge,
-        CompileError::Load(tidemill_wasm::LoadError::WrongInterface(_)) => ErrorCode::WrongWorld,
-        CompileError::Failed(_)
-        | CompileError::TimedOut { .. }
-        | CompileError::Worker(_)
-        | CompileError::Load(_) => ErrorCode::CompileFailed,
-    }
-}
-
-fn call_code(error: &CallError) -> ErrorCode {
-    match CallFailureKind::of(error) {
-        CallFailureKind::Trapped => ErrorCode::PluginTrapped,
-        CallFailureKind::TimedOut => ErrorCode::PluginTimedOut,
-        CallFailureKind::OutOfMemory => ErrorCode::PluginOutOfMemory,
-        CallFailureKind::BadAnswer => ErrorCode::PluginBadAnswer,
-        CallFailureKind::Failed { .. } => ErrorCode::PluginFailed,
-        CallFailureKind::BadBatch | CallFailureKind::Broker => ErrorCode::Internal,
-    }
 }

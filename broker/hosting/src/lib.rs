@@ -34,7 +34,9 @@ mod task;
 pub use batch_view::view_of;
 pub use components::ComponentHold;
 pub use config::HostingConfig;
-pub use failure::{CallFailure, CallFailureKind, DeployError, HostingStartError, OpenError, UploadError};
+pub use failure::{
+    CallFailure, CallFailureKind, DeployError, HostingStartError, OpenError, PluginProblem, UploadError,
+};
 pub use filter::{Filter, FilterOutcome, Kept};
 pub use hosting::{CheckedUpload, Hosting};
 pub use logs::{LogLine, LogPage};

@@ -57,14 +57,11 @@ fn identified(context: &Context, connection: &Connection) -> Result<(), Error> {
 /// The first stream carries the hello and stays open as the control stream.
 async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<ClientName, Error> {
     let bad = |reason: &str| Error::new(ErrorCode::UnexpectedStream, reason.to_owned());
-    let opening = async {
-        let stream =
-            connection.accept_stream().await.ok().flatten().ok_or_else(|| bad("the connection ended"))?;
-        first_frame(stream).await
-    };
-    let (open, stream) = tokio::time::timeout(FIRST_FRAME_DEADLINE, opening)
+    let first = tokio::time::timeout(FIRST_FRAME_DEADLINE, connection.accept_stream())
         .await
-        .map_err(|_| bad("no hello came; the first stream of a connection carries it"))??;
+        .map_err(|_| bad("no hello came; the first stream of a connection carries it"))?;
+    let stream = first.ok().flatten().ok_or_else(|| bad("the connection ended"))?;
+    let (open, stream) = first_frame(stream).await?;
     match open {
         stream_open::Kind::Hello(hello) => control::start(context, connection, stream, &hello).await,
         _ => Err(bad("the first stream of a connection carries the hello")),
@@ -86,6 +83,8 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                         streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
+                        let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
+                        refusals::note(Refused::Stream, &client.0, &Error::new(ErrorCode::TooManyStreams, open));
                         reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::TooManyStreams);
                     }
                 }
@@ -112,43 +111,40 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
 }
 
 async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream) {
-    let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
-    let (kind, stream) = match opened {
-        Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => {
-            metrics::counter!("tidemill_bad_streams_total").increment(1);
-            refusals::note(Refused::Stream, &client.0, &error);
-            return;
-        }
-        Err(_) => return,
+    let (kind, stream) = match first_frame(stream).await {
+        Ok(opened) => opened,
+        Err(error) => return refusals::stream(&client.0, &error),
     };
     match kind {
         stream_open::Kind::Produce(open) => produce::serve(context, client, stream, open).await,
         stream_open::Kind::Routed(open) => routed::serve(context, client, stream, open).await,
         stream_open::Kind::Subscribe(open) => subscribe::serve(context, client, stream, open).await,
         stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
-        stream_open::Kind::Hello(_) => reset(stream, ErrorCode::UnexpectedStream),
+        stream_open::Kind::Hello(_) => {
+            let error = Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already");
+            refusals::stream(&client.0, &error);
+            reset(stream, ErrorCode::UnexpectedStream);
+        }
     }
 }
 
 /// Reads the frame that says what a stream is for. On an error the stream is reset with its code.
 async fn first_frame(mut stream: Stream) -> Result<(stream_open::Kind, Opened), Error> {
-    let frame = match stream.reader.next().await {
-        Ok(Some(frame)) => frame,
-        Ok(None) => return Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
+    let read = match tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.reader.next()).await {
+        Ok(Ok(Some(frame))) => frame.message::<StreamOpen>().ok().and_then(|open| open.kind).map_or_else(
+            || Err(bad_message("the first frame of a stream says what the stream is for")),
+            |kind| Ok((kind, frame.payload)),
+        ),
+        Ok(Ok(None)) => Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
+        Ok(Err(error)) => Err(read_error(&error)),
+        Err(_) => Err(Error::new(ErrorCode::Deadline, "a stream was opened, and nothing came on it")),
+    };
+    match read {
+        Ok((kind, payload)) => Ok((kind, Opened { stream, payload })),
         Err(error) => {
-            let error = read_error(&error);
             let code = error.error_code().unwrap_or(ErrorCode::BadFrame);
             reset(Opened { stream, payload: bytes::Bytes::new() }, code);
-            return Err(error);
-        }
-    };
-    let kind = frame.message::<StreamOpen>().ok().and_then(|open| open.kind);
-    match kind {
-        Some(kind) => Ok((kind, Opened { stream, payload: frame.payload })),
-        None => {
-            reset(Opened { stream, payload: bytes::Bytes::new() }, ErrorCode::BadMessage);
-            Err(Error::new(ErrorCode::BadMessage, "the first frame of a stream says what the stream is for"))
+            Err(error)
         }
     }
 }
@@ -165,30 +161,31 @@ pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
     opened.stream.writer.reset(code.code());
 }
 
-/// What a peer is told, and the log says, of a frame that does not read.
+/// What a peer is told, and the log says, of a frame that does not read. Counted here, logged by whoever knows the peer.
 pub(crate) fn read_error(error: &ReadError) -> Error {
     let code = match error {
         ReadError::Frame(FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
         ReadError::Overloaded => ErrorCode::Overloaded,
+        ReadError::TooSlow { .. } => ErrorCode::Deadline,
         _ => ErrorCode::BadFrame,
     };
-    let told = Error::new(code, error.to_string());
     // A peer that resets or goes is nothing to complain of.
-    if matches!(error, ReadError::Frame(_)) {
+    if matches!(error, ReadError::Frame(_) | ReadError::TooSlow { .. }) {
         metrics::counter!("tidemill_bad_frames_total").increment(1);
-        refusals::note(Refused::Frame, &"", &told);
     }
-    told
+    Error::new(code, error.to_string())
 }
 
 /// The next frame of a stream under way; `None` where the stream is over, by its end, the peer's reset, or the connection's loss.
 ///
 /// # Errors
-/// What the stream is to be reset with: bytes that are no frame.
+/// What the stream is to be reset with: bytes that are no frame, or one that does not come to its end.
 pub(crate) async fn next_frame(reader: &mut FrameReader) -> Result<Option<RawFrame>, Error> {
     match reader.next().await {
         Ok(frame) => Ok(frame),
-        Err(error @ ReadError::Frame(_)) => Err(read_error(&error)),
+        Err(error @ (ReadError::Frame(_) | ReadError::TooSlow { .. } | ReadError::Overloaded)) => {
+            Err(read_error(&error))
+        }
         Err(error) => {
             tracing::debug!(%error, "a stream broke off");
             Ok(None)

@@ -2,7 +2,7 @@
 
 use tidemill_controller::ControllerError;
 use tidemill_coordinator::GroupRefusal;
-use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, UploadError};
+use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, PluginProblem, UploadError};
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{Error, Rejection};
 use tidemill_protocol::record_batch::{BatchError, ReshapeError};
@@ -100,7 +100,20 @@ pub(crate) fn unexpected(result: &UnitResult) -> Error {
 }
 
 pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
-    Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
+    match error {
+        FetchError::Gone { wanted, log_start, .. } => Error::new(
+            ErrorCode::OffsetOutOfRange,
+            format!(
+                "offset {wanted} of {partition} was deleted while it was read: the log starts at {log_start} now; seek there"
+            ),
+        ),
+        FetchError::Deleted { .. } => {
+            Error::new(ErrorCode::UnknownTopic, format!("{partition} is gone: its topic was deleted"))
+        }
+        FetchError::Read(_) | FetchError::Open(_) => {
+            Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
+        }
+    }
 }
 
 pub(crate) fn state(error: &StoreError) -> Error {
@@ -109,16 +122,37 @@ pub(crate) fn state(error: &StoreError) -> Error {
 
 /// A partitioner's or filter's call that gave no answer.
 pub(crate) fn call(failure: &CallFailure) -> Error {
-    let (code, retriable) = match failure.kind {
-        CallFailureKind::Trapped => (ErrorCode::PluginTrapped, false),
-        CallFailureKind::TimedOut => (ErrorCode::PluginTimedOut, false),
-        CallFailureKind::OutOfMemory => (ErrorCode::PluginOutOfMemory, false),
-        CallFailureKind::BadAnswer => (ErrorCode::PluginBadAnswer, false),
-        CallFailureKind::Failed { retry } => (ErrorCode::PluginFailed, retry),
-        CallFailureKind::BadBatch => (ErrorCode::CorruptBatch, false),
-        CallFailureKind::Broker => (ErrorCode::Overloaded, true),
+    let retriable = match failure.kind {
+        CallFailureKind::Failed { retry } => retry,
+        kind => call_code(kind).retriable(),
     };
-    Error::new(code, failure.message.clone()).with_retriable(retriable)
+    Error::new(call_code(failure.kind), failure.message.clone()).with_retriable(retriable)
+}
+
+const fn call_code(kind: CallFailureKind) -> ErrorCode {
+    match kind {
+        CallFailureKind::Trapped => ErrorCode::PluginTrapped,
+        CallFailureKind::TimedOut => ErrorCode::PluginTimedOut,
+        CallFailureKind::OutOfMemory => ErrorCode::PluginOutOfMemory,
+        CallFailureKind::BadAnswer => ErrorCode::PluginBadAnswer,
+        CallFailureKind::Failed { .. } => ErrorCode::PluginFailed,
+        CallFailureKind::BadBatch => ErrorCode::CorruptBatch,
+        CallFailureKind::Broker => ErrorCode::Overloaded,
+    }
+}
+
+const fn plugin_code(problem: PluginProblem) -> ErrorCode {
+    match problem {
+        PluginProblem::Missing => ErrorCode::UnknownPlugin,
+        PluginProblem::NotAComponent => ErrorCode::InvalidComponent,
+        PluginProblem::WrongWorld => ErrorCode::WrongWorld,
+        PluginProblem::ForbiddenImport => ErrorCode::ForbiddenImport,
+        PluginProblem::TooLarge => ErrorCode::PluginTooLarge,
+        PluginProblem::Compile => ErrorCode::CompileFailed,
+        PluginProblem::Config => ErrorCode::BadPluginConfig,
+        PluginProblem::Call(kind) => call_code(kind),
+        PluginProblem::Store => ErrorCode::StorageFailed,
+    }
 }
 
 /// Records that a plugin refused: the whole batch was refused with them.
@@ -152,13 +186,44 @@ pub(crate) fn partly_stored(error: &Error) -> Error {
 }
 
 pub(crate) fn open_plugin(error: &OpenError) -> Error {
-    Error::new(error.code(), error.to_string())
+    Error::new(plugin_code(error.problem()), error.to_string())
 }
 
 pub(crate) fn upload(error: &UploadError) -> Error {
-    Error::new(error.code(), error.to_string())
+    Error::new(plugin_code(error.problem()), error.to_string())
 }
 
 pub(crate) fn deploy(error: &DeployError) -> Error {
-    Error::new(error.code(), error.to_string())
+    Error::new(plugin_code(error.problem()), error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::{Offset, PartitionId, TopicId, TopicPartition};
+
+    use super::*;
+
+    #[test]
+    fn records_that_went_while_they_were_read_are_no_failure_of_the_storage() {
+        let partition = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(7)), PartitionId::new(3));
+        let (wanted, log_start) = (Offset::new(5), Offset::new(900));
+        let gone = read(&FetchError::Gone { partition, wanted, log_start }, "plays-3");
+        assert_eq!(gone.error_code(), Some(ErrorCode::OffsetOutOfRange));
+        assert!(gone.message.contains("offset 5 of plays-3") && gone.message.contains("900"), "{gone}");
+        let deleted = read(&FetchError::Deleted { partition }, "plays-3");
+        assert_eq!(deleted.error_code(), Some(ErrorCode::UnknownTopic));
+    }
+
+    #[test]
+    fn only_the_plugin_says_whether_its_failure_may_pass() {
+        for (kind, code, retriable) in [
+            (CallFailureKind::Trapped, ErrorCode::PluginTrapped, false),
+            (CallFailureKind::Failed { retry: true }, ErrorCode::PluginFailed, true),
+            (CallFailureKind::Failed { retry: false }, ErrorCode::PluginFailed, false),
+            (CallFailureKind::Broker, ErrorCode::Overloaded, true),
+        ] {
+            let error = call(&CallFailure { kind, message: "it failed".to_owned() });
+            assert_eq!((error.error_code(), error.retriable), (Some(code), retriable));
+        }
+    }
 }

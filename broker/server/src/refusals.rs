@@ -11,10 +11,10 @@ use tidemill_protocol::messages::Error;
 pub(crate) enum Refused {
     /// A connection that began wrong.
     Connection,
-    /// A stream whose first frame does not say what it is for.
+    /// A stream that begins wrong, or goes on as it may not.
     Stream,
-    /// A frame that does not read.
-    Frame,
+    /// What a stream should be for.
+    Opening,
     /// A batch of a producer.
     Batch,
     /// A request.
@@ -30,7 +30,7 @@ impl Refused {
         match self {
             Self::Connection => "connection",
             Self::Stream => "stream",
-            Self::Frame => "frame",
+            Self::Opening => "opening",
             Self::Batch => "batch",
             Self::Request => "request",
             Self::Subscription => "subscription",
@@ -45,7 +45,19 @@ pub(crate) fn note(what: Refused, who: &dyn Display, error: &Error) {
     tracing::info!(what, code, client = %who, left_out, "refused: {}", error.message);
 }
 
-/// Counts and logs a batch that was refused before it was proposed.
+/// Counts and logs a stream that is given up for what its peer sent.
+pub(crate) fn stream(who: &dyn Display, error: &Error) {
+    metrics::counter!("tidemill_bad_streams_total").increment(1);
+    note(Refused::Stream, who, error);
+}
+
+/// Counts and logs a produce stream or subscription that asked for what it can't have.
+pub(crate) fn opening(who: &dyn Display, error: &Error) {
+    metrics::counter!("tidemill_refused_openings_total", "code" => code(error)).increment(1);
+    note(Refused::Opening, who, error);
+}
+
+/// Counts and logs a batch that is not stored, or not known to be.
 pub(crate) fn batch(topic: &dyn Display, error: &Error) {
     metrics::counter!("tidemill_produce_refused_total", "code" => code(error)).increment(1);
     note(Refused::Batch, topic, error);

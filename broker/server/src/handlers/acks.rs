@@ -8,11 +8,16 @@ use std::time::Duration;
 
 use futures::future::Either;
 use prost::Message;
+use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter, WriteError};
 use tidemill_protocol::ErrorCode;
-use tidemill_protocol::messages::Error;
+use tidemill_protocol::frame::RawFrame;
+use tidemill_protocol::messages::{Error, ProduceAck, RoutedAck};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
+
+use crate::connection::next_frame;
+use crate::refusals;
 
 /// A client that takes no acknowledgements for so long has its stream given up.
 const WRITE_DEADLINE: Duration = Duration::from_secs(60);
@@ -35,6 +40,31 @@ pub(crate) struct Held<F> {
     _room: Room,
 }
 
+/// What both kinds of acknowledgement have.
+pub(crate) trait Ack {
+    /// Why the batch is not stored, or not known to be.
+    fn error(&self) -> Option<&Error>;
+}
+
+impl Ack for ProduceAck {
+    fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
+    }
+}
+
+impl Ack for RoutedAck {
+    fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
+    }
+}
+
+/// A stream whose answers are all there.
+pub(crate) struct Written {
+    writer: FrameWriter,
+    /// What it is to be reset with: there is no acknowledgement that could say so.
+    refusal: Option<Error>,
+}
+
 impl<F> AckQueue<F> {
     /// A queue for `in_flight_max` batches of `window_bytes` together, and its other end.
     pub(crate) fn new(in_flight_max: u32, window_bytes: u32) -> (Self, mpsc::Receiver<Held<F>>) {
@@ -53,6 +83,15 @@ impl<F> AckQueue<F> {
         Room { _permit: permit.expect("a window is never closed") }
     }
 
+    /// The stream's next frame; `None` where it is over, or its answers are wanted no more.
+    pub(crate) async fn next_frame(&self, reader: &mut FrameReader) -> Result<Option<RawFrame>, Error> {
+        tokio::select! {
+            biased;
+            frame = next_frame(reader) => frame,
+            () = self.sender.closed() => Ok(None),
+        }
+    }
+
     /// Waits for a place; `false` where nobody writes acknowledgements any more.
     pub(crate) async fn push(&self, answer: F, room: Room) -> bool {
         self.sender.send(Held { answer, _room: room }).await.is_ok()
@@ -67,38 +106,42 @@ impl<F: Future + Unpin> Future for Held<F> {
     }
 }
 
-/// Ends a produce stream: what is under way is acknowledged, then the stream ends as `read` says reading it did. On an error it is reset
+/// Ends a produce stream: what is under way is acknowledged, then the stream ends as `read` and the answers say. On an error it is reset
 /// with its code in both directions.
 pub(crate) async fn end<F>(
     read: Result<(), Error>,
     mut reader: FrameReader,
     answers: AckQueue<F>,
-    written: JoinHandle<Result<FrameWriter, WriteError>>,
+    written: JoinHandle<Result<Written, WriteError>>,
 ) {
     if let Err(error) = &read {
-        metrics::counter!("tidemill_bad_streams_total").increment(1);
-        tracing::debug!(%error, "a produce stream is reset");
         reader.stop(error.code);
     }
     // The queue's end lets the writer finish what is under way.
     drop(answers);
-    let Ok(Ok(mut writer)) = written.await else { return };
-    match read {
-        Ok(()) => drop(writer.finish().await),
-        Err(error) => writer.reset(error.code),
+    let Ok(Ok(Written { mut writer, refusal })) = written.await else { return };
+    match read.err().or(refusal) {
+        None => drop(writer.finish().await),
+        Some(error) => {
+            reader.stop(error.code);
+            writer.reset(error.code);
+        }
     }
 }
 
-/// Writes acknowledgements until the queue ends, and gives the writer back: whatever is ready goes out in one frame.
+/// Writes acknowledgements until the queue ends, and gives the writer back: whatever is ready goes out in one frame. What is refused is
+/// counted and logged here, whoever refused it.
 ///
 /// `join` makes a frame of some acknowledgements.
 pub(crate) async fn write<F, A, M>(
     mut queue: mpsc::Receiver<Held<F>>,
     mut writer: FrameWriter,
+    topic: Arc<TopicRecord>,
     join: impl Fn(Vec<A>) -> M,
-) -> Result<FrameWriter, WriteError>
+) -> Result<Written, WriteError>
 where
     F: Future<Output = A> + Unpin,
+    A: Ack,
     M: Message,
 {
     let mut waiting: Option<Held<F>> = None;
@@ -107,7 +150,7 @@ where
             Some(answer) => answer,
             None => match queue.recv().await {
                 Some(answer) => answer,
-                None => return Ok(writer),
+                None => return Ok(Written { writer, refusal: None }),
             },
         };
         let mut acks = vec![first.await];
@@ -123,6 +166,9 @@ where
                 }
             }
         }
+        for error in acks.iter().filter_map(Ack::error) {
+            refusals::batch(&topic.name, error);
+        }
         if let Ok(sent) = tokio::time::timeout(WRITE_DEADLINE, writer.send(&join(acks), &[])).await {
             sent?;
         } else {
@@ -133,17 +179,27 @@ where
 }
 
 /// Waits for the answers and says none of them: where the client wants no acknowledgements, what is under way is bounded all the same.
-pub(crate) async fn discard<F>(
+/// The first refusal, from whomever, takes no more batches and ends the stream: there is no other way to tell of it.
+pub(crate) async fn discard<F, A>(
     mut queue: mpsc::Receiver<Held<F>>,
     writer: FrameWriter,
-) -> Result<FrameWriter, WriteError>
+    topic: Arc<TopicRecord>,
+) -> Result<Written, WriteError>
 where
-    F: Future + Unpin,
+    F: Future<Output = A> + Unpin,
+    A: Ack,
 {
+    let mut refusal = None;
     while let Some(answer) = queue.recv().await {
-        answer.await;
+        let ack = answer.await;
+        let Some(error) = ack.error() else { continue };
+        refusals::batch(&topic.name, error);
+        if refusal.is_none() {
+            refusal = Some(error.clone());
+            queue.close();
+        }
     }
-    Ok(writer)
+    Ok(Written { writer, refusal })
 }
 
 /// Polls once: the answer, or the future again.

@@ -3,16 +3,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use tidemill_net::{Connection, Stream, WriteError};
+use tidemill_net::{Connection, ReadError, Stream, WriteError};
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{
     ClientControl, ClientHello, Error, GoingAway, Limits, Metadata, Ping, ServerControl, ServerHello,
     client_control, server_control,
 };
 
-use crate::connection::{ClientName, Opened, read_error};
+use crate::connection::{ClientName, Opened, bad_message, read_error};
 use crate::context::Context;
 use crate::handlers::metadata;
+use crate::refusals;
 
 /// The one version of the protocol that this release speaks.
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
@@ -82,6 +83,12 @@ fn limits(context: &Context) -> Limits {
     }
 }
 
+/// Without its control stream a connection is of no use.
+fn give_up(connection: &Connection, client: &ClientName, error: &Error) {
+    refusals::stream(&client.0, error);
+    connection.close(error.code, &error.message);
+}
+
 struct Control {
     context: Arc<Context>,
     stream: Stream,
@@ -101,13 +108,14 @@ impl Control {
                         Ok(Some(frame)) => frame.message::<ClientControl>().ok().and_then(|message| message.kind),
                         // The control stream's end is the connection's.
                         Ok(None) => return connection.close(0, "bye"),
-                        Err(error) => {
-                            let error = read_error(&error);
-                            return connection.close(error.code, &error.message);
+                        Err(error @ (ReadError::Reset { .. } | ReadError::Connection(_) | ReadError::Closed)) => {
+                            tracing::debug!(client = %client.0, %error, "a control stream broke off");
+                            return connection.close(ErrorCode::BadFrame.code(), &error.to_string());
                         }
+                        Err(error) => return give_up(&connection, &client, &read_error(&error)),
                     };
                     let Some(message) = message else {
-                        return connection.close(ErrorCode::BadMessage.code(), "a control message does not read");
+                        return give_up(&connection, &client, &bad_message("a control message does not read"));
                     };
                     if let Err(error) = self.handle(message).await {
                         tracing::debug!(client = %client.0, %error, "control stream ended");

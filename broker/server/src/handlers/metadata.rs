@@ -1,10 +1,11 @@
 //! Metadata: brokers, topics, who leads what.
 
 use tidemill_controller::{TopicConfig, TopicRecord};
-use tidemill_protocol::TopicId;
+use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
     self, BrokerInfo, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo,
 };
+use tidemill_protocol::{Term, TopicId};
 
 use crate::context::{Context, unknown_topic};
 use crate::view::ClusterView;
@@ -56,13 +57,8 @@ pub(crate) fn info(context: &Context, view: &ClusterView, topic: &TopicRecord) -
             let replica = context.shards.replica(*shard);
             let status = replica.map(|replica| replica.watch().borrow().clone());
             let leader = status.as_ref().and_then(|role| role.leader).map_or(0, |node| node.broker().get());
-            let term = status.map_or(0, |role| role.term.get());
-            PartitionInfo {
-                partition,
-                shard: u32::from(shard.get()),
-                leader,
-                leader_epoch: i32::try_from(term).unwrap_or(i32::MAX),
-            }
+            let epoch = leader_epoch(status.map_or(Term::new(0), |role| role.term));
+            PartitionInfo { partition, shard: u32::from(shard.get()), leader, leader_epoch: epoch.get() }
         })
         .collect();
     let partitioner = topic.partitioner.deployment.map(|id| PartitionerInfo {

@@ -8,17 +8,18 @@ use std::task::{Context as TaskContext, Poll, ready};
 use bytes::Bytes;
 use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
+use tidemill_partition::leader_epoch;
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicPartition};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, ProducerEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::admission::Admitted;
-use crate::connection::{ClientName, Opened, bad_message, next_frame};
+use crate::connection::{ClientName, Opened, bad_message};
 use crate::context::Context;
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -34,13 +35,14 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     let producing = match Producing::open(&context, &open).await {
         Ok(producing) => producing,
         Err(error) => {
+            refusals::opening(&client.0, &error);
             let _ = writer.send(&ProduceOpened { error: Some(error), leader_epoch: -1 }, &[]).await;
             let _ = writer.finish().await;
             return;
         }
     };
-    let epoch = i32::try_from(producing.replica.status().term.get()).unwrap_or(i32::MAX);
-    if writer.send(&ProduceOpened { error: None, leader_epoch: epoch }, &[]).await.is_err() {
+    let opened = ProduceOpened { error: None, leader_epoch: producing.leader_epoch.get() };
+    if writer.send(&opened, &[]).await.is_err() {
         return;
     }
     producing.run(reader, writer, &client).await;
@@ -51,6 +53,10 @@ struct Producing {
     view: ViewReader,
     replica: Replica,
     partition: TopicPartition,
+    /// When the stream was opened.
+    leader_epoch: LeaderEpoch,
+    /// The client knew that one: under another nothing of its stream is appended.
+    pinned: Option<LeaderEpoch>,
     topic: Arc<TopicRecord>,
     limits: BatchLimits,
     producer: ProducerId,
@@ -68,6 +74,8 @@ impl Producing {
             .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
         let view = context.view.clone();
         let (topic, replica) = context.find(&view.now(), partition)?;
+        let epoch_now = leader_epoch(replica.status().term);
+        let pinned = known_epoch(open.leader_epoch, epoch_now)?;
         let limits = context.batch_limits(topic.config.batch_bytes_max);
         let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
@@ -83,6 +91,8 @@ impl Producing {
             view,
             replica,
             partition,
+            leader_epoch: epoch_now,
+            pinned,
             topic,
             limits,
             producer,
@@ -95,14 +105,15 @@ impl Producing {
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
         let limits = &self.context.config.limits;
         let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let topic = Arc::clone(&self.topic);
         let written = if self.acknowledged {
-            tokio::spawn(acks::write(queue, writer, |acks| ProduceAcks { acks }))
+            tokio::spawn(acks::write(queue, writer, topic, |acks| ProduceAcks { acks }))
         } else {
-            tokio::spawn(acks::discard(queue, writer))
+            tokio::spawn(acks::discard(queue, writer, topic))
         };
         let read = self.read(&mut reader, &answers).await;
         if let Err(error) = &read {
-            tracing::debug!(client = %client.0, partition = %self.partition, %error, "a bad produce stream");
+            refusals::stream(&client.0, error);
         }
         acks::end(read, reader, answers, written).await;
     }
@@ -110,7 +121,7 @@ impl Producing {
     /// Takes batches until the stream ends, or must be reset for the reason given.
     async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        while let Some(frame) = next_frame(reader).await? {
+        while let Some(frame) = answers.next_frame(reader).await? {
             let header: ProduceBatch =
                 frame.message().map_err(|_| bad_message("what comes on a produce stream are batches"))?;
             if header.request_id != expected {
@@ -120,13 +131,9 @@ impl Producing {
             let room = answers.room(frame.payload.len()).await;
             let answer = self.take(header.request_id, frame).await;
             reader.done();
-            if !self.acknowledged
-                && let AnswerState::Refused(error) = answer.state
-            {
-                // There is no acknowledgement that could say so.
-                return Err(*error);
-            }
-            if !answers.push(answer, room).await {
+            // Where nothing is acknowledged, nothing behind a refused batch is taken.
+            let last = !self.acknowledged && matches!(answer.state, AnswerState::Refused(_));
+            if !answers.push(answer, room).await || last {
                 break;
             }
         }
@@ -137,13 +144,8 @@ impl Producing {
     async fn take(&mut self, request_id: u64, frame: RawFrame) -> Answer {
         metrics::counter!("tidemill_produce_batches_total").increment(1);
         metrics::counter!("tidemill_produce_bytes_total").increment(frame.payload.len() as u64);
-        match self.submit(frame.payload).await {
-            Ok(submitted) => Answer { request_id, state: submitted },
-            Err(error) => {
-                refusals::batch(&self.topic.name, &error);
-                Answer { request_id, state: AnswerState::Refused(Box::new(error)) }
-            }
-        }
+        let submitted = self.submit(frame.payload).await;
+        Answer { request_id, state: submitted.unwrap_or_else(|error| AnswerState::Refused(Box::new(error))) }
     }
 
     async fn submit(&mut self, payload: Bytes) -> Result<AnswerState, Error> {
@@ -166,7 +168,8 @@ impl Producing {
         batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
         let number = self.partition.partition.get();
         let passed = self.filter.pass(&batch, number, self.replica.shard().log_time()).await?;
-        let append = |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: None };
+        let append =
+            |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: self.pinned };
         let (unit, verdict) = match passed {
             Passed::All => (append(batch.bytes().clone()), Verdict::Store),
             Passed::Some(kept) => (append(kept), Verdict::Store),
@@ -210,6 +213,23 @@ impl Producing {
         self.topic = Arc::clone(topic);
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
         Ok(())
+    }
+}
+
+/// The epoch that the client knows the leader by, where it knows one: it must be the leader's own.
+fn known_epoch(known: i32, now: LeaderEpoch) -> Result<Option<LeaderEpoch>, Error> {
+    match known {
+        ..0 => Ok(None),
+        _ if known == now.get() => Ok(Some(now)),
+        _ => {
+            let whose = if known < now.get() { "the client's is older" } else { "the client's is newer" };
+            Err(Error::new(
+                ErrorCode::NotLeader,
+                format!(
+                    "this broker leads the partition in epoch {now}, not {known}: {whose}; refresh the metadata"
+                ),
+            ))
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use tidemill_shard::{FilterPass, RoutedAppend, Unit, UnitResult};
 
 use crate::admission::Admitted;
 use crate::attempts::{Attempt, RoutedKey};
-use crate::connection::{ClientName, Opened, bad_message, next_frame};
+use crate::connection::{ClientName, Opened, bad_message};
 use crate::context::{Context, unknown_topic};
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -41,6 +41,7 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     let routing = match Routing::open(&context, &open).await {
         Ok(routing) => routing,
         Err(error) => {
+            refusals::opening(&client.0, &error);
             let refusal = RoutedOpened { error: Some(error), ..RoutedOpened::default() };
             let _ = writer.send(&refusal, &[]).await;
             let _ = writer.finish().await;
@@ -106,14 +107,15 @@ impl Routing {
     async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
         let limits = &self.context.config.limits;
         let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
+        let topic = Arc::clone(&self.topic);
         let written = if self.acknowledged {
-            tokio::spawn(acks::write(queue, writer, |acks| RoutedAcks { acks }))
+            tokio::spawn(acks::write(queue, writer, topic, |acks| RoutedAcks { acks }))
         } else {
-            tokio::spawn(acks::discard(queue, writer))
+            tokio::spawn(acks::discard(queue, writer, topic))
         };
         let read = self.read(&mut reader, &answers).await;
         if let Err(error) = &read {
-            tracing::debug!(client = %client.0, topic = %self.topic.name, %error, "a bad routed stream");
+            refusals::stream(&client.0, error);
         }
         acks::end(read, reader, answers, written).await;
     }
@@ -121,7 +123,7 @@ impl Routing {
     /// Takes batches until the stream ends, or must be reset for the reason given.
     async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
         let mut expected = 0;
-        while let Some(frame) = next_frame(reader).await? {
+        while let Some(frame) = answers.next_frame(reader).await? {
             let header: RoutedBatch =
                 frame.message().map_err(|_| bad_message("what comes on a routed stream are batches"))?;
             if header.request_id != expected {
@@ -129,19 +131,15 @@ impl Routing {
             }
             expected += 1;
             let room = answers.room(frame.payload.len()).await;
-            let answer = match self.submit(&header, frame).await {
-                Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
-                Err(error) => {
-                    refusals::batch(&self.topic.name, &error);
-                    if !self.acknowledged {
-                        // There is no acknowledgement that could say so.
-                        return Err(error);
-                    }
-                    std::future::ready(refused(header.request_id, error)).boxed()
-                }
-            };
+            let submitted = self.submit(&header, frame).await;
             reader.done();
-            if !answers.push(answer, room).await {
+            // Where nothing is acknowledged, nothing behind a refused batch is taken.
+            let last = !self.acknowledged && submitted.is_err();
+            let answer = match submitted {
+                Ok(submitted) => submitted.acknowledge(header.request_id).boxed(),
+                Err(error) => std::future::ready(refused(header.request_id, error)).boxed(),
+            };
+            if !answers.push(answer, room).await || last {
                 break;
             }
         }

@@ -95,6 +95,12 @@ pub enum FetchError {
         /// The first offset.
         log_start: Offset,
     },
+    /// The whole partition went while the read was on its way.
+    #[error("{partition} is gone: its topic was deleted")]
+    Deleted {
+        /// The partition.
+        partition: TopicPartition,
+    },
     /// Damage, or the disk refused.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -113,8 +119,11 @@ impl DiskRead {
         match store.read(self.from, Offset::new(i64::MAX), self.bytes_max) {
             Ok(read) => Ok(Batches::whole(read.parts, read.first, read.next, read.bytes)),
             Err(error) => {
+                if self.log.is_deleted() {
+                    return Err(FetchError::Deleted { partition: self.log.id });
+                }
                 let log_start = self.log.view().log_start;
-                if self.from < log_start || self.log.is_deleted() {
+                if self.from < log_start {
                     return Err(FetchError::Gone { partition: self.log.id, wanted: self.from, log_start });
                 }
                 Err(error.into())

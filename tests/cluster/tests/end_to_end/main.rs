@@ -7,6 +7,7 @@ mod command_line;
 mod directory;
 mod disk;
 mod disk_tasks;
+mod each_kind;
 mod fixed_settings;
 mod hostile;
 mod idempotence;

@@ -126,6 +126,24 @@ impl RawPeer {
         Ok((stream, opened))
     }
 
+    /// A produce stream without a producer id to a leader of this epoch, and what the broker says of it.
+    pub(crate) async fn try_producing_in(
+        &self,
+        partition: TopicPartition,
+        leader_epoch: i32,
+    ) -> Outcome<(RawStream, ProduceOpened)> {
+        let open = ProduceOpen {
+            partition: Some(partition.into()),
+            leader_epoch,
+            producer_id: -1,
+            producer_epoch: -1,
+            ..ProduceOpen::default()
+        };
+        let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
+        let opened = stream.message().await?;
+        Ok((stream, opened))
+    }
+
     /// A routed stream of a producer of epoch 0, which the broker has agreed to, and what it told.
     pub(crate) async fn routing(&self, topic: TopicId, producer: i64) -> Outcome<(RawStream, RoutedOpened)> {
         let open = RoutedOpen {

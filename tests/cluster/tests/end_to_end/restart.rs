@@ -4,13 +4,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::messages::TopicConfig;
-use tidemill_client::{NewTopic, PartitionId, Record};
+use tidemill_client::{ErrorCode, NewTopic, PartitionId, Record};
 use tidemill_cluster_tests::fixtures::Random;
 use tidemill_cluster_tests::reading::{count, digest, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome};
 
-use crate::kit::{PATIENCE, broker_with, create};
+use crate::kit::{PATIENCE, batch_of, broker_with, create, partition_of};
+use crate::raw::RawPeer;
 
 /// Much more than the write-ahead log holds: its files are recycled, segments roll, checkpoints come. Then kill -9, again and again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -174,5 +175,36 @@ async fn clients_wait_for_a_broker_that_is_away() -> Outcome<()> {
     broker.restart().await?;
     assert_eq!(waiting.await?.offset().map(|offset| offset.get()), Some(1));
     assert_eq!(requested.await??, ["t"]);
+    Ok(())
+}
+
+/// A producer that names the leader epoch it knows is served under that one alone: not by a leader whom it takes for another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_epoch_that_is_named_must_be_the_leaders() -> Outcome<()> {
+    let (mut broker, client) = broker_with(BrokerOptions::default()).await?;
+    create(&client, "t", 1).await?;
+    let partition = partition_of(&client, "t", 0).await?;
+    let batch = batch_of(&["one"]);
+    let mut earlier = None;
+    for _ in 0..2 {
+        let (peer, _control) = RawPeer::greeted(&broker).await?;
+        let (mut unnamed, opened) = peer.try_producing_in(partition, -1).await?;
+        assert_eq!(opened.error, None);
+        assert_eq!(unnamed.produce(0, batch.bytes()).await?.error, None);
+        let now = opened.leader_epoch;
+        assert!(now > earlier.unwrap_or(0), "each start elects anew: {now} after {earlier:?}");
+        let (mut stream, opened) = peer.try_producing_in(partition, now).await?;
+        assert_eq!((opened.error, opened.leader_epoch), (None, now));
+        assert_eq!(stream.produce(0, batch.bytes()).await?.error, None);
+        for (other, whose) in [(now + 1, "newer"), (now - 1, "older"), (earlier.unwrap_or(0), "older")] {
+            let error = peer.try_producing_in(partition, other).await?.1.error.ok_or("it is another")?;
+            assert_eq!(ErrorCode::from_code(error.code), Some(ErrorCode::NotLeader));
+            assert!(error.retriable && error.message.contains(whose), "{}", error.message);
+        }
+        earlier = Some(now);
+        broker.kill().await?;
+        broker.restart().await?;
+    }
+    assert_eq!(count(&read_all(&broker.client().await?, "t").await?), 4);
     Ok(())
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use tidemill_hosting::{
     CheckedUpload, ComparedOutputs, ConfigKey, Hosting, OpenError, PlainRecord, PluginKind, PluginPlan,
-    Rehearsal, RehearsalError, UploadError,
+    PluginProblem, Rehearsal, RehearsalError, UploadError,
 };
 use tidemill_protocol::{DeploymentId, Timestamp};
 use tidemill_server::{BrokerConfig, hosting_config, system_clock};
@@ -202,8 +202,7 @@ fn rehearsal(
 
 /// The configuration is refused: with the keys that there are.
 fn refused(error: &OpenError, keys: &[ConfigKey]) -> CliError {
-    use tidemill_protocol::ErrorCode;
-    if error.code() != ErrorCode::BadPluginConfig {
+    if error.problem() != PluginProblem::Config {
         return CliError::Failed(error.to_string());
     }
     let keys: Vec<String> = keys

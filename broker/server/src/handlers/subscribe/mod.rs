@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use crate::connection::{ClientName, Opened, bad_message, next_frame};
 use crate::context::Context;
+use crate::refusals;
 use filtering::Filtering;
 use set::SubscriptionSet;
 
@@ -31,6 +32,7 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     let filtering = match Filtering::open(&context, open.filter.as_ref()).await {
         Ok(filtering) => filtering,
         Err(error) => {
+            refusals::opening(&client.0, &error);
             let _ = writer.send(&SubscribeOpened { error: Some(error) }, &[]).await;
             let _ = writer.finish().await;
             return;
@@ -41,12 +43,11 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     }
     let (forward, controls) = mpsc::channel(CONTROLS_MAX);
     let reading = tokio::spawn(read_controls(reader, forward));
-    let set = SubscriptionSet::new(context, writer, filtering, open.frame_bytes_max);
+    let set = SubscriptionSet::new(context, client.clone(), writer, filtering, open.frame_bytes_max);
     let Some(mut writer) = set.run(controls).await else { return reading.abort() };
     match reading.await {
         Ok(Err(error)) => {
-            metrics::counter!("tidemill_bad_streams_total").increment(1);
-            tracing::debug!(client = %client.0, %error, "a subscription is reset");
+            refusals::stream(&client.0, &error);
             writer.reset(error.code);
         }
         _ => drop(writer.finish().await),

@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 
 use super::filtering::Filtering;
 use super::partition::{Removal, Subscribed, out_of_range, resolve};
+use crate::connection::ClientName;
 use crate::context::Context;
 use crate::errors;
 use crate::refusals::{self, Refused};
@@ -43,6 +44,7 @@ enum Woken {
 /// Partitions by the client's id, and whose turn it is.
 pub(super) struct SubscriptionSet {
     context: Arc<Context>,
+    client: ClientName,
     writer: FrameWriter,
     filtering: Filtering,
     frame_bytes: usize,
@@ -56,6 +58,7 @@ pub(super) struct SubscriptionSet {
 impl SubscriptionSet {
     pub(super) fn new(
         context: Arc<Context>,
+        client: ClientName,
         writer: FrameWriter,
         filtering: Filtering,
         frame_bytes_max: u32,
@@ -66,6 +69,7 @@ impl SubscriptionSet {
         };
         Self {
             context,
+            client,
             writer,
             filtering,
             frame_bytes: usize::try_from(frame_bytes).unwrap_or(usize::MAX),
@@ -262,7 +266,7 @@ impl SubscriptionSet {
     async fn fail(&mut self, id: u32, generation: u64, error: Error) -> Result<(), WriteError> {
         self.partitions.remove(&id);
         metrics::counter!("tidemill_subscribe_failed_total", "code" => refusals::code(&error)).increment(1);
-        refusals::note(Refused::Subscription, &"", &error);
+        refusals::note(Refused::Subscription, &self.client.0, &error);
         let failed = SubscribeFailed { id, generation, error: Some(error) };
         self.send(subscribe_event::Kind::Failed(failed), &[]).await
     }
