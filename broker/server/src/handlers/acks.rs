@@ -14,7 +14,6 @@ use tidemill_protocol::ErrorCode;
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, ProduceAck, RoutedAck};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinHandle;
 
 use crate::connection::next_frame;
 use crate::refusals;
@@ -106,20 +105,31 @@ impl<F: Future + Unpin> Future for Held<F> {
     }
 }
 
-/// Ends a produce stream: what is under way is acknowledged, then the stream ends as `read` and the answers say. On an error it is reset
-/// with its code in both directions.
-pub(crate) async fn end<F>(
+/// How reading a produce stream ended.
+pub(crate) struct ReadEnd {
     read: Result<(), Error>,
-    mut reader: FrameReader,
-    answers: AckQueue<F>,
-    written: JoinHandle<Result<Written, WriteError>>,
-) {
+    reader: FrameReader,
+}
+
+/// Nothing more is read: on an error the peer is told so at once. The queue's end lets the writer finish what is under way.
+pub(crate) fn no_more<F>(read: Result<(), Error>, mut reader: FrameReader, answers: AckQueue<F>) -> ReadEnd {
     if let Err(error) = &read {
         reader.stop(error.code);
     }
-    // The queue's end lets the writer finish what is under way.
     drop(answers);
-    let Ok(Ok(Written { mut writer, refusal })) = written.await else { return };
+    ReadEnd { read, reader }
+}
+
+/// Reads a produce stream and writes its answers, to the end of both: what is under way is acknowledged, then the stream ends as
+/// reading it and the answers say. On an error it is reset with its code in both directions.
+///
+/// Both are of one task: a batch that is taken would otherwise wake a task that has nothing to write yet, usually on another core.
+pub(crate) async fn serve(
+    reading: impl Future<Output = ReadEnd>,
+    writing: impl Future<Output = Result<Written, WriteError>>,
+) {
+    let (ReadEnd { read, mut reader }, written) = futures::join!(reading, writing);
+    let Ok(Written { mut writer, refusal }) = written else { return };
     match read.err().or(refusal) {
         None => drop(writer.finish().await),
         Some(error) => {
