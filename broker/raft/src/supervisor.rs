@@ -50,8 +50,11 @@ pub(crate) struct Health {
 
 impl Health {
     fn failure(&self) -> Option<Arc<str>> {
-        let log = || self.log.wal().poisoned().map(|error| Arc::from(error.to_string()));
-        self.machine.poisoned().or_else(log)
+        self.machine.poisoned().or_else(|| self.log_failure())
+    }
+
+    fn log_failure(&self) -> Option<Arc<str>> {
+        self.log.wal().poisoned().map(|error| Arc::from(error.to_string()))
     }
 }
 
@@ -118,6 +121,13 @@ impl Supervisor {
 
     fn ended(&self) {
         let failure = self.health.failure();
+        // A shard that stops by itself says so itself.
+        if self.health.machine.poisoned().is_none()
+            && let Some(reason) = self.health.log_failure()
+        {
+            tracing::error!(shard = %self.shard, reason = &*reason, "the shard stops");
+            metrics::counter!("tidemill_shards_stopped_total").increment(1);
+        }
         let reason: Arc<str> = match &self.metrics.borrow_watched().running_state {
             _ if failure.is_some() => failure.unwrap_or_default(),
             Ok(()) => Arc::from("its Raft core ended unexpectedly"),

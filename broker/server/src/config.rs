@@ -121,7 +121,7 @@ pub struct LimitSettings {
     pub proposal_bytes_max: usize,
     /// Partitions of one subscription.
     pub subscription_partitions_max: u32,
-    /// Credit of all partitions of one subscription.
+    /// Credit of one partition of a subscription; their sum is the client's business, which QUIC's windows bound.
     pub subscription_credit_bytes_max: u64,
     /// A request's deadline where it names none.
     pub request_deadline_ms: u32,

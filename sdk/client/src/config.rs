@@ -33,7 +33,6 @@ pub struct ClientConfig {
     pub(crate) trust: Trust,
     pub(crate) identity: Option<Identity>,
     pub(crate) server_name: Option<String>,
-    pub(crate) token: String,
     pub(crate) client_id: String,
     pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
@@ -62,7 +61,6 @@ impl ClientConfig {
             trust: Trust::System,
             identity: None,
             server_name: None,
-            token: String::new(),
             client_id: String::new(),
             connect_timeout: Duration::from_secs(5),
             request_timeout: Duration::from_secs(30),
@@ -102,13 +100,6 @@ impl ClientConfig {
     #[must_use]
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
-        self
-    }
-
-    /// A token to show to brokers that ask for one.
-    #[must_use]
-    pub fn token(mut self, token: impl Into<String>) -> Self {
-        self.token = token.into();
         self
     }
 

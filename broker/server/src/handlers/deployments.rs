@@ -8,7 +8,7 @@ use tidemill_controller::{
 };
 use tidemill_protocol::messages::{
     self, CreateDeploymentRequest, Deployment, DeploymentLogsReply, DeploymentLogsRequest, Error,
-    ListDeploymentsReply, LogLine, TaskPosition, TaskStatus, position::At,
+    ListDeploymentsReply, ListDeploymentsRequest, LogLine, TaskPosition, TaskStatus, position::At,
 };
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
 use tidemill_shard::TaskStatus as TaskState;
@@ -16,6 +16,7 @@ use tidemill_shard::TaskStatus as TaskState;
 use crate::adopter::deployment_version;
 use crate::context::{Context, unknown_topic};
 use crate::errors;
+use crate::handlers::page::page;
 use crate::handlers::plugins::name;
 use crate::handlers::topics::{self, control, not_ready};
 use crate::plans;
@@ -201,10 +202,12 @@ async fn settled(context: &Context, record: &DeploymentRecord) {
     }
 }
 
-pub(crate) fn list(context: &Context) -> ListDeploymentsReply {
+pub(crate) fn list(context: &Context, request: &ListDeploymentsRequest) -> ListDeploymentsReply {
     let view = context.view.now();
     let live = view.controller().deployments().filter(|record| !record.deleted);
-    ListDeploymentsReply { deployments: live.map(|record| message(context, &view, record)).collect() }
+    let listed = live.filter(|record| record.id.get() >= request.from_id);
+    let (deployments, more) = page(listed.map(|record| message(context, &view, record)), request.limit);
+    ListDeploymentsReply { deployments, more }
 }
 
 pub(crate) fn describe(context: &Context, name: &str) -> Result<Deployment, Error> {

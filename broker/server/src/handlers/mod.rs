@@ -11,6 +11,7 @@ mod deployments;
 mod groups;
 mod metadata;
 mod offsets;
+mod page;
 mod plugins;
 mod produce_filter;
 mod state;

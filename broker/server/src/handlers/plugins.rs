@@ -9,13 +9,14 @@ use tidemill_controller::{
 use tidemill_net::FrameReader;
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{
-    self, DeletePluginRequest, DescribePluginRequest, Error, ListPluginsReply, PayloadChunk, PluginVersion,
-    UploadPluginRequest,
+    self, DeletePluginRequest, DescribePluginRequest, Error, ListPluginsReply, ListPluginsRequest,
+    PayloadChunk, PluginVersion, UploadPluginRequest,
 };
 
 use crate::connection::read_error;
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::page::page;
 use crate::handlers::topics::control;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
@@ -127,8 +128,13 @@ async fn receive(size: u64, reader: &mut FrameReader, first: Bytes) -> Result<By
     Ok(bytes.freeze())
 }
 
-pub(crate) fn list(context: &Context) -> ListPluginsReply {
-    ListPluginsReply { versions: context.view.now().controller().plugins().map(version_message).collect() }
+pub(crate) fn list(context: &Context, request: &ListPluginsRequest) -> ListPluginsReply {
+    let view = context.view.now();
+    let after = (request.after_name.as_str(), request.after_version.as_str());
+    let behind = |record: &&PluginRecord| (record.name.as_str(), record.version.as_str()) > after;
+    let versions = view.controller().plugins().filter(behind).map(version_message);
+    let (versions, more) = page(versions, request.limit);
+    ListPluginsReply { versions, more }
 }
 
 pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Result<PluginVersion, Error> {

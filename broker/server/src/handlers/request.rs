@@ -75,13 +75,13 @@ async fn answer(
         Body::UploadPlugin(request) => {
             reply::Body::PluginVersion(plugins::upload(context, request, reader, payload).await?)
         }
-        Body::ListPlugins(_) => reply::Body::ListPlugins(plugins::list(context)),
+        Body::ListPlugins(request) => reply::Body::ListPlugins(plugins::list(context, &request)),
         Body::DescribePlugin(request) => reply::Body::PluginVersion(plugins::describe(context, &request)?),
         Body::DeletePlugin(request) => plugins::delete(context, &request).await.map(done)?,
         Body::CreateDeployment(request) => {
             reply::Body::Deployment(deployments::create(context, request).await?)
         }
-        Body::ListDeployments(_) => reply::Body::ListDeployments(deployments::list(context)),
+        Body::ListDeployments(request) => reply::Body::ListDeployments(deployments::list(context, &request)),
         Body::DescribeDeployment(request) => {
             reply::Body::Deployment(deployments::describe(context, &request.name)?)
         }

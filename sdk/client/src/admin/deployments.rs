@@ -157,8 +157,17 @@ impl Deployments {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<Deployment>, RequestError> {
-        let body = request::Body::ListDeployments(ListDeploymentsRequest {});
-        Ok(body_of!(self.cluster.call(body, Repeat::Freely).await?, ListDeployments)?.deployments)
+        let mut all: Vec<Deployment> = Vec::new();
+        loop {
+            let from_id = all.last().map_or(0, |last| last.deployment_id.saturating_add(1));
+            let body = request::Body::ListDeployments(ListDeploymentsRequest { from_id, limit: 0 });
+            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListDeployments)?;
+            let is_last = !page.more || page.deployments.is_empty();
+            all.extend(page.deployments);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     /// One deployment with its tasks and counters.

@@ -57,8 +57,18 @@ impl Plugins {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<PluginVersion>, RequestError> {
-        let body = request::Body::ListPlugins(ListPluginsRequest {});
-        Ok(body_of!(self.cluster.call(body, Repeat::Freely).await?, ListPlugins)?.versions)
+        let mut all: Vec<PluginVersion> = Vec::new();
+        loop {
+            let (after_name, after_version) =
+                all.last().map(|last| (last.name.clone(), last.version.clone())).unwrap_or_default();
+            let body = request::Body::ListPlugins(ListPluginsRequest { after_name, after_version, limit: 0 });
+            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListPlugins)?;
+            let is_last = !page.more || page.versions.is_empty();
+            all.extend(page.versions);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     /// One version of a plugin (empty: the newest).

@@ -177,7 +177,6 @@ async fn hello(quinn: &quinn::Connection, config: &ClientConfig) -> Result<(Serv
         protocol_max: PROTOCOL_MAX,
         client_id: config.client_id.clone(),
         software: concat!("tidemill-client/", env!("CARGO_PKG_VERSION")).to_owned(),
-        token: config.token.clone(),
     };
     let open = StreamOpen { kind: Some(stream_open::Kind::Hello(hello)) };
     wire.writer.send(&open, &[]).await.map_err(lost)?;

@@ -253,7 +253,6 @@ impl Session {
                         start: Some(wanted.resume.into()),
                         credit_bytes,
                         paused: wanted.paused,
-                        floor_offset: wanted.next.map_or(0, |next| next.get().max(0)),
                     }))
                 }
                 (Some(wanted), Some(told)) => {

@@ -1,7 +1,5 @@
 //! A disk that fills up.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use tidemill_client::{DeliveryError, Offset, PartitionId, Record};
@@ -10,36 +8,7 @@ use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 
 use crate::kit::{PATIENCE, create};
-
-/// A small file system in memory; unmounted when it is dropped.
-pub(crate) struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    pub(crate) fn mount(megabytes: u32) -> Result<Self, String> {
-        let dir = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]).arg(dir.path());
-        let output = mount.output().map_err(|error| format!("mount: {error}"))?;
-        if output.status.success() {
-            Ok(Self(dir))
-        } else {
-            Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
-        }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(self.0.path()).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            eprintln!("{} is still mounted", self.0.path().display());
-        }
-    }
-}
+use crate::small_disk::SmallDisk;
 
 /// A broker that takes about 128 MB for a whole disk.
 fn small(disk: &SmallDisk) -> BrokerOptions {
@@ -56,13 +25,7 @@ fn small(disk: &SmallDisk) -> BrokerOptions {
 /// Refused before the disk is full, so that nothing breaks; what was acknowledged stays; deleting records makes room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
-    let disk = match SmallDisk::mount(128) {
-        Ok(disk) => disk,
-        Err(reason) => {
-            println!("SKIPPED: no small disk can be mounted here: {reason}");
-            return Ok(());
-        }
-    };
+    let Some(disk) = SmallDisk::mount("size=128m") else { return Ok(()) };
     let mut broker = TestBroker::start(small(&disk)).await?;
     let client = broker.client().await?;
     let config =
@@ -104,13 +67,7 @@ async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
 /// From all sides at once, as fast as it goes, with much under way: what is promised has its room, and what has none is not taken.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_fills_at_full_speed_stops_no_shard() -> Outcome<()> {
-    let disk = match SmallDisk::mount(128) {
-        Ok(disk) => disk,
-        Err(reason) => {
-            println!("SKIPPED: no small disk can be mounted here: {reason}");
-            return Ok(());
-        }
-    };
+    let Some(disk) = SmallDisk::mount("size=128m") else { return Ok(()) };
     let mut broker = TestBroker::start(small(&disk)).await?;
     let client = broker.client().await?;
     create(&client, "t", 4).await?;

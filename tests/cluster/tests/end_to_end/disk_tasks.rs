@@ -13,8 +13,8 @@ use tidemill_cluster_tests::waiting::{caught_up, eventually};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 use tidemill_hostile as hostile;
 
-use crate::disk::SmallDisk;
 use crate::kit::{PATIENCE, create, partition_of};
+use crate::small_disk::SmallDisk;
 
 const MIB: u64 = 1 << 20;
 const RESERVE: u64 = 24 * MIB;
@@ -28,16 +28,6 @@ fn options(disk: &SmallDisk, free_min: u64) -> BrokerOptions {
         .set("storage.write_behind_bytes_max", 16 * MIB)
         .set("storage.disk_free_min_bytes", free_min)
         .set("storage.disk_reserve_bytes", RESERVE)
-}
-
-fn small_disk() -> Option<SmallDisk> {
-    match SmallDisk::mount(208) {
-        Ok(disk) => Some(disk),
-        Err(reason) => {
-            println!("SKIPPED: no small disk can be mounted here: {reason}");
-            None
-        }
-    }
 }
 
 fn free(path: &Path) -> Outcome<u64> {
@@ -93,7 +83,7 @@ async fn status_is(client: &Client, what: &str, nearly: bool, full: bool) -> Out
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hosted_consumers_wait_on_a_nearly_full_disk_and_go_on_by_themselves() -> Outcome<()> {
-    let Some(disk) = small_disk() else { return Ok(()) };
+    let Some(disk) = SmallDisk::mount("size=208m") else { return Ok(()) };
     let broker = TestBroker::start(options(&disk, 40 * MIB)).await?;
     let client = broker.client().await?;
     create(&client, "t", 1).await?;
@@ -150,7 +140,7 @@ async fn hosted_consumers_wait_on_a_nearly_full_disk_and_go_on_by_themselves() -
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retention_frees_a_disk_that_is_full_to_the_last_byte() -> Outcome<()> {
-    let Some(disk) = small_disk() else { return Ok(()) };
+    let Some(disk) = SmallDisk::mount("size=208m") else { return Ok(()) };
     let mut broker = TestBroker::start(options(&disk, 24 * MIB)).await?;
     let client = broker.client().await?;
     let config = tidemill_client::messages::TopicConfig { segment_bytes: Some(MIB), ..Default::default() };

@@ -77,14 +77,18 @@ impl RawPeer {
 
     /// A producer id that nobody else has.
     pub(crate) async fn producer_id(&self) -> Outcome<i64> {
-        let body = Some(request::Body::InitProducer(InitProducerRequest {}));
-        let request = stream_open::Kind::Request(Request { body, ..Request::default() });
-        let mut stream = self.open(&frame(&opening(request), &[])).await?;
-        stream.send.finish()?;
-        match stream.message::<Reply>().await?.body {
+        match self.ask(request::Body::InitProducer(InitProducerRequest {})).await? {
             Some(reply::Body::InitProducer(init)) => Ok(init.producer_id),
             other => Err(format!("it should be a producer id: {other:?}").into()),
         }
+    }
+
+    /// What a request without payload is answered.
+    pub(crate) async fn ask(&self, body: request::Body) -> Outcome<Option<reply::Body>> {
+        let request = stream_open::Kind::Request(Request { body: Some(body), ..Request::default() });
+        let mut stream = self.open(&frame(&opening(request), &[])).await?;
+        stream.send.finish()?;
+        Ok(stream.message::<Reply>().await?.body)
     }
 
     /// A stream that begins with these bytes.

@@ -1,6 +1,6 @@
 //! Limits, and whoever goes beyond them: the code says which.
 
-use tidemill_client::messages::TopicConfig;
+use tidemill_client::messages::{ListDeploymentsRequest, ListPluginsRequest, TopicConfig, reply, request};
 use tidemill_client::{
     BatchBuilder, BuilderOptions, Client, ClientConfig, Compression, ConnectError, ErrorCode, NewDeployment,
     NewTopic, PartitionId, Record, RecordBatch, Timestamp,
@@ -199,5 +199,46 @@ async fn a_small_log_takes_small_batches() -> Outcome<()> {
         Err(error) => assert!(error.to_string().contains("limit"), "{error}"),
     }
     assert_eq!(count(&read_all(&client, "t").await?), 12);
+    Ok(())
+}
+
+/// However many there are: an answer has a bound, and says that there are more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn plugins_and_deployments_are_listed_in_pages() -> Outcome<()> {
+    let (broker, client) = broker().await?;
+    for (name, version) in [("a", "1"), ("a", "2"), ("b", "1"), ("b", "10"), ("b", "2")] {
+        client.plugins().upload(name, version, tidemill_hostile::keep_all()).await?;
+    }
+    for name in ["z", "y", "x"] {
+        client.deployments().create(NewDeployment::subscription_filter(name, "a")).await?;
+    }
+    let all: Vec<_> =
+        client.plugins().list().await?.into_iter().map(|plugin| (plugin.name, plugin.version)).collect();
+    assert_eq!(all.len(), 5);
+    assert!(all.is_sorted());
+    let (peer, _control) = RawPeer::greeted(&broker).await?;
+    let mut paged = Vec::new();
+    for expected_more in [true, true, false] {
+        let (after_name, after_version) = paged.last().cloned().unwrap_or_default();
+        let body = request::Body::ListPlugins(ListPluginsRequest { after_name, after_version, limit: 2 });
+        let Some(reply::Body::ListPlugins(page)) = peer.ask(body).await? else {
+            return Err("no list".into());
+        };
+        assert_eq!(page.more, expected_more);
+        paged.extend(page.versions.into_iter().map(|plugin| (plugin.name, plugin.version)));
+    }
+    assert_eq!(paged, all);
+    assert_eq!(client.deployments().list().await?.len(), 3);
+    let (mut names, mut from_id) = (Vec::new(), 0);
+    for expected_more in [true, true, false] {
+        let body = request::Body::ListDeployments(ListDeploymentsRequest { from_id, limit: 1 });
+        let Some(reply::Body::ListDeployments(page)) = peer.ask(body).await? else {
+            return Err("no list".into());
+        };
+        assert_eq!((page.more, page.deployments.len()), (expected_more, 1));
+        from_id = page.deployments[0].deployment_id + 1;
+        names.push(page.deployments[0].name.clone());
+    }
+    assert_eq!(names, ["z", "y", "x"], "in the order of their ids");
     Ok(())
 }
