@@ -137,27 +137,37 @@ impl Driving {
     async fn relieve(&self) {
         for _ in 0..RELIEF_ROUNDS_MAX {
             let bytes_max = if *self.short_of_room.borrow() { 0 } else { self.config.wal_bytes_max };
-            let pinning = self.wal.pinning_shards();
-            if self.wal.bytes() <= bytes_max || pinning.is_empty() {
+            let bytes = self.wal.bytes();
+            if bytes <= bytes_max {
                 return;
             }
-            for (shard, _) in pinning {
-                for replica in self.replicas.iter().filter(|replica| replica.shard_id() == shard) {
+            let pinning = self.wal.pinning_shards();
+            for (shard, _) in &pinning {
+                for replica in self.replicas.iter().filter(|replica| replica.shard_id() == *shard) {
                     if !checkpoint(replica).await {
                         return;
                     }
                 }
             }
-            // The log forgets in steps: the purges are flushed, then the release of the segments behind them.
-            tokio::time::sleep(RELIEF_PAUSE).await;
-            for _ in 0..2 {
-                let (done, flushed) = oneshot::channel();
-                self.wal.flush(Box::new(move |result| drop(done.send(result))));
-                if !matches!(flushed.await, Ok(Ok(()))) {
-                    return;
-                }
+            // Also where nothing keeps them any more: their release rides with the next write, and with a log at its
+            // bound there is none.
+            if !self.forget().await || (pinning.is_empty() && self.wal.bytes() == bytes) {
+                return;
             }
         }
+    }
+
+    /// The log forgets in steps: the purges are flushed, then the release of the segments behind them.
+    async fn forget(&self) -> bool {
+        tokio::time::sleep(RELIEF_PAUSE).await;
+        for _ in 0..2 {
+            let (done, flushed) = oneshot::channel();
+            self.wal.flush(Box::new(move |result| drop(done.send(result))));
+            if !matches!(flushed.await, Ok(Ok(()))) {
+                return false;
+            }
+        }
+        true
     }
 }
 
