@@ -93,8 +93,11 @@ pub(crate) fn encode_value<T: Serialize>(record: &T) -> Bytes {
 
 pub(crate) fn decode_value<T: DeserializeOwned>(kind: u8, value: &[u8]) -> Result<T, RestoreError> {
     match value.split_first() {
-        Some((&FORMAT, rest)) => postcard::from_bytes(rest)
-            .map_err(|error| RestoreError::Damaged { kind, reason: error.to_string() }),
+        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
+            Ok((record, [])) => Ok(record),
+            Ok(_) => Err(RestoreError::Damaged { kind, reason: "something follows it".into() }),
+            Err(error) => Err(RestoreError::Damaged { kind, reason: error.to_string() }),
+        },
         Some((&format, _)) => Err(RestoreError::Format { kind, format }),
         None => Err(RestoreError::Damaged { kind, reason: "it is empty".into() }),
     }

@@ -13,7 +13,9 @@ pub enum ControllerError {
     #[error("there is no topic '{0}'; `tidemill topic list` shows the topics")]
     UnknownTopic(String),
     /// The name is taken.
-    #[error("there is a topic '{0}' already; choose another name, or delete it first")]
+    #[error(
+        "there is a topic '{0}' already; choose another name, or say --if-not-exists where that one will do"
+    )]
     TopicExists(String),
     /// Settings out of range, or the wrong number of partitions.
     #[error("topic '{topic}' can't be so: {reason}")]

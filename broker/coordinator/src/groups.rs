@@ -29,6 +29,10 @@ impl GroupsBounds {
     pub const NAME_BYTES_MAX: usize = 255;
     /// Bytes of a position's note.
     pub const NOTE_BYTES_MAX: usize = 4 << 10;
+    /// Bytes of a group's notes together: a group is one row, and one answer.
+    pub const GROUP_NOTES_BYTES_MAX: usize = 4 << 20;
+    /// Bytes of the notes of all groups of one shard.
+    pub const SHARD_NOTES_BYTES_MAX: usize = 64 << 20;
 }
 
 /// A position as committed.
@@ -64,6 +68,7 @@ const FORMAT: u8 = 1;
 pub struct Groups {
     groups: BTreeMap<String, Positions>,
     position_count: usize,
+    notes_bytes: usize,
     changed: BTreeSet<String>,
 }
 
@@ -93,6 +98,7 @@ impl Groups {
         self.check(group, commits)?;
         let positions = self.groups.entry(group.to_owned()).or_default();
         let before = positions.len();
+        let notes_before = notes_bytes(positions);
         for commit in commits {
             match commit.offset {
                 Some(offset) => {
@@ -110,6 +116,7 @@ impl Groups {
             }
         }
         self.position_count = self.position_count - before + positions.len();
+        self.notes_bytes = self.notes_bytes - notes_before + notes_bytes(positions);
         self.changed.insert(group.to_owned());
         Ok(())
     }
@@ -147,6 +154,13 @@ impl Groups {
         {
             return invalid("it holds as many positions as it may; remove some");
         }
+        let notes: usize = commits.iter().map(|commit| commit.note.len()).sum();
+        if notes > 0
+            && (known.map_or(0, notes_bytes) + notes > GroupsBounds::GROUP_NOTES_BYTES_MAX
+                || self.notes_bytes + notes > GroupsBounds::SHARD_NOTES_BYTES_MAX)
+        {
+            return invalid("its notes take as much as they may; make them shorter");
+        }
         Ok(())
     }
 
@@ -156,6 +170,7 @@ impl Groups {
             return Err(GroupRefusal::UnknownGroup(shortened));
         };
         self.position_count -= positions.len();
+        self.notes_bytes -= notes_bytes(&positions);
         self.changed.insert(group.to_owned());
         Ok(())
     }
@@ -163,9 +178,11 @@ impl Groups {
     fn forget_topic(&mut self, topic: TopicId) {
         for (name, positions) in &mut self.groups {
             let before = positions.len();
+            let notes_before = notes_bytes(positions);
             positions.retain(|partition, _| partition.topic != topic);
             if positions.len() != before {
                 self.position_count -= before - positions.len();
+                self.notes_bytes -= notes_before - notes_bytes(positions);
                 self.changed.insert(name.clone());
             }
         }
@@ -219,10 +236,15 @@ impl Groups {
             let name = String::from_utf8_lossy(&key).into_owned();
             let positions = decode(&value).map_err(|reason| RestoreError { group: name.clone(), reason })?;
             groups.position_count += positions.len();
+            groups.notes_bytes += notes_bytes(&positions);
             groups.groups.insert(name, positions);
         }
         Ok(groups)
     }
+}
+
+fn notes_bytes(positions: &Positions) -> usize {
+    positions.values().map(|position| position.note.len()).sum()
 }
 
 fn encode(positions: &Positions) -> Bytes {
@@ -231,7 +253,11 @@ fn encode(positions: &Positions) -> Bytes {
 
 fn decode(value: &[u8]) -> Result<Positions, String> {
     match value.split_first() {
-        Some((&FORMAT, rest)) => postcard::from_bytes(rest).map_err(|error| error.to_string()),
+        Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
+            Ok((positions, [])) => Ok(positions),
+            Ok(_) => Err("something follows it".to_owned()),
+            Err(error) => Err(error.to_string()),
+        },
         Some((format, _)) => Err(format!("it has format {format}, this release reads format 1")),
         None => Err("it is empty".to_owned()),
     }

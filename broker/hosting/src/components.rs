@@ -32,6 +32,8 @@ pub(crate) struct ComponentStore {
     loaded: Mutex<Recent<[u8; 32], Compiled>>,
     /// Digests that are not let go of though nothing names them, and how many want that.
     holds: Arc<Mutex<HashMap<[u8; 32], usize>>>,
+    /// Held while a component is written.
+    storing: Mutex<()>,
 }
 
 /// Keeps a component while it is uploaded: nothing names it before it is registered.
@@ -90,7 +92,13 @@ impl ComponentStore {
             ..CompileLimits::default()
         };
         let service = CompileService::new(engine, config.worker.clone(), limits, cache);
-        Ok(Self { directory, service, loaded: Mutex::new(Recent::new(LOADED_MAX)), holds: Arc::default() })
+        Ok(Self {
+            directory,
+            service,
+            loaded: Mutex::new(Recent::new(LOADED_MAX)),
+            holds: Arc::default(),
+            storing: Mutex::default(),
+        })
     }
 
     /// Compiles a component, or finds it compiled.
@@ -113,7 +121,9 @@ impl ComponentStore {
     /// Keeps a component durably. Blocking.
     pub(crate) fn store(&self, digest: &[u8; 32], component: &[u8]) -> io::Result<()> {
         let path = self.path(digest);
-        if path.exists() {
+        // Another upload of the same may be writing: one at a time. What is there and damaged is written again.
+        let _storing = self.storing.lock();
+        if fs::read(&path).is_ok_and(|stored| stored == component) {
             return Ok(());
         }
         let beside = path.with_extension(UNFINISHED);

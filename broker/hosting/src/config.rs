@@ -28,8 +28,6 @@ pub struct HostingConfig {
     pub compile_memory_bytes_max: u64,
     /// Largest component.
     pub component_bytes_max: u64,
-    /// Decompressed records of one batch.
-    pub decompressed_bytes_max: usize,
     /// Log lines kept per deployment, in bytes.
     pub log_bytes_max: usize,
     /// The broker's clock, for log lines.

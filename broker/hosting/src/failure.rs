@@ -78,7 +78,8 @@ impl CallFailureKind {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// Stable: metrics, and what tasks say, go by it.
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Trapped => "trapped",
             Self::TimedOut => "timed-out",

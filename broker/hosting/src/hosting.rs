@@ -311,7 +311,7 @@ impl Inner {
             name: plan.deployment.clone(),
             pool,
             fields,
-            limits: self.batch_limits(),
+            limits: BatchLimits::STORED,
             runtime: Arc::clone(&self.runtime),
             log: plan.deployment_id.map(|id| self.log(id)),
             meter,
@@ -333,7 +333,7 @@ impl Inner {
             name: plan.deployment.clone(),
             pool,
             fields,
-            limits: self.batch_limits(),
+            limits: BatchLimits::STORED,
             runtime: Arc::clone(&self.runtime),
             log: plan.deployment_id.map(|id| self.log(id)),
             meter,
@@ -384,17 +384,6 @@ impl Inner {
 
     fn memory(&self, asked: u64) -> usize {
         usize::try_from(asked.min(self.config.memory_bytes_max)).unwrap_or(usize::MAX)
-    }
-
-    /// Stored batches were checked when they came: what is read back is bounded by memory alone.
-    pub(crate) fn batch_limits(&self) -> BatchLimits {
-        BatchLimits {
-            batch_bytes_max: 64 << 20,
-            record_bytes_max: 64 << 20,
-            decompressed_bytes_max: self.config.decompressed_bytes_max,
-            ..BatchLimits::default()
-        }
-        .allowing_gaps()
     }
 }
 

@@ -13,6 +13,8 @@ const LINES_PER_SECOND: f64 = 100.0;
 const LINES_BURST: f64 = 1000.0;
 /// Counters of a plugin's own.
 const COUNTERS_MAX: usize = 64;
+/// What tells these from the broker's.
+const PLUGIN_PREFIX: &str = "plugin_";
 
 /// A line of a deployment's log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +80,8 @@ impl DeploymentLog {
         })
     }
 
-    pub(crate) fn line(&self, level: LogLevel, partition: Option<u32>, message: &str) {
+    /// Keeps a line; `false` where too many came at once.
+    pub(crate) fn line(&self, level: LogLevel, partition: Option<u32>, message: &str) -> bool {
         let time = (self.clock)();
         let mut lines = self.lines.lock();
         let now = Instant::now();
@@ -87,7 +90,7 @@ impl DeploymentLog {
         lines.allowance = (lines.allowance + earned).min(LINES_BURST);
         if lines.allowance < 1.0 {
             lines.dropped += 1;
-            return;
+            return false;
         }
         lines.allowance -= 1.0;
         let line = LogLine {
@@ -105,6 +108,7 @@ impl DeploymentLog {
             lines.bytes -= line_bytes(&oldest);
             lines.dropped += 1;
         }
+        true
     }
 
     pub(crate) fn page(&self, after: u64, limit: usize) -> LogPage {
@@ -115,13 +119,26 @@ impl DeploymentLog {
         LogPage { lines: found, next, dropped: lines.dropped }
     }
 
-    /// Adds to a counter; a new one beyond the bound is not kept.
+    /// Adds to a counter of the broker's.
     pub(crate) fn count(&self, name: &str, value: u64) {
         let mut counters = self.counters.lock();
         if let Some(counter) = counters.get_mut(name) {
             *counter = counter.saturating_add(value);
-        } else if counters.len() < COUNTERS_MAX {
+        } else {
             counters.insert(name.to_owned(), value);
+        }
+    }
+
+    /// Adds to a counter of the plugin's; a new one beyond the bound is not kept.
+    fn count_own(&self, name: &str, value: u64) {
+        let name = format!("{PLUGIN_PREFIX}{name}");
+        let is_known_or_fits = {
+            let counters = self.counters.lock();
+            let own = || counters.keys().filter(|known| known.starts_with(PLUGIN_PREFIX)).count();
+            counters.contains_key(&name) || own() < COUNTERS_MAX
+        };
+        if is_known_or_fits {
+            self.count(&name, value);
         }
     }
 
@@ -183,7 +200,7 @@ impl GuestSink for TaskSink {
 
     fn count(&self, name: &str, value: u64) {
         // A plugin's own counter can't pass for one of the broker's.
-        self.log.count(&format!("plugin_{name}"), value);
+        self.log.count_own(name, value);
     }
 }
 
@@ -222,8 +239,13 @@ mod tests {
         let page = log.page(0, 10_000);
         assert!(page.lines.len() < 100 && page.dropped > 4000, "{} lines kept", page.lines.len());
         for number in 0..1000 {
-            log.count(&format!("c{number}"), 1);
+            log.count_own(&format!("c{number}"), 1);
         }
         assert_eq!(log.counters().len(), COUNTERS_MAX);
+        // What the broker counts is not the plugin's to push out.
+        log.count("traps", 1);
+        log.count_own("c0", 1);
+        let counters = log.counters();
+        assert_eq!((counters.get("traps"), counters.get("plugin_c0")), (Some(&1), Some(&2)));
     }
 }

@@ -67,14 +67,8 @@ impl Partitioner {
         let any = u32::try_from(tie % u64::from(partitions.max(1))).unwrap_or(0);
         let Some(inner) = &self.inner else {
             // The batch was checked when it came; what a filter left of it has gaps.
-            let limits = BatchLimits {
-                record_bytes_max: usize::MAX,
-                decompressed_bytes_max: 256 << 20,
-                ..BatchLimits::default()
-            }
-            .allowing_gaps();
             let unreadable = |error| CallFailure::batch("placing by key", &error);
-            let records = batch.records(&limits).map_err(unreadable)?;
+            let records = batch.records(&BatchLimits::STORED).map_err(unreadable)?;
             return place_by_key(&records, partitions, any).map_err(unreadable);
         };
         inner.ask(batch, partitions, now).await.map(|placement| Placement {

@@ -165,6 +165,12 @@ pub trait TaskPort: Send + Sync + 'static {
     /// Waits until a source has records at or beyond its offset, a timer is due, or the task may have changed.
     fn wait(&self, task: TaskKey, sources: Vec<(TopicPartition, Offset)>) -> BoxFuture<'_, ()>;
 
+    /// Waits until whatever was proposed for the task before is applied, or never will be: a step of unknown outcome must not come
+    /// behind the look at the state that the next one is computed from.
+    fn settled(&self, _task: TaskKey) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
+
     /// Values by key; `None` where there is none. All of them together `None` where they are larger than `bytes_max`:
     /// those beyond are not collected.
     fn state_get(

@@ -359,7 +359,7 @@ async fn frames_on_their_way_in_have_a_budget() {
         let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
         if number < 2 {
             // Begun, and left waiting for the rest.
-            let waited = tokio::time::timeout(Duration::from_millis(200), stream.reader.next()).await;
+            let waited = tokio::time::timeout(Duration::from_secs(1), stream.reader.next()).await;
             assert!(waited.is_err(), "{waited:?}");
         } else {
             assert_eq!(within(stream.reader.next()).await, Err(ReadError::Overloaded));
@@ -402,7 +402,7 @@ async fn headers_on_their_way_in_count_too() {
         send.write_all(&head).await.expect("a head");
         let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
         if number < 2 {
-            let waited = tokio::time::timeout(Duration::from_millis(200), stream.reader.next()).await;
+            let waited = tokio::time::timeout(Duration::from_secs(1), stream.reader.next()).await;
             assert!(waited.is_err(), "{waited:?}");
         } else {
             assert_eq!(within(stream.reader.next()).await, Err(ReadError::Overloaded));

@@ -197,6 +197,11 @@ impl Admission {
         more > 0
     }
 
+    /// Whether everything that was admitted has its answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.counts.lock().under_way == 0
+    }
+
     /// Waits until the disk is to be looked at.
     pub(crate) async fn disk_pressed(&self) {
         self.disk_pressure.notified().await;

@@ -191,8 +191,7 @@ fn adopt_topic(shard: ShardId, topic: &TopicRecord) -> AdoptTopic {
 
 /// The version of a deployment that a shard has adopted.
 pub(crate) fn deployment_version(replica: &Replica, deployment: DeploymentId) -> Option<u64> {
-    let adopted = replica.shard().deployments();
-    adopted.iter().find(|known| known.deployment == deployment).map(|known| known.version)
+    replica.shard().deployment_version(deployment)
 }
 
 /// Whether a shard has adopted a topic's deletion, or never knew the topic.

@@ -186,12 +186,14 @@ impl Broker {
         let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &clock)?;
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
+            requests: Default::default(),
             generations: Arc::default(),
             disk,
             attempts: Arc::default(),
             batch_bytes_max,
             wal: wal.clone(),
             uploads: crate::context::uploads(),
+            compiles: crate::context::compiles(),
             stopping: stopping.clone(),
             config,
             meta,
@@ -267,13 +269,12 @@ impl Broker {
     pub async fn shutdown(mut self, reason: &str) {
         tracing::info!(reason, "shutting down");
         self.context.stopping.cancel();
+        // Tasks would go on for as long as there is something to read.
+        self.context.hosting.reconcile(Vec::new());
         let grace = Duration::from_millis(self.context.config.shutdown_grace_ms);
-        let drained = async {
-            while self.listener.connections() > 0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let _ = tokio::time::timeout(grace, drained).await;
+        if tokio::time::timeout(grace, self.drained()).await.is_err() {
+            tracing::info!("what is under way takes too long, and is cut off");
+        }
         self.listener.close(0, reason).await;
         self.accepting.abort();
         for task in &self.background {
@@ -296,6 +297,21 @@ impl Broker {
             tracing::warn!(%error, "the clean stop could not be noted");
         }
         tracing::info!(clean, "stopped");
+    }
+}
+
+impl Broker {
+    /// Waits until clients have gone, or have their answers and ask for nothing more: who only reads goes on elsewhere.
+    async fn drained(&self) {
+        const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+        /// For the last answers to arrive.
+        const QUIET: Duration = Duration::from_millis(300);
+        let mut quiet = Duration::ZERO;
+        while self.listener.connections() > 0 && quiet < QUIET {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+            let answered = self.context.requests.all_answered() && self.context.shards.admission().is_idle();
+            quiet = if answered { quiet + LOOK_INTERVAL } else { Duration::ZERO };
+        }
     }
 }
 
@@ -552,7 +568,13 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
     let every = Duration::from_millis(context.config.storage.retention_interval_ms.max(100));
     let mut tasks = vec![
         tokio::spawn(adopter.run(stopping.clone())),
-        tokio::spawn(maintenance::retention(shards.clone(), every, context.disk.watch(), stopping.clone())),
+        tokio::spawn(maintenance::retention(
+            shards.clone(),
+            every,
+            context.clock.clone(),
+            context.disk.watch(),
+            stopping.clone(),
+        )),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
         tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(telemetry::upkeep(context.metrics.clone())),

@@ -4,8 +4,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use tidemill_protocol::record_batch::BatchLimits;
 
 mod environment;
+
+/// Batches of a producer without an answer, at most.
+const PRODUCE_IN_FLIGHT_MAX: u32 = 32;
+const _: () = assert!(PRODUCE_IN_FLIGHT_MAX as usize <= tidemill_partition::BATCHES_IN_FLIGHT_MAX);
 
 /// Every setting of a broker. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -363,16 +368,23 @@ impl BrokerConfig {
                 "at least 16 MiB: writing behind gathers large writes",
             );
         }
+        let most = BatchLimits::DECOMPRESSED_BYTES_MOST;
+        if self.limits.decompressed_bytes_max > most || self.limits.record_bytes_max as usize > most {
+            return invalid(
+                "limits.decompressed_bytes_max",
+                "at most 256 MiB, and so limits.record_bytes_max: what is stored must stay readable",
+            );
+        }
         if self.limits.frame_bytes_max < 64 << 10 {
             return invalid("limits.frame_bytes_max", "at least 64 KiB");
         }
         if self.limits.receiving_bytes_max < self.limits.frame_bytes_max {
             return invalid("limits.receiving_bytes_max", "at least limits.frame_bytes_max");
         }
-        if self.limits.produce_in_flight_max == 0 || self.limits.produce_in_flight_max > 32 {
+        if !(1..=PRODUCE_IN_FLIGHT_MAX).contains(&self.limits.produce_in_flight_max) {
             return invalid(
                 "limits.produce_in_flight_max",
-                "between 1 and 32: so many results are remembered",
+                "between 1 and 32: no more results than that are sure to be remembered",
             );
         }
         Ok(())
@@ -468,6 +480,7 @@ mod tests {
             ("shards", "0"),
             ("wal.bytes_max", "1"),
             ("storage.write_behind_bytes_max", "1"),
+            ("limits.decompressed_bytes_max", "268435457"),
             ("limits.produce_in_flight_max", "0"),
             ("tls_key", "k.pem"),
         ] {

@@ -50,7 +50,7 @@ fn identified(context: &Context, connection: &Connection) -> Result<(), Error> {
     }
     Err(Error::new(
         ErrorCode::Unauthenticated,
-        "this broker asks for a client certificate, and none was shown; give one with --certificate and --key",
+        "this broker asks for a client certificate, and none was shown; give one with --certificate and --certificate-key",
     ))
 }
 

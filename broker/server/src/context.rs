@@ -1,12 +1,13 @@
 //! What every handler reaches: the broker's parts, shared by all connections.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidemill_hosting::Hosting;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::record_batch::BatchLimits;
-use tidemill_protocol::{ErrorCode, TopicPartition};
+use tidemill_protocol::{ErrorCode, ShardId, TopicPartition};
 use tidemill_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +33,7 @@ pub(crate) struct Context {
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
     pub(crate) clock: Clock,
     pub(crate) producer_ids: ProducerIds,
+    pub(crate) requests: Requests,
     pub(crate) generations: Arc<Generations>,
     pub(crate) disk: Arc<DiskState>,
     /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
@@ -39,17 +41,50 @@ pub(crate) struct Context {
     pub(crate) wal: tidemill_log::wal::Wal,
     /// Places for components that are being uploaded, checked and compiled.
     pub(crate) uploads: tokio::sync::Semaphore,
+    /// Places for what was received: checked and compiled.
+    pub(crate) compiles: tokio::sync::Semaphore,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
     pub(crate) stopping: CancellationToken,
 }
 
-/// Uploads under way at once: each holds a component in memory, and a compiler's process.
-const UPLOADS_MAX: usize = 4;
+/// Uploads that arrive at once: each holds a component in memory, as far as it came.
+const UPLOADS_MAX: usize = 16;
+/// Of what was received, so many are checked at once: each holds a component in memory, and a compiler's process.
+const COMPILES_MAX: usize = 4;
 
 /// Places for uploads.
 pub(crate) const fn uploads() -> tokio::sync::Semaphore {
     tokio::sync::Semaphore::const_new(UPLOADS_MAX)
+}
+
+/// Places for compilers.
+pub(crate) const fn compiles() -> tokio::sync::Semaphore {
+    tokio::sync::Semaphore::const_new(COMPILES_MAX)
+}
+
+/// Requests that have no answer yet.
+#[derive(Debug, Default)]
+pub(crate) struct Requests(AtomicUsize);
+
+/// One of them, until it is dropped.
+pub(crate) struct UnderWay<'a>(&'a Requests);
+
+impl Requests {
+    pub(crate) fn begin(&self) -> UnderWay<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        UnderWay(self)
+    }
+
+    pub(crate) fn all_answered(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 0
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Context {
@@ -60,17 +95,6 @@ impl Context {
             batch_bytes_max: usize::try_from(batch_bytes_max).unwrap_or(usize::MAX).min(self.batch_bytes_max),
             record_bytes_max: usize::try_from(limits.record_bytes_max).unwrap_or(usize::MAX),
             decompressed_bytes_max: limits.decompressed_bytes_max,
-            ..BatchLimits::default()
-        }
-    }
-
-    /// What stored batches are read with: nothing that was once accepted is refused.
-    pub(crate) fn stored_batch_limits(&self) -> BatchLimits {
-        BatchLimits {
-            batch_bytes_max: usize::MAX,
-            record_bytes_max: usize::MAX,
-            decompressed_bytes_max: self.config.limits.decompressed_bytes_max,
-            allow_gaps: true,
             ..BatchLimits::default()
         }
     }
@@ -102,12 +126,12 @@ impl Context {
 
     /// Room for a unit of `bytes` in the write-ahead log and on the disk, to be held until its answer is there.
     pub(crate) async fn admit(&self, bytes: usize) -> Result<Admitted, Error> {
-        self.shards.admission().admit(bytes).await.map_err(not_admitted)
+        self.shards.admission().admit(bytes).await.map_err(|no_room| self.not_admitted(no_room))
     }
 
     /// The same without a look at the disk: for what goes on when it is nearly full.
     pub(crate) async fn admit_to_log(&self, bytes: usize) -> Result<Admitted, Error> {
-        self.shards.admission().admit_to_log(bytes).await.map_err(not_admitted)
+        self.shards.admission().admit_to_log(bytes).await.map_err(|no_room| self.not_admitted(no_room))
     }
 
     /// The topic and replica of a partition that somebody named.
@@ -145,14 +169,37 @@ impl Context {
     }
 }
 
-fn not_admitted(no_room: NoRoom) -> Error {
-    match no_room {
-        NoRoom::Disk => disk_full(),
-        NoRoom::Log => Error::new(
-            ErrorCode::Overloaded,
-            "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
-        ),
+impl Context {
+    fn not_admitted(&self, no_room: NoRoom) -> Error {
+        match (no_room, self.stopped_shard()) {
+            (NoRoom::Disk, _) => disk_full(),
+            (NoRoom::Log, Some(shard)) => Error::new(
+                ErrorCode::StorageFailed,
+                format!(
+                    "shard {shard} has stopped, and its entries keep the write-ahead log from becoming smaller: nothing more \
+                     fits; restart the broker (`tidemill status` says why the shard stopped)"
+                ),
+            ),
+            (NoRoom::Log, None) => log_full(),
+        }
     }
+
+    /// A stopped shard that keeps the oldest segments of the log: no checkpoint will ever free them.
+    fn stopped_shard(&self) -> Option<ShardId> {
+        let mut pinning = self.wal.pinning_shards().into_iter().map(|(shard, _)| shard);
+        pinning.find(|shard| {
+            self.shards
+                .iter()
+                .any(|(known, replica)| known == *shard && replica.watch().borrow().stopped().is_some())
+        })
+    }
+}
+
+fn log_full() -> Error {
+    Error::new(
+        ErrorCode::Overloaded,
+        "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
+    )
 }
 
 fn disk_full() -> Error {

@@ -185,6 +185,11 @@ pub(crate) fn partly_stored(error: &Error) -> Error {
     )
 }
 
+/// Of a batch that the topic's filter passed once and drops now.
+pub(crate) fn left_out_now() -> Error {
+    Error::new(ErrorCode::RecordsRejected, "the topic's filter drops the batch by now")
+}
+
 pub(crate) fn open_plugin(error: &OpenError) -> Error {
     Error::new(plugin_code(error.problem()), error.to_string())
 }

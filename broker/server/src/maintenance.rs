@@ -15,6 +15,7 @@ use crate::shards::Shards;
 pub(crate) async fn retention(
     shards: Shards,
     every: Duration,
+    clock: Clock,
     mut nearly_full: watch::Receiver<bool>,
     stopping: CancellationToken,
 ) {
@@ -27,12 +28,20 @@ pub(crate) async fn retention(
             () = stopping.cancelled() => return,
         }
         for (_, replica) in shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader()) {
-            retain(replica).await;
+            retain(replica, &clock).await;
         }
     }
 }
 
-async fn retain(replica: &Replica) {
+async fn retain(replica: &Replica, clock: &Clock) {
+    let shard = replica.shard();
+    // The log's time stands still where nothing is written: its records would never become too old.
+    if shard.retention_due_at(clock()) != shard.retention_due()
+        && let Err(error) = replica.propose(Unit::Tick).await
+    {
+        tracing::debug!(shard = %replica.shard_id(), %error, "retention will be tried again");
+        return;
+    }
     for unit in replica.shard().retention_due() {
         if let Err(error) = replica.propose(unit).await {
             tracing::debug!(shard = %replica.shard_id(), %error, "retention will be tried again");

@@ -118,6 +118,7 @@ impl OutboxDispatcher {
         let Some(target) = self.view.now().shard_of(stream.target) else {
             // A topic that a deployment emits to can't be deleted; this is what is left of a deployment that went first.
             tracing::warn!(partition = %stream.target, "outputs for a deleted topic are dropped");
+            self.refused.lock().remove(&stream);
             let up_to = items.last().map(|item| item.number);
             return self.free(source, stream, up_to).await;
         };
@@ -177,7 +178,10 @@ impl OutboxDispatcher {
                 Delivery::Retry
             }
             // The topic went while the item was on its way.
-            Ok(UnitResult::Refused(UnitError::TopicDeleted(_))) => Delivery::Done,
+            Ok(UnitResult::Refused(UnitError::TopicDeleted(_))) => {
+                self.refused.lock().remove(&stream);
+                Delivery::Done
+            }
             Ok(other) => {
                 if self.refused.lock().insert(stream) {
                     tracing::error!(partition = %stream.target, number, result = ?other, "a target refuses an output; it is tried again and again");

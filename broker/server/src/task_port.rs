@@ -25,6 +25,7 @@ use crate::shards::Shards;
 /// A task that has timers looks for due ones at least this often.
 const TIMER_INTERVAL: Duration = Duration::from_millis(100);
 /// And one without looks whether anything changed that nobody told it of.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(200);
 const IDLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What a plugin may use as a key is what apply takes.
@@ -215,6 +216,22 @@ impl TaskPort for ShardPort {
                 UnitResult::Progressed => Ok(StepOutcome::Committed),
                 UnitResult::ProgressRefused(refusal) => Ok(StepOutcome::Refused(refused(&refusal))),
                 other => Err(PortError(format!("the shard answered {other:?}"))),
+            }
+        }
+        .boxed()
+    }
+
+    /// A unit behind all that were proposed before it: with its answer they have theirs.
+    fn settled(&self, task: TaskKey) -> BoxFuture<'_, ()> {
+        async move {
+            while let Ok(replica) = self.replica(task.home) {
+                match replica.propose(Unit::Tick).await {
+                    Err(ProposeError::Overloaded | ProposeError::OutcomeUnknown) => {
+                        tokio::time::sleep(SETTLE_INTERVAL).await;
+                    }
+                    // What was under way ended with the replica's lead.
+                    _ => return,
+                }
             }
         }
         .boxed()

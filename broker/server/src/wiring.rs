@@ -68,7 +68,6 @@ pub fn hosting_config(
         compile_time: Duration::from_millis(config.plugins.compile_ms_max),
         compile_memory_bytes_max: config.plugins.compile_memory_bytes_max,
         component_bytes_max: config.limits.plugin_bytes_max,
-        decompressed_bytes_max: config.limits.decompressed_bytes_max,
         log_bytes_max: config.plugins.log_bytes_max,
         clock: Arc::clone(clock),
     })

@@ -254,3 +254,33 @@ fn a_newer_format_is_named() {
     whole[0] = 9;
     assert_eq!(Entry::decode(&[Bytes::from(whole)]), Err(EntryError::Format(9)));
 }
+
+/// Logs of older releases hold units by these numbers: a new kind goes behind the last, and none is ever moved.
+#[test]
+fn the_numbers_of_units_stay() {
+    let partition = TopicPartition::new(TopicId::new(Uuid::from_u128(7)), PartitionId::new(1));
+    let deployment = DeploymentId::new(3);
+    let stream = OutboxStream { deployment, incarnation: 1, source: PartitionId::new(0), target: partition };
+    let units = [
+        (
+            1,
+            Unit::Refuse {
+                partition,
+                producer: ProducerId::new(5),
+                epoch: ProducerEpoch::new(0),
+                base_sequence: Sequence::new(0),
+                record_count: 1,
+            },
+        ),
+        (3, Unit::Group(GroupCommand::Delete { group: "g".to_owned() })),
+        (4, Unit::Control(ControllerCommand::AllocateProducerIds { count: 1 })),
+        (9, Unit::Delivered { stream, up_to: 1 }),
+        (10, Unit::AdvanceLogStart { partition, offset: Offset::new(1) }),
+        (12, Unit::Tick),
+    ];
+    for (number, unit) in units {
+        let bytes =
+            postcard::to_extend(&unit, Vec::<u8>::new()).expect("plain data always encodes into memory");
+        assert_eq!(bytes.first(), Some(&number), "{unit:?}");
+    }
+}

@@ -336,8 +336,10 @@ impl Unit {
             Self::Group(GroupCommand::Commit { group, positions }) => {
                 group.len() + positions.iter().map(|position| 48 + position.note.len()).sum::<usize>()
             }
-            // Bounded by the controller; the largest is a plugin's description.
-            Self::Control(_) => 1024,
+            // Rare, and as large as a plugin's description or a deployment's configuration.
+            Self::Control(command) => {
+                postcard::to_extend(command, Vec::<u8>::new()).map_or(0, |bytes| bytes.len())
+            }
             _ => 0,
         };
         UNIT_BYTES + own + bodies

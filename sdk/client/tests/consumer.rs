@@ -197,7 +197,7 @@ async fn one_bad_partition_does_not_stop_the_others() {
 #[tokio::test]
 async fn requests_are_repeated_refused_and_given_up() {
     let broker = FakeBroker::start(1);
-    let config: ClientConfig = broker.config().request_timeout(Duration::from_millis(400));
+    let config: ClientConfig = broker.config().request_timeout(Duration::from_secs(2));
     let client = tidemill_client::Client::connect(config).await.expect("a connection");
 
     broker

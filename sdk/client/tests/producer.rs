@@ -88,6 +88,24 @@ async fn a_refused_batch_fails_alone_and_the_others_keep_their_order() {
     }
 }
 
+/// A refusal that the shard has no part in says nothing of an attempt before it: called refused, the record would be sent again
+/// by whoever reads that, and be there twice.
+#[tokio::test]
+async fn a_refusal_does_not_speak_for_an_attempt_before_it() {
+    for code in [ErrorCode::BatchTooLarge, ErrorCode::PluginTrapped] {
+        let broker = FakeBroker::start(1);
+        let client = broker.client().await;
+        broker.model.script([Fault::ResetAfter, Fault::Refuse(code)]);
+        let outcomes = send_singly(client.producer(TOPIC), 1).await;
+        assert_eq!(broker.model.values(0), [value(0)], "stored, and not answered");
+        assert!(
+            matches!(&outcomes[0], Err(DeliveryError::Unknown(error)) if error.is(code)),
+            "{code}: {:?}",
+            outcomes[0]
+        );
+    }
+}
+
 #[tokio::test]
 async fn what_may_be_stored_is_not_sent_under_another_identity() {
     let broker = FakeBroker::start(1);
@@ -272,7 +290,7 @@ async fn the_compression_asked_for_reaches_the_wire() {
 
 #[tokio::test]
 async fn a_batch_goes_when_it_has_lingered_and_not_before() {
-    const LINGER: Duration = Duration::from_millis(400);
+    const LINGER: Duration = Duration::from_secs(2);
     let broker = FakeBroker::start(1);
     let client = broker.client().await;
     let producer = client.producer(TOPIC).linger(LINGER).eager(false).build().await.expect("a producer");

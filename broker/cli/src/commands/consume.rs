@@ -24,7 +24,8 @@ Without --follow it ends where the topic ended when it got there.")]
 pub(crate) struct Consume {
     /// Which topic.
     topic: String,
-    /// earliest, latest, an offset, -5m, or a time.
+    /// Where to begin: earliest, latest, an offset, -5m, or a time. Unless said, earliest, with --follow latest. With --group it
+    /// counts only where the group has no position yet; `tidemill group seek` moves one.
     #[arg(long, value_name = "POSITION", value_parser = text::position, allow_hyphen_values = true)]
     from: Option<Position>,
     /// Only these partitions; may be repeated.

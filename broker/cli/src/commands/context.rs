@@ -60,9 +60,12 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
             let (document, addresses) =
                 (json!({ "saved": name, "context": saved }), saved.addresses.join(","));
             contexts.contexts.insert(name.clone(), saved);
-            contexts.current.get_or_insert_with(|| name.clone());
+            let is_current = *contexts.current.get_or_insert_with(|| name.clone()) == name;
             contexts.save()?;
-            output::print(connection.json, &document, || println!("saved context {name}: {addresses}"))
+            output::print(connection.json, &document, || {
+                let used = if is_current { "; it is used where none is named" } else { "" };
+                println!("saved context {name}: {addresses}{used}");
+            })
         }
         Context::Use { name } => {
             known(&contexts, &name)?;

@@ -112,13 +112,19 @@ pub(crate) async fn run(topic: Topic, client: Client, json: bool) -> Result<(), 
             if let Some(with) = create.with {
                 new = new.with(with);
             }
-            if create.if_not_exists {
+            let may_exist = create.if_not_exists;
+            if may_exist {
                 new = new.if_not_exists();
             }
             let description = topics.create(new).await?;
             output::print(json, &document(&description), || {
                 if let Some(info) = &description.info {
-                    println!("created topic {} with {} partitions", info.name, info.partitions.len());
+                    let (name, partitions) = (&info.name, info.partitions.len());
+                    if may_exist {
+                        println!("topic {name} is there, with {partitions} partitions");
+                    } else {
+                        println!("created topic {name} with {partitions} partitions");
+                    }
                 }
             })
         }

@@ -20,7 +20,7 @@ use crate::port::Fetched;
 
 /// With records of so many bytes at hand a call does not wait for more of them: what it is given is the same when it is tried again.
 const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
-/// Stored and unpacked bytes of one source that are kept from call to call; beyond it they are read again.
+/// Stored and unpacked bytes of one source that are kept from call to call; beyond it stored ones are read again.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// By source: what was read ahead of the task.
@@ -61,7 +61,7 @@ impl Ahead {
         if let Some(ahead) = self.0.get_mut(&records.source) {
             ahead.window = records.records;
             if ahead.kept_bytes() > KEPT_BYTES_MAX {
-                self.0.remove(&records.source);
+                ahead.let_go_of_stored();
             }
         }
     }
@@ -177,6 +177,16 @@ impl SourceAhead {
             position: self.position,
             end: self.end,
             records: std::mem::take(&mut self.window),
+        }
+    }
+
+    /// What is stored is read again. The open batch stays, however large it is: to unpack it again for each call would cost the
+    /// more the larger it is.
+    fn let_go_of_stored(&mut self) {
+        if !self.stored.is_empty() {
+            self.stored.clear();
+            let behind = self.open.as_ref().map_or(self.end, |open| open.records.header().next_offset());
+            self.next = behind.max(self.end);
         }
     }
 

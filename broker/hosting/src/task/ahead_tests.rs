@@ -156,16 +156,18 @@ fn a_batch_is_read_once_however_many_calls_it_takes() {
 }
 
 #[test]
-fn what_unpacks_to_too_much_is_not_kept() {
+fn beside_a_batch_that_unpacks_to_very_much_nothing_is_kept() {
     let batch = stored(0, &[0, 1], 2, Compression::Lz4, KEPT_BYTES_MAX / 2 + 1);
+    let behind = stored(2, &[0], 1, Compression::None, 10);
     let mut ahead = Ahead::default();
     let at = ahead.at(source(), Offset::ZERO);
-    at.push(Fetched { start: Offset::ZERO, batches: vec![batch], next: Offset::new(2) });
+    at.push(Fetched { start: Offset::ZERO, batches: vec![batch, behind], next: Offset::new(3) });
     at.unpack(1, &limits()).expect("it reads");
     let records = at.take(0, source());
     assert_eq!(offsets(&records), [0]);
     ahead.keep(records);
     let at = ahead.at(source(), Offset::new(1));
-    assert!(at.is_empty());
-    assert_eq!(at.next(), Offset::new(1), "it is read again");
+    assert_eq!(at.next(), Offset::new(2), "what is behind it is read again");
+    at.unpack(2, &limits()).expect("it reads");
+    assert_eq!(offsets(&at.take(0, source())), [1], "it is unpacked once");
 }

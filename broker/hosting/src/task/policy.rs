@@ -17,6 +17,11 @@ pub(super) struct Disposed {
     pub(super) reason: String,
 }
 
+/// A failure with its kind, which is stable, unlike the words.
+fn told(failure: &CallFailure) -> String {
+    format!("{} ({})", failure.message, failure.kind.name())
+}
+
 impl TaskRunner {
     /// After a call with records that failed: the same again, fewer of them, or the policy. Answers whether the task
     /// has gone past any.
@@ -38,12 +43,12 @@ impl TaskRunner {
             }
             Next::Fewer => Ok(false),
             Next::Policy if matches!(self.parts.plan.policy, TaskPolicy::Pause) => {
-                self.pause(records, &failure.message).await?;
+                self.pause(records, &told(&failure)).await?;
                 Ok(false)
             }
             Next::Policy => {
                 let alone = records.first(1).iter().cloned();
-                let reason = failure.message;
+                let reason = told(&failure);
                 let disposed: Vec<Disposed> =
                     alone.map(|record| Disposed { record, reason: reason.clone() }).collect();
                 let outputs = self.dead_letters(records, &disposed).await?;
@@ -72,7 +77,7 @@ impl TaskRunner {
             }
             Next::Fewer => Ok(()),
             Next::Policy if matches!(self.parts.plan.policy, TaskPolicy::Pause) => {
-                self.stop_with(format!("stopped at a timer: {}", failure.message)).await
+                self.stop_with(format!("stopped at a timer: {}", told(&failure))).await
             }
             Next::Policy => {
                 self.parts.log.count("skipped", 1);
@@ -111,6 +116,8 @@ impl TaskRunner {
         let dead_lettered = matches!(self.parts.plan.policy, TaskPolicy::DeadLetter(_));
         let counter = if dead_lettered { "dead_lettered" } else { "skipped" };
         self.parts.log.count(counter, disposed.len() as u64);
+        metrics::counter!("tidemill_task_records_disposed_total", "as" => counter)
+            .increment(disposed.len() as u64);
         let source = self.source_name(records);
         for Disposed { record, reason } in disposed {
             self.error(&format!("record at offset {} of {source}: {reason}", record.offset));
@@ -187,6 +194,7 @@ impl TaskRunner {
 
     async fn stop_with(&mut self, reason: String) -> Result<(), Setback> {
         self.error(&reason);
+        metrics::counter!("tidemill_task_pauses_total").increment(1);
         self.parts.log.count("pauses", 1);
         let state = TaskRunState::Paused(reason);
         let noted = self.parts.port.set_state(self.task, self.parts.plan.epoch, state).await;

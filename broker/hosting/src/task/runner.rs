@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tidemill_protocol::record_batch::BatchError;
+use tidemill_protocol::record_batch::{BatchError, BatchLimits};
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
 
@@ -115,6 +115,8 @@ impl TaskRunner {
     }
 
     pub(crate) async fn run(mut self) {
+        // An earlier run may have ended in the middle of a step.
+        self.parts.port.settled(self.task).await;
         loop {
             match self.round().await {
                 Ok(progress) => {
@@ -197,7 +199,7 @@ impl TaskRunner {
 
     /// What comes next of a source: from what was read before, or else from the log.
     async fn read(&mut self, topic: u32, source: TopicPartition, position: Offset) -> Result<Read, Setback> {
-        let limits = self.parts.hosting.batch_limits();
+        let limits = BatchLimits::STORED;
         let unreadable = |error: BatchError| Setback::Broker(format!("{source} does not read: {error}"));
         let count = self.records.at_most();
         let ahead = self.ahead.at(source, position);
@@ -435,8 +437,11 @@ impl TaskRunner {
                 Ok(StepOutcome::Refused(StepRefusal::Failed(reason))) => {
                     return Err(self.plugin_failure(&reason, false));
                 }
-                // It may have been written or not: the task's view tells.
-                Err(error) => return Err(Setback::Broker(error.0)),
+                // It may have been written or not: the task's view tells, once it can't be written any more.
+                Err(error) => {
+                    self.parts.port.settled(self.task).await;
+                    return Err(Setback::Broker(error.0));
+                }
             }
         }
     }
@@ -474,8 +479,12 @@ impl TaskRunner {
         Setback::Plugin { failure: CallFailure::answer(&self.parts.plan.plugin.deployment, reason), may_pass }
     }
 
+    /// To the deployment's log; and to the broker's, for whoever runs it, as far as that one takes lines.
     pub(super) fn error(&self, message: &str) {
-        self.parts.log.line(LogLevel::Error, Some(self.parts.plan.partition.get()), message);
+        let plan = &self.parts.plan;
+        if self.parts.log.line(LogLevel::Error, Some(plan.partition.get()), message) {
+            tracing::warn!(deployment = plan.plugin.deployment, partition = %plan.partition, "a task: {message}");
+        }
     }
 }
 

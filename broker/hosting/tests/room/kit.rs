@@ -58,7 +58,6 @@ impl Room {
             compile_time: PATIENCE,
             compile_memory_bytes_max: 4 << 30,
             component_bytes_max: 1 << 20,
-            decompressed_bytes_max: 64 << 20,
             log_bytes_max: 1 << 20,
             clock: Arc::new(|| Timestamp::new(0)),
         })

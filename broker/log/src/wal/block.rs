@@ -136,6 +136,20 @@ pub(super) fn open(block: &[u8]) -> Option<(Trailer, &[u8])> {
     (*stored_crc == crc.to_le_bytes() && block.len() == BLOCK_BYTES).then_some((trailer, used))
 }
 
+/// The version of a block that is sound in all but its version: another release wrote it.
+pub(super) fn foreign_version(block: &[u8]) -> Option<u16> {
+    /// Where the used bytes stand in a trailer.
+    const USED_AT: usize = 20;
+    let (payload, end) = block.split_last_chunk::<TRAILER_BYTES>()?;
+    let (checked, stored_crc) = end.split_first_chunk::<CHECKED_BYTES>()?;
+    let version = u32::from_le_bytes(*checked.last_chunk()?) & VERSION_MASK;
+    let used = u16::from_le_bytes(*checked.get(USED_AT..)?.first_chunk()?);
+    let used = payload.get(..usize::from(used))?;
+    let crc = crc::extend(crc::extend(0, used), checked);
+    let is_foreign = version != VERSION && *stored_crc == crc.to_le_bytes() && block.len() == BLOCK_BYTES;
+    is_foreign.then(|| u16::try_from(version).unwrap_or(u16::MAX))
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use proptest::prelude::*;
@@ -174,6 +188,21 @@ pub(super) mod tests {
             block[bit / 8] ^= 1 << (bit % 8);
             let padding = usize::from(trailer.used)..PAYLOAD_BYTES;
             prop_assert_eq!(open(&block).is_some(), padding.contains(&(bit / 8)));
+        }
+
+        #[test]
+        fn another_releases_block_is_told_from_none(trailer in trailers(), byte: u8, version in 2u8..) {
+            let mut block = sealed(&trailer, byte);
+            prop_assert_eq!(foreign_version(&block), None);
+            let (_, end) = block.split_last_chunk_mut::<TRAILER_BYTES>().unwrap();
+            end[CHECKED_BYTES - 4] = version;
+            let checked: [u8; CHECKED_BYTES] = *end.first_chunk().unwrap();
+            let crc = crc::extend(crc::extend(0, &vec![byte; usize::from(trailer.used)]), &checked);
+            block[BLOCK_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+            prop_assert_eq!(foreign_version(&block), Some(u16::from(version)));
+            prop_assert!(open(&block).is_none());
+            block[BLOCK_BYTES - 1] ^= 1;
+            prop_assert_eq!(foreign_version(&block), None);
         }
 
         #[test]

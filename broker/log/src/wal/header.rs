@@ -108,7 +108,8 @@ impl SegmentHeader {
     /// Reads a file's block 0.
     pub(super) fn decode(block: &[u8]) -> HeaderBlock {
         let Some((trailer, mut payload)) = block::open(block) else {
-            return HeaderBlock::None;
+            // A file without a header is free to be overwritten: another release's must not look like one.
+            return block::foreign_version(block).map_or(HeaderBlock::None, HeaderBlock::Newer);
         };
         if trailer.role != Role::Header || !payload.starts_with(MAGIC) {
             return HeaderBlock::None;

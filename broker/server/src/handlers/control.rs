@@ -19,7 +19,7 @@ use crate::refusals;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
 const CLIENT_ID_CHARACTERS_MAX: usize = 128;
-const INTEREST_TOPICS_MAX: usize = 100_000;
+const INTEREST_TOPICS_MAX: usize = 10_000;
 
 /// Answers the hello and leaves a task that serves the control stream for as long as the connection lives.
 pub(crate) async fn start(

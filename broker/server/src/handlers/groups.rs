@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tidemill_coordinator::{GroupCommand, GroupReply, PositionCommit};
 use tidemill_protocol::messages::{
     CommitOffsetsReply, CommitOffsetsRequest, CommittedOffset, Error, GroupDescription, ListGroupsReply,
+    ListGroupsRequest,
 };
 use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
 use tidemill_raft::Replica;
@@ -13,6 +14,7 @@ use tidemill_shard::{Unit, UnitResult};
 
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::page::page;
 use crate::handlers::topics;
 
 /// Sets positions, all of them or none.
@@ -64,10 +66,15 @@ pub(crate) async fn describe(context: &Arc<Context>, group: String) -> Result<Gr
     Ok(GroupDescription { group, offsets })
 }
 
-pub(crate) fn list(context: &Context) -> ListGroupsReply {
-    let names: BTreeSet<String> =
-        context.shards.data().flat_map(|(_, replica)| replica.shard().group_names()).collect();
-    ListGroupsReply { groups: names.into_iter().collect() }
+pub(crate) fn list(context: &Context, request: &ListGroupsRequest) -> ListGroupsReply {
+    let names: BTreeSet<String> = context
+        .shards
+        .data()
+        .flat_map(|(_, replica)| replica.shard().group_names())
+        .filter(|name| *name > request.after)
+        .collect();
+    let (groups, more) = page(names.into_iter(), request.limit);
+    ListGroupsReply { groups, more }
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, group: String) -> Result<(), Error> {

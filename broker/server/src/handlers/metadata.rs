@@ -1,22 +1,33 @@
 //! Metadata: brokers, topics, who leads what.
 
+use std::collections::BTreeSet;
+
 use tidemill_controller::{TopicConfig, TopicRecord};
 use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
-    self, BrokerInfo, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo,
+    self, BrokerInfo, Error, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo,
 };
-use tidemill_protocol::{Term, TopicId};
+use tidemill_protocol::{ErrorCode, Term, TopicId};
 
 use crate::context::{Context, unknown_topic};
 use crate::view::ClusterView;
 
-pub(crate) fn answer(context: &Context, request: &MetadataRequest) -> Metadata {
+/// Topics that a request may name; a name that is repeated counts once.
+const NAMES_MAX: usize = 10_000;
+
+pub(crate) fn answer(context: &Context, request: &MetadataRequest) -> Result<Metadata, Error> {
     let view = context.view.now();
     if request.all {
         let topics = view.live_topics().into_iter().map(|topic| info(context, &view, topic)).collect();
-        return Metadata { topics, ..brokers_only(&view) };
+        return Ok(Metadata { topics, ..brokers_only(&view) });
     }
-    named(context, &view, request.topics.iter().map(String::as_str))
+    // What one topic answers is a thousand times what naming it takes: not as often as somebody names it.
+    let names: BTreeSet<&str> = request.topics.iter().map(String::as_str).collect();
+    if names.len() > NAMES_MAX {
+        let reason = format!("a request names at most {NAMES_MAX} topics; ask for all of them, or in parts");
+        return Err(Error::new(ErrorCode::BadMessage, reason));
+    }
+    Ok(named(context, &view, names.into_iter()))
 }
 
 /// The brokers and no topic.

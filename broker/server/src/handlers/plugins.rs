@@ -1,6 +1,7 @@
 //! The plugin registry: upload, list, describe, delete.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidemill_controller::{
@@ -20,6 +21,9 @@ use crate::handlers::page::page;
 use crate::handlers::topics::control;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
+/// How long a component may take to arrive: so long, and as much longer as it takes at this rate. Its place is others' too.
+const RECEIVE_TIME: Duration = Duration::from_secs(10);
+const RECEIVE_BYTES_PER_MILLISECOND_MIN: u64 = 512;
 
 /// Takes a component in: its bytes, a check of what it is, a compilation; then it is registered.
 pub(crate) async fn upload(
@@ -42,10 +46,15 @@ pub(crate) async fn upload(
     let plugin = name(&request.name)?;
     let version =
         Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
-    let _place = context.uploads.try_acquire().map_err(|_| {
-        Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
-    })?;
-    let bytes = receive(request.size, reader, first).await?;
+    let bytes = {
+        let _place = context.uploads.try_acquire().map_err(|_| too_many_uploads())?;
+        let time = RECEIVE_TIME + Duration::from_millis(request.size / RECEIVE_BYTES_PER_MILLISECOND_MIN);
+        tokio::time::timeout(time, receive(request.size, reader, first)).await.map_err(|_| {
+            let reason = format!("the component did not come within {} s; upload it again", time.as_secs());
+            Error::new(ErrorCode::Deadline, reason)
+        })??
+    };
+    let _place = context.compiles.acquire().await.map_err(|_| too_many_uploads())?;
     let digest = *blake3::hash(&bytes).as_bytes();
     if digest.as_slice() != request.blake3.as_ref() {
         return Err(Error::new(
@@ -87,6 +96,10 @@ pub(crate) async fn upload(
         ControllerReply::Plugin(record) => Ok(version_message(&record)),
         other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
     }
+}
+
+fn too_many_uploads() -> Error {
+    Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
 }
 
 fn stopping() -> Error {

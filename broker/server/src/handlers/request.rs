@@ -18,6 +18,7 @@ const REPLY_DEADLINE: Duration = Duration::from_secs(60);
 /// Answers one request.
 pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
     metrics::counter!("tidemill_requests_total").increment(1);
+    let _under_way = context.requests.begin();
     let deadline = context.deadline(request.deadline_ms);
     let Opened { stream, payload } = opened;
     let Stream { mut reader, mut writer, .. } = stream;
@@ -58,7 +59,7 @@ async fn answer(
     use request::Body;
     let done = |()| reply::Body::Empty(Empty {});
     Ok(match body {
-        Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request)),
+        Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request)?),
         Body::CreateTopic(request) => reply::Body::Topic(topics::create(context, request).await?),
         Body::DeleteTopic(request) => topics::delete(context, request).await.map(done)?,
         Body::AlterTopic(request) => reply::Body::Topic(topics::alter(context, request).await?),
@@ -70,7 +71,7 @@ async fn answer(
         Body::InitProducer(_) => reply::Body::InitProducer(offsets::init_producer(context).await?),
         Body::CommitOffsets(request) => reply::Body::CommitOffsets(groups::commit(context, request).await?),
         Body::DescribeGroup(request) => reply::Body::Group(groups::describe(context, request.group).await?),
-        Body::ListGroups(_) => reply::Body::ListGroups(groups::list(context)),
+        Body::ListGroups(request) => reply::Body::ListGroups(groups::list(context, &request)),
         Body::DeleteGroup(request) => groups::delete(context, request.group).await.map(done)?,
         Body::UploadPlugin(request) => {
             reply::Body::PluginVersion(plugins::upload(context, request, reader, payload).await?)

@@ -17,7 +17,7 @@ use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
     Acks, Error, Rejection, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, RoutedPlacement,
 };
-use tidemill_protocol::record_batch::{ProducerFields, RecordBatch, Records};
+use tidemill_protocol::record_batch::{BatchLimits, ProducerFields, RecordBatch, Records};
 use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerEpoch, ProducerId, ShardId, TopicId};
 use tidemill_raft::{Pending, ProposeError, Replica};
 use tidemill_shard::{FilterPass, RoutedAppend, Unit, UnitResult};
@@ -161,7 +161,7 @@ impl Routing {
         let parts = match self.pass_filter(&batch, &attempt).await? {
             Passed::All => self.split(header, &batch).await?,
             Passed::Some(kept) => {
-                let kept = RecordBatch::decode_trusted(kept, &self.context.stored_batch_limits());
+                let kept = RecordBatch::decode_trusted(kept, &BatchLimits::STORED);
                 self.split(header, &kept.map_err(|error| errors::batch(&error))?).await?
             }
             Passed::Nothing => Parts::default(),
@@ -228,8 +228,7 @@ impl Routing {
     /// Places what is left of a batch, and makes a batch of it for each partition.
     async fn split(&mut self, header: &RoutedBatch, batch: &RecordBatch) -> Result<Parts, Error> {
         let placement = self.place(header, batch).await?;
-        let records =
-            batch.records(&self.context.stored_batch_limits()).map_err(|error| errors::batch(&error))?;
+        let records = batch.records(&BatchLimits::STORED).map_err(|error| errors::batch(&error))?;
         if !placement.rejections.is_empty() {
             let rejections = in_clients_batch(&records, placement.rejections)?;
             return Ok(Parts::refused(errors::rejected(rejections)));
@@ -456,11 +455,13 @@ fn acknowledgement(
 ) -> RoutedAck {
     let mut placements = Vec::new();
     let mut duplicate = true;
+    let mut is_new_somewhere = false;
     let mut failure = None;
     for outcome in outcomes {
         match outcome {
             Ok(UnitResult::RoutedAppended { placements: placed, duplicate: again }) => {
                 duplicate &= again;
+                is_new_somewhere |= !again;
                 placements.extend(placed.into_iter().map(|(partition, base, count)| RoutedPlacement {
                     partition: partition.get(),
                     base_offset: base.get(),
@@ -483,6 +484,15 @@ fn acknowledgement(
             RoutedAck { request_id, placements, duplicate: false, error }
         }
         Some(error) => refused(request_id, error),
+        // An earlier attempt came to some shards, and this one, of which nothing is to be stored, is new to another: what would
+        // have lain there is gone.
+        None if is_new_somewhere && !placements.is_empty() && !matches!(said, Said::Placed) => {
+            let error = match said {
+                Said::Refused(error) => errors::partly_stored(&error),
+                Said::Placed | Said::LeftOut => errors::partly_stored(&errors::left_out_now()),
+            };
+            RoutedAck { request_id, placements, duplicate: false, error: Some(error) }
+        }
         // What an earlier attempt stored stands, whatever the filter and the topic's settings say now.
         None if placements.is_empty() => match said {
             Said::Refused(error) => refused(request_id, error),
@@ -510,6 +520,16 @@ mod tests {
             _ => vec![(PartitionId::new(partition), Offset::new(40), count)],
         };
         Ok(UnitResult::RoutedAppended { placements, duplicate: false })
+    }
+
+    /// By an earlier attempt.
+    fn known(partition: u32, count: u32) -> Result<UnitResult, ProposeError> {
+        stored(partition, count).map(|result| match result {
+            UnitResult::RoutedAppended { placements, .. } => {
+                UnitResult::RoutedAppended { placements, duplicate: true }
+            }
+            other => other,
+        })
     }
 
     fn forgotten() -> Result<UnitResult, ProposeError> {
@@ -553,8 +573,13 @@ mod tests {
         let too_large = || Said::Refused(Error::new(ErrorCode::BatchTooLarge, "a part is too large"));
         let refused = acknowledgement(0, vec![stored(0, 0), stored(0, 0)], too_large());
         assert_eq!(code(&refused), Some(ErrorCode::BatchTooLarge));
-        let again = acknowledgement(0, vec![stored(0, 2), stored(0, 0)], too_large());
+        let again = acknowledgement(0, vec![known(0, 2), known(0, 0)], too_large());
         assert_eq!((code(&again), again.placements.len()), (None, 1));
+        // It did not come to every shard then, and now it does not either.
+        for said in [too_large(), Said::LeftOut] {
+            let halved = acknowledgement(0, vec![known(0, 2), stored(0, 0)], said);
+            assert_eq!((code(&halved), halved.placements.len()), (Some(ErrorCode::PartlyStored), 1));
+        }
         let left_out = acknowledgement(0, vec![stored(0, 0)], Said::LeftOut);
         assert_eq!((code(&left_out), left_out.placements.len()), (None, 0));
         let refused_before = acknowledgement(0, vec![stored(0, 0)], Said::Placed);

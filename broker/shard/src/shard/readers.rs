@@ -19,15 +19,6 @@ use crate::partition_log::{Fetch, FetchError, PartitionLog, PartitionView};
 use crate::store::StoreError;
 use crate::unit::{AdoptedStatus, FilterPass, OutboxStream, Unit};
 
-/// Largest batch that a lookup by time looks into.
-const LOOKUP_LIMITS: BatchLimits = BatchLimits {
-    batch_bytes_max: 64 << 20,
-    record_bytes_max: 64 << 20,
-    decompressed_bytes_max: 256 << 20,
-    records_max: u32::MAX,
-    allow_gaps: true,
-};
-
 /// A topic as this shard adopted it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdoptedTopic {
@@ -209,6 +200,12 @@ impl Shard {
         self.inner.state.read().topics.get(&topic).map(|known| known.version)
     }
 
+    /// The version of a deployment that was adopted.
+    #[must_use]
+    pub fn deployment_version(&self, deployment: DeploymentId) -> Option<u64> {
+        self.inner.state.read().deployments.get(&deployment).map(|known| known.version)
+    }
+
     /// The adopted deployments, deleted ones that are still remembered included.
     #[must_use]
     pub fn deployments(&self) -> Vec<AdoptedDeployment> {
@@ -241,8 +238,14 @@ impl Shard {
     /// What retention asks of the leader now: units to propose, one for each partition with something to let go.
     #[must_use]
     pub fn retention_due(&self) -> Vec<Unit> {
+        self.retention_due_at(Timestamp::new(i64::MIN))
+    }
+
+    /// The same for when the log's time is `now`, should it not be later already: it stands still where nothing is written.
+    #[must_use]
+    pub fn retention_due_at(&self, now: Timestamp) -> Vec<Unit> {
         let state = self.inner.state.read();
-        let now = state.header.now();
+        let now = state.header.now().max(now);
         let due = state.partitions.iter().filter_map(|(id, partition)| {
             let config = &state.topics.get(&id.topic)?.config;
             let rules =
@@ -290,10 +293,10 @@ impl Shard {
 
 /// The first record of a batch at or after both a time and the log start.
 fn record_at(batch: Bytes, time: Timestamp, log_start: Offset) -> Option<(Offset, Timestamp)> {
-    let batch = RecordBatch::decode_trusted(batch, &LOOKUP_LIMITS).ok()?;
+    let batch = RecordBatch::decode_trusted(batch, &BatchLimits::STORED).ok()?;
     let header = *batch.header();
     let stamped = header.attributes.timestamp_type == TimestampType::LogAppendTime;
-    let records = batch.records(&LOOKUP_LIMITS).ok()?;
+    let records = batch.records(&BatchLimits::STORED).ok()?;
     records.iter().filter_map(Result::ok).find_map(|record| {
         let offset = header.base_offset.plus(u64::from(record.offset_delta));
         let timestamp = if stamped {

@@ -301,9 +301,11 @@ pub(crate) fn encode_end(end: &SegmentEnd) -> Vec<u8> {
 
 fn decode_end(value: &[u8]) -> Result<SegmentEnd, ObjectError> {
     match value.split_first() {
-        Some((&END_FORMAT, rest)) => {
-            postcard::from_bytes(rest).map_err(|error| damaged("segment end", &error.to_string()))
-        }
+        Some((&END_FORMAT, rest)) => match postcard::take_from_bytes(rest) {
+            Ok((end, [])) => Ok(end),
+            Ok(_) => Err(damaged("segment end", "something follows it")),
+            Err(error) => Err(damaged("segment end", &error.to_string())),
+        },
         _ => Err(damaged("segment end", "its format is not known to this release")),
     }
 }

@@ -97,8 +97,17 @@ impl Groups {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<String>, RequestError> {
-        let body = request::Body::ListGroups(ListGroupsRequest {});
-        Ok(body_of!(self.cluster.call(body, Repeat::Freely).await?, ListGroups)?.groups)
+        let mut all: Vec<String> = Vec::new();
+        loop {
+            let after = all.last().cloned().unwrap_or_default();
+            let body = request::Body::ListGroups(ListGroupsRequest { after, limit: 0 });
+            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListGroups)?;
+            let is_last = !page.more || page.groups.is_empty();
+            all.extend(page.groups);
+            if is_last {
+                return Ok(all);
+            }
+        }
     }
 
     /// Forgets a group and its positions.

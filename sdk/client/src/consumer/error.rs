@@ -47,7 +47,7 @@ pub enum ConsumeError {
         error: ServerError,
     },
     /// The position is before the log's start or after its end; seek to go on. The other partitions go on.
-    #[error("partition {partition} has no offset {position} (any more): {error}")]
+    #[error("{error}")]
     OutOfRange {
         /// Which.
         partition: TopicPartition,

@@ -71,7 +71,7 @@ pub enum DeliveryError {
         /// The last thing that went wrong, if any.
         last: Option<String>,
     },
-    /// The broker refuses the batch and remembers nothing of its producer, while an earlier attempt that got no answer may have been
+    /// The broker refuses the batch for a reason that says nothing of an earlier attempt, which got no answer and may have been
     /// stored. It is not sent again: that could store it twice. Read back whether it is there.
     #[error(
         "it may or may not be stored, and is not sent again: an earlier attempt got no answer, and now: {0}"

@@ -235,6 +235,15 @@ impl LaneTask {
         if error.retriable {
             return Some(StreamEnd::Retry(error.to_string()));
         }
+        // Only the shard knows its earlier attempts: these are its answers, every other one says nothing of them.
+        let knows_earlier = matches!(
+            code,
+            Some(ErrorCode::RecordsRejected | ErrorCode::PartlyStored | ErrorCode::UnknownTopic)
+        );
+        if !is_first_attempt && !knows_earlier {
+            self.give_up(index, DeliveryError::Unknown(error));
+            return None;
+        }
         match (code, placed) {
             (Some(ErrorCode::PartlyStored), Placed::Routed { placements }) => {
                 self.give_up(index, DeliveryError::PartlyStored { placements, error });

@@ -17,6 +17,19 @@ pub struct BatchLimits {
 }
 
 impl BatchLimits {
+    /// What stored batches are read with. They were checked when they came, so these are no less than any broker may be
+    /// set to accept, whatever it is set to now; records may be missing.
+    pub const STORED: Self = Self {
+        batch_bytes_max: 64 << 20,
+        record_bytes_max: Self::DECOMPRESSED_BYTES_MOST,
+        decompressed_bytes_max: Self::DECOMPRESSED_BYTES_MOST,
+        records_max: u32::MAX,
+        allow_gaps: true,
+    };
+
+    /// What no broker may be set beyond, in bytes of a batch's records after decompression.
+    pub const DECOMPRESSED_BYTES_MOST: usize = 256 << 20;
+
     /// The same limits, for batches of which records may have been removed.
     #[must_use]
     pub const fn allowing_gaps(self) -> Self {

@@ -85,7 +85,6 @@ async fn filter(dir: PathBuf) -> Outcome<Filter> {
         compile_time: Duration::from_secs(120),
         compile_memory_bytes_max: 4 << 30,
         component_bytes_max: 64 << 20,
-        decompressed_bytes_max: 64 << 20,
         log_bytes_max: 1 << 20,
         clock: Arc::new(|| Timestamp::new(1_700_000_000_000)),
     })?;

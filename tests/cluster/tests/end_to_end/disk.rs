@@ -31,7 +31,8 @@ async fn a_full_disk_refuses_produce_and_nothing_else() -> Outcome<()> {
     let config =
         tidemill_client::messages::TopicConfig { segment_bytes: Some(1 << 20), ..Default::default() };
     client.topics().create(tidemill_client::NewTopic::new("t", 1).config(config)).await?;
-    let producer = client.producer("t").delivery_timeout(Duration::from_secs(4)).build().await?;
+    // Longer than the broker waits for its checkpoints before it says that it is overloaded.
+    let producer = client.producer("t").delivery_timeout(Duration::from_secs(8)).build().await?;
     let value = vec![b'x'; 200_000];
     let mut acknowledged = 0;
     let refusal = loop {

@@ -189,9 +189,13 @@ async fn a_failing_task_stops_alone() -> Outcome<()> {
     client.deployments().create(skipping).await?;
     let producer = client.producer("t").build().await?;
     producer.send_batch(PartitionId::new(0), batch_of(&["a", "b", "c"])).await?.await?;
-    for (name, reason) in
-        [("traps", "unreachable"), ("loops", "ms"), ("grows", "memory"), ("too-many", "processed")]
-    {
+    let reasons = [
+        ("traps", "unreachable", "trapped"),
+        ("loops", "ms", "timed-out"),
+        ("grows", "memory", "out-of-memory"),
+        ("too-many", "processed", "bad-answer"),
+    ];
+    for (name, reason, kind) in reasons {
         let said = eventually(name, PATIENCE, async || {
             let seen = client.deployments().describe(name).await.ok()?;
             let task = seen.tasks.first()?;
@@ -199,6 +203,9 @@ async fn a_failing_task_stops_alone() -> Outcome<()> {
         })
         .await?;
         assert!(said.contains("offset 0") && said.contains(reason), "{name}: {said}");
+        assert!(said.contains(&format!("({kind})")), "{name}: {said}");
+        // For whoever runs the broker, too.
+        assert!(broker.log_text()?.contains(&format!("({kind})")), "{name}");
     }
     caught_up(&client, "counts", 1, PATIENCE).await?;
     let state = client.state("counts").get("n", None).await?;

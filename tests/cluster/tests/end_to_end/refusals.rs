@@ -60,7 +60,7 @@ async fn who_shows_no_certificate_is_told_so() -> Outcome<()> {
     match Client::connect(config()).await {
         Err(ConnectError::Refused { error, .. }) => {
             assert!(error.is(ErrorCode::Unauthenticated), "{error}");
-            assert!(error.message.contains("--certificate"), "{error}");
+            assert!(error.message.contains("--certificate-key"), "{error}");
         }
         other => return Err(format!("a stranger was let in, or not told why: {other:?}").into()),
     }

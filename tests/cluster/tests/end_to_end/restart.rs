@@ -157,6 +157,26 @@ async fn retention_frees_what_is_too_much() -> Outcome<()> {
     Ok(())
 }
 
+/// By age, too, and where nothing more is written to any partition of the shard: time passes all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn retention_frees_what_is_too_old_where_nobody_writes() -> Outcome<()> {
+    let (_broker, client) =
+        broker_with(BrokerOptions::default().set("storage.retention_interval_ms", 200)).await?;
+    let config = TopicConfig { retention_ms: Some(1_500), ..TopicConfig::default() };
+    client.topics().create(NewTopic::new("t", 1).config(config)).await?;
+    let producer = client.producer("t").build().await?;
+    for _ in 0..3 {
+        producer.send(Record::new("old soon")).await?.await?;
+    }
+    eventually("retention", PATIENCE, async || {
+        let described = client.topics().describe("t").await.ok()?;
+        (described.partitions.first()?.log_start_offset == 3).then_some(())
+    })
+    .await?;
+    assert_eq!(count(&read_all(&client, "t").await?), 0);
+    Ok(())
+}
+
 /// A producer that was cut off goes on by itself when the broker is back, however long that takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_wait_for_a_broker_that_is_away() -> Outcome<()> {

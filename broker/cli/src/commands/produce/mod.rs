@@ -95,6 +95,9 @@ pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<
     if produce.routed {
         builder = builder.routed();
     }
+    if !produce.routed && produce.partition.is_none() {
+        note_partitioner(&client, &produce.topic).await;
+    }
     let producer = builder.build().await?;
     let started = Instant::now();
     let sent = send_all(&produce, &producer).await?;
@@ -114,6 +117,18 @@ pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<
         };
         println!("{} records ({}) in {seconds:.2} s{last}", sent.records, output::bytes(sent.bytes));
     })
+}
+
+/// A partitioner that was deployed and has no say is likely not what was meant.
+async fn note_partitioner(client: &Client, topic: &str) {
+    // What can't be described can't be produced to, which says so itself.
+    let Ok(description) = client.topics().describe(topic).await else { return };
+    if let Some(partitioner) = description.info.and_then(|info| info.partitioner) {
+        eprintln!(
+            "note: the partitioner {} of topic {topic} places only what is produced with --routed",
+            partitioner.deployment
+        );
+    }
 }
 
 /// How many deliveries are remembered before the oldest is looked at: errors come early, memory stays bounded.

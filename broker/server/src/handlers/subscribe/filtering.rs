@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tidemill_controller::DeploymentKind;
 use tidemill_hosting::{BatchPlace, Filter, Kept, Lane, PluginKind, PluginPlan};
 use tidemill_protocol::messages::{Error, FilterSpec};
-use tidemill_protocol::record_batch::RecordBatch;
+use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
 use tidemill_protocol::{ErrorCode, TopicPartition};
 
 use crate::context::Context;
@@ -31,13 +31,12 @@ impl Filtering {
     /// The batch as it goes out, or nothing of it.
     pub(super) async fn pass(
         &self,
-        context: &Context,
         partition: TopicPartition,
         stored: Bytes,
     ) -> Result<Option<Bytes>, Error> {
         let Self::By(filter) = self else { return Ok(Some(stored)) };
-        let batch = RecordBatch::decode(stored, &context.stored_batch_limits())
-            .map_err(|error| errors::batch(&error))?;
+        let batch =
+            RecordBatch::decode(stored, &BatchLimits::STORED).map_err(|error| errors::batch(&error))?;
         let place = BatchPlace { topic: 0, partition: partition.partition.get() };
         // As the log tells it of the batch: whoever reads the range again gets the same.
         let now = batch.header().max_timestamp;

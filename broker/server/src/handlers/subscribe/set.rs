@@ -357,7 +357,7 @@ async fn gather(
             continue;
         }
         for batch in batches.contiguous() {
-            if let Some(kept) = filtering.pass(context, partition.partition, batch).await? {
+            if let Some(kept) = filtering.pass(partition.partition, batch).await? {
                 gathered.bytes += kept.len();
                 gathered.parts.push(kept);
             }

@@ -24,7 +24,7 @@ async fn connections_are_saved_chosen_and_forgotten() -> Outcome<()> {
 
     assert_eq!(json("context list").await?, json!({ "current": null, "contexts": {} }));
     let said = done(&format!("context save test --address {address} --ca {ca}")).await?;
-    assert_eq!(said, format!("saved context test: {address}\n"));
+    assert_eq!(said, format!("saved context test: {address}; it is used where none is named\n"));
     // The first one is used where none is named.
     assert!(done("topic list").await?.contains("here"));
     let saved = json("context save elsewhere --address 127.0.0.1:9,127.0.0.1:8").await?;
