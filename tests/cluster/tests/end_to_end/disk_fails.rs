@@ -44,9 +44,13 @@ async fn stopped_with(client: &Client, reason: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// A refusal that says that the storage failed, at once or after the outcome of the first attempt was unknown.
+/// A refusal that says that the storage failed, at once or after the outcome of the first attempt was unknown: then it does not
+/// call the record unstored.
 fn is_storage_failed(error: &DeliveryError) -> bool {
-    error.code().and_then(ErrorCode::from_code) == Some(ErrorCode::StorageFailed)
+    match error {
+        DeliveryError::Refused(error) | DeliveryError::Unknown(error) => error.is(ErrorCode::StorageFailed),
+        _ => false,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
