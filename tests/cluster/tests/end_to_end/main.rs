@@ -13,6 +13,7 @@ mod fixed_settings;
 mod hostile;
 mod idempotence;
 mod kit;
+mod leftovers;
 mod metrics;
 mod path_plugins;
 mod plugin_time;

@@ -1,9 +1,12 @@
 //! Limits, and whoever goes beyond them: the code says which.
 
-use tidemill_client::messages::{ListDeploymentsRequest, ListPluginsRequest, TopicConfig, reply, request};
+use tidemill_client::messages::{
+    CommitOffsetsRequest, CommittedOffset, ListDeploymentsRequest, ListGroupsRequest, ListPluginsRequest,
+    MetadataRequest, TopicConfig, reply, request,
+};
 use tidemill_client::{
-    BatchBuilder, BuilderOptions, Client, ClientConfig, Compression, ConnectError, ErrorCode, NewDeployment,
-    NewTopic, PartitionId, Record, RecordBatch, Timestamp,
+    BatchBuilder, BuilderOptions, Client, ClientConfig, Commit, Compression, ConnectError, ErrorCode,
+    NewDeployment, NewTopic, Offset, PartitionId, Record, RecordBatch, Timestamp,
 };
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
@@ -240,5 +243,71 @@ async fn plugins_and_deployments_are_listed_in_pages() -> Outcome<()> {
         names.push(page.deployments[0].name.clone());
     }
     assert_eq!(names, ["z", "y", "x"], "in the order of their ids");
+    Ok(())
+}
+
+/// What is answered is a thousand times what asking takes: a name counts once, however often it is said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_named_very_often_is_told_of_once() -> Outcome<()> {
+    let (broker, client) = broker().await?;
+    create(&client, "wide", 1_000).await?;
+    let (peer, _control) = RawPeer::greeted(&broker).await?;
+    let ask = async |topics: Vec<String>| {
+        peer.ask(request::Body::Metadata(MetadataRequest { topics, all: false })).await
+    };
+    match ask(vec!["wide".to_owned(); 5_000]).await? {
+        Some(reply::Body::Metadata(metadata)) => {
+            assert_eq!(metadata.topics.len(), 1);
+            assert_eq!(metadata.topics[0].partitions.len(), 1_000);
+        }
+        other => return Err(format!("it should be metadata: {other:?}").into()),
+    }
+    let many = (0..10_001).map(|number| format!("t-{number}")).collect();
+    assert!(ask(many).await?.is_none(), "refused");
+    Ok(())
+}
+
+/// However many groups there are, and however much their readers note.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn groups_are_listed_in_pages_and_their_notes_are_weighed() -> Outcome<()> {
+    let (broker, client) = broker().await?;
+    create(&client, "t", 1_000).await?;
+    let partition = partition_of(&client, "t", 0).await?;
+    for number in 0..5 {
+        client.groups().commit(&format!("g-{number}"), &[Commit::new(partition, Offset::new(0))]).await?;
+    }
+    let (peer, _control) = RawPeer::greeted(&broker).await?;
+    let mut seen = Vec::new();
+    loop {
+        let after = seen.last().cloned().unwrap_or_default();
+        let listed = peer.ask(request::Body::ListGroups(ListGroupsRequest { after, limit: 2 })).await?;
+        let Some(reply::Body::ListGroups(listed)) = listed else { return Err("groups".into()) };
+        assert!(listed.groups.len() <= 2);
+        seen.extend(listed.groups);
+        if !listed.more {
+            break;
+        }
+    }
+    assert_eq!(seen, ["g-0", "g-1", "g-2", "g-3", "g-4"]);
+    assert_eq!(client.groups().list().await?, seen);
+    // 1,025 notes of 4 KiB are more than a group may have.
+    let noted = |from: u32, to: u32| CommitOffsetsRequest {
+        group: "noted".to_owned(),
+        offsets: (from..to)
+            .map(|number| CommittedOffset {
+                partition: Some(
+                    tidemill_client::TopicPartition::new(partition.topic, PartitionId::new(number)).into(),
+                ),
+                offset: 0,
+                leader_epoch: -1,
+                note: "n".repeat(4 << 10),
+                ..CommittedOffset::default()
+            })
+            .collect(),
+    };
+    let commit = async |from, to| peer.ask(request::Body::CommitOffsets(noted(from, to))).await;
+    assert!(commit(0, 500).await?.is_some() && commit(500, 1_000).await?.is_some());
+    assert!(commit(0, 100).await?.is_none(), "refused");
+    assert_eq!(client.groups().positions("noted").await?.len(), 1_000);
     Ok(())
 }
