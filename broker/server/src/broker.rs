@@ -298,9 +298,7 @@ impl Broker {
         }
         tracing::info!(clean, "stopped");
     }
-}
 
-impl Broker {
     /// Waits until clients have gone, or have their answers and ask for nothing more: who only reads goes on elsewhere.
     async fn drained(&self) {
         const LOOK_INTERVAL: Duration = Duration::from_millis(20);

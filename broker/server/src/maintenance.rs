@@ -35,8 +35,12 @@ pub(crate) async fn retention(
 
 async fn retain(replica: &Replica, clock: &Clock) {
     let shard = replica.shard();
+    let due = shard.retention_due_at(clock());
+    if due.is_empty() {
+        return;
+    }
     // The log's time stands still where nothing is written: its records would never become too old.
-    if shard.retention_due_at(clock()) != shard.retention_due()
+    if due != shard.retention_due()
         && let Err(error) = replica.propose(Unit::Tick).await
     {
         tracing::debug!(shard = %replica.shard_id(), %error, "retention will be tried again");

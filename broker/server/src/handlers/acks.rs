@@ -15,7 +15,7 @@ use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, ProduceAck, RoutedAck};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::connection::next_frame;
+use crate::connection::{ClientName, next_frame};
 use crate::refusals;
 
 /// A client that takes no acknowledgements for so long has its stream given up.
@@ -111,9 +111,16 @@ pub(crate) struct ReadEnd {
     reader: FrameReader,
 }
 
-/// Nothing more is read: on an error the peer is told so at once. The queue's end lets the writer finish what is under way.
-pub(crate) fn no_more<F>(read: Result<(), Error>, mut reader: FrameReader, answers: AckQueue<F>) -> ReadEnd {
+/// Nothing more is read: an error is counted and logged, and the peer is told so at once. The queue's end lets the writer finish what
+/// is under way.
+pub(crate) fn no_more<F>(
+    client: &ClientName,
+    read: Result<(), Error>,
+    mut reader: FrameReader,
+    answers: AckQueue<F>,
+) -> ReadEnd {
     if let Err(error) = &read {
+        refusals::stream(&client.0, error);
         reader.stop(error.code);
     }
     drop(answers);
@@ -139,11 +146,27 @@ pub(crate) async fn serve(
     }
 }
 
+/// Takes the answers until the queue ends, and says them where the client wants acknowledgements.
+pub(crate) async fn answer<F, A, M>(
+    acknowledged: bool,
+    queue: mpsc::Receiver<Held<F>>,
+    writer: FrameWriter,
+    topic: Arc<TopicRecord>,
+    join: impl Fn(Vec<A>) -> M,
+) -> Result<Written, WriteError>
+where
+    F: Future<Output = A> + Unpin,
+    A: Ack,
+    M: Message,
+{
+    if acknowledged { write(queue, writer, topic, join).await } else { discard(queue, writer, topic).await }
+}
+
 /// Writes acknowledgements until the queue ends, and gives the writer back: whatever is ready goes out in one frame. What is refused is
 /// counted and logged here, whoever refused it.
 ///
 /// `join` makes a frame of some acknowledgements.
-pub(crate) async fn write<F, A, M>(
+async fn write<F, A, M>(
     mut queue: mpsc::Receiver<Held<F>>,
     mut writer: FrameWriter,
     topic: Arc<TopicRecord>,
@@ -190,7 +213,7 @@ where
 
 /// Waits for the answers and says none of them: where the client wants no acknowledgements, what is under way is bounded all the same.
 /// The first refusal, from whomever, takes no more batches and ends the stream: there is no other way to tell of it.
-pub(crate) async fn discard<F, A>(
+async fn discard<F, A>(
     mut queue: mpsc::Receiver<Held<F>>,
     writer: FrameWriter,
     topic: Arc<TopicRecord>,

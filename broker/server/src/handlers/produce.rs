@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
-use futures::future::Either;
 use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_partition::leader_epoch;
@@ -107,17 +106,10 @@ impl Producing {
         let limits = &self.context.config.limits;
         let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
         let topic = Arc::clone(&self.topic);
-        let writing = if self.acknowledged {
-            Either::Left(acks::write(queue, writer, topic, |acks| ProduceAcks { acks }))
-        } else {
-            Either::Right(acks::discard(queue, writer, topic))
-        };
+        let writing = acks::answer(self.acknowledged, queue, writer, topic, |acks| ProduceAcks { acks });
         let reading = async {
             let read = self.read(&mut reader, &answers).await;
-            if let Err(error) = &read {
-                refusals::stream(&client.0, error);
-            }
-            acks::no_more(read, reader, answers)
+            acks::no_more(client, read, reader, answers)
         };
         acks::serve(reading, writing).await;
     }

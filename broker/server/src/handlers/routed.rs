@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::{BoxFuture, Either};
+use futures::future::BoxFuture;
 use tidemill_controller::TopicRecord;
 use tidemill_hosting::{BatchPlace, Partitioner, Placement};
 use tidemill_net::{FrameReader, FrameWriter};
@@ -108,17 +108,10 @@ impl Routing {
         let limits = &self.context.config.limits;
         let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
         let topic = Arc::clone(&self.topic);
-        let writing = if self.acknowledged {
-            Either::Left(acks::write(queue, writer, topic, |acks| RoutedAcks { acks }))
-        } else {
-            Either::Right(acks::discard(queue, writer, topic))
-        };
+        let writing = acks::answer(self.acknowledged, queue, writer, topic, |acks| RoutedAcks { acks });
         let reading = async {
             let read = self.read(&mut reader, &answers).await;
-            if let Err(error) = &read {
-                refusals::stream(&client.0, error);
-            }
-            acks::no_more(read, reader, answers)
+            acks::no_more(client, read, reader, answers)
         };
         acks::serve(reading, writing).await;
     }

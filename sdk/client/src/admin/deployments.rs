@@ -7,7 +7,7 @@ use tidemill_protocol::messages::{
     PauseDeploymentRequest, ResumeDeploymentRequest, request,
 };
 
-use super::{Position, body_of};
+use super::{Position, all_pages, body_of};
 use crate::cluster::{Cluster, Repeat};
 use crate::{Client, RequestError};
 
@@ -157,17 +157,15 @@ impl Deployments {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<Deployment>, RequestError> {
-        let mut all: Vec<Deployment> = Vec::new();
-        loop {
-            let from_id = all.last().map_or(0, |last| last.deployment_id.saturating_add(1));
+        all_pages(|last: Option<&Deployment>| {
+            let from_id = last.map_or(0, |last| last.deployment_id.saturating_add(1));
             let body = request::Body::ListDeployments(ListDeploymentsRequest { from_id, limit: 0 });
-            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListDeployments)?;
-            let is_last = !page.more || page.deployments.is_empty();
-            all.extend(page.deployments);
-            if is_last {
-                return Ok(all);
+            async move {
+                let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListDeployments)?;
+                Ok((page.deployments, page.more))
             }
-        }
+        })
+        .await
     }
 
     /// One deployment with its tasks and counters.

@@ -7,7 +7,7 @@ use tidemill_protocol::messages::{
 };
 use tidemill_protocol::{Offset, TopicPartition};
 
-use super::body_of;
+use super::{all_pages, body_of};
 use crate::cluster::{Cluster, Repeat};
 use crate::error::server_error;
 use crate::{Client, RequestError};
@@ -97,17 +97,15 @@ impl Groups {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<String>, RequestError> {
-        let mut all: Vec<String> = Vec::new();
-        loop {
-            let after = all.last().cloned().unwrap_or_default();
+        all_pages(|last: Option<&String>| {
+            let after = last.cloned().unwrap_or_default();
             let body = request::Body::ListGroups(ListGroupsRequest { after, limit: 0 });
-            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListGroups)?;
-            let is_last = !page.more || page.groups.is_empty();
-            all.extend(page.groups);
-            if is_last {
-                return Ok(all);
+            async move {
+                let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListGroups)?;
+                Ok((page.groups, page.more))
             }
-        }
+        })
+        .await
     }
 
     /// Forgets a group and its positions.

@@ -7,7 +7,7 @@ use tidemill_protocol::messages::{
     request,
 };
 
-use super::body_of;
+use super::{all_pages, body_of};
 use crate::cluster::{Cluster, Repeat};
 use crate::{Client, RequestError};
 
@@ -57,18 +57,16 @@ impl Plugins {
     /// # Errors
     /// No answer.
     pub async fn list(&self) -> Result<Vec<PluginVersion>, RequestError> {
-        let mut all: Vec<PluginVersion> = Vec::new();
-        loop {
+        all_pages(|last: Option<&PluginVersion>| {
             let (after_name, after_version) =
-                all.last().map(|last| (last.name.clone(), last.version.clone())).unwrap_or_default();
+                last.map(|last| (last.name.clone(), last.version.clone())).unwrap_or_default();
             let body = request::Body::ListPlugins(ListPluginsRequest { after_name, after_version, limit: 0 });
-            let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListPlugins)?;
-            let is_last = !page.more || page.versions.is_empty();
-            all.extend(page.versions);
-            if is_last {
-                return Ok(all);
+            async move {
+                let page = body_of!(self.cluster.call(body, Repeat::Freely).await?, ListPlugins)?;
+                Ok((page.versions, page.more))
             }
-        }
+        })
+        .await
     }
 
     /// One version of a plugin (empty: the newest).

@@ -12,7 +12,8 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tidemill_client::{
-    Acks, Client, Compression, Delivery, ErrorCode, Header, PartitionId, Producer, Receipt, Record, Timestamp,
+    Acks, Client, Compression, Delivery, ErrorCode, Header, PartitionId, Producer, Receipt, Record,
+    Timestamp, TopicMetadata,
 };
 
 pub(crate) use self::input::{InputRecord, RecordFormat};
@@ -95,10 +96,10 @@ pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<
     if produce.routed {
         builder = builder.routed();
     }
-    if !produce.routed && produce.partition.is_none() {
-        note_partitioner(&client, &produce.topic).await;
-    }
     let producer = builder.build().await?;
+    if !produce.routed && produce.partition.is_none() {
+        note_partitioner(producer.topic());
+    }
     let started = Instant::now();
     let sent = send_all(&produce, &producer).await?;
     producer.close().await?;
@@ -120,13 +121,11 @@ pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<
 }
 
 /// A partitioner that was deployed and has no say is likely not what was meant.
-async fn note_partitioner(client: &Client, topic: &str) {
-    // What can't be described can't be produced to, which says so itself.
-    let Ok(description) = client.topics().describe(topic).await else { return };
-    if let Some(partitioner) = description.info.and_then(|info| info.partitioner) {
+fn note_partitioner(topic: &TopicMetadata) {
+    if let Some(partitioner) = &topic.partitioner {
         eprintln!(
-            "note: the partitioner {} of topic {topic} places only what is produced with --routed",
-            partitioner.deployment
+            "note: the partitioner {} of topic {} places only what is produced with --routed",
+            partitioner.name, topic.name
         );
     }
 }
