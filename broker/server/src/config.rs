@@ -206,7 +206,7 @@ impl Default for WalSettings {
         Self {
             segment_bytes: 64 << 20,
             bytes_max: 2 << 30,
-            cache_bytes: 64 * MIB,
+            cache_bytes: 16 * MIB,
             queue_bytes_max: 64 * MIB,
             direct_io: true,
             flush_interval_ms: 50,

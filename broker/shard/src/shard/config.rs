@@ -12,7 +12,8 @@ pub struct ShardConfig {
     pub shard: ShardId,
     /// Its directory, relative to the storage's root.
     pub dir: PathBuf,
-    /// Bytes of records that the shard keeps in memory for readers of the tail, over all its partitions.
+    /// Bytes of records that the shard keeps in memory for readers of the tail, over all its partitions. Where nobody has read there
+    /// for a while, an eighth.
     pub tail_cache_bytes: u64,
     /// Write-behind begins when so many bytes wait, over all partitions.
     pub write_behind_bytes: u64,
@@ -32,7 +33,7 @@ impl ShardConfig {
             shard,
             dir: PathBuf::from(format!("shard-{:02}", shard.get())),
             tail_cache_bytes: 32 << 20,
-            write_behind_bytes: 8 << 20,
+            write_behind_bytes: 4 << 20,
             write_coalesce_bytes: 512 << 10,
             state_cache_bytes: 16 << 20,
             segment: SegmentConfig::default(),

@@ -91,7 +91,11 @@ impl Shard {
     /// Whole batches from the one that holds `from` on, about `bytes_max` bytes and at least one batch.
     #[must_use]
     pub fn fetch(&self, id: TopicPartition, from: Offset, bytes_max: usize) -> Fetch {
-        self.inner.log(id).map_or(Fetch::Unknown, |log| log.fetch(from, bytes_max))
+        let fetched = self.inner.log(id).map_or(Fetch::Unknown, |log| log.fetch(from, bytes_max));
+        if matches!(fetched, Fetch::Memory(_)) {
+            self.inner.write_behind.tail_was_read();
+        }
+        fetched
     }
 
     /// Follows a partition's high watermark. Ends, or wakes without a change, when the partition is gone.

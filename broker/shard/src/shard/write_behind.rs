@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -14,6 +14,10 @@ use tokio::sync::Notify;
 use super::{Inner, Shard};
 use crate::partition_log::PartitionLog;
 
+/// So many writes without a read in between, and what is kept of the tails shrinks to this share: memory that nobody reads is better
+/// used again while it is still in the processor's caches.
+const UNREAD_WRITES: u32 = 64;
+const UNREAD_SHARE: u64 = 8;
 /// Largest gathered write.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
 
@@ -24,6 +28,8 @@ pub(super) struct WriteBehind {
     unwritten: AtomicU64,
     /// Bytes in tails.
     in_memory: AtomicU64,
+    /// A tail was read since the writer looked last.
+    tail_read: AtomicBool,
     queue: Mutex<Queue>,
     woken: Condvar,
     /// Less waits than a moment ago.
@@ -41,6 +47,8 @@ struct Queue {
 #[derive(Default)]
 pub(super) struct Writer {
     trimmable: VecDeque<(Arc<PartitionLog>, Offset)>,
+    /// Looks in a row that found that no tail was read.
+    looks_without_reads: u32,
 }
 
 /// Why batches could not be moved to segments.
@@ -61,6 +69,14 @@ impl WriteBehind {
     pub(super) fn remove(&self, all: u64, unwritten: u64) {
         self.in_memory.fetch_sub(all, Ordering::Relaxed);
         self.written(unwritten);
+    }
+
+    /// Someone read records from memory.
+    pub(super) fn tail_was_read(&self) {
+        // Reads first: a flag that is set is not worth a cache line's way between processors.
+        if !self.tail_read.load(Ordering::Relaxed) {
+            self.tail_read.store(true, Ordering::Relaxed);
+        }
     }
 
     fn written(&self, bytes: u64) {
@@ -211,7 +227,13 @@ impl Inner {
 
     /// Lets the tails written longest ago go until memory is within its budget.
     fn trim(&self, writer: &mut Writer) {
-        while self.write_behind.in_memory.load(Ordering::Relaxed) > self.config.tail_cache_bytes
+        let read = self.write_behind.tail_read.swap(false, Ordering::Relaxed);
+        writer.looks_without_reads = if read { 0 } else { writer.looks_without_reads.saturating_add(1) };
+        let budget = match self.config.tail_cache_bytes {
+            whole if writer.looks_without_reads < UNREAD_WRITES => whole,
+            whole => whole / UNREAD_SHARE,
+        };
+        while self.write_behind.in_memory.load(Ordering::Relaxed) > budget
             && let Some((log, until)) = writer.trimmable.pop_front()
         {
             let freed = log.trim(until);

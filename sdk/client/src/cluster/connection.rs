@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::pool::Cluster;
 use crate::error::server_error;
-use crate::transport::{FrameReader, FrameWriter, ReadError, Wire, decode};
+use crate::transport::{FrameReader, FrameWriter, ReadError, SendOrder, Wire, decode};
 use crate::{ClientConfig, ConnectError, ServerError};
 
 /// The protocol versions that this client speaks.
@@ -57,6 +57,8 @@ pub(crate) struct BrokerConnection {
     pub(crate) broker: BrokerId,
     pub(crate) limits: ServerLimits,
     pub(crate) software: String,
+    /// Of the batches on all its streams.
+    pub(crate) order: SendOrder,
     going_away: AtomicBool,
 }
 
@@ -95,6 +97,7 @@ impl BrokerConnection {
             broker: BrokerId::new(answer.broker_id),
             limits: ServerLimits::new(&answer.limits.unwrap_or_default()),
             software: answer.software,
+            order: SendOrder::default(),
             going_away: AtomicBool::new(false),
         });
         if let Some(metadata) = answer.metadata {

@@ -5,7 +5,7 @@ mod metadata;
 mod pool;
 mod request;
 
-pub(crate) use connection::ServerLimits;
+pub(crate) use connection::BrokerConnection;
 pub use metadata::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
 pub(crate) use pool::Cluster;
 pub(crate) use request::Repeat;

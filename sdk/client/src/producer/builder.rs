@@ -83,7 +83,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Memory for records that wait to be sent or acknowledged. By default 64 MiB.
+    /// Memory for records that wait to be sent or acknowledged. By default 32 MiB: enough for several batches under way to
+    /// many partitions, and no more than what processors cache.
     pub const fn buffer_bytes_max(mut self, bytes: usize) -> Self {
         self.options.buffer_bytes_max = bytes;
         self

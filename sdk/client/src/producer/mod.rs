@@ -2,6 +2,7 @@
 
 mod builder;
 mod completion;
+mod crc_shift;
 mod error;
 mod in_flight;
 mod lane;

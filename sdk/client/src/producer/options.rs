@@ -38,7 +38,7 @@ impl Default for Options {
             acks: Acks::Quorum,
             idempotent: true,
             routed: false,
-            buffer_bytes_max: 64 << 20,
+            buffer_bytes_max: 32 << 20,
             delivery_timeout: Duration::from_secs(60),
             in_flight_max: 64,
         }

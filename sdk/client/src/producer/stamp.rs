@@ -1,6 +1,8 @@
 use bytes::Bytes;
 use tidemill_protocol::record_batch::{HEADER_BYTES, ProducerFields, RecordBatch};
 
+use super::crc_shift;
+
 /// Where the checksum stands, and from where on it counts.
 const CRC_AT: usize = 17;
 const COVERED_FROM: usize = 21;
@@ -26,7 +28,7 @@ impl StampedBatch {
         head[PRODUCER_AT + 8..PRODUCER_AT + 10].copy_from_slice(&producer.epoch.get().to_be_bytes());
         head[PRODUCER_AT + 10..PRODUCER_AT + 14].copy_from_slice(&producer.base_sequence.get().to_be_bytes());
         let after = crc32c::crc32c(&head[COVERED_FROM..]);
-        let crc = batch.header().crc ^ crc32c::crc32c_combine(before ^ after, 0, records.len());
+        let crc = batch.header().crc ^ crc_shift::past(before ^ after, records.len());
         head[CRC_AT..COVERED_FROM].copy_from_slice(&crc.to_be_bytes());
         Self { head: head.into(), records }
     }

@@ -15,7 +15,7 @@ use super::lane::Target;
 use super::lane_task::{LaneTask, StreamEnd, sleep_until};
 use super::{Acks, DeliveryError};
 use crate::backoff::Backoff;
-use crate::cluster::ServerLimits;
+use crate::cluster::BrokerConnection;
 use crate::error::server_error;
 use crate::transport::{ReadError, Wire, WriteError, decode};
 
@@ -25,6 +25,7 @@ const QUEUED_BYTES_MAX: usize = 512 << 10;
 /// A stream that the broker has agreed to.
 struct Open {
     wire: Wire,
+    connection: Arc<BrokerConnection>,
     window_bytes: usize,
     in_flight_max: usize,
     next_request_id: u64,
@@ -132,12 +133,12 @@ impl LaneTask {
                         .map(|()| Some((opened.partitioner_epoch, opened.partition_count)))
                 }
             };
-            Ok::<_, String>(opened.map(|route| (wire, route, connection.limits)))
+            Ok::<_, String>(opened.map(|route| (wire, route, connection)))
         };
         let connecting = tokio::time::timeout(self.cluster.answer_timeout(), connecting);
         let answer = self.patiently(connecting).await?;
         match answer.unwrap_or_else(|_| Err("the broker did not answer in time".to_owned())) {
-            Ok(Ok((wire, route, limits))) => Ok(self.opened(wire, route, &limits)),
+            Ok(Ok((wire, route, connection))) => Ok(self.opened(wire, route, connection)),
             Ok(Err(error)) => Err(self.not_opened(error).await),
             Err(reason) => Err(StreamEnd::Retry(reason)),
         }
@@ -171,13 +172,15 @@ impl LaneTask {
         StreamOpen { kind: Some(kind) }
     }
 
-    fn opened(&self, wire: Wire, route: Option<(u32, u32)>, limits: &ServerLimits) -> Open {
+    fn opened(&self, wire: Wire, route: Option<(u32, u32)>, connection: Arc<BrokerConnection>) -> Open {
+        let limits = &connection.limits;
         Open {
             wire,
             window_bytes: limits.produce_window_bytes,
             in_flight_max: limits.produce_in_flight_max.min(self.shared.options.in_flight_max).max(1),
             next_request_id: 0,
             route,
+            connection,
         }
     }
 
@@ -253,6 +256,7 @@ impl LaneTask {
         let Some(batch) = self.in_flight.get_mut(index) else { return Ok(()) };
         let request_id = open.next_request_id;
         let payload = [batch.stamped.head.clone(), batch.stamped.records.clone()];
+        open.wire.writer.set_priority(open.connection.order.next(batch.stamped.len()));
         match open.route {
             None => open.wire.writer.feed(&ProduceBatch { request_id }, &payload)?,
             Some(route) => {
