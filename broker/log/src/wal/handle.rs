@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tidemill_protocol::{LogIndex, ShardId};
 
+use super::carry;
 use super::config::{DirectIo, Durability, WalConfig};
 use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::{WalError, WalOpenError, WalReadError};
@@ -16,7 +17,7 @@ use super::pool::{Pool, READY_MIN};
 use super::queue::{Completion, Queue, Queued, SharedQueue};
 use super::read;
 use super::recovery::{self, Recovered, Recovery};
-use super::shard_log::{Slot, SlotAt};
+use super::shard_log::{ShardLog, Slot, SlotAt};
 use super::state::State;
 use super::writer::{Shared, Writer};
 use crate::fs::{AlignedBuffer, OpenMode, Storage};
@@ -245,11 +246,32 @@ impl Wal {
     /// Files that stand beside those in use at most, unless there were more in use before.
     pub const SPARE_FILES_MAX: u64 = READY_MIN as u64 + 1;
 
-    /// Shards whose entries keep the oldest segment from being recycled, and up to where each must purge (and so
-    /// checkpoint before). Empty where only the segment being written is in use.
+    /// Shards whose entries keep the oldest segment from being recycled until they are purged, or carried forward.
+    /// Empty where only the segment being written is in use.
     #[must_use]
-    pub fn pinning_shards(&self) -> Vec<(ShardId, LogIndex)> {
+    pub fn pinning_shards(&self) -> Vec<ShardId> {
         self.state().pinning_shards()
+    }
+
+    /// Bytes of segments that a shard's entries need at least.
+    #[must_use]
+    pub fn bytes_held(&self, shard: ShardId) -> u64 {
+        self.state().shards.get(&shard).map_or(0, ShardLog::bytes_framed)
+    }
+
+    /// Copies entries of a shard from the oldest segment to the log's end: at least one, and otherwise at most
+    /// `bytes_max` of payload at a time. How many there were. Once none is left and all is flushed, the segment can be
+    /// recycled, though the shard purges nothing. Nothing changes for its readers. May block on the disk, to read.
+    ///
+    /// # Errors
+    /// Where an entry can't be read; then nothing was copied, and `done` is never called.
+    pub fn carry_forward(
+        &self,
+        shard: ShardId,
+        bytes_max: usize,
+        done: Completion,
+    ) -> Result<usize, WalReadError> {
+        carry::carry_forward(&self.inner.shared, shard, bytes_max, done)
     }
 
     /// Bytes that are queued or being written.
@@ -424,7 +446,7 @@ impl Drop for Inner {
 }
 
 fn check_order(state: &mut State, shard: ShardId, entries: &[WalEntry]) -> Result<(), WalError> {
-    let mut expected = state.shards.get(&shard).and_then(super::shard_log::ShardLog::expected_next);
+    let mut expected = state.shards.get(&shard).and_then(ShardLog::expected_next);
     for entry in entries {
         let got = entry.id.index;
         if let Some(expected) = expected.filter(|expected| *expected != got.get()) {

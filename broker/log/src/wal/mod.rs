@@ -30,6 +30,8 @@
 //!   been flushed; otherwise every shard is in [`Doubt`], which outlives restarts until it is answered.
 //! - A segment is reused only after a flushed frame has released it and its header has been durably erased.
 //! - A failed write or sync poisons the log.
+//! - What keeps the oldest segment and will not be purged may be copied to the end (`carry`); the copy is flushed before
+//!   the segment is released.
 //!
 //! # Use
 //!
@@ -44,7 +46,9 @@
 //! is_cached(shard, from, to_exclusive) -> bool     applied(shard, LogIndex)
 //! range(shard) -> LogRange { purged, first, last } entry_id(shard, LogIndex) -> Option<EntryId>
 //! vote(shard), committed(shard) -> Option<Bytes>   bytes(), files_bytes() -> u64    queued_bytes() -> usize
-//! pinning_shards() -> Vec<(ShardId, LogIndex)>     poisoned() -> Option<WalError>    close() -> Result
+//! pinning_shards() -> Vec<ShardId>                 bytes_held(shard) -> u64
+//! carry_forward(shard, bytes_max, Completion) -> Result<usize, WalReadError>
+//! poisoned() -> Option<WalError>                   close() -> Result
 //! inspect(&dyn Storage, dir, &mut dyn FnMut(&InspectedFrame)) -> Result<Inspection, WalOpenError>
 //! ```
 //!
@@ -69,6 +73,7 @@
 //! ```
 
 mod block;
+mod carry;
 mod config;
 mod crc;
 mod doubt;

@@ -14,9 +14,9 @@ use parking_lot::{Condvar, Mutex};
 use tidemill_protocol::ShardId;
 
 use super::config::WalConfig;
-use super::entry::{EntryBytes, EntryId};
+use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::WalError;
-use super::frame::{FrameHeader, FrameKind, NO_ENTRY, NO_SHARD};
+use super::frame::{FrameHeader, FrameKind, NO_ENTRY, NO_SHARD, Position};
 use super::gather::{Gather, Place, frame_bytes};
 use super::notes::Note;
 use super::state::Freed;
@@ -77,6 +77,8 @@ pub(super) struct BatchEntry {
     pub(super) shard: ShardId,
     pub(super) index: u64,
     pub(super) serial: u64,
+    /// Where it was before, if it is carried forward.
+    pub(super) from: Option<Position>,
     pub(super) place: Place,
 }
 
@@ -90,17 +92,33 @@ pub(super) struct Queued {
     done: Option<Completion>,
     sync: bool,
     freed: Freed,
+    from: Option<Position>,
 }
 
 impl Queued {
     pub(super) fn new(kind: FrameKind, shard: ShardId, id: EntryId, payload: EntryBytes) -> Self {
-        Self { kind, shard, id, payload, serial: 0, done: None, sync: false, freed: Freed::default() }
+        Self {
+            kind,
+            shard,
+            id,
+            payload,
+            serial: 0,
+            done: None,
+            sync: false,
+            freed: Freed::default(),
+            from: None,
+        }
     }
 
     /// A frame of the log itself.
     pub(super) fn of_log(kind: FrameKind, index: u64) -> Self {
         let id = EntryId { index: tidemill_protocol::LogIndex::new(index), ..NO_ENTRY };
         Self::new(kind, NO_SHARD, id, EntryBytes::default())
+    }
+
+    /// An entry that lies at `from`, once more.
+    pub(super) fn carried(shard: ShardId, entry: WalEntry, from: Position) -> Self {
+        Self { from: Some(from), ..Self::new(FrameKind::Carried, shard, entry.id, entry.payload) }
     }
 
     pub(super) fn done(self, done: Completion) -> Self {
@@ -263,10 +281,11 @@ impl Queue {
         batch.completions.extend(queued.done);
         batch.freed.merge(queued.freed);
         match queued.kind {
-            FrameKind::Entry => batch.entries.push(BatchEntry {
+            FrameKind::Entry | FrameKind::Carried => batch.entries.push(BatchEntry {
                 shard: queued.shard,
                 index: queued.id.index.get(),
                 serial: queued.serial,
+                from: queued.from,
                 place,
             }),
             FrameKind::Close => batch.closes = true,

@@ -220,8 +220,17 @@ impl Writer {
         for entry in &batch.entries {
             let sequence = first_sequence + u64::from(entry.place.block);
             let position = Position { sequence, offset: entry.place.offset };
-            state.stored(entry.shard, entry.index, entry.serial, position);
-            self.unsynced.ends.insert(entry.shard, (entry.index, entry.serial));
+            match entry.from {
+                None => {
+                    state.stored(entry.shard, entry.index, entry.serial, position);
+                    self.unsynced.ends.insert(entry.shard, (entry.index, entry.serial));
+                }
+                // Durable where it was; that place is given up once it is durable here.
+                Some(from) => {
+                    let freed = state.moved(entry.shard, entry.index, from, position);
+                    self.unsynced.freed.merge(freed);
+                }
+            }
         }
         state.enforce_cache_limit();
         batch.notes.into_iter().for_each(|note| self.notes.apply(note));

@@ -5,4 +5,5 @@ mod full_disk;
 mod proposing;
 mod replicating;
 mod slow_segments;
+mod stopped_shard;
 mod suite;

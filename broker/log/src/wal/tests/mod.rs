@@ -1,5 +1,6 @@
 //! The log as a whole, on storages that forget, tear, flip and fail.
 
+mod carry;
 mod damage;
 mod faults;
 mod model;
