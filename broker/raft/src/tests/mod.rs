@@ -1,6 +1,7 @@
 //! Tests of several parts together.
 
 mod fixture;
+mod following;
 mod full_disk;
 mod proposing;
 mod replicating;
