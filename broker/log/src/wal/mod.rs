@@ -37,7 +37,7 @@
 //!
 //! ```text
 //! Wal::open(Arc<dyn Storage>, &WalConfig) -> Result<(Wal, Recovery), WalOpenError>
-//! append(shard, Vec<WalEntry>, Completion)         append_synced(..): waits for the device in any durability
+//! append(shard, Vec<WalEntry>, Completion)         is_full() -> bool    when_room(WhenRoom)
 //! save_vote(shard, Bytes, Completion)              save_committed(shard, Bytes): lazy, rides with the next write
 //! snapshot_installed(shard, Bytes, Completion)     truncate_after(shard, Option<EntryId>, Completion)
 //! purge(shard, EntryId, Completion)                forget(shard, Completion)    accept_doubt(shard, Completion)
@@ -106,5 +106,5 @@ pub use error::{WalError, WalOpenError, WalReadError};
 pub use frame::FrameKind;
 pub use handle::{LogRange, Wal};
 pub use inspect::{InspectedEnd, InspectedFrame, InspectedSegment, Inspection, inspect};
-pub use queue::Completion;
+pub use queue::{Completion, WhenRoom};
 pub use recovery::{RecoveredShard, Recovery};

@@ -3,6 +3,7 @@
 mod fixture;
 mod following;
 mod full_disk;
+mod full_log;
 mod proposing;
 mod replicating;
 mod slow_segments;
