@@ -2,6 +2,8 @@
 
 mod fixture;
 mod following;
+mod format;
+mod format_history;
 mod full_disk;
 mod full_log;
 mod proposing;
