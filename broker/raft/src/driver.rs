@@ -149,14 +149,19 @@ impl Driving {
                 return;
             }
             let pinning = self.wal.pinning_shards();
+            let mut done_something = pinning.is_empty();
             for shard in &pinning {
-                let went_well = match self.replicas.iter().find(|replica| replica.shard_id() == *shard) {
-                    Some(replica) if !is_stopped(replica) => checkpoint(replica).await,
+                let done = match self.replicas.iter().find(|replica| replica.shard_id() == *shard) {
+                    Some(replica) if !is_stopped(replica) => checkpoint(replica).await.then_some(true),
                     _ => self.carry_forward(*shard).await,
                 };
-                if !went_well {
-                    return;
+                match done {
+                    Some(done) => done_something |= done,
+                    None => return,
                 }
+            }
+            if !done_something {
+                return;
             }
             // Also where nothing keeps them any more: their release rides with the next write, and with a log at its
             // bound there is none.
@@ -166,14 +171,14 @@ impl Driving {
         }
     }
 
-    /// Whether there is nothing to be tried again: carries what a stopped shard has in the oldest segment to the log's end,
-    /// unless that would free too little.
-    async fn carry_forward(&self, shard: ShardId) -> bool {
+    /// Carries what a stopped shard has in the oldest segment to the log's end; `Some(false)` where that would free too
+    /// little, `None` where it failed.
+    async fn carry_forward(&self, shard: ShardId) -> Option<bool> {
         let stopped = self.replicas.iter().filter(|replica| is_stopped(replica));
         let held: u64 = stopped.map(|replica| self.wal.bytes_held(replica.shard_id())).sum();
         let bytes_max = self.config.wal_bytes_max;
         if self.wal.bytes() <= bytes_max.max(held.saturating_add(bytes_max / CARRY_SHARE)) {
-            return true;
+            return Some(false);
         }
         loop {
             let (done, durable) = oneshot::channel();
@@ -182,20 +187,16 @@ impl Driving {
                 wal.carry_forward(shard, CARRY_BYTES_MAX, Box::new(move |result| drop(done.send(result))))
             });
             match copying.await {
-                Ok(Ok(0)) => return true,
+                Ok(Ok(0)) => return Some(true),
                 // Until the oldest segment has none left: each turn takes some.
-                Ok(Ok(_)) => {
-                    if !matches!(durable.await, Ok(Ok(()))) {
-                        return false;
-                    }
-                }
+                Ok(Ok(_)) => durable.await.ok()?.ok()?,
                 Ok(Err(error)) => {
                     tracing::warn!(%shard, %error, "the entries of a stopped shard can't be carried forward");
-                    return false;
+                    return None;
                 }
                 Err(panicked) => {
                     tracing::error!(%shard, %panicked, "carrying entries forward");
-                    return false;
+                    return None;
                 }
             }
         }
