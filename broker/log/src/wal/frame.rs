@@ -69,7 +69,7 @@ pub enum FrameKind {
 }
 
 impl FrameKind {
-    const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Entry,
         Self::Vote,
         Self::Committed,

@@ -3,6 +3,7 @@
 mod carry;
 mod damage;
 mod faults;
+mod format;
 mod model;
 mod tail;
 mod use_of_it;
