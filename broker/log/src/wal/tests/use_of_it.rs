@@ -341,7 +341,8 @@ fn a_full_queue_is_said_and_keeps_nobody() {
         wal.append(A, vec![entry(index, 10_000)], Box::new(|_| ()));
     }
     tell("failed");
-    faulty.on_nth(Some(Call::Write), 1, Effect::Fail);
+    // Whichever thread comes first: from then on the writer's calls fail too.
+    faulty.on_nth(Some(Call::Write), 1, Effect::Halt);
     faulty.go_on();
     assert_eq!(heard.recv().unwrap(), "failed");
     assert!(matches!(append(&wal, A, vec![entry(index + 1, 1)]), Err(WalError::Poisoned { .. })));
