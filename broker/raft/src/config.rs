@@ -102,7 +102,7 @@ pub struct ReplicaLimits {
     /// The most entries proposed and not yet answered.
     pub in_flight_entries_max: usize,
     /// The most bytes proposed and not yet answered (one entry always may be). Over all shards they should fit into the
-    /// queue of the write-ahead log, which makes its callers wait when it is full.
+    /// queue of the write-ahead log: while that is full, replicas wait.
     pub in_flight_bytes_max: usize,
     /// The most bytes of units that are reserved, queued or in flight.
     pub pending_bytes_max: usize,

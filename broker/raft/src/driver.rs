@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_log::wal::Wal;
+use tidemill_protocol::ShardId;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -39,6 +40,11 @@ impl Default for CheckpointConfig {
 /// How often a log that is too large is looked at again after checkpoints, and how long one waits for it to shrink.
 const RELIEF_ROUNDS_MAX: usize = 5;
 const RELIEF_PAUSE: Duration = Duration::from_millis(10);
+/// Most bytes of a stopped shard's entries that are copied at once.
+const CARRY_BYTES_MAX: usize = 4 << 20;
+/// The log is allowed what stopped shards hold and this part of its bound before their entries are copied: to free a segment
+/// costs writing the share of them in it again, so that with less room beside them copying would never end.
+const CARRY_SHARE: u64 = 2;
 
 /// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
 ///
@@ -133,7 +139,8 @@ impl Driving {
         }
     }
 
-    /// Checkpoints the shards that keep a log's oldest segments while it is too large.
+    /// While the log is too large, checkpoints the shards that keep its oldest segments. A stopped one's entries, which no
+    /// checkpoint will ever free, are carried forward.
     async fn relieve(&self) {
         for _ in 0..RELIEF_ROUNDS_MAX {
             let bytes_max = if *self.short_of_room.borrow() { 0 } else { self.config.wal_bytes_max };
@@ -142,17 +149,55 @@ impl Driving {
                 return;
             }
             let pinning = self.wal.pinning_shards();
-            for (shard, _) in &pinning {
-                for replica in self.replicas.iter().filter(|replica| replica.shard_id() == *shard) {
-                    if !checkpoint(replica).await {
-                        return;
-                    }
+            let mut done_something = pinning.is_empty();
+            for shard in &pinning {
+                let done = match self.replicas.iter().find(|replica| replica.shard_id() == *shard) {
+                    Some(replica) if !is_stopped(replica) => checkpoint(replica).await.then_some(true),
+                    _ => self.carry_forward(*shard).await,
+                };
+                match done {
+                    Some(done) => done_something |= done,
+                    None => return,
                 }
+            }
+            if !done_something {
+                return;
             }
             // Also where nothing keeps them any more: their release rides with the next write, and with a log at its
             // bound there is none.
             if !self.forget().await || (pinning.is_empty() && self.wal.bytes() == bytes) {
                 return;
+            }
+        }
+    }
+
+    /// Carries what a stopped shard has in the oldest segment to the log's end; `Some(false)` where that would free too
+    /// little, `None` where it failed.
+    async fn carry_forward(&self, shard: ShardId) -> Option<bool> {
+        let stopped = self.replicas.iter().filter(|replica| is_stopped(replica));
+        let held: u64 = stopped.map(|replica| self.wal.bytes_held(replica.shard_id())).sum();
+        let bytes_max = self.config.wal_bytes_max;
+        if self.wal.bytes() <= bytes_max.max(held.saturating_add(bytes_max / CARRY_SHARE)) {
+            return Some(false);
+        }
+        loop {
+            let (done, durable) = oneshot::channel();
+            let wal = self.wal.clone();
+            let copying = tokio::task::spawn_blocking(move || {
+                wal.carry_forward(shard, CARRY_BYTES_MAX, Box::new(move |result| drop(done.send(result))))
+            });
+            match copying.await {
+                Ok(Ok(0)) => return Some(true),
+                // Until the oldest segment has none left: each turn takes some.
+                Ok(Ok(_)) => durable.await.ok()?.ok()?,
+                Ok(Err(error)) => {
+                    tracing::warn!(%shard, %error, "the entries of a stopped shard can't be carried forward");
+                    return None;
+                }
+                Err(panicked) => {
+                    tracing::error!(%shard, %panicked, "carrying entries forward");
+                    return None;
+                }
             }
         }
     }
@@ -179,6 +224,11 @@ async fn next_due(replica: &Replica, retry_after: Duration) -> &Replica {
         tokio::time::sleep(retry_after).await;
     }
     replica
+}
+
+/// Whether it will make no checkpoint any more.
+fn is_stopped(replica: &Replica) -> bool {
+    replica.watch().borrow().stopped().is_some()
 }
 
 /// Whether there is nothing to repeat.

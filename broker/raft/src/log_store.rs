@@ -25,6 +25,21 @@ impl LogStore {
     }
 }
 
+impl LogStore {
+    /// While the log's queue is full this replica waits, and the runtime's threads go on with the others.
+    async fn wait_for_room(&self) {
+        while self.0.wal().is_full() {
+            let (ready, room) = oneshot::channel();
+            self.0.wal().when_room(Box::new(move || {
+                let _gone = ready.send(());
+            }));
+            if room.await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
 impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = LogReader;
 
@@ -65,6 +80,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = RaftLogEntry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
+        self.wait_for_room().await;
         let mut last = None;
         let frames: Vec<WalEntry> = entries
             .into_iter()

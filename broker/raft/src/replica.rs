@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use crate::config::ReplicaConfig;
 use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError};
 use crate::flight::Flight;
+use crate::follow::ShardHandle;
 use crate::node::NodeId;
 use crate::proposer::{EntrySink, Permit, Proposer};
 use crate::responder::CallbackResponder;
@@ -88,10 +89,16 @@ impl Replica {
     }
 
     /// The shard's state. What it shows is applied, and only [`Self::read_barrier`] makes it current. Not to be kept: an
-    /// installed snapshot replaces it.
+    /// installed snapshot replaces it; see [`Self::handle`].
     #[must_use]
     pub fn shard(&self) -> Shard {
         self.0.machine.shard()
+    }
+
+    /// The shard for whoever keeps it: follows what is installed in its place.
+    #[must_use]
+    pub fn handle(&self) -> ShardHandle {
+        ShardHandle::new(Arc::clone(&self.0.machine))
     }
 
     /// Waits for room for a unit of `bytes` with records, as [`Unit::bytes`] counts them: for proposals to be applied,

@@ -525,11 +525,11 @@ fn follow_controller(
     addresses: Vec<String>,
     stopping: &CancellationToken,
 ) -> Result<(ViewReader, JoinHandle<()>), StartError> {
-    let controller = shards.controller().ok_or(StartError::Interrupted)?.shard().clone();
+    let controller = shards.controller().ok_or(StartError::Interrupted)?.handle();
     let broker = BrokerId::new(meta.broker_id);
     let mut changes = controller.changes();
     let picture = move || {
-        let state = controller.controller()?;
+        let state = controller.now().controller()?;
         Some(ClusterView::new(state, broker, addresses.clone()))
     };
     let (publish, view) = ViewReader::channel(picture().ok_or(StartError::Interrupted)?);
@@ -537,14 +537,9 @@ fn follow_controller(
     let follower = tokio::spawn(async move {
         loop {
             tokio::select! {
-                changed = changes.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                }
+                () = changes.changed() => {}
                 () = stopping.cancelled() => return,
             }
-            changes.borrow_and_update();
             if let Some(view) = picture() {
                 publish.send_if_modified(|held| {
                     let newer = view.version() != held.version();

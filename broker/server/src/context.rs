@@ -176,18 +176,18 @@ impl Context {
             (NoRoom::Log, Some(shard)) => Error::new(
                 ErrorCode::StorageFailed,
                 format!(
-                    "shard {shard} has stopped, and its entries keep the write-ahead log from becoming smaller: nothing more \
-                     fits; restart the broker (`tidemill status` says why the shard stopped)"
+                    "shard {shard} has stopped, and what it left in the write-ahead log takes most of its room (wal.bytes_max): \
+                     nothing more fits; restart the broker (`tidemill status` says why the shard stopped)"
                 ),
             ),
             (NoRoom::Log, None) => log_full(),
         }
     }
 
-    /// A stopped shard that keeps the oldest segments of the log: no checkpoint will ever free them.
+    /// A stopped shard whose entries lie in the oldest segment of the log though it is at its bound: there are too many to
+    /// carry forward, or they can't be read.
     fn stopped_shard(&self) -> Option<ShardId> {
-        let mut pinning = self.wal.pinning_shards().into_iter().map(|(shard, _)| shard);
-        pinning.find(|shard| {
+        self.wal.pinning_shards().into_iter().find(|shard| {
             self.shards
                 .iter()
                 .any(|(known, replica)| known == *shard && replica.watch().borrow().stopped().is_some())

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! DIR/lock       held by the broker that runs on it
-//! DIR/meta       format, cluster and broker ids, incarnation, what was fixed for good when the directory was made,
-//!                whether the last stop was clean (TOML)
+//! DIR/meta       format and the release that wrote it last, cluster and broker ids, incarnation, what was fixed for good
+//!                when the directory was made, whether the last stop was clean (TOML)
 //! DIR/wal/ shard-NN/ artifacts/ tls/
 //! ```
 
@@ -23,6 +23,9 @@ use crate::disk;
 /// Newest format of the data directory that this release reads and writes.
 const FORMAT: u32 = 1;
 
+/// What this release calls itself where it writes.
+const RELEASE: &str = concat!("tidemill ", env!("CARGO_PKG_VERSION"));
+
 /// There from the first start until the directory is complete.
 const CREATING: &str = "creating";
 
@@ -40,6 +43,9 @@ pub(crate) struct DataDir {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Meta {
     pub(crate) format: u32,
+    /// The release that wrote the directory last, for people; empty where that was before it was noted.
+    #[serde(default)]
+    pub(crate) written_by: String,
     pub(crate) cluster: ClusterId,
     pub(crate) broker_id: u32,
     /// Of the Raft node: rises when this broker comes back as another replica, never on a plain restart.
@@ -156,6 +162,7 @@ impl DataDir {
     /// Writes `meta` durably; `clean` says that everything else is written down too.
     pub(crate) fn save(&mut self, clean: bool) -> io::Result<()> {
         self.meta.clean = clean;
+        RELEASE.clone_into(&mut self.meta.written_by);
         let text = toml::to_string(&self.meta).map_err(io::Error::other)?;
         let (beside, path) = (Path::new("meta.new"), Path::new("meta"));
         let file = self.storage.open(beside, OpenMode::CREATE)?;
@@ -181,16 +188,31 @@ fn read_meta(storage: &dyn Storage) -> io::Result<Option<String>> {
     String::from_utf8(text).map(Some).map_err(io::Error::other)
 }
 
+/// What every format's `meta` says, whatever else.
+#[derive(Deserialize)]
+struct Stamp {
+    format: u32,
+    #[serde(default)]
+    written_by: String,
+}
+
 fn parse_meta(text: &str) -> Result<Meta, String> {
-    let meta: Meta = toml::from_str(text)
-        .map_err(|error| format!("this is not the meta file of a data directory: {}", error.message()))?;
-    if meta.format > FORMAT {
+    let foreign = |error: toml::de::Error| {
+        format!("this is not the meta file of a data directory: {}", error.message())
+    };
+    let stamp: Stamp = toml::from_str(text).map_err(foreign)?;
+    if stamp.format > FORMAT {
+        let writer = match &*stamp.written_by {
+            "" => "a newer release",
+            named => named,
+        };
         return Err(format!(
-            "the directory has format {}, this release reads up to {FORMAT}: start a newer release",
-            meta.format
+            "the directory has format {}, written by {writer}; this is {RELEASE}, which reads up to format {FORMAT}: start \
+             that release or a newer one, or restore the copy of the directory from before the upgrade",
+            stamp.format
         ));
     }
-    Ok(meta)
+    toml::from_str(text).map_err(foreign)
 }
 
 /// A directory without `meta` must not hold a log: somebody lost the file, or named the wrong directory.
@@ -240,6 +262,7 @@ impl Meta {
     ) -> Self {
         Self {
             format: FORMAT,
+            written_by: RELEASE.to_owned(),
             cluster,
             broker_id,
             incarnation: 1,
@@ -318,6 +341,32 @@ mod tests {
         assert_eq!(parse_meta(&older).expect("reads").durability, DurabilitySetting::Fsync);
     }
 
+    /// Beside the other stored formats of that directory, which `broker/raft/src/tests/format.rs` reads.
+    #[test]
+    fn meta_of_format_1_reads_as_it_always_did() {
+        let text = include_str!("../../../tests/fixtures/format-1/meta");
+        let read = parse_meta(text).expect("format 1");
+        let written = Meta {
+            written_by: "tidemill 0.1.0".to_owned(),
+            incarnation: 2,
+            starts: 17,
+            clean: true,
+            ..meta()
+        };
+        assert_eq!(read, written);
+        let again = toml::to_string(&read).expect("encodes");
+        assert_eq!(again, text, "meta changed: raise the format, and keep this one readable");
+    }
+
+    #[test]
+    fn the_release_that_wrote_last_is_named() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut first = open(dir.path(), || Meta { written_by: String::new(), ..meta() }).expect("new");
+        first.complete().expect("completed");
+        let stored = std::fs::read_to_string(dir.path().join("meta")).expect("there");
+        assert_eq!(parse_meta(&stored).expect("reads").written_by, RELEASE);
+    }
+
     #[test]
     fn two_brokers_do_not_share_a_directory() {
         let dir = tempfile::tempdir().expect("a directory");
@@ -331,9 +380,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let write = |text: &str| std::fs::write(dir.path().join("meta"), text).expect("written");
         let refusal = || open(dir.path(), meta).err().expect("refused").to_string();
-        let newer = Meta { format: 2, ..meta() };
-        write(&toml::to_string(&newer).expect("encodes"));
-        assert!(refusal().contains("newer release"));
+        // Whatever else a newer one says, and whatever it no longer does.
+        write("format = 2\nwritten_by = \"tidemill 9.8.7\"\n");
+        let newer = refusal();
+        assert!(newer.contains("has format 2, written by tidemill 9.8.7"), "{newer}");
+        assert!(newer.contains(RELEASE) && newer.contains("start that release or a newer one"), "{newer}");
+        write("format = 2\n");
+        assert!(refusal().contains("written by a newer release"));
         write("hello");
         assert!(refusal().contains("not the meta file"));
         std::fs::remove_file(dir.path().join("meta")).expect("removed");

@@ -44,7 +44,7 @@ pub use codec::EntryError;
 pub use partition_log::{Batches, DiskRead, Fetch, FetchError, PartitionView};
 pub use result::{ProgressRefusal, UnitError, UnitResult};
 pub use shard::{
-    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, OutboxItem, OutboxQueue,
+    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, OutboxItem,
     RoutedAttempt, Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
 };
 pub use snapshot::{

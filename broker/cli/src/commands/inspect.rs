@@ -84,7 +84,7 @@ fn inspect_wal(data_dir: &Path, frames: bool, json: bool) -> Result<(), CliError
         let summary = shards.entry(shard).or_insert((0, 0, u64::MAX, 0));
         summary.0 += 1;
         summary.1 += frame.payload_bytes as u64;
-        if frame.kind == wal::FrameKind::Entry {
+        if frame.kind.holds_entry() {
             summary.2 = summary.2.min(index);
             summary.3 = summary.3.max(index);
         }

@@ -128,8 +128,8 @@ impl SegmentFiles {
     }
 
     /// Number of handles open now.
-    #[must_use]
-    pub fn open_files(&self) -> usize {
+    #[cfg(test)]
+    pub(super) fn open_files(&self) -> usize {
         self.pool.lock().slots.len()
     }
 

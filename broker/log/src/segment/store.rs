@@ -287,13 +287,8 @@ impl SegmentStore {
         Ok(unused)
     }
 
-    /// Whether the store was given up after a failed sync: it takes no more writes until it is opened again.
-    pub fn has_failed(&self) -> bool {
-        self.writer.lock().failed
-    }
-
     /// How far the segments go now, whether that is durable or not.
-    pub fn written_ends(&self) -> PartitionEnds {
+    pub(super) fn written_ends(&self) -> PartitionEnds {
         PartitionEnds { segments: self.view.read().iter().map(|segment| segment.end()).collect() }
     }
 

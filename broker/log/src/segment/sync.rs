@@ -65,7 +65,8 @@ impl SegmentStore {
     }
 
     /// Whether anything was appended that no sync covers.
-    pub fn is_dirty(&self) -> bool {
+    #[cfg(test)]
+    pub(super) fn is_dirty(&self) -> bool {
         !self.writer.lock().dirty.is_empty()
     }
 

@@ -20,7 +20,7 @@ pub struct WalConfig {
     pub write_bytes_max: usize,
     /// Recent entries are kept in memory up to this, and beyond it while they are not applied or not written.
     pub cache_bytes: usize,
-    /// Appends wait while more than this is queued or being written.
+    /// Whoever appends should wait while more than this is queued or being written.
     pub queue_bytes_max: usize,
     /// Recycled and prepared segment files beyond this are deleted.
     pub spare_bytes_max: u64,

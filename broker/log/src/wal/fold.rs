@@ -7,6 +7,7 @@ use tidemill_protocol::{LogIndex, ShardId};
 
 use super::block::Role;
 use super::doubt::{Doubt, DoubtReason};
+use super::entry::EntryId;
 use super::frame::{Frame, FrameKind, Position};
 use super::recovery::RecoveredShard;
 use super::scan::{Accept, Segment};
@@ -19,8 +20,10 @@ pub(super) struct Fold {
     pub(super) first_live: u64,
     pub(super) closed: bool,
     frames: u64,
-    /// Entries that a shard's log skipped: fine if they prove to be purged by the end.
+    /// Entries that a shard's log skipped: fine if they prove to be purged, or carried forward, by the end.
     skipped_to: BTreeMap<ShardId, u64>,
+    /// Entries of which only the copy was found, by shard and index: they go before those that the log holds.
+    carried: BTreeMap<ShardId, BTreeMap<u64, (EntryId, Slot)>>,
     replicated: bool,
     boot_id: Option<[u8; 16]>,
 }
@@ -41,6 +44,7 @@ impl Fold {
             closed: false,
             frames: 0,
             skipped_to: BTreeMap::new(),
+            carried: BTreeMap::new(),
             replicated: false,
             boot_id: None,
         }
@@ -75,17 +79,14 @@ impl Fold {
         }
         match header.kind {
             FrameKind::Entry => return self.entry(frame),
+            FrameKind::Carried => return self.carried(frame),
             FrameKind::Vote => self.state.shard(shard).vote = note,
             FrameKind::Committed => self.state.shard(shard).committed = note,
             FrameKind::SnapshotInstalled => self.state.shard(shard).snapshot_installed = note,
             FrameKind::TruncateAfter => {
-                let freed = self.state.truncate_from(shard, header.id.index.get().saturating_add(1), 0);
-                self.state.apply_freed(&freed);
+                self.truncate_from(shard, header.id.index.get().saturating_add(1));
             }
-            FrameKind::TruncateAll => {
-                let freed = self.state.truncate_from(shard, 0, 0);
-                self.state.apply_freed(&freed);
-            }
+            FrameKind::TruncateAll => self.truncate_from(shard, 0),
             FrameKind::Purge => {
                 let freed = self.state.purge(shard, header.id);
                 self.state.apply_freed(&freed);
@@ -95,6 +96,7 @@ impl Fold {
                 self.state.apply_freed(&freed);
                 self.state.shards.remove(&shard);
                 self.skipped_to.remove(&shard);
+                self.carried.remove(&shard);
             }
             FrameKind::Doubtful => match Doubt::decode(&frame.payload, header.id) {
                 Some(doubt) => self.state.shard(shard).doubt = Some(doubt),
@@ -110,6 +112,61 @@ impl Fold {
         true
     }
 
+    fn truncate_from(&mut self, shard: ShardId, from: u64) {
+        let freed = self.state.truncate_from(shard, from, 0);
+        self.state.apply_freed(&freed);
+        if let Some(carried) = self.carried.get_mut(&shard) {
+            carried.split_off(&from);
+        }
+    }
+
+    /// An entry's copy: as of here the shard has it, whether its original was found or not.
+    fn carried(&mut self, frame: &Frame) -> Accept {
+        let id = frame.header.id;
+        let shard = frame.header.shard;
+        let index = id.index.get();
+        let Ok(payload_bytes) = u32::try_from(frame.payload.len()) else {
+            return false;
+        };
+        let log = self.state.shard(shard);
+        if log.purged.is_some_and(|purged| id.index <= purged.index) {
+            return true;
+        }
+        match (log.id_of(index), log.slot(index).map(Slot::at)) {
+            (Some(held), Some(SlotAt::Stored(from))) if held == id => {
+                let freed = self.state.moved(shard, index, from, frame.position);
+                self.state.apply_freed(&freed);
+                true
+            }
+            // What follows the entry can't be older than it, so it is found too, or was carried as well.
+            (None, _) if log.first_index().is_none_or(|first| index < first) => {
+                let slot = Slot::new(SlotAt::Stored(frame.position), payload_bytes);
+                self.carried.entry(shard).or_default().insert(index, (id, slot));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Puts entries of which only the copy was found before those that follow them.
+    pub(super) fn settle(&mut self) {
+        for (shard, carried) in std::mem::take(&mut self.carried) {
+            let purged = self.state.shard(shard).purged.map(|purged| purged.index.get());
+            for (index, (id, slot)) in
+                carried.into_iter().rev().take_while(|(index, _)| Some(*index) > purged)
+            {
+                match self.state.shard(shard).first_index() {
+                    Some(first) if first != index + 1 => {
+                        // Something between is missing.
+                        self.skipped_to.insert(shard, first - 1);
+                        break;
+                    }
+                    _ => self.state.prepend(shard, id, slot),
+                }
+            }
+        }
+    }
+
     fn entry(&mut self, frame: &Frame) -> Accept {
         let id = frame.header.id;
         let shard = frame.header.shard;
@@ -121,10 +178,16 @@ impl Fold {
         if log.purged.is_some_and(|purged| id.index <= purged.index) {
             return true;
         }
+        let is_known =
+            |carried: &BTreeMap<u64, _>| carried.last_key_value().is_some_and(|(last, _)| index <= *last);
+        if self.carried.get(&shard).is_some_and(is_known) {
+            return false;
+        }
         match log.expected_next() {
             Some(expected) if index < expected => return false,
             Some(expected) if index > expected => {
-                // Entries between lie in segments that are released; the purge that allowed it comes later.
+                // Entries between lie in segments that are released; the purge that allowed it comes later, or they were
+                // carried forward.
                 let freed = self.state.drop_entries(shard);
                 self.state.apply_freed(&freed);
                 let purged = self.state.shard(shard).purged.take();
@@ -171,7 +234,8 @@ impl Fold {
     ) -> (State, FoldEnd) {
         for (shard, skipped_to) in &self.skipped_to {
             let log = self.state.shard(*shard);
-            if log.purged.is_none_or(|purged| purged.index.get() < *skipped_to) && log.doubt.is_none() {
+            let first = log.first_index().unwrap_or(skipped_to + 1);
+            if log.purged.is_none_or(|purged| purged.index.get() + 1 < first) && log.doubt.is_none() {
                 let doubt = Doubt {
                     reason: DoubtReason::Inconsistent,
                     segment,

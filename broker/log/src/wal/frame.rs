@@ -64,10 +64,12 @@ pub enum FrameKind {
     Release = 11,
     /// The log was closed in good order.
     Close = 12,
+    /// An entry that is still needed, once more, so that the segment it lay in need not stay.
+    Carried = 13,
 }
 
 impl FrameKind {
-    const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Entry,
         Self::Vote,
         Self::Committed,
@@ -80,7 +82,14 @@ impl FrameKind {
         Self::DoubtAccepted,
         Self::Release,
         Self::Close,
+        Self::Carried,
     ];
+
+    /// Whether its payload is an entry's.
+    #[must_use]
+    pub const fn holds_entry(self) -> bool {
+        matches!(self, Self::Entry | Self::Carried)
+    }
 
     fn from_byte(byte: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == byte)

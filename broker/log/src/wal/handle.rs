@@ -8,15 +8,16 @@ use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
 use tidemill_protocol::{LogIndex, ShardId};
 
+use super::carry;
 use super::config::{DirectIo, Durability, WalConfig};
 use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::{WalError, WalOpenError, WalReadError};
 use super::frame::{FrameKind, NO_ENTRY};
 use super::pool::{Pool, READY_MIN};
-use super::queue::{Completion, Queue, Queued, SharedQueue};
+use super::queue::{Completion, Queue, Queued, SharedQueue, WhenRoom};
 use super::read;
 use super::recovery::{self, Recovered, Recovery};
-use super::shard_log::{Slot, SlotAt};
+use super::shard_log::{ShardLog, Slot, SlotAt};
 use super::state::State;
 use super::writer::{Shared, Writer};
 use crate::fs::{AlignedBuffer, OpenMode, Storage};
@@ -36,7 +37,6 @@ struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     entry_bytes_max: usize,
-    queue_bytes_max: usize,
 }
 
 /// Where a shard's log begins and ends.
@@ -77,21 +77,69 @@ impl Wal {
             shared: Arc::clone(&shared),
             threads: Mutex::new(start_threads(shared, pool, config, recovered)?),
             entry_bytes_max: config.entry_bytes_max(),
-            queue_bytes_max: config.queue_bytes_max,
         };
         Ok((Self { inner: Arc::new(inner) }, recovery))
     }
 
-    /// Appends entries, which must follow the shard's last one without gaps. Waits while the queue is full. Until
-    /// `done` is called a crash may leave any number of them, the first ones first.
+    /// Appends entries, which must follow the shard's last one without gaps. Waits for nothing, and takes them also where
+    /// the queue is full: ask [`Self::when_room`] first. Until `done` is called a crash may leave any number of them, the
+    /// first ones first.
     pub fn append(&self, shard: ShardId, entries: Vec<WalEntry>, done: Completion) {
-        self.append_with(shard, entries, false, done);
+        let limit = self.inner.entry_bytes_max;
+        if let Some(entry) = entries.iter().find(|entry| entry.payload.len() > limit) {
+            return done(Err(WalError::TooLarge { shard, bytes: entry.payload.len(), limit }));
+        }
+        let Some(count) = entries.len().checked_sub(1) else {
+            return done(Ok(()));
+        };
+        let mut queue = self.queue();
+        let refusal = queue.refusal().or_else(|| check_order(&mut self.state(), shard, &entries).err());
+        if let Some(error) = refusal {
+            drop(queue);
+            return done(Err(error));
+        }
+        {
+            let mut state = self.state();
+            for (serial, entry) in (queue.peek_serial()..).zip(&entries) {
+                // `TooLarge` has been ruled out: a payload's length fits.
+                let bytes = u32::try_from(entry.payload.len()).unwrap_or(u32::MAX);
+                state.append(
+                    shard,
+                    entry.id,
+                    Slot::new(SlotAt::Queued(serial), bytes),
+                    entry.payload.clone(),
+                );
+            }
+        }
+        let mut done = Some(done);
+        for (number, entry) in entries.into_iter().enumerate() {
+            let serial = queue.take_serial();
+            let queued = Queued::new(FrameKind::Entry, shard, entry.id, entry.payload).serial(serial);
+            let done = if number == count { done.take() } else { None };
+            queue.admit(match done {
+                Some(done) => queued.done(done),
+                None => queued,
+            });
+        }
+        self.wake(&mut queue);
     }
 
-    /// As [`Wal::append`], but `done` waits for the device whatever the log's [`Durability`]: for decisions that the
-    /// loss of a majority's power must not undo.
-    pub fn append_synced(&self, shard: ShardId, entries: Vec<WalEntry>, done: Completion) {
-        self.append_with(shard, entries, true, done);
+    /// Whether so much is queued that who appends should wait: see [`Self::when_room`].
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.queue().is_full()
+    }
+
+    /// Calls `then` once less is queued than `queue_bytes_max` of the configuration, or nothing is taken any more; at once
+    /// where that is so. If each of n callers asks before it appends, the queue exceeds its bound by n appends at most.
+    pub fn when_room(&self, then: WhenRoom) {
+        let mut queue = self.queue();
+        if !queue.is_full() {
+            drop(queue);
+            return then();
+        }
+        queue.wait_for_room(then);
+        self.wake(&mut queue);
     }
 
     /// Saves the shard's vote. Always synced before `done`.
@@ -245,11 +293,32 @@ impl Wal {
     /// Files that stand beside those in use at most, unless there were more in use before.
     pub const SPARE_FILES_MAX: u64 = READY_MIN as u64 + 1;
 
-    /// Shards whose entries keep the oldest segment from being recycled, and up to where each must purge (and so
-    /// checkpoint before). Empty where only the segment being written is in use.
+    /// Shards whose entries keep the oldest segment from being recycled until they are purged, or carried forward.
+    /// Empty where only the segment being written is in use.
     #[must_use]
-    pub fn pinning_shards(&self) -> Vec<(ShardId, LogIndex)> {
+    pub fn pinning_shards(&self) -> Vec<ShardId> {
         self.state().pinning_shards()
+    }
+
+    /// Bytes of segments that a shard's entries need at least.
+    #[must_use]
+    pub fn bytes_held(&self, shard: ShardId) -> u64 {
+        self.state().shards.get(&shard).map_or(0, ShardLog::bytes_framed)
+    }
+
+    /// Copies entries of a shard from the oldest segment to the log's end: at least one, and otherwise at most
+    /// `bytes_max` of payload at a time. How many there were. Once none is left and all is flushed, the segment can be
+    /// recycled, though the shard purges nothing. Nothing changes for its readers. May block on the disk, to read.
+    ///
+    /// # Errors
+    /// Where an entry can't be read; then nothing was copied, and `done` is never called.
+    pub fn carry_forward(
+        &self,
+        shard: ShardId,
+        bytes_max: usize,
+        done: Completion,
+    ) -> Result<usize, WalReadError> {
+        carry::carry_forward(&self.inner.shared, shard, bytes_max, done)
     }
 
     /// Bytes that are queued or being written.
@@ -278,52 +347,6 @@ impl Wal {
     pub fn close(&self) -> Result<(), WalError> {
         self.inner.stop();
         self.poisoned().map_or(Ok(()), Err)
-    }
-
-    fn append_with(&self, shard: ShardId, entries: Vec<WalEntry>, sync: bool, done: Completion) {
-        let limit = self.inner.entry_bytes_max;
-        if let Some(entry) = entries.iter().find(|entry| entry.payload.len() > limit) {
-            return done(Err(WalError::TooLarge { shard, bytes: entry.payload.len(), limit }));
-        }
-        let Some(count) = entries.len().checked_sub(1) else {
-            return done(Ok(()));
-        };
-        let mut queue = self.queue();
-        while queue.queued_bytes > self.inner.queue_bytes_max && queue.refusal().is_none() {
-            // While the device writes one buffer, whoever waits fills the other.
-            queue.fill_up();
-            self.inner.shared.queue.room.wait(&mut queue);
-        }
-        let refusal = queue.refusal().or_else(|| check_order(&mut self.state(), shard, &entries).err());
-        if let Some(error) = refusal {
-            drop(queue);
-            return done(Err(error));
-        }
-        {
-            let mut state = self.state();
-            for (serial, entry) in (queue.peek_serial()..).zip(&entries) {
-                // `TooLarge` has been ruled out: a payload's length fits.
-                let bytes = u32::try_from(entry.payload.len()).unwrap_or(u32::MAX);
-                state.append(
-                    shard,
-                    entry.id,
-                    Slot::new(SlotAt::Queued(serial), bytes),
-                    entry.payload.clone(),
-                );
-            }
-        }
-        let mut done = Some(done);
-        for (number, entry) in entries.into_iter().enumerate() {
-            let serial = queue.take_serial();
-            let queued =
-                Queued::new(FrameKind::Entry, shard, entry.id, entry.payload).serial(serial).sync(sync);
-            let done = if number == count { done.take() } else { None };
-            queue.admit(match done {
-                Some(done) => queued.done(done),
-                None => queued,
-            });
-        }
-        self.wake(&mut queue);
     }
 
     fn note(&self, shard: ShardId, kind: FrameKind, note: Bytes, done: Option<Completion>) {
@@ -406,7 +429,6 @@ impl Inner {
     fn stop(&self) {
         self.shared.queue.queue.lock().closing = true;
         self.shared.queue.work.notify_one();
-        self.shared.queue.room.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         // The last handle may go with a completion, on the writer's own thread: both end by themselves then.
         if threads.iter().all(|thread| thread.thread().id() != thread::current().id()) {
@@ -424,7 +446,7 @@ impl Drop for Inner {
 }
 
 fn check_order(state: &mut State, shard: ShardId, entries: &[WalEntry]) -> Result<(), WalError> {
-    let mut expected = state.shards.get(&shard).and_then(super::shard_log::ShardLog::expected_next);
+    let mut expected = state.shards.get(&shard).and_then(ShardLog::expected_next);
     for entry in entries {
         let got = entry.id.index;
         if let Some(expected) = expected.filter(|expected| *expected != got.get()) {

@@ -30,12 +30,14 @@
 //!   been flushed; otherwise every shard is in [`Doubt`], which outlives restarts until it is answered.
 //! - A segment is reused only after a flushed frame has released it and its header has been durably erased.
 //! - A failed write or sync poisons the log.
+//! - What keeps the oldest segment and will not be purged may be copied to the end (`carry`); the copy is flushed before
+//!   the segment is released.
 //!
 //! # Use
 //!
 //! ```text
 //! Wal::open(Arc<dyn Storage>, &WalConfig) -> Result<(Wal, Recovery), WalOpenError>
-//! append(shard, Vec<WalEntry>, Completion)         append_synced(..): waits for the device in any durability
+//! append(shard, Vec<WalEntry>, Completion)         is_full() -> bool    when_room(WhenRoom)
 //! save_vote(shard, Bytes, Completion)              save_committed(shard, Bytes): lazy, rides with the next write
 //! snapshot_installed(shard, Bytes, Completion)     truncate_after(shard, Option<EntryId>, Completion)
 //! purge(shard, EntryId, Completion)                forget(shard, Completion)    accept_doubt(shard, Completion)
@@ -44,7 +46,9 @@
 //! is_cached(shard, from, to_exclusive) -> bool     applied(shard, LogIndex)
 //! range(shard) -> LogRange { purged, first, last } entry_id(shard, LogIndex) -> Option<EntryId>
 //! vote(shard), committed(shard) -> Option<Bytes>   bytes(), files_bytes() -> u64    queued_bytes() -> usize
-//! pinning_shards() -> Vec<(ShardId, LogIndex)>     poisoned() -> Option<WalError>    close() -> Result
+//! pinning_shards() -> Vec<ShardId>                 bytes_held(shard) -> u64
+//! carry_forward(shard, bytes_max, Completion) -> Result<usize, WalReadError>
+//! poisoned() -> Option<WalError>                   close() -> Result
 //! inspect(&dyn Storage, dir, &mut dyn FnMut(&InspectedFrame)) -> Result<Inspection, WalOpenError>
 //! ```
 //!
@@ -69,6 +73,7 @@
 //! ```
 
 mod block;
+mod carry;
 mod config;
 mod crc;
 mod doubt;
@@ -101,5 +106,5 @@ pub use error::{WalError, WalOpenError, WalReadError};
 pub use frame::FrameKind;
 pub use handle::{LogRange, Wal};
 pub use inspect::{InspectedEnd, InspectedFrame, InspectedSegment, Inspection, inspect};
-pub use queue::Completion;
+pub use queue::{Completion, WhenRoom};
 pub use recovery::{RecoveredShard, Recovery};

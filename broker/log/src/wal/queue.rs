@@ -5,6 +5,9 @@
 //!               \-> backlog (up to queue_bytes_max) -^
 //! ```
 //!
+//! Nobody is made to wait in a call: callers are tasks of a runtime, which would keep its threads from everybody else. Who
+//! appends asks for room first, and goes on when it is told that there is some.
+//!
 //! There are two gather buffers: while the device writes one, callers lay their frames into the other, so that the
 //! copy and the checksums run beside the device and a lone entry costs no further hand-over.
 
@@ -14,9 +17,9 @@ use parking_lot::{Condvar, Mutex};
 use tidemill_protocol::ShardId;
 
 use super::config::WalConfig;
-use super::entry::{EntryBytes, EntryId};
+use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::WalError;
-use super::frame::{FrameHeader, FrameKind, NO_ENTRY, NO_SHARD};
+use super::frame::{FrameHeader, FrameKind, NO_ENTRY, NO_SHARD, Position};
 use super::gather::{Gather, Place, frame_bytes};
 use super::notes::Note;
 use super::state::Freed;
@@ -25,13 +28,15 @@ use super::state::Freed;
 /// not wait for the log.
 pub type Completion = Box<dyn FnOnce(Result<(), WalError>) + Send>;
 
+/// Called once there is room in the queue, or nothing more is taken: on the caller's thread or on the log's writer thread.
+/// It must be quick and must not wait for the log.
+pub type WhenRoom = Box<dyn FnOnce() + Send>;
+
 /// The queue and what signals its changes.
 pub(super) struct SharedQueue {
     pub(super) queue: Mutex<Queue>,
     /// There is work for the writer.
     pub(super) work: Condvar,
-    /// There is room for callers.
-    pub(super) room: Condvar,
 }
 
 /// Frames on their way to the writer.
@@ -45,6 +50,9 @@ pub(super) struct Queue {
     /// Bytes of frames that are not written yet, those being written included.
     pub(super) queued_bytes: usize,
     write_bytes_max: usize,
+    queue_bytes_max: usize,
+    /// Who waits for room: called once, outside of the lock.
+    waiting: Vec<WhenRoom>,
     pub(super) writer_waits: bool,
     pub(super) closing: bool,
     pub(super) poison: Option<WalError>,
@@ -77,6 +85,8 @@ pub(super) struct BatchEntry {
     pub(super) shard: ShardId,
     pub(super) index: u64,
     pub(super) serial: u64,
+    /// Where it was before, if it is carried forward.
+    pub(super) from: Option<Position>,
     pub(super) place: Place,
 }
 
@@ -90,17 +100,33 @@ pub(super) struct Queued {
     done: Option<Completion>,
     sync: bool,
     freed: Freed,
+    from: Option<Position>,
 }
 
 impl Queued {
     pub(super) fn new(kind: FrameKind, shard: ShardId, id: EntryId, payload: EntryBytes) -> Self {
-        Self { kind, shard, id, payload, serial: 0, done: None, sync: false, freed: Freed::default() }
+        Self {
+            kind,
+            shard,
+            id,
+            payload,
+            serial: 0,
+            done: None,
+            sync: false,
+            freed: Freed::default(),
+            from: None,
+        }
     }
 
     /// A frame of the log itself.
     pub(super) fn of_log(kind: FrameKind, index: u64) -> Self {
         let id = EntryId { index: tidemill_protocol::LogIndex::new(index), ..NO_ENTRY };
         Self::new(kind, NO_SHARD, id, EntryBytes::default())
+    }
+
+    /// An entry that lies at `from`, once more.
+    pub(super) fn carried(shard: ShardId, entry: WalEntry, from: Position) -> Self {
+        Self { from: Some(from), ..Self::new(FrameKind::Carried, shard, entry.id, entry.payload) }
     }
 
     pub(super) fn done(self, done: Completion) -> Self {
@@ -136,12 +162,13 @@ impl SharedQueue {
                 next_serial: 1,
                 queued_bytes: 0,
                 write_bytes_max: config.write_bytes_max,
+                queue_bytes_max: config.queue_bytes_max,
+                waiting: Vec::new(),
                 writer_waits: false,
                 closing: false,
                 poison: None,
             }),
             work: Condvar::new(),
-            room: Condvar::new(),
         }
     }
 }
@@ -150,6 +177,21 @@ impl Queue {
     /// Why nothing more is taken, if so.
     pub(super) fn refusal(&self) -> Option<WalError> {
         self.poison.clone().or_else(|| self.closing.then_some(WalError::Closed))
+    }
+
+    /// Whether appends should wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.queued_bytes > self.queue_bytes_max && self.refusal().is_none()
+    }
+
+    /// Notes who waits for room.
+    pub(super) fn wait_for_room(&mut self, then: WhenRoom) {
+        self.waiting.push(then);
+    }
+
+    /// Who waited for the room that there is now.
+    pub(super) fn take_waiting(&mut self) -> Vec<WhenRoom> {
+        if self.is_full() { Vec::new() } else { std::mem::take(&mut self.waiting) }
     }
 
     /// A number that no other frame has.
@@ -263,10 +305,11 @@ impl Queue {
         batch.completions.extend(queued.done);
         batch.freed.merge(queued.freed);
         match queued.kind {
-            FrameKind::Entry => batch.entries.push(BatchEntry {
+            FrameKind::Entry | FrameKind::Carried => batch.entries.push(BatchEntry {
                 shard: queued.shard,
                 index: queued.id.index.get(),
                 serial: queued.serial,
+                from: queued.from,
                 place,
             }),
             FrameKind::Close => batch.closes = true,

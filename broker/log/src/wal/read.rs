@@ -8,7 +8,7 @@ use tidemill_protocol::{LogIndex, ShardId};
 use super::block::{self, BLOCK_BYTES, PAYLOAD_BYTES, Role};
 use super::entry::{EntryId, WalEntry};
 use super::error::WalReadError;
-use super::frame::{FRAME_OVERHEAD_BYTES, Frame, FrameAssembler, FrameKind, Position};
+use super::frame::{FRAME_OVERHEAD_BYTES, Frame, FrameAssembler, Position};
 use super::state::{Found, SegmentPlace, State};
 use crate::fs::AlignedBuffer;
 
@@ -33,25 +33,55 @@ pub(super) fn read(
     let mut window = None;
     let mut entries = Vec::with_capacity(found.len());
     for found in found {
-        match found {
-            Found::Cached(entry) => entries.push(entry),
-            Found::Stored { id, position, payload_bytes, segment } => {
-                let place = Place { shard, id, position, payload_bytes };
-                match fetch(&mut window, &place, segment) {
-                    Ok(entry) => entries.push(entry),
-                    // A segment may be recycled under a reader; then the entry is gone from the log as well.
-                    Err(_) if !state.lock().is_still(shard, id, position) => {
-                        if entries.is_empty() {
-                            return Err(WalReadError::NotFound { shard, index: id.index });
-                        }
-                        break;
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
+        match fetch_found(state, &mut window, shard, found)? {
+            Some(entry) => entries.push(entry),
+            None if entries.is_empty() => return Err(WalReadError::NotFound { shard, index: from }),
+            None => break,
         }
     }
     Ok(entries)
+}
+
+/// An entry that was found, from wherever it is by now; `None` where it is no longer in the log.
+fn fetch_found(
+    state: &parking_lot::Mutex<State>,
+    window: &mut Option<Window>,
+    shard: ShardId,
+    mut found: Found,
+) -> Result<Option<WalEntry>, WalReadError> {
+    loop {
+        let (place, segment) = match found {
+            Found::Cached(entry) => return Ok(Some(entry)),
+            Found::Stored { id, position, payload_bytes, segment } => {
+                (Place { shard, id, position, payload_bytes }, segment)
+            }
+        };
+        let error = match fetch(window, &place, segment) {
+            Ok(entry) => return Ok(Some(entry)),
+            Err(error) => error,
+        };
+        // A segment may be recycled under a reader. Then the entry is gone from the log as well, or was carried forward:
+        // once for each time round the log, so that this comes to an end.
+        let state = state.lock();
+        if state.is_still(shard, place.id, place.position) {
+            return Err(error);
+        }
+        match state.find_id(shard, place.id) {
+            Some(elsewhere) => found = elsewhere,
+            None => return Ok(None),
+        }
+    }
+}
+
+/// The entry `id` as it is in the log now; `None` where it is there no longer.
+pub(super) fn read_one(
+    state: &parking_lot::Mutex<State>,
+    window: &mut Option<Window>,
+    shard: ShardId,
+    id: EntryId,
+) -> Result<Option<WalEntry>, WalReadError> {
+    let found = state.lock().find_id(shard, id);
+    found.map_or(Ok(None), |found| fetch_found(state, window, shard, found))
 }
 
 struct Place {
@@ -62,7 +92,7 @@ struct Place {
 }
 
 /// Some blocks of a segment, fetched together.
-struct Window {
+pub(super) struct Window {
     segment: Arc<SegmentPlace>,
     first: u32,
     count: u32,
@@ -91,7 +121,7 @@ fn fetch(
     let frame = window.as_ref().and_then(|window| window.frame(place.position, first, blocks, frame_bytes));
     let header = frame.as_ref().map(|frame| frame.header);
     let is_it = header.is_some_and(|header| {
-        header.kind == FrameKind::Entry && header.shard == place.shard && header.id == place.id
+        header.kind.holds_entry() && header.shard == place.shard && header.id == place.id
     });
     match frame.filter(|_| is_it) {
         Some(frame) => Ok(WalEntry { id: place.id, payload: frame.payload.into() }),

@@ -307,6 +307,7 @@ fn conclude(
         Some(stopped) => stopped.suspect,
         None => used.last().map_or(0, |last| last.header.first_sequence + u64::from(last.header.blocks)),
     };
+    fold.settle();
     let mut report = Vec::new();
     let damage_reason = if front_missing {
         Some(DoubtReason::SegmentMissing)

@@ -18,6 +18,7 @@ use tidemill_protocol::{LogIndex, Term};
 use super::doubt::Doubt;
 use super::entry::{EntryBytes, EntryId};
 use super::frame::Position;
+use super::gather::frame_bytes;
 
 /// What an entry costs in the cache beside its payload, roughly.
 const CACHED_OVERHEAD_BYTES: usize = 64;
@@ -131,6 +132,11 @@ impl ShardLog {
         self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?).copied()
     }
 
+    /// What all entries take in a segment, written together.
+    pub(super) fn bytes_framed(&self) -> u64 {
+        self.slots.iter().map(|slot| frame_bytes(slot.payload_bytes as usize) as u64).sum()
+    }
+
     /// Payload bytes of the entries from `index` on.
     pub(super) fn bytes_from(&self, index: u64) -> u64 {
         let passed = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
@@ -228,6 +234,45 @@ impl ShardLog {
             }
             _ => false,
         }
+    }
+
+    /// An entry that was carried forward lies elsewhere now; whether it still is the log's.
+    pub(super) fn moved(&mut self, index: u64, from: Position, to: Position) -> bool {
+        let Some(place) = index.checked_sub(self.first).and_then(|place| usize::try_from(place).ok()) else {
+            return false;
+        };
+        match self.slots.get_mut(place) {
+            Some(slot) if slot.at() == SlotAt::Stored(from) => {
+                *slot = Slot::new(SlotAt::Stored(to), slot.payload_bytes);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Adds the entry before the first, in recovery: it was carried forward to behind those that follow it.
+    pub(super) fn prepend(&mut self, id: EntryId, slot: Slot) {
+        let index = id.index.get();
+        if self.slots.is_empty() {
+            self.reigns.clear();
+        } else {
+            assert!(index + 1 == self.first, "entries follow each other");
+        }
+        match self.reigns.front_mut() {
+            Some(reign) if (reign.term, reign.leader_node) == (id.term, id.leader_node) => {
+                reign.first = index
+            }
+            _ => self.reigns.push_front(Reign { first: index, term: id.term, leader_node: id.leader_node }),
+        }
+        self.first = index;
+        self.slots.push_front(slot);
+    }
+
+    /// Indexes of the entries that lie before block `sequence`, lowest first.
+    pub(super) fn stored_before(&self, sequence: u64) -> impl Iterator<Item = u64> {
+        let is_before =
+            move |slot: &Slot| matches!(slot.at(), SlotAt::Stored(position) if position.sequence < sequence);
+        (self.first..).zip(&self.slots).filter(move |(_, slot)| is_before(slot)).map(|(index, _)| index)
     }
 
     /// The entry `index`, queued under `serial`, is on the device with all before it.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use tidemill_protocol::{LogIndex, ShardId};
+use tidemill_protocol::ShardId;
 
 use super::block::BLOCK_BYTES;
 use super::entry::{EntryBytes, EntryId, WalEntry};
@@ -122,6 +122,26 @@ impl State {
         }
     }
 
+    /// An entry that was carried forward lies at `to` now. What that frees, once it is flushed.
+    pub(super) fn moved(&mut self, shard: ShardId, index: u64, from: Position, to: Position) -> Freed {
+        let mut freed = Freed::default();
+        if self.shards.get_mut(&shard).is_some_and(|log| log.moved(index, from, to)) {
+            self.count_live(shard, to);
+            if let Some(segment) = find(&self.segments, from) {
+                freed.add(segment.place.number, shard);
+            }
+        }
+        freed
+    }
+
+    /// Adds the entry before a shard's first, in recovery.
+    pub(super) fn prepend(&mut self, shard: ShardId, id: EntryId, slot: Slot) {
+        self.shard(shard).prepend(id, slot);
+        if let SlotAt::Stored(position) = slot.at() {
+            self.count_live(shard, position);
+        }
+    }
+
     fn count_live(&mut self, shard: ShardId, position: Position) {
         let place = segment_index(&self.segments, position);
         if let Some(segment) = place.and_then(|place| self.segments.get_mut(place)) {
@@ -187,18 +207,51 @@ impl State {
             if bytes > bytes_max && !found.is_empty() {
                 break;
             }
-            let entry = match (log.cached_payload(index), slot.at()) {
-                (Some(payload), _) => Found::Cached(WalEntry { id, payload: payload.clone() }),
-                (None, SlotAt::Stored(position)) => {
-                    let Some(segment) = find(&self.segments, position) else {
-                        break;
-                    };
-                    let segment = Arc::clone(&segment.place);
-                    Found::Stored { id, position, payload_bytes: slot.payload_bytes, segment }
-                }
-                (None, SlotAt::Queued(_)) => unreachable!("a queued entry is cached"),
+            let Some(entry) = self.found(log, id, slot) else {
+                break;
             };
             found.push(entry);
+        }
+        found
+    }
+
+    fn found(&self, log: &ShardLog, id: EntryId, slot: Slot) -> Option<Found> {
+        Some(match (log.cached_payload(id.index.get()), slot.at()) {
+            (Some(payload), _) => Found::Cached(WalEntry { id, payload: payload.clone() }),
+            (None, SlotAt::Stored(position)) => {
+                let segment = Arc::clone(&find(&self.segments, position)?.place);
+                Found::Stored { id, position, payload_bytes: slot.payload_bytes, segment }
+            }
+            (None, SlotAt::Queued(_)) => unreachable!("a queued entry is cached"),
+        })
+    }
+
+    /// The entry `id`, wherever it is by now.
+    pub(super) fn find_id(&self, shard: ShardId, id: EntryId) -> Option<Found> {
+        let log = self.shards.get(&shard)?;
+        let is_it = log.id_of(id.index.get()) == Some(id);
+        self.found(log, id, log.slot(id.index.get()).filter(|_| is_it)?)
+    }
+
+    /// A shard's entries that lie in the oldest segment, and where: at least one and otherwise at most `bytes_max` of
+    /// payload. None where that segment is the one being written.
+    pub(super) fn in_oldest(&self, shard: ShardId, bytes_max: usize) -> Vec<(EntryId, Position)> {
+        let mut found = Vec::new();
+        let mut bytes = 0_usize;
+        let (Some(log), Some(next)) = (self.shards.get(&shard), self.segments.get(1)) else {
+            return found;
+        };
+        for index in log.stored_before(next.place.first_sequence) {
+            let (Some(id), Some(slot)) = (log.id_of(index), log.slot(index)) else {
+                break;
+            };
+            bytes = bytes.saturating_add(slot.payload_bytes as usize);
+            if bytes > bytes_max && !found.is_empty() {
+                break;
+            }
+            if let SlotAt::Stored(position) = slot.at() {
+                found.push((id, position));
+            }
         }
         found
     }
@@ -220,16 +273,12 @@ impl State {
         })
     }
 
-    /// Shards with live entries in the oldest segment, and the last index that each has there.
-    pub(super) fn pinning_shards(&self) -> Vec<(ShardId, LogIndex)> {
-        let (Some(oldest), true) = (self.segments.front(), self.segments.len() > 1) else {
-            return Vec::new();
-        };
-        let pinned = oldest.live.iter().filter_map(|(shard, count)| {
-            let first = self.shards.get(shard)?.first_index()?;
-            Some((*shard, LogIndex::new(first + count - 1)))
-        });
-        pinned.collect()
+    /// Shards with live entries in the oldest segment.
+    pub(super) fn pinning_shards(&self) -> Vec<ShardId> {
+        match (self.segments.front(), self.segments.len()) {
+            (Some(oldest), 2..) => oldest.live.keys().copied().collect(),
+            _ => Vec::new(),
+        }
     }
 
     /// Counts anew what is kept counted. Only where nothing is queued or unflushed.

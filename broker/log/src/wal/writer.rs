@@ -23,7 +23,7 @@ use super::gather::{Gather, SealAs};
 use super::header::{PreviousSegment, SegmentHeader};
 use super::notes::Notes;
 use super::pool::Pool;
-use super::queue::{Batch, Completion, Queued, SharedQueue};
+use super::queue::{Batch, Completion, Queued, SharedQueue, WhenRoom};
 use super::recovery::Recovered;
 use super::scan::SegmentFile;
 use super::state::{Freed, LiveSegment, SegmentPlace, State};
@@ -165,12 +165,12 @@ impl Writer {
             return Err(("write", io::ErrorKind::Other.into()));
         }
         waiting.complete(&Ok(()));
-        let is_last = {
+        let (is_last, waited) = {
             let mut queue = self.shared.queue.queue.lock();
             queue.give_back(gather, queued_bytes);
-            closes && !queue.has_work()
+            (closes && !queue.has_work(), queue.take_waiting())
         };
-        self.shared.queue.room.notify_all();
+        tell(waited);
         if is_last {
             self.active = None;
         }
@@ -220,8 +220,17 @@ impl Writer {
         for entry in &batch.entries {
             let sequence = first_sequence + u64::from(entry.place.block);
             let position = Position { sequence, offset: entry.place.offset };
-            state.stored(entry.shard, entry.index, entry.serial, position);
-            self.unsynced.ends.insert(entry.shard, (entry.index, entry.serial));
+            match entry.from {
+                None => {
+                    state.stored(entry.shard, entry.index, entry.serial, position);
+                    self.unsynced.ends.insert(entry.shard, (entry.index, entry.serial));
+                }
+                // Durable where it was; that place is given up once it is durable here.
+                Some(from) => {
+                    let freed = state.moved(entry.shard, entry.index, from, position);
+                    self.unsynced.freed.merge(freed);
+                }
+            }
         }
         state.enforce_cache_limit();
         batch.notes.into_iter().for_each(|note| self.notes.apply(note));
@@ -352,9 +361,12 @@ fn poison(shared: &Shared, action: &'static str, source: io::Error) -> WalError 
 /// Poisons the log and lets everyone who waits know.
 fn fail(shared: &Shared, action: &'static str, source: io::Error) {
     let error = poison(shared, action, source);
-    let waiting = Waiting(shared.queue.queue.lock().take_completions());
-    shared.queue.room.notify_all();
+    let (waiting, waited) = {
+        let mut queue = shared.queue.queue.lock();
+        (Waiting(queue.take_completions()), queue.take_waiting())
+    };
     waiting.complete(&Err(error));
+    tell(waited);
 }
 
 /// Completions that must be called, come what may.
@@ -381,6 +393,15 @@ impl Drop for Waiting {
 fn call(completion: Completion, result: Result<(), WalError>) {
     if catch_unwind(AssertUnwindSafe(|| completion(result))).is_err() {
         tracing::error!("a completion of the write-ahead log panicked");
+    }
+}
+
+/// Those who waited for room learn that there is some, or never will be.
+fn tell(waited: Vec<WhenRoom>) {
+    for then in waited {
+        if catch_unwind(AssertUnwindSafe(then)).is_err() {
+            tracing::error!("whoever waited for room in the write-ahead log panicked");
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub use open::ShardOpenError;
 pub(crate) use pin::PinnedCheckpoint;
 pub use poison::ShardStopped;
 pub use readers::{AdoptedDeployment, AdoptedTopic, RoutedAttempt};
-pub use task_readers::{OutboxItem, OutboxQueue, StateEntry, StatePage, TaskView};
+pub use task_readers::{OutboxItem, StateEntry, StatePage, TaskView};
 
 use checkpoint::Recorded;
 use poison::Poison;

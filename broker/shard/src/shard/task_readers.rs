@@ -79,15 +79,12 @@ pub struct OutboxItem {
 
 /// A stream with something on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutboxQueue {
-    /// Which stream.
-    pub stream: OutboxStream,
+pub(crate) struct OutboxQueue {
+    stream: OutboxStream,
     /// Number of the oldest item.
-    pub first: u64,
+    first: u64,
     /// Number of the newest item.
-    pub last: u64,
-    /// Bytes of all.
-    pub bytes: u64,
+    last: u64,
 }
 
 impl Shard {
@@ -307,8 +304,7 @@ impl Shard {
     }
 
     /// The streams with something on its way, in order.
-    #[must_use]
-    pub fn outbox_queues(&self) -> Vec<OutboxQueue> {
+    pub(crate) fn outbox_queues(&self) -> Vec<OutboxQueue> {
         self.inner.state.read().outbox_queues()
     }
 
@@ -330,22 +326,6 @@ impl Shard {
             (queue.first..=queue.last.min(queue.first + each - 1)).map(move |number| (queue.stream, number))
         });
         self.outbox_items(wanted.take(limit).collect())
-    }
-
-    /// The items of one stream behind a number, at most `limit`: for who has earlier ones in flight.
-    ///
-    /// # Errors
-    /// The state store can't be read.
-    pub fn outbox_after(
-        &self,
-        stream: &OutboxStream,
-        number: u64,
-        limit: usize,
-    ) -> Result<Vec<OutboxItem>, StoreError> {
-        let outbox = self.inner.state.read().outboxes.get(stream).copied();
-        let Some(outbox) = outbox else { return Ok(Vec::new()) };
-        let first = outbox.first.max(number.saturating_add(1));
-        self.outbox_items((first..outbox.next).take(limit).map(|number| (*stream, number)).collect())
     }
 
     fn outbox_items(&self, wanted: Vec<(OutboxStream, u64)>) -> Result<Vec<OutboxItem>, StoreError> {
@@ -420,7 +400,6 @@ impl State {
             stream: *stream,
             first: outbox.first,
             last: outbox.next - 1,
-            bytes: outbox.bytes,
         });
         queue.collect()
     }

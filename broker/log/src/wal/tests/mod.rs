@@ -1,7 +1,9 @@
 //! The log as a whole, on storages that forget, tear, flip and fail.
 
+mod carry;
 mod damage;
 mod faults;
+mod format;
 mod model;
 mod tail;
 mod use_of_it;

@@ -28,6 +28,7 @@ enum Operation {
     Truncate(ShardId, Option<EntryId>),
     Purge(ShardId, EntryId),
     Forget(ShardId),
+    Carry(ShardId, usize),
 }
 
 impl Operation {
@@ -58,7 +59,8 @@ impl Operation {
                     kept.checked_sub(1).and_then(|place| log.entries.get(place)).map(|entry| entry.id);
                 Self::Truncate(shard, after)
             }
-            86..99 => match log.entries.get(rng.random_range(0..log.entries.len().max(1))) {
+            86..89 => Self::Carry(shard, rng.random_range(0..40_000)),
+            89..99 => match log.entries.get(rng.random_range(0..log.entries.len().max(1))) {
                 Some(entry) => Self::Purge(shard, entry.id),
                 None => Self::Vote(shard, text),
             },
@@ -96,6 +98,7 @@ impl Operation {
             Self::Forget(shard) => {
                 model.remove(shard);
             }
+            Self::Carry(..) => {}
         }
         model.retain(|_, log| *log != ModelShard::default());
     }
@@ -113,6 +116,7 @@ impl Operation {
             Self::Truncate(shard, after) => wal.truncate_after(shard, after, done),
             Self::Purge(shard, up_to) => wal.purge(shard, up_to, done),
             Self::Forget(shard) => wal.forget(shard, done),
+            Self::Carry(shard, bytes) => drop(wal.carry_forward(shard, bytes, done).unwrap()),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::fs::{Call, DiskStorage, FaultyStorage};
+use crate::fs::{Call, DiskStorage, Effect, FaultyStorage};
 
 #[test]
 fn what_was_appended_is_there_after_a_restart() {
@@ -115,7 +115,7 @@ fn purged_segments_are_recycled() {
             assert!(wal.pinning_shards().is_empty(), "the only segment pins nothing");
         }
         if index == 100 {
-            assert!(wal.pinning_shards().iter().any(|(shard, to)| (*shard, to.get()) == (B, 1)));
+            assert!(wal.pinning_shards().contains(&B));
             purge(&wal, B, 1).unwrap();
         }
         if index > 100 && index % 10 == 0 {
@@ -187,8 +187,6 @@ fn replicated_acknowledges_before_the_device_and_flushes_soon() {
     append(&wal, A, vec![entry(2, 10)]).unwrap();
     vote(&wal, A, "vote").unwrap();
     assert_eq!(wal.flushed(A), Some(id(2)), "votes are synced, and what is before them with them");
-    wait(|done| wal.append_synced(A, vec![entry(3, 10)], done)).unwrap();
-    assert_eq!(wal.flushed(A), Some(id(3)));
     let soon = Durability::Replicated { flush_interval: Duration::from_millis(1) };
     let (wal, _) = open_with(&MemoryStorage::new(), &WalConfig { durability: soon, ..config });
     append(&wal, A, vec![entry(1, 10)]).unwrap();
@@ -305,6 +303,51 @@ fn what_a_forgotten_shard_flushed_is_not_its_successors() {
     assert_eq!(wal.flushed(A), None);
     wait(|done| wal.flush(done)).unwrap();
     assert_eq!(wal.flushed(A), Some(id(19)));
+}
+
+#[test]
+fn a_full_queue_is_said_and_keeps_nobody() {
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    let (wal, _) = Wal::open(Arc::new(faulty.clone()), &config()).unwrap();
+    let (told, heard) = mpsc::channel();
+    let tell = |what: &'static str| {
+        let told = told.clone();
+        wal.when_room(Box::new(move || told.send(what).expect("somebody listens")));
+    };
+    tell("empty");
+    assert_eq!(heard.try_recv(), Ok("empty"));
+    faulty.hold(Call::Write);
+    let (done, results) = mpsc::channel();
+    let mut index = 0;
+    while !wal.is_full() {
+        index += 1;
+        let done = done.clone();
+        wal.append(A, vec![entry(index, 10_000)], Box::new(move |result| drop(done.send(result))));
+        assert!(index < 100, "the queue has a bound");
+    }
+    assert!(wal.queued_bytes() > config().queue_bytes_max);
+    tell("first");
+    tell("second");
+    assert!(heard.try_recv().is_err() && results.try_recv().is_err());
+    faulty.go_on();
+    assert_eq!([heard.recv().unwrap(), heard.recv().unwrap()], ["first", "second"]);
+    assert!(!wal.is_full());
+    (0..index).for_each(|_| results.recv().unwrap().unwrap());
+
+    // And where there will never be room.
+    faulty.hold(Call::Write);
+    while !wal.is_full() {
+        index += 1;
+        wal.append(A, vec![entry(index, 10_000)], Box::new(|_| ()));
+    }
+    tell("failed");
+    // Whichever thread comes first: from then on the writer's calls fail too.
+    faulty.on_nth(Some(Call::Write), 1, Effect::Halt);
+    faulty.go_on();
+    assert_eq!(heard.recv().unwrap(), "failed");
+    assert!(matches!(append(&wal, A, vec![entry(index + 1, 1)]), Err(WalError::Poisoned { .. })));
+    tell("poisoned");
+    assert_eq!(heard.recv().unwrap(), "poisoned");
 }
 
 #[test]

@@ -3,14 +3,14 @@
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
 use tidemill_protocol::{ErrorCode, Offset, Timestamp, TopicPartition, messages::Error};
+use tidemill_raft::{HighWatermark, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// One partition of a subscription.
 pub(super) struct Subscribed {
     pub(super) partition: TopicPartition,
-    pub(super) shard: Shard,
+    pub(super) shard: ShardHandle,
     /// The next offset to send.
     pub(super) next: Offset,
     /// Of the last seek; what was sent before it is the client's to discard.
@@ -18,7 +18,7 @@ pub(super) struct Subscribed {
     /// Bytes that may still be sent. A batch larger than the rest takes it below zero.
     pub(super) credit: i64,
     pub(super) paused: bool,
-    pub(super) high_watermark: watch::Receiver<Offset>,
+    pub(super) high_watermark: HighWatermark,
     /// A future that waits for the high watermark is under way.
     pub(super) waiting: bool,
     /// It stands in the queue of those to serve.
@@ -49,7 +49,7 @@ impl Subscribed {
     }
 
     pub(super) fn at_end(&self) -> bool {
-        self.next >= *self.high_watermark.borrow()
+        self.next >= self.high_watermark.get()
     }
 }
 

@@ -175,7 +175,7 @@ impl SubscriptionSet {
     async fn seek(&mut self, seek: SubscribeSeek) -> Result<(), WriteError> {
         let Some(partition) = self.partitions.get(&seek.id) else { return Ok(()) };
         let name = self.context.view.now().partition_name(partition.partition);
-        let found = resolve(&partition.shard, partition.partition, &name, seek.start.as_ref()).await;
+        let found = resolve(&partition.shard.now(), partition.partition, &name, seek.start.as_ref()).await;
         match (found, self.partitions.get_mut(&seek.id)) {
             (Ok(next), Some(partition)) => {
                 partition.next = next;
@@ -196,6 +196,8 @@ impl SubscriptionSet {
         if !partition.may_send() || partition.queued {
             return;
         }
+        // Where it is gone, waiting tells.
+        partition.high_watermark.follow();
         if !partition.at_end() {
             partition.queued = true;
             self.queue.push_back(id);
@@ -206,9 +208,7 @@ impl SubscriptionSet {
             let removed = partition.removed.token();
             self.waiters.push(Box::pin(async move {
                 tokio::select! {
-                    more = high_watermark.wait_for(|high_watermark| *high_watermark > next) => {
-                        (id, if more.is_ok() { Woken::More } else { Woken::Gone })
-                    }
+                    more = high_watermark.reaches(next) => (id, if more { Woken::More } else { Woken::Gone }),
                     () = removed.cancelled() => (id, Woken::Removed),
                 }
             }));
@@ -251,7 +251,7 @@ impl SubscriptionSet {
         partition.next = gathered.next;
         partition.credit -= i64::try_from(gathered.bytes).unwrap_or(i64::MAX);
         let generation = partition.generation;
-        let high_watermark = partition.high_watermark.borrow().get();
+        let high_watermark = partition.high_watermark.get().get();
         let (next_offset, bytes_scanned) = (gathered.next.get(), gathered.scanned as u64);
         metrics::counter!("tidemill_subscribe_scanned_bytes_total").increment(bytes_scanned);
         metrics::counter!("tidemill_subscribe_sent_bytes_total").increment(gathered.bytes as u64);
@@ -295,12 +295,12 @@ async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subs
         .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
-    let shard = replica.shard().clone();
+    let shard = replica.handle();
     let name = view.partition_name(partition);
     let high_watermark = shard.watch(partition).ok_or_else(|| {
         Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
     })?;
-    let next = resolve(&shard, partition, &name, add.start.as_ref()).await?;
+    let next = resolve(&shard.now(), partition, &name, add.start.as_ref()).await?;
     Ok(Subscribed {
         partition,
         shard,
@@ -325,11 +325,12 @@ async fn gather(
     let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
     let mut gathered = Gathered { parts: Vec::new(), bytes: 0, scanned: 0, next: partition.next };
     while gathered.bytes < room && gathered.scanned < SCAN_BYTES_MAX {
-        let high_watermark = *partition.high_watermark.borrow();
+        let high_watermark = partition.high_watermark.get();
         if gathered.next >= high_watermark {
             break;
         }
-        let batches = match partition.shard.fetch(partition.partition, gathered.next, room - gathered.bytes) {
+        let fetched = partition.shard.now().fetch(partition.partition, gathered.next, room - gathered.bytes);
+        let batches = match fetched {
             Fetch::Memory(batches) => batches,
             Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
                 .await
@@ -377,12 +378,12 @@ struct Gathered {
 }
 
 fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {
-    let view = partition.shard.partition(partition.partition);
+    let view = partition.shard.now().partition(partition.partition);
     SubscribeStarted {
         id,
         generation: partition.generation,
         offset: partition.next.get(),
         log_start_offset: view.map_or(0, |view| view.log_start.get()),
-        high_watermark: partition.high_watermark.borrow().get(),
+        high_watermark: partition.high_watermark.get().get(),
     }
 }
