@@ -192,6 +192,7 @@ impl Broker {
             attempts: Arc::default(),
             batch_bytes_max,
             wal: wal.clone(),
+            unpacking: crate::unpacking::UnpackPool::new(),
             uploads: crate::context::uploads(),
             compiles: crate::context::compiles(),
             stopping: stopping.clone(),

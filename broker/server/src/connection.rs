@@ -10,8 +10,11 @@ use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::handlers::{control, produce, request, routed, subscribe};
+use crate::handlers::produce::Producing;
+use crate::handlers::routed::Routing;
+use crate::handlers::{control, intake, request, subscribe};
 use crate::refusals::{self, Refused};
+use crate::unpacking::Unpacker;
 
 /// A stream that says nothing for so long after it was opened is dropped.
 const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
@@ -70,6 +73,7 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
+    let unpacker = context.unpacking.for_connection();
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -80,7 +84,7 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                     }
                     // The control stream is one of them.
                     if streams.len() + 1 < streams_max {
-                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), unpacker.clone(), stream));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
                         let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
@@ -110,14 +114,18 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream) {
+async fn serve_stream(context: Arc<Context>, client: ClientName, unpacker: Unpacker, stream: Stream) {
     let (kind, stream) = match first_frame(stream).await {
         Ok(opened) => opened,
         Err(error) => return refusals::stream(&client.0, &error),
     };
     match kind {
-        stream_open::Kind::Produce(open) => produce::serve(context, client, stream, open).await,
-        stream_open::Kind::Routed(open) => routed::serve(context, client, stream, open).await,
+        stream_open::Kind::Produce(open) => {
+            intake::serve::<Producing>(context, client, unpacker, stream, open).await;
+        }
+        stream_open::Kind::Routed(open) => {
+            intake::serve::<Routing>(context, client, unpacker, stream, open).await;
+        }
         stream_open::Kind::Subscribe(open) => subscribe::serve(context, client, stream, open).await,
         stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
         stream_open::Kind::Hello(_) => {

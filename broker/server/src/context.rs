@@ -16,10 +16,12 @@ use crate::attempts::Attempts;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
 use crate::disk::DiskState;
+use crate::errors;
 use crate::generations::Generations;
 use crate::machine::Clock;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
+use crate::unpacking::UnpackPool;
 use crate::view::{ClusterView, ViewReader};
 
 /// The broker as its handlers see it.
@@ -39,6 +41,7 @@ pub(crate) struct Context {
     /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
     pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
+    pub(crate) unpacking: UnpackPool,
     /// Places for components that are being uploaded, checked and compiled.
     pub(crate) uploads: tokio::sync::Semaphore,
     /// Places for what was received: checked and compiled.
@@ -120,7 +123,7 @@ impl Context {
     fn serving(&self) -> Result<(), Error> {
         match self.stopping.is_cancelled() {
             false => Ok(()),
-            true => Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")),
+            true => Err(errors::stopping()),
         }
     }
 

@@ -190,6 +190,11 @@ pub(crate) fn left_out_now() -> Error {
     Error::new(ErrorCode::RecordsRejected, "the topic's filter drops the batch by now")
 }
 
+/// Of whatever comes while the broker stops.
+pub(crate) fn stopping() -> Error {
+    Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")
+}
+
 pub(crate) fn open_plugin(error: &OpenError) -> Error {
     Error::new(plugin_code(error.problem()), error.to_string())
 }
