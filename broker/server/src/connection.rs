@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tidemill_net::{Connection, FrameReader, ReadError, Stream};
 use tidemill_protocol::ErrorCode;
-use tidemill_protocol::frame::{FrameError, RawFrame};
+use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
 use tokio::task::JoinSet;
 
 use crate::context::Context;
+use crate::errors;
 use crate::handlers::produce::Producing;
 use crate::handlers::routed::Routing;
 use crate::handlers::{control, intake, request, subscribe};
@@ -140,7 +141,7 @@ async fn serve_stream(context: Arc<Context>, client: ClientName, unpacker: Unpac
 async fn first_frame(mut stream: Stream) -> Result<(stream_open::Kind, Opened), Error> {
     let read = match tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.reader.next()).await {
         Ok(Ok(Some(frame))) => frame.message::<StreamOpen>().ok().and_then(|open| open.kind).map_or_else(
-            || Err(bad_message("the first frame of a stream says what the stream is for")),
+            || Err(errors::bad_message("the first frame of a stream says what the stream is for")),
             |kind| Ok((kind, frame.payload)),
         ),
         Ok(Ok(None)) => Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
@@ -171,17 +172,11 @@ pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
 
 /// What a peer is told, and the log says, of a frame that does not read. Counted here, logged by whoever knows the peer.
 pub(crate) fn read_error(error: &ReadError) -> Error {
-    let code = match error {
-        ReadError::Frame(FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
-        ReadError::Overloaded => ErrorCode::Overloaded,
-        ReadError::TooSlow { .. } => ErrorCode::Deadline,
-        _ => ErrorCode::BadFrame,
-    };
     // A peer that resets or goes is nothing to complain of.
     if matches!(error, ReadError::Frame(_) | ReadError::TooSlow { .. }) {
         metrics::counter!("tidemill_bad_frames_total").increment(1);
     }
-    Error::new(code, error.to_string())
+    errors::stream(error)
 }
 
 /// The next frame of a stream under way; `None` where the stream is over, by its end, the peer's reset, or the connection's loss.
@@ -199,9 +194,4 @@ pub(crate) async fn next_frame(reader: &mut FrameReader) -> Result<Option<RawFra
             Ok(None)
         }
     }
-}
-
-/// A message that does not decode, or says what it may not in its place.
-pub(crate) fn bad_message(what: &str) -> Error {
-    Error::new(ErrorCode::BadMessage, what.to_owned())
 }

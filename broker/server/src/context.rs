@@ -105,7 +105,7 @@ impl Context {
     /// Refuses what would need room on a disk that has none.
     pub(crate) fn room_to_write(&self) -> Result<(), Error> {
         self.serving()?;
-        if self.disk.is_nearly_full() { Err(disk_full()) } else { Ok(()) }
+        if self.disk.is_nearly_full() { Err(errors::disk_full()) } else { Ok(()) }
     }
 
     /// Refuses what takes next to no room, where there is none but what retention needs.
@@ -143,7 +143,8 @@ impl Context {
         view: &ClusterView,
         partition: TopicPartition,
     ) -> Result<(Arc<tidemill_controller::TopicRecord>, Replica), Error> {
-        let topic = view.topic(partition.topic).ok_or_else(|| unknown_topic(&partition.topic.to_string()))?;
+        let topic =
+            view.topic(partition.topic).ok_or_else(|| errors::unknown_topic(&partition.topic.to_string()))?;
         let shard = topic.shard_of(partition.partition).ok_or_else(|| {
             Error::new(
                 ErrorCode::UnknownPartition,
@@ -174,17 +175,7 @@ impl Context {
 
 impl Context {
     fn not_admitted(&self, no_room: NoRoom) -> Error {
-        match (no_room, self.stopped_shard()) {
-            (NoRoom::Disk, _) => disk_full(),
-            (NoRoom::Log, Some(shard)) => Error::new(
-                ErrorCode::StorageFailed,
-                format!(
-                    "shard {shard} has stopped, and its entries keep the write-ahead log from becoming smaller: nothing more \
-                     fits; restart the broker (`tidemill status` says why the shard stopped)"
-                ),
-            ),
-            (NoRoom::Log, None) => log_full(),
-        }
+        errors::not_admitted(no_room, self.stopped_shard())
     }
 
     /// A stopped shard that keeps the oldest segments of the log: no checkpoint will ever free them.
@@ -196,25 +187,4 @@ impl Context {
                 .any(|(known, replica)| known == *shard && replica.watch().borrow().stopped().is_some())
         })
     }
-}
-
-fn log_full() -> Error {
-    Error::new(
-        ErrorCode::Overloaded,
-        "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
-    )
-}
-
-fn disk_full() -> Error {
-    Error::new(
-        ErrorCode::DiskFull,
-        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-    )
-}
-
-pub(crate) fn unknown_topic(name: &str) -> Error {
-    Error::new(
-        ErrorCode::UnknownTopic,
-        format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
-    )
 }

@@ -11,9 +11,9 @@ use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_protocol::messages::{Acks, Error};
 use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId, TopicId};
+use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId};
 
-use crate::connection::{ClientName, Opened, bad_message};
+use crate::connection::{ClientName, Opened};
 use crate::context::Context;
 use crate::errors;
 use crate::generations::{Target, Turn};
@@ -110,10 +110,13 @@ async fn read<S: ProduceStream>(
     while let Some(frame) = answers.next_frame(reader).await? {
         let header: S::Header = frame
             .message()
-            .map_err(|_| bad_message(&format!("what comes on a {} stream are batches", S::KIND)))?;
+            .map_err(|_| errors::bad_message(&format!("what comes on a {} stream are batches", S::KIND)))?;
         let request_id = S::request_id(&header);
         if request_id != expected {
-            return Err(bad_message(&format!("request ids of a {} stream rise by one, from 0", S::KIND)));
+            return Err(errors::bad_message(&format!(
+                "request ids of a {} stream rise by one, from 0",
+                S::KIND
+            )));
         }
         expected += 1;
         let room = answers.room(frame.payload.len()).await;
@@ -160,7 +163,7 @@ impl Intake {
         producer: Producer,
     ) -> Result<Self, Error> {
         let epoch = i16::try_from(producer.epoch)
-            .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
+            .map_err(|_| errors::bad_message("a producer epoch is a 16-bit number"))?;
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
         let (id, epoch) = (ProducerId::new(producer.id), ProducerEpoch::new(epoch));
         context.producer_ids.check(id).await?;
@@ -213,9 +216,8 @@ impl Intake {
     /// Notices that the topic was altered or deleted, or its filter exchanged. Answers whether anything changed.
     pub(crate) async fn follow_topic(&mut self) -> Result<bool, Error> {
         let view = self.view.now();
-        let topic = view.topic(self.topic.id).ok_or_else(|| {
-            Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name))
-        })?;
+        let topic =
+            view.topic(self.topic.id).ok_or_else(|| errors::topic_deleted(self.topic.name.as_str()))?;
         if topic.version == self.topic.version {
             return Ok(false);
         }
@@ -225,9 +227,4 @@ impl Intake {
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
         Ok(true)
     }
-}
-
-/// A topic's id in a message.
-pub(crate) fn topic_id(bytes: &[u8]) -> Result<TopicId, Error> {
-    TopicId::from_slice(bytes).ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))
 }

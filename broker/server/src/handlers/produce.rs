@@ -8,7 +8,7 @@ use std::task::{Context as TaskContext, Poll, ready};
 use bytes::Bytes;
 use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
-    Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection, TopicPartitionRef,
+    Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, Compression, RecordBatch, Records};
 use tidemill_protocol::{ErrorCode, LeaderEpoch, TopicPartition};
@@ -21,6 +21,7 @@ use crate::errors;
 use crate::generations::Target;
 use crate::handlers::intake::{Intake, ProduceStream, Producer};
 use crate::handlers::produce_filter::Passed;
+use crate::handlers::topics;
 use crate::unpacking::{Unpacked, Unpacker};
 
 /// A produce stream.
@@ -45,11 +46,7 @@ impl ProduceStream for Producing {
     type Acks = ProduceAcks;
 
     async fn open(context: &Arc<Context>, unpacker: Unpacker, open: &ProduceOpen) -> Result<Self, Error> {
-        let partition = open
-            .partition
-            .as_ref()
-            .and_then(TopicPartitionRef::parse)
-            .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
+        let partition = topics::partition(open.partition.as_ref())?;
         let (topic, replica) = context.find(&context.view.now(), partition)?;
         let leader_epoch = leader_epoch(replica.status().term);
         let pinned = known_epoch(open.leader_epoch, leader_epoch)?;

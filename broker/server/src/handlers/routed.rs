@@ -16,16 +16,16 @@ use tidemill_protocol::messages::{
     Error, Rejection, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened,
 };
 use tidemill_protocol::record_batch::{BatchLimits, Compression, ProducerFields, Records};
-use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerId, ShardId};
+use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerId, ShardId, TopicId};
 use tidemill_raft::{Pending, ProposeError, Replica};
 use tidemill_shard::{FilterPass, RoutedAppend, Unit};
 
 use crate::admission::Admitted;
 use crate::attempts::{Attempt, RoutedKey};
-use crate::context::{Context, unknown_topic};
+use crate::context::Context;
 use crate::errors;
 use crate::generations::Target;
-use crate::handlers::intake::{Intake, ProduceStream, Producer, topic_id};
+use crate::handlers::intake::{Intake, ProduceStream, Producer};
 use crate::handlers::produce_filter::{self, Passed, ProduceFilter};
 use crate::plans;
 use crate::unpacking::{Unpacked, Unpacker};
@@ -54,8 +54,9 @@ impl ProduceStream for Routing {
     type Acks = RoutedAcks;
 
     async fn open(context: &Arc<Context>, unpacker: Unpacker, open: &RoutedOpen) -> Result<Self, Error> {
-        let id = topic_id(&open.topic_id)?;
-        let topic = context.view.now().topic(id).cloned().ok_or_else(|| unknown_topic(&id.to_string()))?;
+        let id = TopicId::from_slice(&open.topic_id).ok_or_else(errors::not_an_id)?;
+        let topic =
+            context.view.now().topic(id).cloned().ok_or_else(|| errors::unknown_topic(&id.to_string()))?;
         let producer = Producer {
             id: open.producer_id,
             epoch: open.producer_epoch,
