@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidemill_protocol::Timestamp;
-use tidemill_protocol::record_batch::{BatchBuilder, BatchLimits, HeadersView, RecordBatch, Records};
+use tidemill_protocol::record_batch::{
+    BatchBuilder, BatchLimits, Compression, HeadersView, RecordBatch, Records,
+};
 use tidemill_wasm::{Claim, Fields, FilterPool, Part, Rejection, Selection, Verdict};
 
 use crate::batch_view::view_of;
@@ -56,7 +58,7 @@ impl Filter {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Asks the plugin about a batch.
+    /// Asks the plugin about a batch. What is left of it is in the batch's own compression.
     ///
     /// # Errors
     /// [`CallFailure`] where there is no usable answer; the filter goes on with the next batch.
@@ -67,10 +69,26 @@ impl Filter {
         now: Timestamp,
         lane: Lane,
     ) -> Result<FilterOutcome, CallFailure> {
+        let records = batch.records(&self.inner.limits);
+        let records = records.map_err(|error| CallFailure::batch(&self.inner.name, &error))?;
+        self.apply_to(&records, place, now, lane, batch.header().attributes.compression).await
+    }
+
+    /// The same for records that are at hand, decompressed. What is left of them is compressed as `kept_as` says.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub async fn apply_to(
+        &self,
+        records: &Records,
+        place: BatchPlace,
+        now: Timestamp,
+        lane: Lane,
+        kept_as: Compression,
+    ) -> Result<FilterOutcome, CallFailure> {
         let inner = &*self.inner;
-        let unreadable = |error| CallFailure::batch(&inner.name, &error);
-        let records = batch.records(&inner.limits).map_err(unreadable)?;
-        let view = view_of(&records, inner.fields, place, now.get()).map_err(unreadable)?;
+        let view = view_of(records, inner.fields, place, now.get());
+        let view = view.map_err(|error| CallFailure::batch(&inner.name, &error))?;
         let claim = match lane {
             Lane::Produce => Claim::Produce,
             Lane::Subscribe => Claim::Common,
@@ -83,21 +101,26 @@ impl Filter {
         let answer = answer.map_err(|_| CallFailure::stopped(&inner.name))?;
         let outcome = answer
             .map_err(|error| CallFailure::of(&inner.name, &error))
-            .and_then(|verdict| self.outcome(&records, verdict));
+            .and_then(|verdict| self.outcome(records, verdict, kept_as));
         if let Some(log) = &inner.log {
-            count(log, &records, &outcome);
+            count(log, records, &outcome);
         }
         outcome
     }
 
-    fn outcome(&self, records: &Records, verdict: Verdict) -> Result<FilterOutcome, CallFailure> {
+    fn outcome(
+        &self,
+        records: &Records,
+        verdict: Verdict,
+        kept_as: Compression,
+    ) -> Result<FilterOutcome, CallFailure> {
         let Verdict { selection, rejections } = verdict;
         let kept = match (&selection, rejections.is_empty()) {
             (Selection::KeepAll, true) => Kept::All,
             (Selection::DropAll, _) => Kept::None,
-            (Selection::KeepAll, false) => self.keep(records, 0..count_of(records), &rejections)?,
-            (Selection::Keep(bitmap), _) => self.keep(records, bitmap.ordinals(), &rejections)?,
-            (Selection::Replace(made), _) => self.replace(records, made, &rejections)?,
+            (Selection::KeepAll, false) => self.keep(records, 0..count_of(records), &rejections, kept_as)?,
+            (Selection::Keep(bitmap), _) => self.keep(records, bitmap.ordinals(), &rejections, kept_as)?,
+            (Selection::Replace(made), _) => self.replace(records, made, &rejections, kept_as)?,
         };
         let rejections =
             rejections.into_iter().map(|rejection| (rejection.ordinal, rejection.reason)).collect();
@@ -109,6 +132,7 @@ impl Filter {
         records: &Records,
         ordinals: impl Iterator<Item = u32>,
         rejections: &[Rejection],
+        kept_as: Compression,
     ) -> Result<Kept, CallFailure> {
         let mut bits = vec![0_u8; records.len().div_ceil(8)];
         let mut set = |ordinal: u32, keep: bool| {
@@ -119,8 +143,10 @@ impl Filter {
         };
         ordinals.for_each(|ordinal| set(ordinal, true));
         rejections.iter().for_each(|rejection| set(rejection.ordinal, false));
-        let compression = records.header().attributes.compression;
-        match records.filter(&bits, compression) {
+        if bits.iter().map(|byte| byte.count_ones() as usize).sum::<usize>() == records.len() {
+            return Ok(Kept::All);
+        }
+        match records.filter(&bits, kept_as) {
             Ok(Some(batch)) => Ok(Kept::Some(batch.bytes().clone())),
             Ok(None) => Ok(Kept::None),
             Err(error) => Err(CallFailure::answer(&self.inner.name, error)),
@@ -133,9 +159,10 @@ impl Filter {
         records: &Records,
         made: &tidemill_wasm::Records,
         rejections: &[Rejection],
+        kept_as: Compression,
     ) -> Result<Kept, CallFailure> {
         let bad = |reason: &dyn std::fmt::Display| CallFailure::answer(&self.inner.name, reason);
-        let mut builder = BatchBuilder::replacing(records.header(), records.header().attributes.compression);
+        let mut builder = BatchBuilder::replacing(records.header(), kept_as);
         let mut inputs = records.iter();
         for made in made.iter() {
             // Ordinals strictly increase: both lists are walked once.

@@ -24,7 +24,7 @@ use crate::plan::{Lane, PluginKind, PluginPlan, TaskPlan};
 use crate::port::TaskPort;
 use crate::recent::Recent;
 use crate::runtime::{PluginRuntime, Stopped};
-use crate::task::{TaskParts, TaskRunner};
+use crate::task::{KeptBytes, TaskParts, TaskRunner};
 
 /// Filters kept open while nobody uses them, and as many partitioners: configurations come from clients.
 const OPEN_MAX: usize = 256;
@@ -61,6 +61,7 @@ pub(crate) struct Inner {
     filters: Mutex<Recent<PluginPlan, Filter>>,
     partitioners: Mutex<Recent<PluginPlan, Partitioner>>,
     tasks: Mutex<HashMap<(DeploymentId, PartitionId), RunningTask>>,
+    kept_ahead: Arc<KeptBytes>,
 }
 
 struct RunningTask {
@@ -86,6 +87,7 @@ impl Hosting {
                 filters: Mutex::new(Recent::new(OPEN_MAX)),
                 partitioners: Mutex::new(Recent::new(OPEN_MAX)),
                 tasks: Mutex::default(),
+                kept_ahead: Arc::default(),
             }),
         })
     }
@@ -372,6 +374,11 @@ impl Inner {
             call_time: self.config.task_call_time,
             ..PluginLimits::task()
         }
+    }
+
+    /// What all tasks together keep of what they read ahead.
+    pub(crate) const fn kept_ahead(&self) -> &Arc<KeptBytes> {
+        &self.kept_ahead
     }
 
     fn inline_limits(&self, memory_bytes_max: u64) -> PluginLimits {

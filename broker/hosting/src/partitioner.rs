@@ -64,14 +64,30 @@ impl Partitioner {
         tie: u64,
         now: Timestamp,
     ) -> Result<Placement, CallFailure> {
+        let limits = self.inner.as_ref().map_or(&BatchLimits::STORED, |inner| &inner.limits);
+        let name = self.inner.as_ref().map_or("placing by key", |inner| &inner.name);
+        // The batch was checked when it came; what a filter left of it has gaps.
+        let records = batch.records(limits).map_err(|error| CallFailure::batch(name, &error))?;
+        self.place_all(&records, partitions, tie, now).await
+    }
+
+    /// The same for records that are at hand, decompressed.
+    ///
+    /// # Errors
+    /// As [`place`](Self::place).
+    pub async fn place_all(
+        &self,
+        records: &Records,
+        partitions: u32,
+        tie: u64,
+        now: Timestamp,
+    ) -> Result<Placement, CallFailure> {
         let any = u32::try_from(tie % u64::from(partitions.max(1))).unwrap_or(0);
         let Some(inner) = &self.inner else {
-            // The batch was checked when it came; what a filter left of it has gaps.
-            let unreadable = |error| CallFailure::batch("placing by key", &error);
-            let records = batch.records(&BatchLimits::STORED).map_err(unreadable)?;
-            return place_by_key(&records, partitions, any).map_err(unreadable);
+            let placed = place_by_key(records, partitions, any);
+            return placed.map_err(|error| CallFailure::batch("placing by key", &error));
         };
-        inner.ask(batch, partitions, now).await.map(|placement| Placement {
+        inner.ask_all(records, partitions, now).await.map(|placement| Placement {
             partitions: placement
                 .partitions
                 .into_iter()
@@ -90,10 +106,20 @@ impl PartitionerInner {
         partitions: u32,
         now: Timestamp,
     ) -> Result<tidemill_wasm::Placement, CallFailure> {
-        let unreadable = |error| CallFailure::batch(&self.name, &error);
-        let records = batch.records(&self.limits).map_err(unreadable)?;
+        let records = batch.records(&self.limits);
+        let records = records.map_err(|error| CallFailure::batch(&self.name, &error))?;
+        self.ask_all(&records, partitions, now).await
+    }
+
+    async fn ask_all(
+        &self,
+        records: &Records,
+        partitions: u32,
+        now: Timestamp,
+    ) -> Result<tidemill_wasm::Placement, CallFailure> {
         let place = BatchPlace { topic: 0, partition: BatchPlace::UNPLACED };
-        let view = view_of(&records, self.fields, place, now.get()).map_err(unreadable)?;
+        let view = view_of(records, self.fields, place, now.get());
+        let view = view.map_err(|error| CallFailure::batch(&self.name, &error))?;
         let call = self.pool.partition(view, partitions);
         let answer = match &self.meter {
             None => self.runtime.run(Lane::Produce, call).await,
@@ -102,7 +128,7 @@ impl PartitionerInner {
         let answer = answer.map_err(|_| CallFailure::stopped(&self.name))?;
         let placement = answer.map_err(|error| CallFailure::of(&self.name, &error));
         if let Some(log) = &self.log {
-            count(log, &records, &placement);
+            count(log, records, &placement);
         }
         placement
     }

@@ -68,7 +68,7 @@ pub enum ReadError {
     /// A frame was begun and not completed in time.
     #[error("a frame was not complete {seconds} s after its first byte: {received} bytes came")]
     TooSlow {
-        /// Of its header and payload, in bytes.
+        /// Bytes of it, its lengths included.
         received: usize,
         /// How long it may take.
         seconds: u64,

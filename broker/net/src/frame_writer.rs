@@ -1,29 +1,19 @@
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use prost::Message;
-use tidemill_protocol::frame::{FRAME_LENGTH_BYTES, FRAME_PREFIX_BYTES};
+use tidemill_protocol::frame::{FrameEncoder, FrameTooLong};
 
 use crate::WriteError;
-
-/// Payload parts up to this size are copied beside the header; a write of its own costs more.
-const JOINED_PART_BYTES_MAX: usize = 512;
-/// What the buffer for headers starts with.
-const HEADERS_BUFFER_BYTES: usize = 4 << 10;
 
 /// Writes whole frames to a stream. Payloads are handed to quinn as they are, never copied (small ones excepted).
 #[derive(Debug)]
 pub struct FrameWriter {
     stream: quinn::SendStream,
-    /// Headers and small payloads since the last large one.
-    joined: BytesMut,
-    /// To be written, in order, from `written` on.
-    queue: Vec<Bytes>,
-    written: usize,
-    queued_bytes: usize,
+    frames: FrameEncoder,
 }
 
 impl FrameWriter {
     pub(crate) fn new(stream: quinn::SendStream) -> Self {
-        Self { stream, joined: BytesMut::new(), queue: Vec::new(), written: 0, queued_bytes: 0 }
+        Self { stream, frames: FrameEncoder::new() }
     }
 
     /// Writes one frame: waits only while the peer's windows are full.
@@ -43,36 +33,13 @@ impl FrameWriter {
     /// # Errors
     /// Only [`WriteError::TooLarge`].
     pub fn feed(&mut self, header: &impl Message, payload: &[Bytes]) -> Result<(), WriteError> {
-        let header_length = header.encoded_len();
-        let payload_length: usize = payload.iter().map(Bytes::len).sum();
-        let length = FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES + header_length + payload_length;
-        let too_large = || WriteError::TooLarge { length };
-        let frame_length = u32::try_from(length).map_err(|_| too_large())?;
-        // Smaller than the frame's, which fits.
-        let header_length = u32::try_from(header_length).map_err(|_| too_large())?;
-
-        if self.joined.capacity() == 0 {
-            self.joined.reserve(HEADERS_BUFFER_BYTES);
-        }
-        self.joined.put_u32(frame_length);
-        self.joined.put_u32(header_length);
-        header.encode(&mut self.joined).map_err(|_| too_large())?;
-        self.queued_bytes += FRAME_LENGTH_BYTES + length;
-        for part in payload {
-            if part.len() <= JOINED_PART_BYTES_MAX {
-                self.joined.put_slice(part);
-            } else {
-                self.close_joined();
-                self.queue.push(part.clone());
-            }
-        }
-        Ok(())
+        self.frames.feed(header, payload).map_err(|FrameTooLong { length }| WriteError::TooLarge { length })
     }
 
     /// Bytes that [`Self::feed`] queued and [`Self::flush`] has not handed over yet.
     #[must_use]
     pub const fn queued_bytes(&self) -> usize {
-        self.queued_bytes
+        self.frames.queued_bytes()
     }
 
     /// Hands everything queued to quinn. Cancel-safe.
@@ -80,17 +47,14 @@ impl FrameWriter {
     /// # Errors
     /// See [`WriteError`].
     pub async fn flush(&mut self) -> Result<(), WriteError> {
-        self.close_joined();
-        while let Some(rest) = self.queue.get_mut(self.written..)
-            && !rest.is_empty()
-        {
-            let done = self.stream.write_chunks(rest).await?;
-            self.written += done.chunks;
-            self.queued_bytes = self.queued_bytes.saturating_sub(done.bytes);
+        loop {
+            let chunks = self.frames.chunks();
+            if chunks.is_empty() {
+                return Ok(());
+            }
+            let done = self.stream.write_chunks(chunks).await?;
+            self.frames.wrote(done.chunks, done.bytes);
         }
-        self.queue.clear();
-        self.written = 0;
-        Ok(())
     }
 
     /// Writes what is queued and ends the stream.
@@ -124,11 +88,5 @@ impl FrameWriter {
     pub fn set_priority(&self, priority: i32) {
         // An error says that the stream is over already.
         let _ = self.stream.set_priority(priority);
-    }
-
-    fn close_joined(&mut self) {
-        if !self.joined.is_empty() {
-            self.queue.push(self.joined.split().freeze());
-        }
     }
 }

@@ -386,7 +386,7 @@ async fn a_frame_has_an_end_to_its_time() {
     send.write_all(&[0, 0, 0, 14, 0, 0, 0, 0, 1, 2]).await.expect("a head and two bytes");
     let mut stream = within(here.accept_stream()).await.expect("alive").expect("a stream");
     let late = within(stream.reader.next()).await;
-    assert_eq!(late, Err(ReadError::TooSlow { received: 2, seconds: 0 }));
+    assert_eq!(late, Err(ReadError::TooSlow { received: 10, seconds: 0 }));
 }
 
 /// A header counts like a payload: heads of large ones on many streams come to an end.

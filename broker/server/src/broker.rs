@@ -10,8 +10,7 @@ use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
 use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, ServerTls, TlsError};
-use tidemill_protocol::messages::Error;
-use tidemill_protocol::{BrokerId, ClusterId, ErrorCode, ShardId};
+use tidemill_protocol::{BrokerId, ClusterId, ShardId};
 use tidemill_raft::{
     CheckpointConfig, CheckpointDriver, NodeId, ReadError, Replica, ReplicaConfig, ReplicaLimits,
     ReplicaStartError, recovered_shard,
@@ -33,7 +32,7 @@ use crate::outbox::OutboxSignals;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
-use crate::{components, connection, maintenance, outbox, telemetry, wiring};
+use crate::{components, connection, errors, maintenance, outbox, telemetry, wiring};
 
 /// How long a shard may take to lead after its log was read: a group of one needs milliseconds.
 const LEADING_PATIENCE: Duration = Duration::from_secs(60);
@@ -192,6 +191,7 @@ impl Broker {
             attempts: Arc::default(),
             batch_bytes_max,
             wal: wal.clone(),
+            unpacking: crate::unpacking::UnpackPool::new(),
             uploads: crate::context::uploads(),
             compiles: crate::context::compiles(),
             stopping: stopping.clone(),
@@ -585,7 +585,7 @@ async fn accept(listener: Arc<Listener>, context: Arc<Context>) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Some(connection) if context.stopping.is_cancelled() => {
-                    let error = Error::new(ErrorCode::ShuttingDown, "the broker is shutting down");
+                    let error = errors::stopping();
                     connection.close(error.code, &error.message);
                 }
                 Some(connection) => {

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use tidemill_net::{Connection, FrameReader, ReadError, Stream};
 use tidemill_protocol::ErrorCode;
-use tidemill_protocol::frame::{FrameError, RawFrame};
+use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
 use tokio::task::JoinSet;
 
 use crate::context::Context;
-use crate::handlers::{control, produce, request, routed, subscribe};
+use crate::errors;
+use crate::handlers::produce::Producing;
+use crate::handlers::routed::Routing;
+use crate::handlers::{control, intake, request, subscribe};
 use crate::refusals::{self, Refused};
+use crate::unpacking::Unpacker;
 
 /// A stream that says nothing for so long after it was opened is dropped.
 const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
@@ -70,6 +74,7 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
+    let unpacker = context.unpacking.for_connection();
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -80,7 +85,7 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                     }
                     // The control stream is one of them.
                     if streams.len() + 1 < streams_max {
-                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), stream));
+                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), unpacker.clone(), stream));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
                         let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
@@ -110,14 +115,18 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream) {
+async fn serve_stream(context: Arc<Context>, client: ClientName, unpacker: Unpacker, stream: Stream) {
     let (kind, stream) = match first_frame(stream).await {
         Ok(opened) => opened,
         Err(error) => return refusals::stream(&client.0, &error),
     };
     match kind {
-        stream_open::Kind::Produce(open) => produce::serve(context, client, stream, open).await,
-        stream_open::Kind::Routed(open) => routed::serve(context, client, stream, open).await,
+        stream_open::Kind::Produce(open) => {
+            intake::serve::<Producing>(context, client, unpacker, stream, open).await;
+        }
+        stream_open::Kind::Routed(open) => {
+            intake::serve::<Routing>(context, client, unpacker, stream, open).await;
+        }
         stream_open::Kind::Subscribe(open) => subscribe::serve(context, client, stream, open).await,
         stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
         stream_open::Kind::Hello(_) => {
@@ -132,7 +141,7 @@ async fn serve_stream(context: Arc<Context>, client: ClientName, stream: Stream)
 async fn first_frame(mut stream: Stream) -> Result<(stream_open::Kind, Opened), Error> {
     let read = match tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.reader.next()).await {
         Ok(Ok(Some(frame))) => frame.message::<StreamOpen>().ok().and_then(|open| open.kind).map_or_else(
-            || Err(bad_message("the first frame of a stream says what the stream is for")),
+            || Err(errors::bad_message("the first frame of a stream says what the stream is for")),
             |kind| Ok((kind, frame.payload)),
         ),
         Ok(Ok(None)) => Err(Error::new(ErrorCode::UnexpectedStream, "the stream ended without a frame")),
@@ -163,17 +172,11 @@ pub(crate) fn reset(mut opened: Opened, code: ErrorCode) {
 
 /// What a peer is told, and the log says, of a frame that does not read. Counted here, logged by whoever knows the peer.
 pub(crate) fn read_error(error: &ReadError) -> Error {
-    let code = match error {
-        ReadError::Frame(FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
-        ReadError::Overloaded => ErrorCode::Overloaded,
-        ReadError::TooSlow { .. } => ErrorCode::Deadline,
-        _ => ErrorCode::BadFrame,
-    };
     // A peer that resets or goes is nothing to complain of.
     if matches!(error, ReadError::Frame(_) | ReadError::TooSlow { .. }) {
         metrics::counter!("tidemill_bad_frames_total").increment(1);
     }
-    Error::new(code, error.to_string())
+    errors::stream(error)
 }
 
 /// The next frame of a stream under way; `None` where the stream is over, by its end, the peer's reset, or the connection's loss.
@@ -191,9 +194,4 @@ pub(crate) async fn next_frame(reader: &mut FrameReader) -> Result<Option<RawFra
             Ok(None)
         }
     }
-}
-
-/// A message that does not decode, or says what it may not in its place.
-pub(crate) fn bad_message(what: &str) -> Error {
-    Error::new(ErrorCode::BadMessage, what.to_owned())
 }

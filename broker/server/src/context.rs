@@ -16,10 +16,12 @@ use crate::attempts::Attempts;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
 use crate::disk::DiskState;
+use crate::errors;
 use crate::generations::Generations;
 use crate::machine::Clock;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
+use crate::unpacking::UnpackPool;
 use crate::view::{ClusterView, ViewReader};
 
 /// The broker as its handlers see it.
@@ -39,6 +41,7 @@ pub(crate) struct Context {
     /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
     pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
+    pub(crate) unpacking: UnpackPool,
     /// Places for components that are being uploaded, checked and compiled.
     pub(crate) uploads: tokio::sync::Semaphore,
     /// Places for what was received: checked and compiled.
@@ -102,7 +105,7 @@ impl Context {
     /// Refuses what would need room on a disk that has none.
     pub(crate) fn room_to_write(&self) -> Result<(), Error> {
         self.serving()?;
-        if self.disk.is_nearly_full() { Err(disk_full()) } else { Ok(()) }
+        if self.disk.is_nearly_full() { Err(errors::disk_full()) } else { Ok(()) }
     }
 
     /// Refuses what takes next to no room, where there is none but what retention needs.
@@ -120,7 +123,7 @@ impl Context {
     fn serving(&self) -> Result<(), Error> {
         match self.stopping.is_cancelled() {
             false => Ok(()),
-            true => Err(Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")),
+            true => Err(errors::stopping()),
         }
     }
 
@@ -140,7 +143,8 @@ impl Context {
         view: &ClusterView,
         partition: TopicPartition,
     ) -> Result<(Arc<tidemill_controller::TopicRecord>, Replica), Error> {
-        let topic = view.topic(partition.topic).ok_or_else(|| unknown_topic(&partition.topic.to_string()))?;
+        let topic =
+            view.topic(partition.topic).ok_or_else(|| errors::unknown_topic(&partition.topic.to_string()))?;
         let shard = topic.shard_of(partition.partition).ok_or_else(|| {
             Error::new(
                 ErrorCode::UnknownPartition,
@@ -171,17 +175,7 @@ impl Context {
 
 impl Context {
     fn not_admitted(&self, no_room: NoRoom) -> Error {
-        match (no_room, self.stopped_shard()) {
-            (NoRoom::Disk, _) => disk_full(),
-            (NoRoom::Log, Some(shard)) => Error::new(
-                ErrorCode::StorageFailed,
-                format!(
-                    "shard {shard} has stopped, and what it left in the write-ahead log takes most of its room (wal.bytes_max): \
-                     nothing more fits; restart the broker (`tidemill status` says why the shard stopped)"
-                ),
-            ),
-            (NoRoom::Log, None) => log_full(),
-        }
+        errors::not_admitted(no_room, self.stopped_shard())
     }
 
     /// A stopped shard whose entries lie in the oldest segment of the log though it is at its bound: there are too many to
@@ -193,25 +187,4 @@ impl Context {
                 .any(|(known, replica)| known == *shard && replica.watch().borrow().stopped().is_some())
         })
     }
-}
-
-fn log_full() -> Error {
-    Error::new(
-        ErrorCode::Overloaded,
-        "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
-    )
-}
-
-fn disk_full() -> Error {
-    Error::new(
-        ErrorCode::DiskFull,
-        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
-    )
-}
-
-pub(crate) fn unknown_topic(name: &str) -> Error {
-    Error::new(
-        ErrorCode::UnknownTopic,
-        format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
-    )
 }

@@ -1,13 +1,19 @@
-//! Where domain errors become wire errors: the one place, so that codes stay stable.
+//! Where the errors of other rooms become wire errors: the one place, so that codes stay stable. And what more than one handler says.
+//! What a handler alone finds wrong with a request has its code there.
 
 use tidemill_controller::ControllerError;
+use tidemill_controller::ControllerReply;
 use tidemill_coordinator::GroupRefusal;
 use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, PluginProblem, UploadError};
-use tidemill_protocol::ErrorCode;
+use tidemill_net::ReadError as StreamError;
+use tidemill_protocol::frame::FrameError;
 use tidemill_protocol::messages::{Error, Rejection};
 use tidemill_protocol::record_batch::{BatchError, ReshapeError};
+use tidemill_protocol::{ErrorCode, ShardId};
 use tidemill_raft::{ProposeError, ReadError};
 use tidemill_shard::{FetchError, StoreError, UnitError, UnitResult};
+
+use crate::admission::NoRoom;
 
 /// An error as it goes to a client.
 pub(crate) type WireError = Error;
@@ -19,6 +25,42 @@ pub(crate) fn propose(error: &ProposeError) -> Error {
         ProposeError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         ProposeError::OutcomeUnknown => ErrorCode::OutcomeUnknown,
         ProposeError::Stopped { .. } => ErrorCode::StorageFailed,
+    };
+    Error::new(code, error.to_string())
+}
+
+/// What was to be proposed found no room. `stopped` is a shard that keeps the log from becoming smaller.
+pub(crate) fn not_admitted(no_room: NoRoom, stopped: Option<ShardId>) -> Error {
+    match (no_room, stopped) {
+        (NoRoom::Disk, _) => disk_full(),
+        (NoRoom::Log, Some(shard)) => Error::new(
+            ErrorCode::StorageFailed,
+            format!(
+                "shard {shard} has stopped, and what it left in the write-ahead log takes most of its room (wal.bytes_max): \
+                 nothing more fits; restart the broker (`tidemill status` says why the shard stopped)"
+            ),
+        ),
+        (NoRoom::Log, None) => Error::new(
+            ErrorCode::Overloaded,
+            "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
+        ),
+    }
+}
+
+pub(crate) fn disk_full() -> Error {
+    Error::new(
+        ErrorCode::DiskFull,
+        "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
+    )
+}
+
+/// A frame that does not read.
+pub(crate) fn stream(error: &StreamError) -> Error {
+    let code = match error {
+        StreamError::Frame(FrameError::TooLarge { .. }) => ErrorCode::FrameTooLarge,
+        StreamError::Overloaded => ErrorCode::Overloaded,
+        StreamError::TooSlow { .. } => ErrorCode::Deadline,
+        _ => ErrorCode::BadFrame,
     };
     Error::new(code, error.to_string())
 }
@@ -59,6 +101,11 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
     };
     Error::new(code, error.to_string())
+}
+
+/// An answer of the controller to another command.
+pub(crate) fn another_reply(reply: &ControllerReply) -> Error {
+    Error::new(ErrorCode::Internal, format!("the controller answered {reply:?}"))
 }
 
 pub(crate) fn group(refusal: &GroupRefusal) -> Error {
@@ -188,6 +235,56 @@ pub(crate) fn partly_stored(error: &Error) -> Error {
 /// Of a batch that the topic's filter passed once and drops now.
 pub(crate) fn left_out_now() -> Error {
     Error::new(ErrorCode::RecordsRejected, "the topic's filter drops the batch by now")
+}
+
+/// A message that does not decode, or says what it may not in its place.
+pub(crate) fn bad_message(what: &str) -> Error {
+    Error::new(ErrorCode::BadMessage, what.to_owned())
+}
+
+/// Bytes that should name a topic or a partition of one.
+pub(crate) fn not_an_id() -> Error {
+    bad_message("a topic id has 16 bytes")
+}
+
+pub(crate) fn unknown_topic(name: &str) -> Error {
+    Error::new(
+        ErrorCode::UnknownTopic,
+        format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
+    )
+}
+
+pub(crate) fn topic_deleted(name: &str) -> Error {
+    Error::new(ErrorCode::UnknownTopic, format!("topic '{name}' was deleted"))
+}
+
+pub(crate) fn unknown_plugin(name: &str) -> Error {
+    Error::new(
+        ErrorCode::UnknownPlugin,
+        format!("there is no plugin '{name}'; `tidemill plugin list` shows what was uploaded"),
+    )
+}
+
+pub(crate) fn unknown_deployment(name: &str) -> Error {
+    Error::new(
+        ErrorCode::UnknownDeployment,
+        format!("there is no deployment '{name}'; `tidemill deployment list` shows the deployments"),
+    )
+}
+
+/// A partition that its shard has not heard of yet.
+pub(crate) fn not_ready(partition: impl std::fmt::Display) -> Error {
+    Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
+}
+
+/// A read whose thread ended before it did.
+pub(crate) fn interrupted(what: &str) -> Error {
+    Error::new(ErrorCode::Internal, format!("{what} failed; try again"))
+}
+
+/// Of whatever comes while the broker stops.
+pub(crate) fn stopping() -> Error {
+    Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")
 }
 
 pub(crate) fn open_plugin(error: &OpenError) -> Error {

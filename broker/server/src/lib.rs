@@ -33,6 +33,7 @@ mod refusals;
 mod shards;
 mod task_port;
 mod telemetry;
+mod unpacking;
 mod view;
 mod wiring;
 

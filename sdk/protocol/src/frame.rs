@@ -13,23 +13,25 @@
 //! Both numbers are big-endian. Which message the header is depends on the stream and the place in it. Record
 //! bytes are payload and never part of the message, so that they are neither copied into it nor out of it.
 //!
-//! Nothing here reads or writes: [`encode_head`] makes the bytes before the payload, [`FrameDecoder`] takes
-//! bytes as they come. A reader that reads exact lengths itself uses [`FRAME_LENGTH_BYTES`], [`rest_length`]
-//! and [`RawFrame::split`].
+//! Nothing here reads or writes: [`FrameDecoder`] takes a stream's bytes as they come, [`FrameEncoder`] says which are to be
+//! written. Broker and client have no other.
 
-use std::collections::VecDeque;
-
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+
+mod decoder;
+mod encoder;
+
+pub use decoder::{FrameDecoder, FrameMemory, Next};
+pub use encoder::FrameEncoder;
 
 /// The length at the start of a frame.
 pub const FRAME_LENGTH_BYTES: usize = 4;
 /// Everything before the header: the length, and the header's length.
 pub const FRAME_PREFIX_BYTES: usize = 8;
 
-/// Chunks smaller than this are gathered instead of kept: a peer that sends byte by byte must not cost a
-/// buffer per byte.
-const GATHER_BELOW_BYTES: usize = 4096;
+/// The header's length, which the frame's length counts.
+const HEADER_LENGTH_BYTES: usize = FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES;
 
 /// What a frame may measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,19 +99,18 @@ pub struct RawFrame {
 }
 
 impl RawFrame {
-    /// Takes apart what follows a frame's length. Copies nothing.
-    pub fn split(mut rest: Bytes, limits: &FrameLimits) -> Result<Self, FrameError> {
-        let length = rest.len();
-        let header = check_head(length, rest.first_chunk().copied(), limits)?;
-        rest.advance(FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES);
-        let header = rest.split_to(header);
-        Ok(Self { header, payload: rest })
-    }
-
     /// Decodes the header.
     pub fn message<M: Message + Default>(&self) -> Result<M, prost::DecodeError> {
         M::decode(self.header.clone())
     }
+}
+
+/// Header and payload do not fit a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a frame of {length} bytes is beyond what the format can say")]
+pub struct FrameTooLong {
+    /// Bytes after the length.
+    pub length: usize,
 }
 
 /// The bytes of a frame before its payload: write these, then `payload_len` bytes.
@@ -119,178 +120,50 @@ impl RawFrame {
 /// Where header and payload together reach 4 GiB, which no limit allows.
 #[must_use]
 pub fn encode_head(header: &impl Message, payload_len: usize) -> Bytes {
+    let mut head = BytesMut::with_capacity(FRAME_PREFIX_BYTES + header.encoded_len());
+    match put_head(&mut head, header, payload_len) {
+        Ok(_) => head.freeze(),
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Puts what stands before a payload; answers the bytes of the whole frame. After an error nothing is put.
+fn put_head(to: &mut BytesMut, header: &impl Message, payload_len: usize) -> Result<usize, FrameTooLong> {
     let header_length = header.encoded_len();
-    let length =
-        header_length.saturating_add(payload_len).saturating_add(FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES);
-    let Ok(length) = u32::try_from(length) else { panic!("a frame of {length} bytes can't be written") };
-    let mut head = BytesMut::with_capacity(FRAME_PREFIX_BYTES + header_length);
-    head.put_u32(length);
-    // Smaller than `length`, which fits.
-    head.put_u32(header_length as u32);
-    header.encode_raw(&mut head);
-    head.freeze()
+    let length = header_length.saturating_add(payload_len).saturating_add(HEADER_LENGTH_BYTES);
+    let Ok(frame_length) = u32::try_from(length) else { return Err(FrameTooLong { length }) };
+    to.put_u32(frame_length);
+    // Smaller than the frame's, which fits.
+    to.put_u32(header_length as u32);
+    header.encode_raw(to);
+    Ok(FRAME_LENGTH_BYTES + length)
 }
 
-/// The number of bytes that follow a frame's length, checked against the limit: read exactly as many, then
-/// [`RawFrame::split`] them.
-pub fn rest_length(length: [u8; FRAME_LENGTH_BYTES], limits: &FrameLimits) -> Result<usize, FrameError> {
-    let length = widen(u32::from_be_bytes(length));
-    check_head(length, None, limits)?;
-    Ok(length)
-}
-
-/// Checks a frame's lengths as far as they are known; answers the header's.
-fn check_head(length: usize, header: Option<[u8; 4]>, limits: &FrameLimits) -> Result<usize, FrameError> {
-    let limit = limits.frame_bytes_max;
+/// Checks a frame's lengths as far as they are known; answers those of header and payload.
+fn check_lengths(
+    length: [u8; FRAME_LENGTH_BYTES],
+    header: Option<[u8; HEADER_LENGTH_BYTES]>,
+    limits: &FrameLimits,
+) -> Result<(usize, usize), FrameError> {
+    let (length, limit) = (widen(length), limits.frame_bytes_max);
     if length > limit {
         return Err(FrameError::TooLarge { length, limit });
     }
-    let Some(header_max) = length.checked_sub(FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES) else {
+    let Some(rest) = length.checked_sub(HEADER_LENGTH_BYTES) else {
         return Err(FrameError::TooShort { length });
     };
-    let header = header.map_or(0, |bytes| widen(u32::from_be_bytes(bytes)));
+    let header = header.map_or(0, widen);
     if header > limits.header_bytes_max {
         return Err(FrameError::HeaderTooLarge { length: header, limit: limits.header_bytes_max });
     }
-    if header > header_max {
-        return Err(FrameError::HeaderOutside { header, length });
+    match rest.checked_sub(header) {
+        Some(payload) => Ok((header, payload)),
+        None => Err(FrameError::HeaderOutside { header, length }),
     }
-    Ok(header)
 }
 
-const fn widen(length: u32) -> usize {
-    length as usize
-}
-
-/// Makes frames of a stream's bytes, however they are cut.
-///
-/// A header or payload that came in one chunk is a slice of it; one that came in several is copied once. What
-/// is held is what was received, not what a length promised. Take frames until there is none before pushing
-/// more, and the buffer stays below one frame and one chunk.
-#[derive(Debug)]
-pub struct FrameDecoder {
-    limits: FrameLimits,
-    chunks: VecDeque<Bytes>,
-    /// Small chunks behind `chunks`, gathered.
-    tail: BytesMut,
-    buffered: usize,
-}
-
-impl FrameDecoder {
-    /// A decoder at the start of a stream.
-    #[must_use]
-    pub fn new(limits: FrameLimits) -> Self {
-        Self { limits, chunks: VecDeque::new(), tail: BytesMut::new(), buffered: 0 }
-    }
-
-    /// Takes the stream's next bytes.
-    pub fn push(&mut self, chunk: Bytes) {
-        if chunk.is_empty() {
-            return;
-        }
-        self.buffered += chunk.len();
-        if chunk.len() < GATHER_BELOW_BYTES && self.buffered > chunk.len() {
-            self.tail.extend_from_slice(&chunk);
-        } else {
-            self.flush_tail();
-            self.chunks.push_back(chunk);
-        }
-    }
-
-    /// The next whole frame; `None` until more bytes come. After an error the stream is lost.
-    #[allow(clippy::should_implement_trait, reason = "None means not yet, which is no iterator's end")]
-    pub fn next(&mut self) -> Result<Option<RawFrame>, FrameError> {
-        let Some(prefix) = self.peek::<FRAME_PREFIX_BYTES>() else {
-            if let Some(length) = self.peek::<FRAME_LENGTH_BYTES>() {
-                rest_length(length, &self.limits)?;
-            }
-            return Ok(None);
-        };
-        let [l0, l1, l2, l3, header @ ..] = prefix;
-        let length = widen(u32::from_be_bytes([l0, l1, l2, l3]));
-        let header = check_head(length, Some(header), &self.limits)?;
-        if self.buffered - FRAME_LENGTH_BYTES < length {
-            return Ok(None);
-        }
-        self.skip(FRAME_PREFIX_BYTES);
-        let header_bytes = self.take(header);
-        let payload = self.take(length - (FRAME_PREFIX_BYTES - FRAME_LENGTH_BYTES) - header);
-        Ok(Some(RawFrame { header: header_bytes, payload }))
-    }
-
-    /// Bytes received and not yet taken as frames.
-    #[must_use]
-    pub const fn buffered(&self) -> usize {
-        self.buffered
-    }
-
-    /// The stream ended: an error where it did so inside a frame.
-    pub const fn finish(&self) -> Result<(), FrameError> {
-        if self.buffered == 0 { Ok(()) } else { Err(FrameError::Truncated { received: self.buffered }) }
-    }
-
-    fn flush_tail(&mut self) {
-        if !self.tail.is_empty() {
-            self.chunks.push_back(self.tail.split().freeze());
-        }
-    }
-
-    fn peek<const N: usize>(&self) -> Option<[u8; N]> {
-        if let Some(first) = self.chunks.front()
-            && let Some(bytes) = first.first_chunk()
-        {
-            return Some(*bytes);
-        }
-        if self.buffered < N {
-            return None;
-        }
-        let mut bytes = [0; N];
-        let pieces = self.chunks.iter().map(|chunk| &**chunk).chain([&*self.tail]);
-        for (to, from) in bytes.iter_mut().zip(pieces.flatten()) {
-            *to = *from;
-        }
-        Some(bytes)
-    }
-
-    fn skip(&mut self, mut count: usize) {
-        self.flush_tail();
-        self.buffered -= count;
-        while count > 0
-            && let Some(first) = self.chunks.front_mut()
-        {
-            let step = count.min(first.len());
-            first.advance(step);
-            count -= step;
-            if first.is_empty() {
-                self.chunks.pop_front();
-            }
-        }
-    }
-
-    /// `count` bytes, which are there.
-    fn take(&mut self, count: usize) -> Bytes {
-        debug_assert!(count <= self.buffered);
-        if let Some(first) = self.chunks.front_mut()
-            && first.len() >= count
-        {
-            self.buffered -= count;
-            let taken = first.split_to(count);
-            if first.is_empty() {
-                self.chunks.pop_front();
-            }
-            return taken;
-        }
-        let mut joined = BytesMut::with_capacity(count);
-        for chunk in &self.chunks {
-            let missing = count - joined.len();
-            joined.extend_from_slice(chunk.get(..missing).unwrap_or(chunk));
-            if joined.len() == count {
-                break;
-            }
-        }
-        self.skip(count);
-        joined.freeze()
-    }
+const fn widen(length: [u8; 4]) -> usize {
+    u32::from_be_bytes(length) as usize
 }
 
 #[cfg(test)]

@@ -41,6 +41,7 @@ use crate::{LeaderEpoch, Offset, Timestamp};
 mod builder;
 mod compression;
 mod error;
+mod framing;
 mod header;
 mod limits;
 mod record;
@@ -149,6 +150,15 @@ impl RecordBatch {
     /// nothing left over. Allocates nothing but what decompression takes.
     pub fn validate_records(&self, limits: &BatchLimits) -> Result<(), BatchError> {
         self.records(limits)?.validate()
+    }
+
+    /// How many bytes the records have decompressed, at the most, as far as their framing says so: `None` where nothing but
+    /// decompressing tells, as with gzip and zstd of unknown size. Decompresses nothing.
+    #[must_use]
+    pub fn decompressed_bytes_at_most(&self) -> Option<usize> {
+        let section = self.bytes.get(HEADER_BYTES..).unwrap_or_default();
+        let most = framing::Framing::of(self.header.attributes.compression, section).at_most?;
+        Some(usize::try_from(most).unwrap_or(usize::MAX))
     }
 
     /// The records section, decompressed: a slice of the batch where there is no compression.

@@ -7,28 +7,61 @@ use prost::Message;
 use crate::frame::{FrameDecoder, FrameLimits};
 use crate::record_batch::{BatchLimits, Compression, ProducerFields, RecordBatch};
 
-/// Feeds chunks to the frame decoder.
+/// Cuts bytes into chunks, each as long as the byte before it says, and feeds them to the frame decoder.
+pub fn frame_chunks(bytes: &[u8]) {
+    let mut chunks = Vec::new();
+    let mut rest = bytes;
+    while let Some((length, behind)) = rest.split_first() {
+        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(*length)));
+        chunks.push(chunk);
+        rest = behind;
+    }
+    frames(&chunks);
+}
+
+/// Feeds chunks to the frame decoder, the one that broker and client have. It finds what is found by reading all of them at once.
 pub fn frames(chunks: &[&[u8]]) {
     let limits = FrameLimits { frame_bytes_max: 1 << 16, header_bytes_max: 1 << 12 };
+    let whole = chunks.concat();
+    let mut expected = whole.as_slice();
     let mut decoder = FrameDecoder::new(limits);
     let mut pushed = 0;
-    let mut taken = 0;
     for chunk in chunks {
         pushed += chunk.len();
         decoder.push(Bytes::copy_from_slice(chunk));
         loop {
             match decoder.next() {
                 Ok(Some(frame)) => {
-                    taken += frame.header.len() + frame.payload.len() + 8;
-                    assert!(frame.header.len() <= limits.header_bytes_max, "a header over the limit");
+                    let (header, payload) = one_frame(&mut expected).expect("a frame made up");
+                    assert!(frame.header == header && frame.payload == payload, "another frame");
+                    assert!(header.len() <= limits.header_bytes_max, "a header over the limit");
                 }
                 Ok(None) => break,
-                Err(_) => return,
+                Err(_) => {
+                    let fits = one_frame(&mut expected).is_some_and(|(header, payload)| {
+                        header.len() <= limits.header_bytes_max
+                            && header.len() + payload.len() + 4 <= limits.frame_bytes_max
+                    });
+                    return assert!(!fits, "a frame refused that is one");
+                }
             }
         }
+        let taken = whole.len() - expected.len();
         assert_eq!(decoder.buffered(), pushed - taken, "bytes lost or made up");
         assert!(decoder.buffered() < limits.frame_bytes_max + 8, "more buffered than a frame");
+        let mut here = expected.get(..pushed - taken).unwrap_or_default();
+        assert!(one_frame(&mut here).is_none(), "a frame overlooked");
     }
+}
+
+/// The frame at the start of `bytes`, as the format says it.
+fn one_frame<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
+    let (length, rest) = bytes.split_first_chunk()?;
+    let (frame, behind) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    let (header, rest) = frame.split_first_chunk()?;
+    let parts = rest.split_at_checked(u32::from_be_bytes(*header) as usize)?;
+    *bytes = behind;
+    Some(parts)
 }
 
 /// Decodes a record batch, walks it, and makes others of it; once as it is and once with a checksum that fits.

@@ -1,13 +1,4 @@
-//! The frame decoder: the first byte of each piece says how long the chunk is that follows.
+//! The frame decoder that broker and client have; the first byte of each piece says how long the chunk is that follows.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let mut chunks = Vec::new();
-    let mut rest = bytes;
-    while let Some((length, behind)) = rest.split_first() {
-        let (chunk, behind) = behind.split_at(behind.len().min(usize::from(*length)));
-        chunks.push(chunk);
-        rest = behind;
-    }
-    tidemill_protocol::testing::frames(&chunks);
-});
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tidemill_protocol::testing::frame_chunks(bytes));

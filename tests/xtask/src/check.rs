@@ -22,6 +22,11 @@ pub(crate) fn run() -> Result<(), Failed> {
             "warnings",
         ]),
     )?;
+    // A workspace of its own. Fuzzing needs nightly Rust; that the targets still fit what they fuzz does not.
+    step(
+        "fuzz targets",
+        &mut cargo(&["check", "--manifest-path", "tests/fuzz/Cargo.toml", "--locked", "--quiet"]),
+    )?;
     let mut doc = cargo(&["doc", "--workspace", "--no-deps", "--locked", "--quiet"]);
     step("docs", doc.env("RUSTDOCFLAGS", "--deny warnings"))
 }

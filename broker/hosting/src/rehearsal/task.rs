@@ -194,7 +194,10 @@ impl<'a> Play<'a> {
         let before = self.position();
         match self.runner.round().await {
             Ok(Progress::More) => self.look(before)?,
-            Ok(Progress::Idle(_)) => self.stop("the task has nothing to do".to_owned()),
+            Ok(Progress::Idle(_)) => {
+                let reason = self.runner.waits().unwrap_or("the task has nothing to do").to_owned();
+                self.stop(reason);
+            }
             Err(Setback::Plugin { failure, .. }) => self.stop(failure.message),
             Err(Setback::Broker(reason) | Setback::Outdated(reason)) => self.stop(reason),
         }

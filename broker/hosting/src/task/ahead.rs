@@ -10,6 +10,8 @@
 //! before is dropped, and where the position lies elsewhere everything is, and read again.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tidemill_protocol::record_batch::{BatchError, BatchLimits, RecordBatch, RecordMark, Records};
@@ -23,9 +25,46 @@ const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
 /// Stored and unpacked bytes of one source that are kept from call to call; beyond it stored ones are read again.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
+/// The same of all tasks together, in bytes that are unpacked: whoever finds it used up keeps nothing from call to call, and unpacks a
+/// batch again for each.
+const ALL_KEPT_BYTES_MAX: usize = 256 << 20;
+
+/// What all tasks keep from call to call.
+#[derive(Debug)]
+pub(crate) struct KeptBytes {
+    used: AtomicUsize,
+    most: usize,
+}
+
+impl Default for KeptBytes {
+    fn default() -> Self {
+        Self::new(ALL_KEPT_BYTES_MAX)
+    }
+}
+
+impl KeptBytes {
+    const fn new(most: usize) -> Self {
+        Self { used: AtomicUsize::new(0), most }
+    }
+
+    /// Changes what one of them keeps; `false`, and nothing, where it is more and there is no room for it.
+    fn change(&self, from: usize, to: usize) -> bool {
+        let changed = |used: usize| match to.checked_sub(from) {
+            Some(more) => used.checked_add(more).filter(|sum| *sum <= self.most || more == 0),
+            None => Some(used.saturating_sub(from - to)),
+        };
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed).is_ok()
+    }
+}
+
 /// By source: what was read ahead of the task.
 #[derive(Debug, Default)]
-pub(super) struct Ahead(BTreeMap<TopicPartition, SourceAhead>);
+pub(super) struct Ahead {
+    sources: BTreeMap<TopicPartition, SourceAhead>,
+    all: Arc<KeptBytes>,
+    /// What of that is this task's, as of the last call.
+    kept: usize,
+}
 
 /// What was read of one source.
 #[derive(Debug)]
@@ -49,25 +88,71 @@ struct OpenBatch {
 }
 
 impl Ahead {
-    /// What was read of a source from a position on.
-    pub(super) fn at(&mut self, source: TopicPartition, position: Offset) -> &mut SourceAhead {
-        let ahead = self.0.entry(source).or_insert_with(|| SourceAhead::new(position));
-        ahead.follow(position);
-        ahead
+    pub(super) fn new(all: Arc<KeptBytes>) -> Self {
+        Self { sources: BTreeMap::new(), all, kept: 0 }
     }
 
-    /// Takes a call's records back. It drops those of them that are done when it learns the position.
-    pub(super) fn keep(&mut self, records: SourceRecords) {
-        if let Some(ahead) = self.0.get_mut(&records.source) {
-            ahead.window = records.records;
-            if ahead.kept_bytes() > KEPT_BYTES_MAX {
-                ahead.let_go_of_stored();
-            }
+    /// What was read of a source from a position on.
+    pub(super) fn at(&mut self, source: TopicPartition, position: Offset) -> &mut SourceAhead {
+        self.sources.entry(source).or_insert_with(|| SourceAhead::new(position)).follow(position);
+        // What is done is held no more, also where nothing comes after it.
+        let held = self.kept_bytes().min(self.kept);
+        self.count(held);
+        self.sources.entry(source).or_insert_with(|| SourceAhead::new(position))
+    }
+
+    /// Takes a call's records back. It drops those of them that are done when it learns the position. Answers whether they are kept.
+    pub(super) fn keep(&mut self, records: SourceRecords) -> bool {
+        let source = records.source;
+        let Some(ahead) = self.sources.get_mut(&source) else { return true };
+        let position = ahead.position;
+        ahead.window = records.records;
+        if ahead.kept_bytes() > KEPT_BYTES_MAX {
+            ahead.let_go_of_stored();
         }
+        if self.count(self.kept_bytes()) {
+            return true;
+        }
+        if let Some(ahead) = self.sources.get_mut(&source) {
+            ahead.let_go_of_stored();
+        }
+        if self.count(self.kept_bytes()) {
+            return true;
+        }
+        self.sources.insert(source, SourceAhead::new(position));
+        // Of the others there is no more than before.
+        let others = self.kept_bytes();
+        self.count(others.min(self.kept));
+        false
+    }
+
+    /// Nothing of a source is known any more.
+    pub(super) fn forget(&mut self, source: TopicPartition) {
+        self.sources.remove(&source);
+        self.count(self.kept_bytes().min(self.kept));
     }
 
     pub(super) fn clear(&mut self) {
-        self.0.clear();
+        self.sources.clear();
+        self.count(0);
+    }
+
+    fn kept_bytes(&self) -> usize {
+        self.sources.values().map(SourceAhead::kept_bytes).fold(0, usize::saturating_add)
+    }
+
+    fn count(&mut self, kept: usize) -> bool {
+        let fits = self.all.change(self.kept, kept);
+        if fits {
+            self.kept = kept;
+        }
+        fits
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        self.all.change(self.kept, 0);
     }
 }
 

@@ -171,3 +171,49 @@ fn beside_a_batch_that_unpacks_to_very_much_nothing_is_kept() {
     at.unpack(2, &limits()).expect("it reads");
     assert_eq!(offsets(&at.take(0, source())), [1], "it is unpacked once");
 }
+
+/// Tasks whose batches do not fit together: each still gets all of its records, and never keeps more than there may be.
+#[test]
+fn what_all_tasks_keep_has_a_bound() {
+    let deltas: Vec<u32> = (0..30).collect();
+    let batch = stored(0, &deltas, 30, Compression::Lz4, 10_000);
+    let one = RecordBatch::decode_trusted(batch.clone(), &limits())
+        .and_then(|batch| batch.records(&limits()))
+        .expect("it reads")
+        .data()
+        .len();
+    let all = Arc::new(KeptBytes::new(one * 2 + one / 2));
+    let mut tasks: Vec<(Ahead, Offset, Vec<u64>)> =
+        (0..4).map(|_| (Ahead::new(Arc::clone(&all)), Offset::ZERO, Vec::new())).collect();
+    let (mut kept, mut let_go) = (0, 0);
+    for _ in 0..6 {
+        for (ahead, position, seen) in &mut tasks {
+            let at = ahead.at(source(), *position);
+            at.unpack(5, &limits()).expect("it reads");
+            if at.wants_more(5) && at.next() < Offset::new(30) {
+                let next = Offset::new(30);
+                at.push(Fetched { start: *position, batches: vec![batch.clone()], next });
+                at.unpack(5, &limits()).expect("it reads");
+            }
+            let records = at.take(0, source());
+            seen.extend(offsets(&records).into_iter().take(5));
+            *position = records.position_after(5);
+            *if ahead.keep(records) { &mut kept } else { &mut let_go } += 1;
+            assert!(all.used.load(Ordering::Relaxed) <= all.most);
+        }
+    }
+    assert!(kept >= 12 && let_go >= 5, "{kept} kept, {let_go} not");
+    for (ahead, position, seen) in &mut tasks {
+        assert_eq!(seen, &(0..30).collect::<Vec<u64>>());
+        assert!(ahead.at(source(), *position).is_empty());
+    }
+    assert_eq!(all.used.load(Ordering::Relaxed), 0, "who has nothing to do holds nothing");
+    let mut last = Ahead::new(Arc::clone(&all));
+    let at = last.at(source(), Offset::ZERO);
+    at.push(Fetched { start: Offset::ZERO, batches: vec![batch], next: Offset::new(30) });
+    at.unpack(5, &limits()).expect("it reads");
+    let records = at.take(0, source());
+    assert!(last.keep(records) && all.used.load(Ordering::Relaxed) >= one);
+    drop(last);
+    assert_eq!(all.used.load(Ordering::Relaxed), 0);
+}

@@ -14,7 +14,9 @@ mod outputs;
 mod policy;
 mod reading;
 mod runner;
+mod sources;
 
+pub(crate) use ahead::KeptBytes;
 pub(crate) use notes::Given;
 pub(crate) use reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
 pub(crate) use runner::{Progress, Setback, TaskParts, TaskRunner};

@@ -205,7 +205,7 @@ impl TaskRunner {
         self.name_of(records.topic, records.source)
     }
 
-    fn name_of(&self, topic: u32, source: TopicPartition) -> String {
+    pub(super) fn name_of(&self, topic: u32, source: TopicPartition) -> String {
         let topics = &self.parts.plan.plugin.topics;
         match usize::try_from(topic).ok().and_then(|index| topics.get(index)) {
             Some(topic) => format!("{topic}-{}", source.partition),

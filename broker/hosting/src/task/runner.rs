@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tidemill_protocol::record_batch::{BatchError, BatchLimits};
 use tidemill_protocol::{Offset, Timestamp, TopicPartition};
 use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
 
@@ -13,7 +12,8 @@ use super::attempts::Attempts;
 use super::effects::{Effects, EffectsHost};
 use super::notes::{Given, Notes};
 use super::outputs::Outputs;
-use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords};
+use super::reading::{CALL_RECORDS_MAX, SourceRecords};
+use super::sources::{Read, Unreadable};
 use crate::failure::CallFailure;
 use crate::hosting::{Inner, context};
 use crate::logs::{DeploymentLog, micros};
@@ -54,7 +54,9 @@ pub(crate) struct TaskRunner {
     pub(super) records: Attempts,
     pub(super) timers: Attempts,
     /// What was read and not done yet.
-    ahead: Ahead,
+    pub(super) ahead: Ahead,
+    /// What could not be read when it was last tried.
+    pub(super) unreadable: Unreadable,
     /// What the last round did.
     pub(super) notes: Notes,
     /// Why nothing was committed lately, and for how many rounds.
@@ -99,6 +101,7 @@ impl TaskRunner {
         };
         // An earlier run's.
         parts.log.set_waits(parts.plan.partition.get(), None);
+        let ahead = Ahead::new(Arc::clone(parts.hosting.kept_ahead()));
         Self {
             parts,
             task,
@@ -106,7 +109,8 @@ impl TaskRunner {
             turn: 0,
             records: Attempts::new(CALL_RECORDS_MAX),
             timers: Attempts::new(TIMERS_MAX),
-            ahead: Ahead::default(),
+            ahead,
+            unreadable: Unreadable::default(),
             notes: Notes::default(),
             trouble: None,
             outdated: 0,
@@ -122,7 +126,11 @@ impl TaskRunner {
                 Ok(progress) => {
                     if let Progress::Idle(sources) = progress {
                         self.comes_on();
-                        self.parts.port.wait(self.task, sources).await;
+                        let changed = self.parts.port.wait(self.task, sources);
+                        match self.unreadable.next_look() {
+                            None => changed.await,
+                            Some(look) => _ = tokio::time::timeout_at(look, changed).await,
+                        }
                     }
                 }
                 Err(Setback::Outdated(reason)) => {
@@ -156,6 +164,9 @@ impl TaskRunner {
         let Some(view) = view.filter(|view| view.running && view.epoch == self.parts.plan.epoch) else {
             self.discard();
             self.ahead.clear();
+            if self.unreadable.clear() {
+                self.show_waits();
+            }
             return Ok(Progress::Idle(Vec::new()));
         };
         if self.parts.port.refuses().is_some() {
@@ -177,7 +188,10 @@ impl TaskRunner {
             let Some(position) = position else {
                 return Err(Setback::Outdated(format!("its shard does not know its source {source}")));
             };
-            let done = match self.read(topic, source, position).await? {
+            if self.unreadable.rests(source, tokio::time::Instant::now()) {
+                continue;
+            }
+            let done = match self.read_or_tell(topic, source, position).await {
                 Read::Nothing => continue,
                 Read::Lost { until } => {
                     self.go_past_lost(topic, source, position, until).await?;
@@ -186,7 +200,9 @@ impl TaskRunner {
                 Read::Records(records) => {
                     let done = self.consume(&records).await;
                     // Whatever became of them: they are still what comes next.
-                    self.ahead.keep(records);
+                    if !self.ahead.keep(records) {
+                        self.parts.log.count("unpacked_again", 1);
+                    }
                     done?
                 }
             };
@@ -194,27 +210,9 @@ impl TaskRunner {
             self.turn = if done { index + 1 } else { index };
             return Ok(Progress::More);
         }
-        Ok(Progress::Idle(view.positions))
-    }
-
-    /// What comes next of a source: from what was read before, or else from the log.
-    async fn read(&mut self, topic: u32, source: TopicPartition, position: Offset) -> Result<Read, Setback> {
-        let limits = BatchLimits::STORED;
-        let unreadable = |error: BatchError| Setback::Broker(format!("{source} does not read: {error}"));
-        let count = self.records.at_most();
-        let ahead = self.ahead.at(source, position);
-        ahead.unpack(count, &limits).map_err(unreadable)?;
-        if ahead.wants_more(count) {
-            let fetched = self.parts.port.fetch(source, ahead.next(), CALL_BYTES_MAX).await;
-            let fetched = fetched.map_err(|error| Setback::Broker(error.0))?;
-            if fetched.start <= ahead.next() {
-                ahead.push(fetched);
-                ahead.unpack(count, &limits).map_err(unreadable)?;
-            } else if ahead.is_empty() {
-                return Ok(Read::Lost { until: fetched.start });
-            }
-        }
-        Ok(if ahead.is_empty() { Read::Nothing } else { Read::Records(ahead.take(topic, source)) })
+        let mut waits_for = view.positions;
+        waits_for.retain(|(source, _)| !self.unreadable.contains(*source));
+        Ok(Progress::Idle(waits_for))
     }
 
     /// What the last round did.
@@ -238,11 +236,11 @@ impl TaskRunner {
             Some((before, rounds)) if before == reason => rounds + 1,
             _ => {
                 self.error(&format!("the task waits and tries again: {reason}"));
-                self.parts.log.set_waits(self.parts.plan.partition.get(), Some(&reason));
                 0
             }
         };
         self.trouble = Some((reason, rounds));
+        self.show_waits();
         BROKER_BACKOFF.saturating_mul(1 << rounds.min(16)).min(BROKER_BACKOFF_MAX)
     }
 
@@ -250,10 +248,19 @@ impl TaskRunner {
     fn comes_on(&mut self) {
         (self.outdated, self.told) = (0, None);
         if self.trouble.take().is_some() {
-            let partition = self.parts.plan.partition.get();
-            self.parts.log.set_waits(partition, None);
-            self.parts.log.line(LogLevel::Info, Some(partition), "goes on");
+            self.show_waits();
+            self.parts.log.line(LogLevel::Info, Some(self.parts.plan.partition.get()), "goes on");
         }
+    }
+
+    /// Why the task, or a source of it, does not come on.
+    pub(crate) fn waits(&self) -> Option<&str> {
+        self.trouble.as_ref().map(|(reason, _)| reason.as_str()).or_else(|| self.unreadable.reason())
+    }
+
+    /// To whoever looks at the deployment.
+    pub(super) fn show_waits(&self) {
+        self.parts.log.set_waits(self.parts.plan.partition.get(), self.waits());
     }
 
     /// Tells of a failure of the plugin: once, however often it is tried again.
@@ -486,16 +493,6 @@ impl TaskRunner {
             tracing::warn!(deployment = plan.plugin.deployment, partition = %plan.partition, "a task: {message}");
         }
     }
-}
-
-/// What there is to do of a source.
-enum Read {
-    /// Nothing at present.
-    Nothing,
-    /// The log begins later than where the task stands.
-    Lost { until: Offset },
-    /// These records, or offsets without any.
-    Records(SourceRecords),
 }
 
 /// What a call came to.

@@ -42,6 +42,7 @@ pub(crate) struct FaultyPort {
     faults: Mutex<VecDeque<Fault>>,
     attempts: Mutex<Vec<Attempt>>,
     fetches: Mutex<Vec<Instant>>,
+    damaged: Mutex<Option<(TopicPartition, String)>>,
     /// Called after each step.
     watcher: Mutex<Option<Watcher>>,
 }
@@ -53,6 +54,7 @@ impl FaultyPort {
             faults: Mutex::default(),
             attempts: Mutex::default(),
             fetches: Mutex::default(),
+            damaged: Mutex::default(),
             watcher: Mutex::default(),
         })
     }
@@ -60,6 +62,15 @@ impl FaultyPort {
     /// The next steps come to this.
     pub(crate) fn fail(&self, faults: impl IntoIterator<Item = Fault>) {
         self.faults.lock().extend(faults);
+    }
+
+    /// A source can't be read, for this reason, until all is [mended](Self::mend).
+    pub(crate) fn damage(&self, source: TopicPartition, reason: &str) {
+        *self.damaged.lock() = Some((source, reason.to_owned()));
+    }
+
+    pub(crate) fn mend(&self) {
+        *self.damaged.lock() = None;
     }
 
     pub(crate) fn watch(&self, watcher: impl Fn(&MemoryPort, &Attempt) + Send + Sync + 'static) {
@@ -96,6 +107,10 @@ impl TaskPort for FaultyPort {
         bytes_max: usize,
     ) -> BoxFuture<'_, Result<Fetched, PortError>> {
         self.fetches.lock().push(Instant::now());
+        if let Some((_, reason)) = self.damaged.lock().as_ref().filter(|(damaged, _)| *damaged == source) {
+            let error = PortError(reason.clone());
+            return async move { Err(error) }.boxed();
+        }
         self.shard.fetch(source, from, bytes_max)
     }
 

@@ -10,3 +10,4 @@ mod pools;
 mod rehearsing;
 mod steps;
 mod timers;
+mod unreadable;

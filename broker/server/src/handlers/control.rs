@@ -10,8 +10,9 @@ use tidemill_protocol::messages::{
     client_control, server_control,
 };
 
-use crate::connection::{ClientName, Opened, bad_message, read_error};
+use crate::connection::{ClientName, Opened, read_error};
 use crate::context::Context;
+use crate::errors;
 use crate::handlers::metadata;
 use crate::refusals;
 
@@ -115,7 +116,7 @@ impl Control {
                         Err(error) => return give_up(&connection, &client, &read_error(&error)),
                     };
                     let Some(message) = message else {
-                        return give_up(&connection, &client, &bad_message("a control message does not read"));
+                        return give_up(&connection, &client, &errors::bad_message("a control message does not read"));
                     };
                     if let Err(error) = self.handle(message).await {
                         tracing::debug!(client = %client.0, %error, "control stream ended");

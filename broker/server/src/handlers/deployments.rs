@@ -14,11 +14,11 @@ use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartitio
 use tidemill_shard::TaskStatus as TaskState;
 
 use crate::adopter::deployment_version;
-use crate::context::{Context, unknown_topic};
+use crate::context::Context;
 use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::plugins::name;
-use crate::handlers::topics::{self, control, not_ready};
+use crate::handlers::topics::{self, control};
 use crate::plans;
 use crate::task_port::TASKS_WAIT;
 use crate::view::ClusterView;
@@ -127,10 +127,10 @@ async fn start(
     for partition in partitions(view, &request.topics)? {
         let (_, replica) = context.find(view, partition)?;
         let shard = replica.shard().clone();
-        let end = shard.partition(partition).ok_or_else(|| not_ready(partition))?.high_watermark;
+        let end = shard.partition(partition).ok_or_else(|| errors::not_ready(partition))?.high_watermark;
         let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
             .await
-            .map_err(|_| Error::new(ErrorCode::Internal, "looking up a time failed; try again"))?
+            .map_err(|_| errors::interrupted("looking up a time"))?
             .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
         starts.push((partition, found.map_or(end, |(offset, _)| offset)));
     }
@@ -140,7 +140,7 @@ async fn start(
 fn partitions(view: &ClusterView, topics: &[String]) -> Result<Vec<TopicPartition>, Error> {
     let mut all = Vec::new();
     for topic in topics {
-        let topic = view.topic_by_name(topic).ok_or_else(|| unknown_topic(topic))?;
+        let topic = view.topic_by_name(topic).ok_or_else(|| errors::unknown_topic(topic))?;
         all.extend((0..topic.partition_count()).map(|p| TopicPartition::new(topic.id, PartitionId::new(p))));
     }
     Ok(all)
@@ -149,12 +149,8 @@ fn partitions(view: &ClusterView, topics: &[String]) -> Result<Vec<TopicPartitio
 /// What the plugin would be told if the deployment stood.
 fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting::PluginPlan, Error> {
     let version = spec.version.as_ref().map(tidemill_controller::Name::as_str);
-    let plugin = view.plugin(spec.plugin.as_str(), version).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownPlugin,
-            format!("there is no plugin '{}'; `tidemill plugin list` shows what was uploaded", spec.plugin),
-        )
-    })?;
+    let name = spec.plugin.as_str();
+    let plugin = view.plugin(name, version).ok_or_else(|| errors::unknown_plugin(name))?;
     if plugin.kind != spec.kind.plugin_kind() {
         return Err(Error::new(
             ErrorCode::WrongWorld,
@@ -212,7 +208,9 @@ pub(crate) fn list(context: &Context, request: &ListDeploymentsRequest) -> ListD
 
 pub(crate) fn describe(context: &Context, name: &str) -> Result<Deployment, Error> {
     let view = context.view.now();
-    view.deployment_by_name(name).map(|record| message(context, &view, record)).ok_or_else(|| unknown(name))
+    view.deployment_by_name(name)
+        .map(|record| message(context, &view, record))
+        .ok_or_else(|| errors::unknown_deployment(name))
 }
 
 pub(crate) async fn pause(context: &Arc<Context>, deployment: &str) -> Result<Deployment, Error> {
@@ -254,7 +252,8 @@ pub(crate) async fn delete(context: &Arc<Context>, deployment: &str) -> Result<(
 
 pub(crate) fn logs(context: &Context, request: &DeploymentLogsRequest) -> Result<DeploymentLogsReply, Error> {
     let view = context.view.now();
-    let record = view.deployment_by_name(&request.name).ok_or_else(|| unknown(&request.name))?;
+    let record =
+        view.deployment_by_name(&request.name).ok_or_else(|| errors::unknown_deployment(&request.name))?;
     let limit = if request.limit == 0 { LOG_LINES_MAX } else { request.limit.min(LOG_LINES_MAX) };
     let page = context.hosting.logs(record.id, request.after, usize::try_from(limit).unwrap_or(1));
     let lines = page
@@ -271,17 +270,10 @@ pub(crate) fn logs(context: &Context, request: &DeploymentLogsRequest) -> Result
     Ok(DeploymentLogsReply { lines, next: page.next, dropped: page.dropped })
 }
 
-pub(crate) fn unknown(name: &str) -> Error {
-    Error::new(
-        ErrorCode::UnknownDeployment,
-        format!("there is no deployment '{name}'; `tidemill deployment list` shows the deployments"),
-    )
-}
-
 fn deployment_reply(reply: ControllerReply) -> Result<DeploymentRecord, Error> {
     match reply {
         ControllerReply::Deployment(record) => Ok(*record),
-        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+        other => Err(errors::another_reply(&other)),
     }
 }
 

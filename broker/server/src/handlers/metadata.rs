@@ -9,7 +9,8 @@ use tidemill_protocol::messages::{
 };
 use tidemill_protocol::{ErrorCode, Term, TopicId};
 
-use crate::context::{Context, unknown_topic};
+use crate::context::Context;
+use crate::errors;
 use crate::view::ClusterView;
 
 /// Topics that a request may name; a name that is repeated counts once.
@@ -52,9 +53,11 @@ pub(crate) fn named<'a>(
     let topics = names
         .map(|name| match view.topic_by_name(name) {
             Some(topic) => info(context, view, topic),
-            None => {
-                TopicInfo { name: name.to_owned(), error: Some(unknown_topic(name)), ..TopicInfo::default() }
-            }
+            None => TopicInfo {
+                name: name.to_owned(),
+                error: Some(errors::unknown_topic(name)),
+                ..TopicInfo::default()
+            },
         })
         .collect();
     Metadata { topics, ..brokers_only(view) }

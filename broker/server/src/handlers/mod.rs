@@ -1,6 +1,7 @@
 //! What clients may ask: one file per stream kind, one file per area of requests.
 
 pub(crate) mod control;
+pub(crate) mod intake;
 pub(crate) mod produce;
 pub(crate) mod request;
 pub(crate) mod routed;

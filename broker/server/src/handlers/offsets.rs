@@ -39,7 +39,7 @@ async fn find(context: &Arc<Context>, query: &OffsetQuery) -> Result<(i64, i64),
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
     let shard = replica.shard().clone();
-    let known = shard.partition(partition).ok_or_else(|| topics::not_ready(partition))?;
+    let known = shard.partition(partition).ok_or_else(|| errors::not_ready(partition))?;
     match query.position.as_ref().and_then(|position| position.at.as_ref()) {
         Some(At::Earliest(_)) => Ok((known.log_start.get(), -1)),
         None | Some(At::Latest(_)) => Ok((known.high_watermark.get(), -1)),
@@ -51,7 +51,7 @@ async fn find(context: &Arc<Context>, query: &OffsetQuery) -> Result<(i64, i64),
             let time = Timestamp::new(*time);
             let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
                 .await
-                .map_err(|_| Error::new(ErrorCode::Internal, "looking up a time failed; try again"))?
+                .map_err(|_| errors::interrupted("looking up a time"))?
                 .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
             Ok(found.map_or((known.high_watermark.get(), -1), |(offset, timestamp)| {
                 (offset.get(), timestamp.get())

@@ -62,7 +62,7 @@ pub(crate) async fn upload(
             "the component's bytes do not have the digest that was announced; upload it again",
         ));
     }
-    let mut hold = context.hosting.hold(digest).await.map_err(|_| stopping())?;
+    let mut hold = context.hosting.hold(digest).await.map_err(|_| errors::stopping())?;
     let checked = context.hosting.check_upload(bytes).await.map_err(|error| errors::upload(&error))?;
     let upload = PluginUpload {
         name: plugin,
@@ -94,7 +94,7 @@ pub(crate) async fn upload(
     }
     match registered? {
         ControllerReply::Plugin(record) => Ok(version_message(&record)),
-        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+        other => Err(errors::another_reply(&other)),
     }
 }
 
@@ -102,15 +102,10 @@ fn too_many_uploads() -> Error {
     Error::new(ErrorCode::Overloaded, "too many plugins are being uploaded to this broker; try again")
 }
 
-fn stopping() -> Error {
-    Error::new(ErrorCode::ShuttingDown, "the broker is shutting down")
-}
-
 /// Collects the component from the first frame and those that follow; never more than was announced.
 async fn receive(size: u64, reader: &mut FrameReader, first: Bytes) -> Result<Bytes, Error> {
     let size = usize::try_from(size).unwrap_or(usize::MAX);
-    let wrong_size =
-        || Error::new(ErrorCode::BadMessage, format!("more bytes came than the {size} that were announced"));
+    let wrong_size = || errors::bad_message(&format!("more bytes came than the {size} that were announced"));
     if first.len() == size {
         return Ok(first);
     }
@@ -123,16 +118,14 @@ async fn receive(size: u64, reader: &mut FrameReader, first: Bytes) -> Result<By
         let frame = match reader.next().await {
             Ok(Some(frame)) => frame,
             Ok(None) => {
-                return Err(Error::new(
-                    ErrorCode::BadMessage,
-                    format!("the upload ended after {} of {size} bytes", bytes.len()),
-                ));
+                let came = format!("the upload ended after {} of {size} bytes", bytes.len());
+                return Err(errors::bad_message(&came));
             }
             Err(error) => return Err(read_error(&error)),
         };
         frame
             .message::<PayloadChunk>()
-            .map_err(|_| Error::new(ErrorCode::BadMessage, "after an upload's first frame come chunks"))?;
+            .map_err(|_| errors::bad_message("after an upload's first frame come chunks"))?;
         if frame.payload.is_empty() || bytes.len() + frame.payload.len() > size {
             return Err(wrong_size());
         }
@@ -152,12 +145,10 @@ pub(crate) fn list(context: &Context, request: &ListPluginsRequest) -> ListPlugi
 
 pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Result<PluginVersion, Error> {
     let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
-    context.view.now().plugin(&request.name, version).map(version_message).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownPlugin,
-            format!("there is no plugin '{}'; `tidemill plugin list` shows what was uploaded", request.name),
-        )
-    })
+    let view = context.view.now();
+    view.plugin(&request.name, version)
+        .map(version_message)
+        .ok_or_else(|| errors::unknown_plugin(&request.name))
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {

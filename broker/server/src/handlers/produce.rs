@@ -6,182 +6,145 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
-use tidemill_controller::TopicRecord;
-use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_partition::leader_epoch;
-use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{
-    Acks, Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
+    Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
-use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, LeaderEpoch, ProducerEpoch, ProducerId, TopicPartition};
+use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, Compression, RecordBatch, Records};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::admission::Admitted;
-use crate::connection::{ClientName, Opened, bad_message};
 use crate::context::Context;
 use crate::errors;
-use crate::generations::{Target, Turn};
-use crate::handlers::acks::{self, AckQueue};
-use crate::handlers::produce_filter::{Passed, ProduceFilter};
-use crate::refusals;
-use crate::view::ViewReader;
+use crate::generations::Target;
+use crate::handlers::intake::{Intake, ProduceStream, Producer};
+use crate::handlers::produce_filter::Passed;
+use crate::handlers::topics;
+use crate::unpacking::{Unpacked, Unpacker};
 
-/// Serves a produce stream until it ends.
-pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, open: ProduceOpen) {
-    let Opened { stream, .. } = opened;
-    let (reader, mut writer) = (stream.reader, stream.writer);
-    let producing = match Producing::open(&context, &open).await {
-        Ok(producing) => producing,
-        Err(error) => {
-            refusals::opening(&client.0, &error);
-            let _ = writer.send(&ProduceOpened { error: Some(error), leader_epoch: -1 }, &[]).await;
-            let _ = writer.finish().await;
-            return;
-        }
-    };
-    let opened = ProduceOpened { error: None, leader_epoch: producing.leader_epoch.get() };
-    if writer.send(&opened, &[]).await.is_err() {
-        return;
-    }
-    producing.run(reader, writer, &client).await;
-}
-
-struct Producing {
-    context: Arc<Context>,
-    view: ViewReader,
+/// A produce stream.
+pub(crate) struct Producing {
+    intake: Intake,
     replica: Replica,
     partition: TopicPartition,
     /// When the stream was opened.
     leader_epoch: LeaderEpoch,
     /// The client knew that one: under another nothing of its stream is appended.
     pinned: Option<LeaderEpoch>,
-    topic: Arc<TopicRecord>,
-    limits: BatchLimits,
-    producer: ProducerId,
-    acknowledged: bool,
-    filter: ProduceFilter,
-    turn: Turn,
 }
 
-impl Producing {
-    async fn open(context: &Arc<Context>, open: &ProduceOpen) -> Result<Self, Error> {
-        let partition = open
-            .partition
-            .as_ref()
-            .and_then(tidemill_protocol::messages::TopicPartitionRef::parse)
-            .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
-        let view = context.view.clone();
-        let (topic, replica) = context.find(&view.now(), partition)?;
-        let epoch_now = leader_epoch(replica.status().term);
-        let pinned = known_epoch(open.leader_epoch, epoch_now)?;
-        let limits = context.batch_limits(topic.config.batch_bytes_max);
-        let acknowledged = Acks::try_from(open.acks).unwrap_or(Acks::Quorum) == Acks::Quorum;
-        let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
-        let producer = ProducerId::new(open.producer_id);
-        let epoch = i16::try_from(open.producer_epoch)
-            .map_err(|_| Error::new(ErrorCode::BadMessage, "a producer epoch is a 16-bit number"))?;
-        context.producer_ids.check(producer).await?;
-        // The last thing that can fail: an older stream of this producer is over with it.
-        let order = (ProducerEpoch::new(epoch), open.generation);
-        let turn = context.generations.enter(producer, Target::Partition(partition), order)?;
-        Ok(Self {
-            context: Arc::clone(context),
-            view,
-            replica,
-            partition,
-            leader_epoch: epoch_now,
-            pinned,
-            topic,
-            limits,
-            producer,
-            acknowledged,
-            filter,
-            turn,
-        })
-    }
+impl ProduceStream for Producing {
+    const KIND: &str = "produce";
+    type Open = ProduceOpen;
+    type Opened = ProduceOpened;
+    type Header = ProduceBatch;
+    type Submitted = AnswerState;
+    type Answer = Answer;
+    type Ack = ProduceAck;
+    type Acks = ProduceAcks;
 
-    async fn run(mut self, mut reader: FrameReader, writer: FrameWriter, client: &ClientName) {
-        let limits = &self.context.config.limits;
-        let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
-        let topic = Arc::clone(&self.topic);
-        let writing = acks::answer(self.acknowledged, queue, writer, topic, |acks| ProduceAcks { acks });
-        let reading = async {
-            let read = self.read(&mut reader, &answers).await;
-            acks::no_more(client, read, reader, answers)
+    async fn open(context: &Arc<Context>, unpacker: Unpacker, open: &ProduceOpen) -> Result<Self, Error> {
+        let partition = topics::partition(open.partition.as_ref())?;
+        let (topic, replica) = context.find(&context.view.now(), partition)?;
+        let leader_epoch = leader_epoch(replica.status().term);
+        let pinned = known_epoch(open.leader_epoch, leader_epoch)?;
+        let producer = Producer {
+            id: open.producer_id,
+            epoch: open.producer_epoch,
+            generation: open.generation,
+            acks: open.acks,
         };
-        acks::serve(reading, writing).await;
+        let intake = Intake::open(context, unpacker, topic, Target::Partition(partition), producer).await?;
+        Ok(Self { intake, replica, partition, leader_epoch, pinned })
     }
 
-    /// Takes batches until the stream ends, or must be reset for the reason given.
-    async fn read(&mut self, reader: &mut FrameReader, answers: &AckQueue<Answer>) -> Result<(), Error> {
-        let mut expected = 0;
-        while let Some(frame) = answers.next_frame(reader).await? {
-            let header: ProduceBatch =
-                frame.message().map_err(|_| bad_message("what comes on a produce stream are batches"))?;
-            if header.request_id != expected {
-                return Err(bad_message("request ids of a produce stream rise by one, from 0"));
-            }
-            expected += 1;
-            let room = answers.room(frame.payload.len()).await;
-            let answer = self.take(header.request_id, frame).await;
-            reader.done();
-            // Where nothing is acknowledged, nothing behind a refused batch is taken.
-            let last = !self.acknowledged && matches!(answer.state, AnswerState::Refused(_));
-            if !answers.push(answer, room).await || last {
-                break;
-            }
-        }
-        Ok(())
+    fn opened(&self) -> ProduceOpened {
+        ProduceOpened { error: None, leader_epoch: self.leader_epoch.get() }
     }
 
-    /// Takes one batch in: checked, filtered, handed to the shard in the order of the stream.
-    async fn take(&mut self, request_id: u64, frame: RawFrame) -> Answer {
+    fn not_opened(error: Error) -> ProduceOpened {
+        ProduceOpened { error: Some(error), leader_epoch: -1 }
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    fn request_id(header: &ProduceBatch) -> u64 {
+        header.request_id
+    }
+
+    async fn submit(&mut self, _header: &ProduceBatch, payload: Bytes) -> Result<AnswerState, Error> {
         metrics::counter!("tidemill_produce_batches_total").increment(1);
-        metrics::counter!("tidemill_produce_bytes_total").increment(frame.payload.len() as u64);
-        let submitted = self.submit(frame.payload).await;
+        metrics::counter!("tidemill_produce_bytes_total").increment(payload.len() as u64);
+        let intake = &mut self.intake;
+        intake.context.room_to_write()?;
+        intake.follow_topic().await?;
+        let (batch, records) = intake.check(payload, false).await?;
+        let Some((unit, verdict)) = self.filtered(batch, records).await? else {
+            return Ok(AnswerState::LeftOut);
+        };
+        let intake = &self.intake;
+        let admitted = intake.context.admit(unit.bytes()).await?;
+        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
+        let pending = intake.turn.propose(|| permit.submit(unit))?;
+        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
+    }
+
+    fn answer(request_id: u64, submitted: Result<AnswerState, Error>) -> Answer {
         Answer { request_id, state: submitted.unwrap_or_else(|error| AnswerState::Refused(Box::new(error))) }
     }
 
-    async fn submit(&mut self, payload: Bytes) -> Result<AnswerState, Error> {
-        self.context.room_to_write()?;
-        self.follow_topic().await?;
-        let batch = RecordBatch::decode(payload, &self.limits).map_err(|error| errors::batch(&error))?;
-        let header = batch.header();
-        if header.attributes.control || header.attributes.transactional {
-            return Err(Error::new(
-                ErrorCode::InvalidBatch,
-                "a client does not send control batches, and this release has no transactions",
-            ));
-        }
-        if header.producer_id != self.producer {
-            return Err(Error::new(
-                ErrorCode::InvalidBatch,
-                "the batch has another producer id than its stream",
-            ));
-        }
-        batch.validate_records(&self.limits).map_err(|error| errors::batch(&error))?;
+    fn join(acks: Vec<ProduceAck>) -> ProduceAcks {
+        ProduceAcks { acks }
+    }
+}
+
+impl Producing {
+    /// What is to be logged of a batch after the topic's filter, and what is said of it; `None`: nothing.
+    async fn filtered(
+        &self,
+        batch: RecordBatch,
+        records: Unpacked,
+    ) -> Result<Option<(Unit, Verdict)>, Error> {
         let number = self.partition.partition.get();
-        let passed = self.filter.pass(&batch, number, self.replica.shard().log_time()).await?;
+        let passed = self.intake.filter.pass(&records, number, self.replica.shard().log_time()).await?;
         let append =
             |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: self.pinned };
-        let (unit, verdict) = match passed {
-            Passed::All => (append(batch.bytes().clone()), Verdict::Store),
-            Passed::Some(kept) => (append(kept), Verdict::Store),
+        Ok(Some(match passed {
+            Passed::All => (append(batch.into_bytes()), Verdict::Store),
+            Passed::Some(kept) => (append(self.packed(&batch, records, kept).await?), Verdict::Store),
             // Without a producer nothing counts the batches: there is no place to keep.
-            Passed::Nothing if !batch.header().has_producer() => return Ok(AnswerState::LeftOut),
+            Passed::Nothing if !batch.header().has_producer() => return Ok(None),
             Passed::Refused(rejections) if !batch.header().has_producer() => {
                 return Err(errors::rejected(rejections));
             }
             // A refusal is logged too: it takes up its sequence numbers, so that the batches pipelined behind it stand.
             Passed::Nothing => (self.refuse(batch.header()), Verdict::LeaveOut),
             Passed::Refused(rejections) => (self.refuse(batch.header()), Verdict::Refuse(rejections)),
+        }))
+    }
+
+    /// What a filter left of a batch, compressed as that was.
+    async fn packed(
+        &self,
+        batch: &RecordBatch,
+        records: Unpacked,
+        kept: RecordBatch,
+    ) -> Result<Bytes, Error> {
+        let compression = batch.header().attributes.compression;
+        let kept = match compression {
+            Compression::None => kept,
+            _ => {
+                let kept = kept.records(&BatchLimits::MADE_HERE).map_err(|error| errors::batch(&error))?;
+                let pack = move |kept: &Records| kept.recompressed(compression);
+                let packed = self.intake.unpacker.make(records.with(kept), compression, pack).await?;
+                packed.map_err(|error| errors::reshape(&error))?
+            }
         };
-        let admitted = self.context.admit(unit.bytes()).await?;
-        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
-        let pending = self.turn.propose(|| permit.submit(unit))?;
-        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
+        self.intake.filter.within_limits(kept.into_bytes())
     }
 
     fn refuse(&self, header: &BatchHeader) -> Unit {
@@ -193,22 +156,6 @@ impl Producing {
             // Offsets that a filter left out count: the producer's sequences run over them.
             record_count: header.last_offset_delta.unsigned_abs().saturating_add(1),
         }
-    }
-
-    /// Notices that the topic was altered or deleted, or its filter exchanged.
-    async fn follow_topic(&mut self) -> Result<(), Error> {
-        let view = self.view.now();
-        let topic = view.topic(self.partition.topic).ok_or_else(|| {
-            Error::new(ErrorCode::UnknownTopic, format!("topic '{}' was deleted", self.topic.name))
-        })?;
-        if topic.version == self.topic.version {
-            return Ok(());
-        }
-        // Opened before anything is taken over: no batch gets past a filter that can't be opened.
-        self.filter = ProduceFilter::open(&self.context, topic, topic.produce_filter).await?;
-        self.topic = Arc::clone(topic);
-        self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
-        Ok(())
     }
 }
 
@@ -230,12 +177,12 @@ fn known_epoch(known: i32, now: LeaderEpoch) -> Result<Option<LeaderEpoch>, Erro
 }
 
 /// One acknowledgement on its way.
-struct Answer {
+pub(crate) struct Answer {
     request_id: u64,
     state: AnswerState,
 }
 
-enum AnswerState {
+pub(crate) enum AnswerState {
     Refused(Box<Error>),
     /// The filter left nothing, and there is nothing to log.
     LeftOut,
@@ -247,7 +194,7 @@ enum AnswerState {
 }
 
 /// What the topic's filter said of a batch that was proposed.
-enum Verdict {
+pub(crate) enum Verdict {
     Store,
     LeaveOut,
     Refuse(Vec<Rejection>),

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tidemill_controller::TopicRecord;
 use tidemill_hosting::{BatchPlace, Filter, Kept, Lane};
 use tidemill_protocol::messages::{Error, Rejection};
-use tidemill_protocol::record_batch::RecordBatch;
+use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch, Records};
 use tidemill_protocol::{DeploymentId, ErrorCode, Timestamp};
 
 use crate::context::Context;
@@ -30,8 +30,8 @@ struct Bound {
 pub(crate) enum Passed {
     /// All of it, as it came.
     All,
-    /// This: the same offsets with gaps, perhaps other contents.
-    Some(Bytes),
+    /// This, not compressed: the same offsets with gaps, perhaps other contents.
+    Some(RecordBatch),
     /// Nothing is left to store, and nobody objects: it counts as written.
     Nothing,
     /// The whole batch is refused, for these records.
@@ -66,13 +66,13 @@ impl ProduceFilter {
     /// A client's batch has no gaps, so that ordinals and offsets within it are the same.
     pub(crate) async fn pass(
         &self,
-        batch: &RecordBatch,
+        records: &Records,
         partition: u32,
         now: Timestamp,
     ) -> Result<Passed, Error> {
         let Some(bound) = &self.bound else { return Ok(Passed::All) };
         let place = BatchPlace { topic: 0, partition };
-        let outcome = bound.filter.apply(batch, place, now, Lane::Produce).await;
+        let outcome = bound.filter.apply_to(records, place, now, Lane::Produce, Compression::None).await;
         let outcome = outcome.map_err(|failure| errors::call(&failure))?;
         if !outcome.rejections.is_empty() && !bound.drop_rejected {
             return Ok(Passed::Refused(rejections(outcome.rejections)));
@@ -80,12 +80,15 @@ impl ProduceFilter {
         match outcome.kept {
             Kept::All => Ok(Passed::All),
             Kept::None => Ok(Passed::Nothing),
-            Kept::Some(kept) => self.within_limits(kept).map(Passed::Some),
+            Kept::Some(kept) => {
+                let kept = RecordBatch::decode_trusted(kept, &BatchLimits::MADE_HERE);
+                kept.map(Passed::Some).map_err(|error| errors::batch(&error))
+            }
         }
     }
 
-    /// A filter that replaces contents may make a batch larger than it came.
-    fn within_limits(&self, kept: Bytes) -> Result<Bytes, Error> {
+    /// A filter that replaces contents may make a batch larger than it came. This is what is left, as it is to be stored.
+    pub(crate) fn within_limits(&self, kept: Bytes) -> Result<Bytes, Error> {
         let limit = self.batch_bytes_max;
         if kept.len() <= limit {
             return Ok(kept);

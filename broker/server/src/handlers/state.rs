@@ -11,7 +11,6 @@ use tidemill_raft::Replica;
 
 use crate::context::Context;
 use crate::errors;
-use crate::handlers::deployments::unknown;
 
 const SCAN_LIMIT_MAX: u32 = 10_000;
 /// Bytes of keys and values in one answer.
@@ -78,9 +77,7 @@ pub(crate) async fn scan(context: &Arc<Context>, request: StateScanRequest) -> R
 
 /// State may lie on disk.
 async fn blocking<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|_| Error::new(ErrorCode::Internal, "reading the state failed; try again"))
+    tokio::task::spawn_blocking(read).await.map_err(|_| errors::interrupted("reading the state"))
 }
 
 fn tasks(
@@ -89,7 +86,7 @@ fn tasks(
     only: Option<u32>,
 ) -> Result<(DeploymentId, Vec<(PartitionId, Replica)>), Error> {
     let view = context.view.now();
-    let record = view.deployment_by_name(deployment).ok_or_else(|| unknown(deployment))?;
+    let record = view.deployment_by_name(deployment).ok_or_else(|| errors::unknown_deployment(deployment))?;
     if record.spec.kind != DeploymentKind::Consumer {
         return Err(Error::new(
             ErrorCode::InvalidDeployment,

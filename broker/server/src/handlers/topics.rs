@@ -10,7 +10,7 @@ use tidemill_protocol::messages::{
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, ShardId, TopicId, TopicPartition};
 use tidemill_shard::{Unit, UnitResult};
 
-use crate::context::{Context, unknown_topic};
+use crate::context::Context;
 use crate::errors;
 use crate::handlers::metadata;
 use crate::view::ClusterView;
@@ -54,7 +54,7 @@ pub(crate) async fn delete(context: &Arc<Context>, request: DeleteTopicRequest) 
 
 pub(crate) fn describe(context: &Context, name: &str) -> Result<TopicDescription, Error> {
     let view = context.view.now();
-    let topic = view.topic_by_name(name).ok_or_else(|| unknown_topic(name))?;
+    let topic = view.topic_by_name(name).ok_or_else(|| errors::unknown_topic(name))?;
     description(context, &view, topic)
 }
 
@@ -64,7 +64,7 @@ pub(crate) async fn delete_records(
 ) -> Result<DeleteRecordsReply, Error> {
     let partition = partition(request.partition.as_ref())?;
     let (_, replica) = context.find(&context.view.now(), partition)?;
-    let known = replica.shard().partition(partition).ok_or_else(|| not_ready(partition))?;
+    let known = replica.shard().partition(partition).ok_or_else(|| errors::not_ready(partition))?;
     let offset = match request.before_offset {
         -1 => known.high_watermark,
         offset => Offset::new(offset),
@@ -89,13 +89,7 @@ pub(crate) fn name(text: &str) -> Result<Name, Error> {
 
 /// A partition that a message names.
 pub(crate) fn partition(reference: Option<&TopicPartitionRef>) -> Result<TopicPartition, Error> {
-    reference
-        .and_then(TopicPartitionRef::parse)
-        .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))
-}
-
-pub(crate) fn not_ready(partition: TopicPartition) -> Error {
-    Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
+    reference.and_then(TopicPartitionRef::parse).ok_or_else(errors::not_an_id)
 }
 
 /// Asks the controller for a change, and waits until this broker's view shows it: whoever was answered finds what he did with his
@@ -123,7 +117,7 @@ pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Re
 fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
     match reply {
         ControllerReply::Topic(topic) => Ok(*topic),
-        other => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+        other => Err(errors::another_reply(&other)),
     }
 }
 

@@ -11,14 +11,13 @@ use flate2::write::GzEncoder;
 use lz4_flex::frame::{BlockMode, BlockSize, FrameDecoder, FrameEncoder, FrameInfo};
 use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
+use super::framing::{Framing, LZ4_MAGIC, XERIAL_HEADER, zstd_single_frame};
 use super::{BatchError, Compression};
 
-/// How snappy-java begins: magic, version 1, compatible with 1.
-const XERIAL_HEADER: &[u8; 16] = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01";
 /// Snappy-java's block.
 const XERIAL_BLOCK_BYTES: usize = 32 << 10;
-/// The LZ4 frame's magic number, little-endian. Legacy and skippable frames have others.
-const LZ4_MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
+/// No element of a snappy block has more bytes than this for each of its own: a copy of 64 bytes takes 3.
+const SNAPPY_RATIO_MOST: usize = 22;
 /// Smallest window that is accepted whatever the limit is: what zstd's level 19 uses.
 const ZSTD_WINDOW_LOG_LEAST: u32 = 23;
 /// Largest window that is ever accepted: what zstd itself accepts by default.
@@ -32,18 +31,17 @@ thread_local! {
     static SNAPPY_OUT: RefCell<Option<snap::raw::Encoder>> = const { RefCell::new(None) };
 }
 
-/// The records section of a batch as it was before compression. Never holds more than `limit` bytes.
+/// The records section of a batch as it was before compression. Never holds more than `limit` bytes; a section that says that it has
+/// more is not begun with.
 pub(super) fn decompress(compression: Compression, data: &Bytes, limit: usize) -> Result<Bytes, BatchError> {
-    let mut out = Bounded { bytes: Vec::new(), limit };
+    let framing = Framing::of(compression, data);
+    if framing.declared.is_some_and(|declared| declared > limit as u64) {
+        return Err(BatchError::DecompressedTooLarge { limit });
+    }
+    let at_most = framing.at_most.and_then(|most| usize::try_from(most).ok()).unwrap_or(limit).min(limit);
+    let mut out = Bounded { bytes: Vec::new(), limit, at_most };
     let done = match compression {
-        Compression::None => {
-            let too_large = data.len() > limit;
-            return if too_large {
-                Err(BatchError::DecompressedTooLarge { limit })
-            } else {
-                Ok(data.clone())
-            };
-        }
+        Compression::None => return Ok(data.clone()),
         Compression::Gzip => ungzip(data, &mut out),
         Compression::Snappy => unsnappy(data, &mut out),
         Compression::Lz4 => unlz4(data, &mut out),
@@ -76,6 +74,8 @@ impl Failure {
 struct Bounded {
     bytes: Vec<u8>,
     limit: usize,
+    /// As the framing says; not beyond the limit.
+    at_most: usize,
 }
 
 impl Bounded {
@@ -86,14 +86,14 @@ impl Bounded {
             return Err(Failure::TooLarge);
         }
         if needed > self.bytes.capacity() {
-            let target = needed.max(self.bytes.capacity().saturating_mul(2)).min(self.limit);
+            let target = self.bytes.capacity().saturating_mul(2).min(self.at_most).max(needed);
             self.bytes.reserve_exact(target - self.bytes.len());
         }
         Ok(())
     }
 
     fn guess(&mut self, compressed: usize) -> Result<(), Failure> {
-        self.reserve(compressed.saturating_mul(EXPANSION_GUESS).min(self.limit))
+        self.reserve(compressed.saturating_mul(EXPANSION_GUESS).min(self.at_most))
     }
 
     fn extend(&mut self, piece: &[u8]) -> Result<(), Failure> {
@@ -117,6 +117,7 @@ fn ungzip(data: &[u8], out: &mut Bounded) -> Result<(), Failure> {
 }
 
 fn unsnappy(data: &[u8], out: &mut Bounded) -> Result<(), Failure> {
+    out.guess(data.len())?;
     let Some(mut rest) = data.strip_prefix(XERIAL_HEADER) else {
         return unsnappy_block(data, out);
     };
@@ -135,6 +136,10 @@ fn unsnappy(data: &[u8], out: &mut Bounded) -> Result<(), Failure> {
 
 fn unsnappy_block(block: &[u8], out: &mut Bounded) -> Result<(), Failure> {
     let length = snap::raw::decompress_len(block).map_err(Failure::broken)?;
+    if length > block.len().saturating_mul(SNAPPY_RATIO_MOST) {
+        // Not worth clearing memory for.
+        return Err(Failure::broken("a block claims more than its bytes can say"));
+    }
     out.reserve(length)?;
     let start = out.bytes.len();
     out.bytes.resize(start + length, 0);
@@ -175,7 +180,7 @@ fn unzstd(data: &[u8], out: &mut Bounded) -> Result<(), Failure> {
             *context = DCtx::try_create();
         }
         let context = context.as_mut().ok_or_else(|| Failure::broken("out of memory"))?;
-        if let Some(size) = single_frame_size(data) {
+        if let Some(size) = zstd_single_frame(data) {
             out.reserve(usize::try_from(size).map_err(|_| Failure::TooLarge)?)?;
             // Straight into the output, without a window of its own.
             context.decompress(&mut out.bytes, data).map_err(Failure::zstd)?;
@@ -183,12 +188,6 @@ fn unzstd(data: &[u8], out: &mut Bounded) -> Result<(), Failure> {
         }
         unzstd_stream(context, data, out)
     })
-}
-
-/// The size of the content, where the data is one frame that says it.
-fn single_frame_size(data: &[u8]) -> Option<u64> {
-    let size = zstd_safe::get_frame_content_size(data).ok()??;
-    (zstd_safe::find_frame_compressed_size(data).ok()? == data.len()).then_some(size)
 }
 
 fn unzstd_stream(context: &mut DCtx<'static>, data: &[u8], out: &mut Bounded) -> Result<(), Failure> {

@@ -27,6 +27,10 @@ impl BatchLimits {
         allow_gaps: true,
     };
 
+    /// What this process has just made of a batch that was within its limits: uncompressed, it may be larger than any that is sent.
+    pub const MADE_HERE: Self =
+        Self { batch_bytes_max: usize::MAX, decompressed_bytes_max: usize::MAX, ..Self::STORED };
+
     /// What no broker may be set beyond, in bytes of a batch's records after decompression.
     pub const DECOMPRESSED_BYTES_MOST: usize = 256 << 20;
 

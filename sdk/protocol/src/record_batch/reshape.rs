@@ -102,6 +102,17 @@ impl Records {
         seal(batch, header, compression).map(Some)
     }
 
+    /// The same batch in another compression; uncompressed where that is no larger.
+    pub fn recompressed(&self, compression: Compression) -> Result<RecordBatch, ReshapeError> {
+        if compression == self.header().attributes.compression {
+            return Ok(self.batch().clone());
+        }
+        let mut batch = BytesMut::with_capacity(HEADER_BYTES + self.data().len());
+        batch.resize(HEADER_BYTES, 0);
+        batch.extend_from_slice(self.data());
+        seal(batch, *self.header(), compression)
+    }
+
     /// The records of each partition as a batch of their own, by rising partition number; partitions without a
     /// record are left out. `partitions` has the number of each record, all below `partition_count`. Offsets begin
     /// at 0 and have no gaps; timestamps and flags stay; `producer` says, for a partition and its number of records,

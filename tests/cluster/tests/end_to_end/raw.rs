@@ -16,7 +16,7 @@ use tidemill_client::messages::{
 };
 use tidemill_client::{ErrorCode, TopicId, TopicPartition};
 use tidemill_cluster_tests::{Outcome, TestBroker};
-use tidemill_protocol::frame::{FrameLimits, RawFrame, encode_head};
+use tidemill_protocol::frame::{FrameDecoder, FrameLimits, encode_head};
 use tokio::time::timeout;
 
 pub(crate) const ALPN: &[u8] = b"tidemill/1";
@@ -179,10 +179,11 @@ impl RawStream {
             self.receive.read_exact(&mut length).await?;
             let mut rest = vec![0; u32::from_be_bytes(length) as usize];
             self.receive.read_exact(&mut rest).await?;
-            Ok::<_, ReadExactError>(rest)
+            Ok::<_, ReadExactError>([&length[..], &rest].concat())
         };
-        let rest = timeout(PATIENCE, reading).await??;
-        Ok(RawFrame::split(Bytes::from(rest), &FrameLimits::default())?.message()?)
+        let mut frames = FrameDecoder::new(FrameLimits::default());
+        frames.push(Bytes::from(timeout(PATIENCE, reading).await??));
+        Ok(frames.next()?.ok_or("the frame is not whole")?.message()?)
     }
 
     /// Sends a batch and answers its acknowledgement.

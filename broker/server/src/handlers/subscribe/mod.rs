@@ -16,8 +16,9 @@ use tidemill_protocol::messages::{
 };
 use tokio::sync::mpsc;
 
-use crate::connection::{ClientName, Opened, bad_message, next_frame};
+use crate::connection::{ClientName, Opened, next_frame};
 use crate::context::Context;
+use crate::errors;
 use crate::refusals;
 use filtering::Filtering;
 use set::SubscriptionSet;
@@ -72,7 +73,7 @@ async fn forward_controls(
 ) -> Result<(), Error> {
     while let Some(frame) = next_frame(reader).await? {
         let control = frame.message::<SubscribeControl>().ok().and_then(|control| control.kind);
-        let control = control.ok_or_else(|| bad_message("a subscription's message does not read"))?;
+        let control = control.ok_or_else(|| errors::bad_message("a subscription's message does not read"))?;
         if forward.send(control).await.is_err() {
             break;
         }

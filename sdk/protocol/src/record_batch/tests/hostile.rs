@@ -221,6 +221,39 @@ fn a_claimed_size_is_not_believed() {
     }
 }
 
+/// Whole in its framing, and broken inside the first block: who began with it would call it broken.
+#[test]
+fn what_says_that_it_is_too_large_is_not_begun_with() {
+    let raw = vec![0; 16 << 20];
+    let info = lz4_flex::frame::FrameInfo::new().content_size(Some(raw.len() as u64));
+    let mut lz4 = lz4_flex::frame::FrameEncoder::with_frame_info(info, Vec::new());
+    std::io::Write::write_all(&mut lz4, &raw).unwrap();
+    let mut snappy = Vec::new();
+    compression::compress(Compression::Snappy, None, &raw, &mut snappy).unwrap();
+    let limit = 1 << 20;
+    for (compression, mut section, first_block) in [
+        (Compression::Lz4, lz4.finish().unwrap(), 19),
+        // The header, the block's length, and the size that it begins with.
+        (Compression::Snappy, snappy, 16 + 4 + 3),
+    ] {
+        section.get_mut(first_block + 1..first_block + 9).unwrap().fill(0xff);
+        let data = Bytes::from(section);
+        let error = compression::decompress(compression, &data, limit).unwrap_err();
+        assert_eq!(error, BatchError::DecompressedTooLarge { limit }, "{compression}");
+        let begun = compression::decompress(compression, &data, raw.len()).unwrap_err();
+        assert!(matches!(begun, BatchError::Decompress { .. }), "{compression}: {begun}");
+    }
+}
+
+#[test]
+fn a_snappy_block_that_claims_what_it_cannot_hold_is_refused_before_memory_is_cleared_for_it() {
+    // 1 MiB - 1 in 8 bytes.
+    let block = [0xff, 0xff, 0x3f, 0, 0, 0, 0, 0];
+    let error =
+        compression::decompress(Compression::Snappy, &Bytes::copy_from_slice(&block), 4 << 20).unwrap_err();
+    assert!(matches!(error, BatchError::Decompress { .. }), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

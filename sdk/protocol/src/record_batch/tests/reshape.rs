@@ -170,3 +170,19 @@ fn a_lying_section_is_refused_not_copied() {
     let split = records.split(&[0, 1, 0], 2, Compression::None, |_, _| ProducerFields::NONE);
     assert!(matches!(split, Err(ReshapeError::Batch(_))));
 }
+
+#[test]
+fn a_batch_in_another_compression_has_the_same_records() {
+    let records = sample(300);
+    for from in [Compression::None, Compression::Zstd] {
+        for to in Compression::ALL {
+            let batch = build(&records, from);
+            let other = batch.records(&limits()).unwrap().recompressed(to).unwrap();
+            assert_eq!(other.header().attributes.compression, to);
+            let (a, b) = (batch.decompressed(&limits()).unwrap(), other.decompressed(&limits()).unwrap());
+            assert_eq!(a, b, "{from} to {to}");
+            let again = RecordBatch::decode(other.bytes().clone(), &limits()).unwrap();
+            again.validate_records(&limits()).unwrap();
+        }
+    }
+}

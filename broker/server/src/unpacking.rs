@@ -1,0 +1,283 @@
+//! Where compressed batches are unpacked: small ones at once, others in a few places apart, so that whoever sends bombs holds
+//! neither the threads that serve everybody nor their memory.
+//!
+//! ```text
+//!  no compression, or surely small ........... here and now: nothing is copied, nobody is woken
+//!  small as it came, of unknown size ......... here and now, as far as INLINE_BYTES_MAX; else
+//!  all others ................................ one of the connection's places, bytes of the budget, one of the pool's places
+//! ```
+//!
+//! The pool's place is held while something runs; the connection's, and the bytes, until the records are needed no more. All
+//! three are given out in the order of asking, so that a connection waits for others' batches, at most two of each, and not
+//! for all that one of them sends.
+
+use std::ops::Deref;
+use std::sync::Arc;
+
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::record_batch::{BatchError, BatchLimits, Compression, RecordBatch, Records};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::errors;
+
+/// What is unpacked where it came: its bytes, decompressed. Some hundreds of microseconds.
+const INLINE_BYTES_MAX: usize = 256 << 10;
+/// Whose size is not known before is tried where it came if it has no more than this, compressed.
+const INLINE_COMPRESSED_BYTES_MAX: usize = 64 << 10;
+/// Batches that are unpacked, or made anew, at once.
+const PLACES: usize = 4;
+/// Those of one connection that are unpacked and not done with.
+const CONNECTION_PLACES: usize = 2;
+/// Decompressed bytes of batches that were unpacked apart. The largest that a broker may be set to take fits.
+const BYTES_MAX: usize = BatchLimits::DECOMPRESSED_BYTES_MOST;
+
+/// The places and the memory that all connections share. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct UnpackPool {
+    places: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+}
+
+/// The pool as one connection has it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Unpacker {
+    pool: UnpackPool,
+    connection: Arc<Semaphore>,
+}
+
+/// A batch's records, decompressed and each found good; with the room that they take, until they are dropped.
+pub(crate) struct Unpacked {
+    records: Records,
+    _room: Option<Room>,
+}
+
+struct Room {
+    _connection: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
+}
+
+impl UnpackPool {
+    pub(crate) fn new() -> Self {
+        Self { places: Arc::new(Semaphore::new(PLACES)), bytes: Arc::new(Semaphore::new(BYTES_MAX)) }
+    }
+
+    /// For one more connection.
+    pub(crate) fn for_connection(&self) -> Unpacker {
+        Unpacker { pool: self.clone(), connection: Arc::new(Semaphore::new(CONNECTION_PLACES)) }
+    }
+}
+
+impl Unpacker {
+    /// The records of a batch, each of them checked.
+    ///
+    /// # Errors
+    /// The batch is not as it should be; as the client is told.
+    pub(crate) async fn unpack(&self, batch: &RecordBatch, limits: &BatchLimits) -> Result<Unpacked, Error> {
+        if batch.header().attributes.compression == Compression::None {
+            let records = checked(batch, limits).map_err(|error| errors::batch(&error))?;
+            return Ok(Unpacked { records, _room: None });
+        }
+        if is_worth_a_try(batch) {
+            let bytes_max = limits.decompressed_bytes_max.min(INLINE_BYTES_MAX);
+            let small = BatchLimits { decompressed_bytes_max: bytes_max, ..*limits };
+            match checked(batch, &small) {
+                Ok(records) => return Ok(Unpacked { records, _room: None }),
+                // With so little room that proves nothing.
+                Err(BatchError::DecompressedTooLarge { .. } | BatchError::Decompress { .. }) => {}
+                Err(error) => return Err(errors::batch(&error)),
+            }
+        }
+        self.unpack_apart(batch.clone(), *limits).await
+    }
+
+    async fn unpack_apart(&self, batch: RecordBatch, limits: BatchLimits) -> Result<Unpacked, Error> {
+        metrics::counter!("tidemill_unpacked_apart_total").increment(1);
+        let most = batch.decompressed_bytes_at_most().unwrap_or(usize::MAX);
+        let bytes = most.min(limits.decompressed_bytes_max).min(BYTES_MAX);
+        let connection = taken(&self.connection, 1).await;
+        let room = Room { _connection: connection, _bytes: taken(&self.pool.bytes, bytes).await };
+        let unpacked = self.in_a_place(move || {
+            checked(&batch, &limits).map(|records| Unpacked { records, _room: Some(room) })
+        });
+        unpacked.await?.map_err(|error| errors::batch(&error))
+    }
+
+    /// Makes batches of records: at once where there are few bytes, or none to compress; else in one of the pool's places.
+    ///
+    /// # Errors
+    /// The broker is stopping.
+    pub(crate) async fn make<T: Send + 'static>(
+        &self,
+        unpacked: Unpacked,
+        compression: Compression,
+        make: impl FnOnce(&Records) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        if compression == Compression::None || unpacked.data().len() <= INLINE_BYTES_MAX {
+            return Ok(make(&unpacked));
+        }
+        self.in_a_place(move || make(&unpacked)).await
+    }
+
+    /// Whoever waits may go meanwhile: the place is given back when the work is done.
+    async fn in_a_place<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let place = taken(&self.pool.places, 1).await;
+        let work = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        match work.await {
+            Ok(done) => Ok(done),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(_) => Err(errors::stopping()),
+        }
+    }
+}
+
+impl Unpacked {
+    /// Other records in their place, which take the same room.
+    pub(crate) fn with(self, records: Records) -> Self {
+        Self { records, ..self }
+    }
+}
+
+impl Deref for Unpacked {
+    type Target = Records;
+
+    fn deref(&self) -> &Records {
+        &self.records
+    }
+}
+
+fn checked(batch: &RecordBatch, limits: &BatchLimits) -> Result<Records, BatchError> {
+    let records = batch.records(limits)?;
+    records.validate()?;
+    Ok(records)
+}
+
+fn is_worth_a_try(batch: &RecordBatch) -> bool {
+    match batch.decompressed_bytes_at_most() {
+        Some(most) => most <= INLINE_BYTES_MAX,
+        None => batch.bytes().len() <= INLINE_COMPRESSED_BYTES_MAX,
+    }
+}
+
+async fn taken(from: &Arc<Semaphore>, count: usize) -> OwnedSemaphorePermit {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    Arc::clone(from).acquire_many_owned(count).await.expect("nobody closes it")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
+    use tidemill_protocol::{ErrorCode, Timestamp};
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+    const PACKED: [Compression; 4] =
+        [Compression::Gzip, Compression::Snappy, Compression::Lz4, Compression::Zstd];
+
+    fn limits() -> BatchLimits {
+        BatchLimits { decompressed_bytes_max: 16 * MIB, record_bytes_max: 64 * MIB, ..BatchLimits::default() }
+    }
+
+    /// A batch of one record that is easy to compress.
+    fn batch(compression: Compression, bytes: usize) -> RecordBatch {
+        let options =
+            BuilderOptions { compression, batch_bytes_max: usize::MAX, ..BuilderOptions::default() };
+        let mut builder = BatchBuilder::new(options);
+        builder.append(Timestamp::new(5), Some(b"k"), Some(&vec![0; bytes]), []).expect("it fits");
+        RecordBatch::decode(builder.build().expect("it builds"), &limits()).expect("it decodes")
+    }
+
+    #[tokio::test]
+    async fn what_is_small_or_not_compressed_waits_for_nobody() {
+        let pool = UnpackPool::new();
+        let _bombs = taken(&pool.places, PLACES).await;
+        let unpacker = pool.for_connection();
+        for batch in [batch(Compression::None, 4 * MIB)]
+            .into_iter()
+            .chain(PACKED.map(|compression| batch(compression, 100_000)))
+        {
+            let unpacked = unpacker.unpack(&batch, &limits()).now_or_never().expect("at once").expect("good");
+            assert_eq!(unpacked.len(), 1);
+            let made =
+                unpacker.make(unpacked, Compression::Lz4, |records| records.len()).now_or_never().is_some();
+            assert_eq!(made, batch.header().attributes.compression != Compression::None, "4 MiB are many");
+        }
+        for compression in PACKED {
+            let large = batch(compression, 4 * MIB);
+            let now = unpacker.unpack(&large, &limits()).now_or_never();
+            assert!(now.is_none(), "{compression}: every place is taken");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_small_batch_is_answered_while_another_connection_sends_bombs() {
+        let pool = UnpackPool::new();
+        let bomber = pool.for_connection();
+        let bombs = PACKED.map(|compression| batch(compression, 17 * MIB));
+        let bombs: Vec<_> = bombs
+            .into_iter()
+            .cycle()
+            .take(24)
+            .map(|bomb| {
+                let bomber = bomber.clone();
+                tokio::spawn(async move { bomber.unpack(&bomb, &limits()).await.map(drop) })
+            })
+            .collect();
+        let other = pool.for_connection();
+        for compression in PACKED {
+            let small = batch(compression, 50_000);
+            assert!(other.unpack(&small, &limits()).now_or_never().expect("at once").is_ok());
+        }
+        // A large one comes to its turn before all of them have been: the bomber has two places, and there are four.
+        let large = other.unpack(&batch(Compression::Zstd, 4 * MIB), &limits()).await.expect("good");
+        assert_eq!(large.data().len() / MIB, 4);
+        for bomb in bombs {
+            let error = bomb.await.expect("no panic").expect_err("too large");
+            assert_eq!(error.error_code(), Some(ErrorCode::BatchTooLarge));
+        }
+    }
+
+    #[tokio::test]
+    async fn no_connection_has_more_than_its_places_and_none_takes_more_than_the_budget() {
+        let pool = UnpackPool::new();
+        let (first, second) = (pool.for_connection(), pool.for_connection());
+        let large = batch(Compression::Zstd, 4 * MIB);
+        let mut held = Vec::new();
+        for _ in 0..CONNECTION_PLACES {
+            held.push(first.unpack(&large, &limits()).await.expect("good"));
+        }
+        assert_eq!(pool.places.available_permits(), PLACES, "nothing runs");
+        assert!(first.unpack(&large, &limits()).now_or_never().is_none(), "its places are taken");
+        assert_eq!(first.connection.available_permits(), 0);
+        drop(second.unpack(&large, &limits()).await.expect("another's are not"));
+        let used: usize = held.iter().map(|unpacked| unpacked.data().len()).sum();
+        assert_eq!(pool.bytes.available_permits(), BYTES_MAX - used, "zstd says its size");
+        // Of unknown size: as much as it may have.
+        held.clear();
+        let unknown = first.unpack(&batch(Compression::Gzip, 15 * MIB), &limits()).await.expect("good");
+        assert_eq!(pool.bytes.available_permits(), BYTES_MAX - limits().decompressed_bytes_max);
+        let all_of_it = taken(&pool.bytes, pool.bytes.available_permits()).await;
+        assert!(second.unpack(&large, &limits()).now_or_never().is_none(), "the budget is used up");
+        drop((unknown, all_of_it));
+        assert!(second.unpack(&large, &limits()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_limit_that_a_client_is_told_of_is_the_brokers() {
+        let unpacker = UnpackPool::new().for_connection();
+        for compression in PACKED {
+            let whole = batch(compression, 100_000);
+            let low = BatchLimits { decompressed_bytes_max: 90_000, ..limits() };
+            let error = unpacker.unpack(&whole, &low).await.err().expect("too large");
+            assert_eq!(error.error_code(), Some(ErrorCode::BatchTooLarge), "{compression}");
+            assert!(error.message.contains("90000"), "{compression}: {error}");
+        }
+    }
+}
