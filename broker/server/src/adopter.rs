@@ -5,6 +5,7 @@
 //! it has adopted with what it should have whenever either changes; adopting twice is harmless, since a shard accepts
 //! rising versions only.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,10 +37,11 @@ pub(crate) struct Adopter {
 
 impl Adopter {
     pub(crate) async fn run(mut self, stopping: CancellationToken) {
-        let mut look = true;
+        let all: BTreeSet<ShardId> = self.shards.data().map(|(shard, _)| shard).collect();
+        // Until it was led here, and took what was found.
+        let mut to_look_at = all.clone();
         loop {
-            let done = self.reconcile(look).await;
-            look = false;
+            let done = self.reconcile(&mut to_look_at).await;
             tokio::select! {
                 changed = self.view.changed() => {
                     if changed.is_none() {
@@ -47,14 +49,14 @@ impl Adopter {
                     }
                 }
                 () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
-                () = tokio::time::sleep(LOOK_INTERVAL), if done => look = true,
+                () = tokio::time::sleep(LOOK_INTERVAL), if done => to_look_at.clone_from(&all),
                 () = stopping.cancelled() => return,
             }
         }
     }
 
     /// Proposes what is missing; `false` where something has to be tried again.
-    async fn reconcile(&self, look: bool) -> bool {
+    async fn reconcile(&self, to_look_at: &mut BTreeSet<ShardId>) -> bool {
         let view = self.view.now();
         let deletes = view.controller().topics().any(|topic| topic.deleted)
             || view.controller().deployments().any(|record| record.deleted);
@@ -63,20 +65,26 @@ impl Adopter {
             if !replica.watch().borrow().is_leader() {
                 continue;
             }
-            let left_over = if look || deletes { self.left_over(replica) } else { Vec::new() };
+            let looks = deletes || to_look_at.contains(&shard);
+            let left_over = if looks { self.left_over(replica) } else { Vec::new() };
+            let mut taken = true;
             for unit in self.missing(&view, shard, replica).into_iter().chain(left_over) {
                 match replica.propose(unit).await {
                     Ok(UnitResult::Adopted | UnitResult::Stale { .. } | UnitResult::Group(_)) => {}
                     Ok(other) => {
                         tracing::error!(%shard, result = ?other, "a shard did not adopt what the controller decided");
-                        done = false;
+                        taken = false;
                     }
                     Err(error) => {
                         tracing::debug!(%shard, %error, "adopting will be tried again");
-                        done = false;
+                        taken = false;
                     }
                 }
             }
+            if taken {
+                to_look_at.remove(&shard);
+            }
+            done &= taken;
         }
         done && self.forget(&view).await
     }
@@ -162,10 +170,17 @@ impl Adopter {
                 commands.push(ControllerCommand::ForgetTopic { id: topic.id });
             }
         }
-        for record in view.controller().deployments().filter(|record| record.deleted) {
+        let deleted: Vec<&DeploymentRecord> =
+            view.controller().deployments().filter(|record| record.deleted).collect();
+        // As this broker's replicas have it, led here or not: a shard that could not be told yet is not forgotten.
+        let untold: BTreeSet<DeploymentId> = match deleted.is_empty() {
+            true => BTreeSet::new(),
+            false => self.shards.data().flat_map(|(_, replica)| replica.shard().strange_senders()).collect(),
+        };
+        for record in deleted {
             let remembered = view.controller().topics().any(|topic| topic.remembers(record.id));
             let gone = self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
-            if gone && !remembered {
+            if gone && !remembered && !untold.contains(&record.id) {
                 commands.push(ControllerCommand::ForgetDeployment { id: record.id });
             }
         }

@@ -1,12 +1,19 @@
 //! What belongs to something that was deleted goes with it, wherever it lies.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use tidemill_client::{Commit, NewDeployment, Offset};
-use tidemill_cluster_tests::waiting::eventually;
-use tidemill_cluster_tests::{Outcome, TestBroker, plugins};
+use tidemill_client::{Commit, NewDeployment, Offset, Position, Record};
+use tidemill_cluster_tests::reading::read_all;
+use tidemill_cluster_tests::waiting::{caught_up, eventually};
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
+use tidemill_hostile as hostile;
+use tidemill_log::fs::DiskStorage;
+use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
+use tidemill_protocol::ShardId;
+use tidemill_shard::{AdoptedStatus, Shard, ShardConfig};
 
-use crate::kit::{PATIENCE, broker, create, partition_of};
+use crate::kit::{PATIENCE, broker, broker_with, create, partition_of};
 
 fn files(directory: &Path) -> usize {
     std::fs::read_dir(directory).map_or(0, Iterator::count)
@@ -65,5 +72,77 @@ async fn positions_of_a_deleted_topic_go_in_every_shard() -> Outcome<()> {
         })
         .await?;
     }
+    Ok(())
+}
+
+const SHARDS: u16 = 4;
+
+/// What the shards of a stopped broker hold of deployments.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Held {
+    tasks: usize,
+    /// Shards that have outputs of a deployment that nobody told them of.
+    untold: usize,
+    /// Shards that know of one that is not deleted.
+    alive: usize,
+}
+
+fn held(broker: &TestBroker) -> Outcome<Held> {
+    let mut held = Held::default();
+    for shard in 1..=SHARDS {
+        let files =
+            SegmentFiles::new(Arc::new(DiskStorage::new(broker.data_dir())?), SegmentFilesConfig::default());
+        let shard = Shard::open(ShardConfig::new(ShardId::new(shard)), &files)?;
+        held.tasks += shard.tasks().len();
+        held.untold += usize::from(!shard.strange_senders().is_empty());
+        held.alive +=
+            shard.deployments().iter().filter(|known| known.status != AdoptedStatus::Deleted).count();
+    }
+    Ok(held)
+}
+
+/// A hosted consumer's task lives in one shard, and how far its outputs came in those of its targets: all of them hear that it is gone,
+/// though the broker dies the moment that it says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_shard_keeps_what_belongs_to_a_deleted_deployment() -> Outcome<()> {
+    let (mut broker, client) = broker_with(BrokerOptions::default().set("shards", SHARDS)).await?;
+    create(&client, "in", 1).await?;
+    create(&client, "out", 8).await?;
+    client.plugins().upload("relay", "1", hostile::relay()).await?;
+    let relay = NewDeployment::consumer("relay", "relay").topic("in").target("out").start(Position::Earliest);
+    client.deployments().create(relay).await?;
+    let producer = client.producer("in").build().await?;
+    for number in 0..100 {
+        producer.send_and_forget(Record::new(b"relayed").key(&format!("key-{number}"))).await?;
+    }
+    producer.flush().await?;
+    caught_up(&client, "relay", 1, PATIENCE).await?;
+    eventually("all outputs arrive", PATIENCE, async || {
+        let read = read_all(&client, "out").await.ok()?;
+        (read.values().map(Vec::len).sum::<usize>() >= 100).then_some(())
+    })
+    .await?;
+    broker.stop().await?;
+    let before = held(&broker)?;
+    assert_eq!((before.tasks, before.alive), (1, 1), "{before:?}");
+    assert!(before.untold >= 2, "its outputs went to shards that run nothing of it: {before:?}");
+
+    broker.restart().await?;
+    broker.client().await?.deployments().delete("relay").await?;
+    broker.kill().await?;
+    broker.restart().await?;
+    // Each start finishes what the one before did not come to.
+    let mut after = Held { alive: usize::MAX, ..Held::default() };
+    for _ in 0..10 {
+        let client = broker.client().await?;
+        assert!(client.deployments().list().await?.is_empty(), "it is not there again");
+        broker.stop().await?;
+        after = held(&broker)?;
+        if after == Held::default() {
+            break;
+        }
+        broker.restart().await?;
+    }
+    assert_eq!(after, Held::default());
     Ok(())
 }
