@@ -157,10 +157,12 @@ const fn plugin_code(problem: PluginProblem) -> ErrorCode {
 
 /// Records that a plugin refused: the whole batch was refused with them.
 pub(crate) fn rejected(rejections: Vec<Rejection>) -> Error {
-    let first = rejections.first().map(|rejection| rejection.reason.clone()).unwrap_or_default();
+    let first = rejections.first().cloned().unwrap_or_default();
     let message = format!(
-        "a plugin refused {} of the batch's records, and so the batch; the first because: {first}",
-        rejections.len()
+        "a plugin refused {} of the batch's records, and so the batch; the first is record {} of it (counted from 0): {}",
+        rejections.len(),
+        first.ordinal,
+        first.reason
     );
     Error::new(ErrorCode::RecordsRejected, message).with_rejections(rejections)
 }

@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::topics::control;
+use crate::naming::unknown_plugin;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
 /// How long a component may take to arrive: so long, and as much longer as it takes at this rate. Its place is others' too.
@@ -152,17 +153,19 @@ pub(crate) fn list(context: &Context, request: &ListPluginsRequest) -> ListPlugi
 
 pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Result<PluginVersion, Error> {
     let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
-    context.view.now().plugin(&request.name, version).map(version_message).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownPlugin,
-            format!("there is no plugin '{}'; `tidemill plugin list` shows what was uploaded", request.name),
-        )
-    })
+    let view = context.view.now();
+    view.plugin(&request.name, version)
+        .map(version_message)
+        .ok_or_else(|| unknown_plugin(&view, &request.name, version))
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
-    let version =
-        Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
+    let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
+    let view = context.view.now();
+    if view.plugin(&request.name, version).is_none() {
+        return Err(unknown_plugin(&view, &request.name, version));
+    }
+    let version = version.map(name).transpose()?;
     let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
     control(context, command).await.map(|_| ())
 }
