@@ -1,9 +1,9 @@
 //! From flags and saved contexts to a connection.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tidemill_client::{Client, ClientConfig, Trust};
+use tidemill_client::{Client, ClientConfig, ConnectError, Trust};
 
 use crate::arguments::Connection;
 use crate::contexts::{Contexts, SavedContext, dev_authority};
@@ -20,15 +20,21 @@ pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker),
     let broker = Broker { addresses: config.addresses().join(","), timeout: connection.timeout };
     // A client that connects when it is used: it says what keeps it from that.
     let client = Client::detached(config.clone())?;
-    let begun = Instant::now();
     let connecting = async {
-        loop {
-            match client.connected().await {
-                Err(error) if error.retriable() && broker.timeout.is_some_and(|t| begun.elapsed() < t) => {
-                    tokio::time::sleep(CONNECT_PAUSE).await;
+        let Some(limit) = broker.timeout else { return Ok(client.connected().await?) };
+        let mut last = ConnectError::TimedOut { address: broker.addresses.clone(), after: limit };
+        let trying = async {
+            loop {
+                match client.connected().await {
+                    Err(error) if error.retriable() => last = error,
+                    done => return done,
                 }
-                done => return Ok(done?),
+                tokio::time::sleep(CONNECT_PAUSE).await;
             }
+        };
+        match tokio::time::timeout(limit, trying).await {
+            Ok(done) => Ok(done?),
+            Err(_) => Err(last.into()),
         }
     };
     let gives_up_after = broker.timeout.unwrap_or(CONNECT_TIMEOUT);

@@ -1,5 +1,6 @@
 //! `tidemill plugin test`: what it prints, and how it ends.
 
+#[allow(unreachable_pub, reason = "a library shares it")]
 #[path = "../../../tests/fixtures/skips.rs"]
 mod skips;
 

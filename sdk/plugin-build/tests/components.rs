@@ -2,6 +2,7 @@
 //!
 //! Needs a toolchain for WebAssembly, and some minutes the first time: runs where `TIDEMILL_TEST_COMPONENTS=1` asks for it.
 
+#[allow(unreachable_pub, reason = "a library shares it")]
 #[path = "../../../tests/fixtures/skips.rs"]
 mod skips;
 

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::messages::{
-    Position, Reply, Request, RoutedOpened, SubscribeAdd, SubscribeControl, SubscribeEvent, SubscribeOpen,
-    SubscribeOpened, UploadPluginRequest, position, request, stream_open, subscribe_control, subscribe_event,
+    CommitOffsetsRequest, Error, Position, Reply, Request, RoutedOpened, SubscribeAdd, SubscribeControl,
+    SubscribeEvent, SubscribeOpen, SubscribeOpened, UploadPluginRequest, position, request, stream_open,
+    subscribe_control, subscribe_event,
 };
 use tidemill_client::{Commit, ErrorCode, Offset, RecordBatch};
 use tidemill_cluster_tests::{BrokerOptions, Outcome};
@@ -66,7 +67,7 @@ fn numbered(producer: i64, sequence: i32) -> RecordBatch {
     })
 }
 
-fn code(error: Option<tidemill_client::messages::Error>) -> Option<ErrorCode> {
+fn code(error: Option<Error>) -> Option<ErrorCode> {
     error.and_then(|error| ErrorCode::from_code(error.code))
 }
 
@@ -126,12 +127,48 @@ async fn groups_have_names_and_positions_within_the_log() -> Outcome<()> {
     Ok(())
 }
 
+/// Asks on a stream of its own.
+async fn answer(peer: &RawPeer, deadline_ms: u32, body: request::Body) -> Outcome<Reply> {
+    let asking = opening(stream_open::Kind::Request(Request { deadline_ms, body: Some(body) }));
+    let mut stream = peer.open(&frame(&asking, &[])).await?;
+    stream.message().await
+}
+
+/// Asks again and again, until it is refused.
+async fn until_refused(peer: &RawPeer, body: request::Body) -> Outcome<Error> {
+    loop {
+        if let Some(error) = answer(peer, 0, body.clone()).await?.error {
+            return Ok(error);
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// An upload whose bytes never come.
+fn half_an_upload() -> request::Body {
+    request::Body::UploadPlugin(UploadPluginRequest {
+        name: "p".to_owned(),
+        size: 1_000,
+        ..Default::default()
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_stops_says_so_to_those_who_are_connected() -> Outcome<()> {
-    let (mut broker, _client) = broker().await?;
+async fn a_broker_that_stops_takes_nothing_new() -> Outcome<()> {
+    let (mut broker, _client) = broker_with(BrokerOptions::default().set("shutdown_grace_ms", 5_000)).await?;
     let (peer, _control) = RawPeer::greeted(&broker).await?;
-    assert!(broker.stop().await?.success());
-    assert_eq!(peer.close_code().await?, ErrorCode::ShuttingDown);
+    let commit =
+        || request::Body::CommitOffsets(CommitOffsetsRequest { group: "g".to_owned(), ..Default::default() });
+    assert_eq!(answer(&peer, 0, commit()).await?.error, None);
+    // What is under way gets its time: until then the broker is there, and says why it takes nothing.
+    let asking =
+        opening(stream_open::Kind::Request(Request { deadline_ms: 0, body: Some(half_an_upload()) }));
+    let _held = peer.open(&frame(&asking, &[])).await?;
+    let (stopped, refused) = tokio::join!(broker.stop(), until_refused(&peer, commit()));
+    assert!(stopped?.success());
+    let refused = refused?;
+    assert!(refused.retriable, "{refused:?}");
+    assert_eq!(code(Some(refused)), Some(ErrorCode::ShuttingDown));
     Ok(())
 }
 
@@ -213,13 +250,9 @@ async fn a_request_without_a_deadline_gets_the_settings() -> Outcome<()> {
     let (broker, _client) =
         broker_with(BrokerOptions::default().set("limits.request_deadline_ms", 300)).await?;
     let (peer, _control) = RawPeer::greeted(&broker).await?;
-    // Its bytes never come.
-    let upload = UploadPluginRequest { name: "p".to_owned(), size: 1_000, ..UploadPluginRequest::default() };
-    let asks = |deadline_ms| Request { deadline_ms, body: Some(request::Body::UploadPlugin(upload.clone())) };
     for (deadline_ms, expected) in [(0, "300 ms"), (700, "700 ms")] {
-        let asking = opening(stream_open::Kind::Request(asks(deadline_ms)));
-        let mut stream = peer.open(&frame(&asking, &[])).await?;
-        let error = stream.message::<Reply>().await?.error.ok_or("there is no answer to it")?;
+        let error =
+            answer(&peer, deadline_ms, half_an_upload()).await?.error.ok_or("its bytes never come")?;
         assert!(error.message.contains(expected), "{error:?}");
         assert_eq!(code(Some(error)), Some(ErrorCode::Deadline));
     }

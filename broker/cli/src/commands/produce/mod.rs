@@ -86,6 +86,8 @@ impl From<CompressionName> for Compression {
     }
 }
 
+/// Whoever lets batches linger for longer is not told that nothing comes back.
+const LINGER_NOTICED: Duration = Duration::from_millis(500);
 /// How long a record may go unacknowledged where `--timeout` says no other.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -114,10 +116,12 @@ pub(crate) async fn run(
         note_partitioner(producer.topic());
     }
     let started = Instant::now();
-    let stats = producer.clone();
+    let (watched, troubled, lingers) = (producer.clone(), client.clone(), produce.linger > LINGER_NOTICED);
     let progress = move || {
-        let stats = stats.stats();
-        Progress { is_waiting: stats.buffered_bytes > 0, answers: stats.batches }
+        let stats = watched.stats();
+        // What lingers waits for more records, not for the broker.
+        let is_waiting = stats.buffered_bytes > 0 && (!lingers || troubled.trouble().is_some());
+        Progress { is_waiting, answers: stats.batches }
     };
     let sent = broker.told(&client, timeout, progress, send_all(&produce, &producer)).await?;
     producer.close().await?;
