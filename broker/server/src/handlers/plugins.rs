@@ -160,13 +160,16 @@ pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Re
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
-    let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
+    let plugin = name(&request.name)?;
+    let version =
+        Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
     let view = context.view.now();
-    if view.plugin(&request.name, version).is_none() {
-        return Err(unknown_plugin(&view, &request.name, version));
+    let wanted = version.as_ref().map(Name::as_str);
+    if view.plugin(plugin.as_str(), wanted).is_none() {
+        return Err(unknown_plugin(&view, plugin.as_str(), wanted));
     }
-    let version = version.map(name).transpose()?;
-    let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
+    drop(view);
+    let command = ControllerCommand::DeletePlugin { name: plugin, version };
     control(context, command).await.map(|_| ())
 }
 
