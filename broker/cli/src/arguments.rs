@@ -15,6 +15,7 @@ use crate::commands::{
 #[command(
     name = "tidemill",
     version,
+    max_term_width = 96,
     after_help = "\
 Examples:
   tidemill dev                                    start a broker here
@@ -70,6 +71,10 @@ pub(crate) struct Connection {
     /// A saved connection; see `tidemill context`.
     #[arg(long, global = true, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
     pub(crate) context: Option<String>,
+    /// How long to wait for a broker that does not answer; unless said 30s for a request, 60s for
+    /// records, and for ever with `consume --follow`.
+    #[arg(long, global = true, value_name = "TIME", value_parser = crate::text::duration)]
+    pub(crate) timeout: Option<std::time::Duration>,
     /// Print JSON: one document, or one per line where there is no end.
     #[arg(long, global = true)]
     pub(crate) json: bool,

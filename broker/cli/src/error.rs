@@ -12,10 +12,11 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Usage(String),
     /// No connection.
-    #[error(
-        "{0}; is a broker running there? `tidemill dev` starts one, `tidemill context list` shows saved connections"
-    )]
+    #[error("{}. {}", .0, advice(.0))]
     Connect(#[from] ConnectError),
+    /// A broker that was there answers no more.
+    #[error("{0}")]
+    Away(String),
     /// The broker refused, or the client knows what the broker would say.
     #[error("{message}")]
     Refused {
@@ -24,6 +25,9 @@ pub(crate) enum CliError {
         /// As docs/errors.md has it, where there is one that this release knows.
         code: Option<ErrorCode>,
     },
+    /// What was asked for is not there, as the broker's answer shows.
+    #[error("{0}")]
+    NotThere(String),
     /// A check that was asked for failed, such as a plugin's test.
     #[error("{0}")]
     Failed(String),
@@ -54,9 +58,11 @@ impl CliError {
         match self {
             Self::Usage(reason) => Self::Usage(words(reason)),
             Self::Refused { message, code } => Self::Refused { message: words(message), code },
+            Self::NotThere(reason) => Self::NotThere(words(reason)),
             Self::Failed(reason) => Self::Failed(words(reason)),
             Self::Differs(reason) => Self::Differs(words(reason)),
             Self::Other(reason) => Self::Other(words(reason)),
+            Self::Away(reason) => Self::Away(words(reason)),
             connect @ Self::Connect(_) => connect,
         }
     }
@@ -66,8 +72,9 @@ impl CliError {
     pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Connect(_) => 3,
-            Self::Refused {
+            Self::Connect(_) | Self::Away(_) => 3,
+            Self::NotThere(_)
+            | Self::Refused {
                 code:
                     Some(
                         ErrorCode::UnknownTopic
@@ -82,6 +89,27 @@ impl CliError {
             Self::Differs(_) => 6,
             Self::Refused { .. } | Self::Other(_) => 1,
         }
+    }
+}
+
+/// What to do where there is no connection.
+const fn advice(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::TimedOut { .. } | ConnectError::NoAddress => {
+            "Start a broker there with `tidemill dev`, or name another address with --address"
+        }
+        ConnectError::Address { .. } => "Name a broker as HOST:PORT with --address",
+        ConnectError::Certificate { .. } => {
+            "Name the authority that signed it with --ca, and the host as the certificate has it with --address"
+        }
+        ConnectError::Refused { .. } => "Show a certificate with --certificate and --certificate-key",
+        ConnectError::File { .. } | ConnectError::Tls(_) => {
+            "Look at --ca, --certificate and --certificate-key, or at `tidemill context list`"
+        }
+        ConnectError::Handshake { .. } | ConnectError::BadAnswer { .. } => {
+            "Look whether a Tidemill broker of this release listens there"
+        }
+        ConnectError::Socket(_) | ConnectError::Closed => "Try again",
     }
 }
 
@@ -101,6 +129,13 @@ impl From<RequestError> for CliError {
         match error {
             RequestError::Server(server) => server.into(),
             RequestError::Connect(connect) => connect.into(),
+            RequestError::Deadline { last: Some(last), .. }
+                if matches!(*last, RequestError::Connect(_) | RequestError::OutcomeUnknown(_)) =>
+            {
+                Self::Away(format!(
+                    "{last}; no answer in time. Start the broker again, or wait longer with --timeout"
+                ))
+            }
             other => Self::other(other.to_string()),
         }
     }
@@ -132,9 +167,10 @@ impl From<SendError> for CliError {
 impl From<DeliveryError> for CliError {
     fn from(error: DeliveryError) -> Self {
         match &error {
-            DeliveryError::Refused(server) | DeliveryError::PartlyStored { error: server, .. } => {
-                refused(&error, server)
-            }
+            DeliveryError::Refused(server)
+            | DeliveryError::PartlyStored { error: server, .. }
+            | DeliveryError::Unacknowledged(server) => refused(&error, server),
+            DeliveryError::Lost => Self::Away(error.to_string()),
             other => Self::other(other.to_string()),
         }
     }

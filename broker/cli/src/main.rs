@@ -14,6 +14,7 @@ mod contexts;
 mod documentation;
 mod error;
 mod text;
+mod waiting;
 
 use std::process::ExitCode;
 

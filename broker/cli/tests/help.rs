@@ -27,7 +27,10 @@ fn subcommands(help: &str) -> Vec<String> {
         .collect()
 }
 
-fn check(path: &mut Vec<String>, seen: &mut usize) {
+/// So many columns a terminal has at least, beside another window.
+const COLUMNS_MAX: usize = 96;
+
+fn check(path: &mut Vec<String>, seen: &mut usize, too_wide: &mut Vec<String>) {
     let mut arguments: Vec<&str> = path.iter().map(String::as_str).collect();
     arguments.push("--help");
     let output = tidemill(&arguments);
@@ -36,9 +39,12 @@ fn check(path: &mut Vec<String>, seen: &mut usize) {
     *seen += 1;
     let listed = subcommands(&help);
     assert!(help.contains("Example"), "{path:?} has no example:\n{help}");
+    for line in help.lines().filter(|line| line.chars().count() > COLUMNS_MAX) {
+        too_wide.push(format!("{path:?}: {line}"));
+    }
     for name in listed {
         path.push(name);
-        check(path, seen);
+        check(path, seen, too_wide);
         path.pop();
     }
 }
@@ -46,8 +52,10 @@ fn check(path: &mut Vec<String>, seen: &mut usize) {
 #[test]
 fn every_command_explains_itself_with_an_example() {
     let mut seen = 0;
-    check(&mut Vec::new(), &mut seen);
+    let mut too_wide = Vec::new();
+    check(&mut Vec::new(), &mut seen, &mut too_wide);
     assert!(seen > 30, "only {seen} help texts were found");
+    assert!(too_wide.is_empty(), "lines of more than {COLUMNS_MAX} columns:\n{}", too_wide.join("\n"));
 }
 
 #[test]
@@ -62,6 +70,21 @@ fn an_error_says_what_to_do_and_its_exit_code_says_which_kind() {
 
 #[test]
 fn completions_are_made_for_a_shell() {
-    let script = tidemill(&["completions", "bash"]);
-    assert!(text(&script.stdout).contains("_tidemill"));
+    // What each shell's script begins a completion with, and how it names a command below another.
+    for (shell, begins, knows) in [
+        ("bash", "_tidemill()", "tidemill__subcmd__deployment"),
+        ("zsh", "#compdef tidemill", "_tidemill__subcmd__deployment"),
+        ("fish", "complete -c tidemill", "__fish_tidemill_using_subcommand deployment"),
+    ] {
+        let script = tidemill(&["completions", shell]);
+        assert!(script.status.success(), "{shell}: {}", text(&script.stderr));
+        let script = text(&script.stdout);
+        assert!(script.contains(begins), "{shell}");
+        for command in ["produce", "plugin", "resume"] {
+            assert!(script.contains(command), "{shell} does not know {command}");
+        }
+        assert!(script.contains(knows), "{shell} knows no commands below deployment");
+    }
+    let unknown = tidemill(&["completions", "nothing"]);
+    assert_eq!(unknown.status.code(), Some(2), "{}", text(&unknown.stderr));
 }

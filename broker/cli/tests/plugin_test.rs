@@ -1,5 +1,9 @@
 //! `tidemill plugin test`: what it prints, and how it ends.
 
+#[allow(unreachable_pub, reason = "a library shares it")]
+#[path = "../../../tests/fixtures/skips.rs"]
+mod skips;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -305,7 +309,7 @@ fn root() -> PathBuf {
 #[test]
 fn what_the_guide_shows_works_word_for_word() {
     let Some(components) = std::env::var_os("TIDEMILL_COMPONENTS") else {
-        eprintln!("skipped: set TIDEMILL_COMPONENTS to the directory of the shipped plugins' components");
+        skips::skipped("needs the shipped plugins' components, which TIDEMILL_COMPONENTS names");
         return;
     };
     let guide = std::fs::read_to_string(root().join("docs/plugin-guide.md")).expect("the guide");
@@ -326,7 +330,7 @@ fn what_the_guide_shows_works_word_for_word() {
 #[test]
 fn what_a_new_crates_readme_shows_works_word_for_word() {
     if !std::env::var("TIDEMILL_TEST_COMPONENTS").is_ok_and(|value| value == "1") {
-        eprintln!("skipped: set TIDEMILL_TEST_COMPONENTS=1");
+        skips::skipped("takes minutes; `cargo xtask test --all` runs it (TIDEMILL_TEST_COMPONENTS=1)");
         return;
     }
     let directory = tempfile::tempdir().expect("a directory");

@@ -83,8 +83,8 @@ impl Controller {
             reason: format!(
                 "plugin '{}' is a {}, and a {} is needed here",
                 plugin.name,
-                kind_word(plugin.kind),
-                kind_word(spec.kind.plugin_kind())
+                plugin.kind.word(),
+                spec.kind.plugin_kind().word()
             ),
         })
     }
@@ -238,13 +238,5 @@ impl Controller {
         record.version = version;
         record.epoch = record.epoch.saturating_add(1);
         record.clone()
-    }
-}
-
-fn kind_word(kind: crate::plugin::PluginKind) -> &'static str {
-    match kind {
-        crate::plugin::PluginKind::Partitioner => "partitioner",
-        crate::plugin::PluginKind::Filter => "filter",
-        crate::plugin::PluginKind::Consumer => "consumer",
     }
 }

@@ -16,6 +16,18 @@ pub enum PluginKind {
     Consumer,
 }
 
+impl PluginKind {
+    /// For people.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Partitioner => "partitioner",
+            Self::Filter => "filter",
+            Self::Consumer => "consumer",
+        }
+    }
+}
+
 /// A key of a plugin's configuration, as the plugin describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigKey {

@@ -204,10 +204,12 @@ const fn plugin_code(problem: PluginProblem) -> ErrorCode {
 
 /// Records that a plugin refused: the whole batch was refused with them.
 pub(crate) fn rejected(rejections: Vec<Rejection>) -> Error {
-    let first = rejections.first().map(|rejection| rejection.reason.clone()).unwrap_or_default();
+    let first = rejections.first().cloned().unwrap_or_default();
     let message = format!(
-        "a plugin refused {} of the batch's records, and so the batch; the first because: {first}",
-        rejections.len()
+        "a plugin refused {} of the batch's records, and so the batch; the first is record {} of it (counted from 0): {}",
+        rejections.len(),
+        first.ordinal,
+        first.reason
     );
     Error::new(ErrorCode::RecordsRejected, message).with_rejections(rejections)
 }
@@ -256,13 +258,6 @@ pub(crate) fn unknown_topic(name: &str) -> Error {
 
 pub(crate) fn topic_deleted(name: &str) -> Error {
     Error::new(ErrorCode::UnknownTopic, format!("topic '{name}' was deleted"))
-}
-
-pub(crate) fn unknown_plugin(name: &str) -> Error {
-    Error::new(
-        ErrorCode::UnknownPlugin,
-        format!("there is no plugin '{name}'; `tidemill plugin list` shows what was uploaded"),
-    )
 }
 
 pub(crate) fn unknown_deployment(name: &str) -> Error {

@@ -26,6 +26,7 @@ mod limits;
 mod machine;
 mod maintenance;
 mod metrics_endpoint;
+mod naming;
 mod outbox;
 mod plans;
 mod producer_ids;

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::cluster::{Cluster, TopicMetadata};
+use crate::cluster::{Cluster, TopicMetadata, Trouble};
 use crate::{ClientConfig, ConnectError, ProducerBuilder, RequestError};
 
 /// A connection to a cluster. Cheap to clone; every method may be called from many tasks at once.
@@ -19,8 +19,16 @@ impl Client {
     /// None did, or the settings do not stand.
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
         let client = Self::detached(config)?;
-        client.cluster.connection(None).await?;
+        client.connected().await?;
         Ok(client)
+    }
+
+    /// Waits until there is a connection: for one attempt at each of the configured addresses.
+    ///
+    /// # Errors
+    /// None did answer.
+    pub async fn connected(&self) -> Result<(), ConnectError> {
+        self.cluster.connection(None).await.map(drop)
     }
 
     /// A client that connects when it is first used. Must be called inside a tokio runtime.
@@ -42,6 +50,13 @@ impl Client {
     /// No such topic, or no answer.
     pub async fn topic_metadata(&self, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
         self.cluster.topic(name).await
+    }
+
+    /// What keeps the client from its work just now, such as a broker that does not answer; `None` while all is well. It goes on
+    /// trying by itself: this is for whoever tells a person what is waited for.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.cluster.trouble()
     }
 
     /// Closes every connection. Producers and consumers of this client end with an error.

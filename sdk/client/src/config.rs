@@ -70,6 +70,12 @@ impl ClientConfig {
         }
     }
 
+    /// The addresses as configured.
+    #[must_use]
+    pub fn addresses(&self) -> &[String] {
+        &self.addresses
+    }
+
     /// Whose certificates are trusted. By default [`Trust::System`].
     #[must_use]
     pub fn trust(mut self, trust: Trust) -> Self {

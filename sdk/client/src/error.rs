@@ -107,14 +107,22 @@ pub enum ConnectError {
     #[error("could not open a UDP socket: {0}")]
     Socket(String),
     /// No broker answered in time.
-    #[error("no broker answered at {address} within {after:?}; is it running, and is UDP let through?")]
+    #[error("no broker answered at {address} within {after:?}")]
     TimedOut {
         /// Who was asked.
         address: String,
         /// The configured timeout.
         after: Duration,
     },
-    /// QUIC or TLS failed: a wrong certificate, another protocol, a refusal.
+    /// The broker could not show that it is who it should be.
+    #[error("the certificate of the broker at {address} is not trusted: {reason}")]
+    Certificate {
+        /// Who was asked.
+        address: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// QUIC or TLS failed: another protocol, a refusal.
     #[error("could not connect to {address}: {reason}")]
     Handshake {
         /// Who was asked.
@@ -141,6 +149,14 @@ pub enum ConnectError {
     /// [`crate::Client::close`] was called.
     #[error("the client was closed")]
     Closed,
+}
+
+impl ConnectError {
+    /// Whether the same may succeed later, without anything being changed here.
+    #[must_use]
+    pub const fn retriable(&self) -> bool {
+        matches!(self, Self::TimedOut { .. } | Self::Handshake { .. })
+    }
 }
 
 /// Why a request has no result.
@@ -189,9 +205,7 @@ impl RequestError {
     pub const fn retriable(&self) -> bool {
         match self {
             Self::Server(error) => error.retriable,
-            Self::Connect(error) => {
-                matches!(error, ConnectError::TimedOut { .. } | ConnectError::Handshake { .. })
-            }
+            Self::Connect(error) => error.retriable(),
             Self::Deadline { .. } | Self::OutcomeUnknown(_) => true,
             Self::BadAnswer(_) => false,
         }

@@ -32,7 +32,7 @@ pub use admin::{
     StateRange, Topics,
 };
 pub use client::Client;
-pub use cluster::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
+pub use cluster::{PartitionMetadata, PartitionerMetadata, TopicMetadata, Trouble};
 pub use config::{ClientConfig, Identity, Trust};
 pub use consumer::{
     ConsumeError, Consumer, ConsumerBuilder, ConsumerError, ConsumerRecord, ConsumerStats, FetchedBatch,

@@ -362,6 +362,68 @@ async fn without_acknowledgements_handed_over_is_delivered() {
     within(arrived).await;
 }
 
+/// `flush` without acknowledgements ends the streams: what the broker made of them is known then.
+#[tokio::test]
+async fn without_acknowledgements_a_flush_tells_what_the_broker_refused() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer =
+        client.producer(TOPIC).acks(Acks::None).linger(Duration::ZERO).build().await.expect("a producer");
+    for number in 0..20 {
+        drop(producer.send(Record::new(&value(number))).await.expect("taken"));
+    }
+    within(producer.flush()).await.expect("nothing is wrong");
+    assert_eq!(broker.model.values(0).len(), 20, "the broker has dealt with everything");
+    within(producer.flush()).await.expect("there is nothing to flush");
+
+    // As a broker refuses where there is no acknowledgement that could say so.
+    broker.model.script([Fault::Honest, Fault::ResetBefore]);
+    for number in 20..22 {
+        let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
+        assert_eq!(within(delivery).await, Ok(Receipt::Sent));
+    }
+    let refused = within(producer.flush()).await.expect_err("one of them was refused");
+    assert!(
+        matches!(&refused, DeliveryError::Unacknowledged(error) if error.is(ErrorCode::Internal)),
+        "{refused:?}"
+    );
+    assert!(refused.is(ErrorCode::Internal) && producer.stats().broken_streams == 1);
+
+    // It was told once, and the producer goes on over another stream.
+    drop(producer.send(Record::new("later")).await.expect("taken"));
+    within(producer.clone().flush()).await.expect("nothing new is wrong");
+    assert_eq!(broker.model.values(0).last().expect("stored"), "later");
+    broker.model.script([Fault::CloseAfter]);
+    drop(producer.send(Record::new("last")).await.expect("taken"));
+    assert_eq!(within(producer.close()).await, Err(DeliveryError::Lost));
+}
+
+#[tokio::test]
+async fn a_record_larger_than_a_batch_is_meant_to_be_goes_alone() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let builder = client.producer(TOPIC).batch_bytes(1_000).compression(Compression::Lz4);
+    let producer = builder.linger(Duration::from_secs(5)).eager(false).build().await.expect("a producer");
+    let large = "x".repeat(500_000);
+    let mut deliveries = Vec::new();
+    for text in ["before", &large, "behind"] {
+        deliveries.push(producer.send(Record::new(text)).await.expect("taken"));
+    }
+    within(producer.flush()).await.expect("stored");
+    let offsets: Vec<_> = deliveries.iter().map(|delivery| delivery.now()).collect();
+    for (number, stored) in (0..).zip(offsets) {
+        assert_eq!(stored.expect("flushed").expect("stored").offset().expect("known").get(), number);
+    }
+    assert_eq!(
+        broker.model.batches(0),
+        [Compression::None, Compression::Lz4, Compression::None].map(|c| (c, 1))
+    );
+    // As the fake broker's hello has it, a batch has a mebibyte at the most.
+    let too_large = producer.try_send(Record::new(&"x".repeat(1 << 20))).expect_err("no batch holds it");
+    assert!(matches!(too_large, SendError::TooLarge { limit: 1_048_576, .. }), "{too_large}");
+    assert_eq!(producer.stats().buffered_bytes, 0, "and it takes no memory");
+}
+
 #[tokio::test]
 async fn a_sink_takes_everything_without_a_broker() {
     let broker = FakeBroker::start(1);

@@ -62,7 +62,8 @@ pub enum ComponentError {
     },
     /// None of the plugin worlds fits.
     #[error(
-        "this component exports {exports:?}, which is none of a plugin's worlds: it exports lifecycle and one of partitioner, filter, consumer"
+        "this component exports {}, which is none of a plugin's worlds: those export lifecycle and one of partitioner, filter, consumer",
+        if exports.is_empty() { "nothing".to_owned() } else { exports.join(", ") }
     )]
     World {
         /// What it exports.

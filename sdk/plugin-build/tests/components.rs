@@ -2,6 +2,10 @@
 //!
 //! Needs a toolchain for WebAssembly, and some minutes the first time: runs where `TIDEMILL_TEST_COMPONENTS=1` asks for it.
 
+#[allow(unreachable_pub, reason = "a library shares it")]
+#[path = "../../../tests/fixtures/skips.rs"]
+mod skips;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -12,7 +16,7 @@ use tidemill_plugin_build::{
 fn asked_for() -> bool {
     let asked = std::env::var("TIDEMILL_TEST_COMPONENTS").is_ok_and(|value| value == "1");
     if !asked {
-        eprintln!("skipped: set TIDEMILL_TEST_COMPONENTS=1");
+        skips::skipped("takes minutes; `cargo xtask test --all` runs it (TIDEMILL_TEST_COMPONENTS=1)");
     }
     asked
 }

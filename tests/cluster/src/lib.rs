@@ -2,7 +2,7 @@
 //!
 //! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again;
 //! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`]: what tests do again and again;
-//! - [`fixtures`], [`plays`]: records to send;
+//! - [`fixtures`], [`plays`]: records to send; [`skips`]: tests that can't run here;
 //! - [`chaos`]: a broker killed at random under load, and the checks of what is left.
 //!
 //! `cargo xtask demo` runs the binary `demo`, `cargo xtask chaos` the binary `chaos`.
@@ -13,6 +13,8 @@ pub mod fixtures;
 pub mod plays;
 pub mod plugins;
 pub mod reading;
+#[path = "../../fixtures/skips.rs"]
+pub mod skips;
 pub mod waiting;
 mod world;
 

@@ -30,6 +30,7 @@ mod tests {
         for world in World::ALL {
             for make in [
                 baseline,
+                logs_each_call,
                 asks_to_retry,
                 refuses_the_batch,
                 refuses_its_config,

@@ -7,6 +7,14 @@ pub fn baseline(world: World) -> Vec<u8> {
     Guest::new(world).build()
 }
 
+/// The baseline, and each call writes a warning to the log: `not this one`.
+pub fn logs_each_call(world: World) -> Vec<u8> {
+    Guest::new(world)
+        .import("log", "write", "$write (param i32 i32 i32)")
+        .main(&after_locals(world.good_body(), "(call $write (i32.const 2) (i32.const 288) (i32.const 12))"))
+        .build()
+}
+
 /// A filter that keeps all records.
 pub fn keep_all() -> Vec<u8> {
     baseline(World::Filter)

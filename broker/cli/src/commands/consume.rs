@@ -55,6 +55,16 @@ pub(crate) struct Consume {
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_RECORDS: u64 = 10_000;
 
+/// How long a broker may be away before reading to the end gives up.
+const AWAY_MAX: Duration = Duration::from_secs(60);
+
+impl Consume {
+    /// Whoever follows waits until the broker is back.
+    pub(crate) const fn gives_up_after(&self) -> Option<Duration> {
+        if self.follow { None } else { Some(AWAY_MAX) }
+    }
+}
+
 pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<(), CliError> {
     let mut consumer = open(&consume, &client).await?;
     let mut out = BufWriter::new(std::io::stdout().lock());

@@ -58,6 +58,13 @@ pub(crate) enum Deployment {
     },
 }
 
+impl Deployment {
+    /// Whether it has no end of its own.
+    pub(crate) const fn runs_on(&self) -> bool {
+        matches!(self, Self::Logs { follow: true, .. })
+    }
+}
+
 pub(crate) async fn run(deployment: Deployment, client: Client, json: bool) -> Result<(), CliError> {
     let deployments = client.deployments();
     match deployment {

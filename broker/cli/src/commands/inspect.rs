@@ -9,7 +9,7 @@ use serde_json::json;
 use tidemill_log::fs::{DirectoryLock, DiskStorage, Storage};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig, SegmentInspection};
 use tidemill_log::wal;
-use tidemill_protocol::ShardId;
+use tidemill_protocol::{ShardId, TopicPartition};
 use tidemill_shard::{Shard, ShardConfig};
 
 use crate::error::CliError;
@@ -75,37 +75,43 @@ fn storage(root: &Path) -> Result<DiskStorage, CliError> {
     DiskStorage::new(root).map_err(|error| CliError::other(format!("{}: {error}", root.display())))
 }
 
+/// What the log holds of one shard.
+#[derive(Debug, Default)]
+struct OfShard {
+    frames: u64,
+    bytes: u64,
+    /// First and last Raft index of its entries.
+    entries: Option<(u64, u64)>,
+    term: u64,
+    /// Entries up to this one are no longer needed.
+    purged: Option<u64>,
+}
+
+impl OfShard {
+    fn count(&mut self, frame: &wal::InspectedFrame) {
+        let index = frame.id.index.get();
+        self.frames += 1;
+        self.bytes += frame.payload_bytes as u64;
+        self.term = self.term.max(frame.id.term.get());
+        match frame.kind {
+            kind if kind.holds_entry() => {
+                let (first, last) = self.entries.unwrap_or((index, index));
+                self.entries = Some((first.min(index), last.max(index)));
+            }
+            wal::FrameKind::Purge => self.purged = self.purged.max(Some(index)),
+            _ => {}
+        }
+    }
+}
+
 fn inspect_wal(data_dir: &Path, frames: bool, json: bool) -> Result<(), CliError> {
     let storage = storage(data_dir)?;
-    let mut shards: BTreeMap<u16, (u64, u64, u64, u64)> = BTreeMap::new();
+    // Without a shard: what concerns the log as a whole.
+    let mut shards: BTreeMap<Option<u16>, OfShard> = BTreeMap::new();
     let inspection = wal::inspect(&storage, Path::new("wal"), &mut |frame| {
-        let shard = frame.shard.map_or(u16::MAX, ShardId::get);
-        let index = frame.id.index.get();
-        let summary = shards.entry(shard).or_insert((0, 0, u64::MAX, 0));
-        summary.0 += 1;
-        summary.1 += frame.payload_bytes as u64;
-        if frame.kind.holds_entry() {
-            summary.2 = summary.2.min(index);
-            summary.3 = summary.3.max(index);
-        }
-        if frames && json {
-            println!(
-                "{}",
-                json!({ "segment": frame.segment, "block": frame.block, "kind": format!("{:?}", frame.kind),
-                    "shard": frame.shard.map(ShardId::get), "index": index, "term": frame.id.term.get(),
-                    "payload_bytes": frame.payload_bytes, "crc": frame.crc, "repeated": frame.repeated })
-            );
-        } else if frames {
-            println!(
-                "segment {} block {:6} {:17} shard {:5} index {index:10} term {:4} {:9} bytes crc {:08x}",
-                frame.segment,
-                frame.block,
-                format!("{:?}", frame.kind),
-                frame.shard.map_or_else(|| "-".to_owned(), |shard| shard.to_string()),
-                frame.id.term,
-                frame.payload_bytes,
-                frame.crc
-            );
+        shards.entry(frame.shard.map(ShardId::get)).or_default().count(frame);
+        if frames {
+            show_frame(frame, json);
         }
     })
     .map_err(|error| CliError::other(error.to_string()))?;
@@ -114,38 +120,136 @@ fn inspect_wal(data_dir: &Path, frames: bool, json: bool) -> Result<(), CliError
         .iter()
         .map(|segment| {
             json!({ "path": segment.path, "number": segment.number, "frames": segment.frames,
-                "blocks": segment.blocks, "end": format!("{:?}", segment.end) })
+                "blocks": segment.blocks, "end": end_word(segment.end), "end_block": end_block(segment.end) })
         })
         .collect();
-    let document = json!({ "segments": segments, "free": inspection.free });
+    let of_shards: Vec<_> = shards
+        .iter()
+        .filter_map(|(shard, of)| {
+            let (first, last) = of.entries.unzip();
+            Some(json!({ "shard": (*shard)?, "frames": of.frames, "bytes": of.bytes, "first_entry": first,
+                "last_entry": last, "purged": of.purged, "term": of.term }))
+        })
+        .collect();
+    let document = json!({ "segments": segments, "free": inspection.free, "shards": of_shards });
     output::print(json, &document, || {
-        let rows: Vec<Vec<String>> = inspection
-            .segments
-            .iter()
-            .map(|segment| {
-                vec![
-                    segment.number.to_string(),
-                    segment.path.display().to_string(),
-                    segment.frames.to_string(),
-                    format!("{:?}", segment.end),
-                ]
-            })
-            .collect();
-        output::table(&["segment", "file", "frames", "ends"], &rows, &[0, 2]);
+        if frames {
+            println!();
+        }
+        show_segments(&inspection);
         println!();
-        let rows: Vec<Vec<String>> = shards
-            .iter()
-            .map(|(shard, (count, bytes, first, last))| {
-                vec![
-                    if *shard == u16::MAX { "(log)".to_owned() } else { shard.to_string() },
-                    count.to_string(),
-                    output::bytes(*bytes),
-                    if first <= last { format!("{first} to {last}") } else { "-".to_owned() },
-                ]
-            })
-            .collect();
-        output::table(&["shard", "frames", "bytes", "entries"], &rows, &[0, 1, 2]);
+        show_shards(&shards);
     })
+}
+
+fn show_frame(frame: &wal::InspectedFrame, json: bool) {
+    let kind = kind_word(frame.kind);
+    let (index, term) = (frame.id.index, frame.id.term);
+    if json {
+        println!(
+            "{}",
+            json!({ "segment": frame.segment, "block": frame.block, "kind": kind,
+                "shard": frame.shard.map(ShardId::get), "index": index.get(), "term": term.get(),
+                "payload_bytes": frame.payload_bytes, "crc": frame.crc, "repeated": frame.repeated })
+        );
+        return;
+    }
+    let shard = frame.shard.map_or_else(|| "all shards".to_owned(), |shard| format!("shard {shard}"));
+    let repeated = if frame.repeated { "  (repeated at the segment's start)" } else { "" };
+    println!(
+        "segment {} block {:6}  {shard:10}  {kind:19}  index {index:8}  term {term:4}  {:9} bytes  crc {:08x}{repeated}",
+        frame.segment, frame.block, frame.payload_bytes, frame.crc
+    );
+}
+
+fn show_segments(inspection: &wal::Inspection) {
+    let last = inspection.segments.iter().map(|segment| segment.number).max();
+    let rows: Vec<Vec<String>> = inspection
+        .segments
+        .iter()
+        .map(|segment| {
+            vec![
+                segment.number.to_string(),
+                segment.path.display().to_string(),
+                segment.frames.to_string(),
+                end_words(segment.end, Some(segment.number) == last),
+            ]
+        })
+        .collect();
+    output::table(&["segment", "file", "frames", "ends"], &rows, &[0, 2]);
+    println!("\n{} further files are ready to be written", inspection.free.len());
+}
+
+fn show_shards(shards: &BTreeMap<Option<u16>, OfShard>) {
+    let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |number| number.to_string());
+    let rows: Vec<Vec<String>> = shards
+        .iter()
+        .filter_map(|(shard, of)| {
+            let shard = (*shard)?;
+            Some(vec![
+                if shard == 0 { "0 (controller)".to_owned() } else { shard.to_string() },
+                of.entries.map_or_else(|| "-".to_owned(), |(first, last)| format!("{first} to {last}")),
+                number(of.purged),
+                of.term.to_string(),
+                of.frames.to_string(),
+                output::bytes(of.bytes),
+            ])
+        })
+        .collect();
+    output::table(&["shard", "entries", "purged to", "term", "frames", "bytes"], &rows, &[2, 3, 4, 5]);
+    println!(
+        "\nEntries are counted by Raft index; offsets of records stand in segments (inspect segment, inspect state)."
+    );
+}
+
+/// As programs read it.
+const fn kind_word(kind: wal::FrameKind) -> &'static str {
+    match kind {
+        wal::FrameKind::Entry => "entry",
+        wal::FrameKind::Carried => "carried-entry",
+        wal::FrameKind::Vote => "vote",
+        wal::FrameKind::Committed => "committed",
+        wal::FrameKind::TruncateAfter => "truncate-after",
+        wal::FrameKind::TruncateAll => "truncate-all",
+        wal::FrameKind::Purge => "purge",
+        wal::FrameKind::SnapshotInstalled => "snapshot-installed",
+        wal::FrameKind::Forget => "forget",
+        wal::FrameKind::Doubtful => "doubtful",
+        wal::FrameKind::DoubtAccepted => "doubt-accepted",
+        wal::FrameKind::Release => "release",
+        wal::FrameKind::Close => "close",
+    }
+}
+
+/// As programs read it.
+const fn end_word(end: wal::InspectedEnd) -> &'static str {
+    match end {
+        wal::InspectedEnd::Sealed => "sealed",
+        wal::InspectedEnd::Full => "full",
+        wal::InspectedEnd::BadBlock { .. } => "bad-block",
+        wal::InspectedEnd::BadFrame { .. } => "bad-frame",
+    }
+}
+
+const fn end_block(end: wal::InspectedEnd) -> Option<u64> {
+    match end {
+        wal::InspectedEnd::Sealed | wal::InspectedEnd::Full => None,
+        wal::InspectedEnd::BadBlock { block } | wal::InspectedEnd::BadFrame { block } => Some(block),
+    }
+}
+
+/// Behind the last segment's last frame is what the file held before: that is the log's end. Anywhere else it is damage.
+fn end_words(end: wal::InspectedEnd, is_last: bool) -> String {
+    match (end, is_last) {
+        (wal::InspectedEnd::Sealed, _) => "where the next one begins".to_owned(),
+        (wal::InspectedEnd::Full, _) => "with the file".to_owned(),
+        (wal::InspectedEnd::BadBlock { block }, true) => format!("at block {block}: the log's end"),
+        (wal::InspectedEnd::BadFrame { block }, true) => {
+            format!("at block {block}, in a frame that is not whole: the log's end")
+        }
+        (wal::InspectedEnd::BadBlock { block }, false) => format!("DAMAGED at block {block}"),
+        (wal::InspectedEnd::BadFrame { block }, false) => format!("DAMAGED in a frame of block {block}"),
+    }
 }
 
 fn inspect_segment(file: &Path, json: bool) -> Result<(), CliError> {
@@ -155,16 +259,21 @@ fn inspect_segment(file: &Path, json: bool) -> Result<(), CliError> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     let inspection = SegmentInspection::open(&storage(dir)?, Path::new(name))
         .map_err(|error| CliError::other(error.to_string()))?;
+    let (first, bytes) = (inspection.base_offset(), inspection.bytes());
     if !json {
-        output::facts(&[
-            ("base offset", inspection.base_offset().to_string()),
-            ("bytes", output::bytes(inspection.bytes())),
-        ]);
+        output::facts(&[("base offset", first.to_string()), ("bytes", output::bytes(bytes))]);
         println!();
     }
+    let (mut batches, mut end) = (0_u64, first);
     for batch in inspection {
         // What cannot be read ends the walk: the error says where.
-        let batch = batch.map_err(|error| CliError::Failed(error.to_string()))?;
+        let batch = batch.map_err(|error| {
+            CliError::Failed(format!(
+                "{error}; the {batches} batches before it, up to offset {end}, are whole"
+            ))
+        })?;
+        batches += 1;
+        end = batch.last_offset.plus(1);
         if json {
             println!(
                 "{}",
@@ -174,15 +283,19 @@ fn inspect_segment(file: &Path, json: bool) -> Result<(), CliError> {
             );
         } else {
             println!(
-                "at {:10}  offsets {} to {}  {} bytes  epoch {}  crc {:08x}",
+                "at byte {:10}  offsets {} to {}  {} bytes  epoch {}  newest {}  crc {:08x}",
                 batch.position,
                 batch.base_offset,
                 batch.last_offset,
                 batch.frame_bytes,
                 batch.epoch,
+                crate::text::time(batch.max_timestamp.get()),
                 batch.crc
             );
         }
+    }
+    if !json {
+        println!("\n{batches} batches, whole, each with a good checksum; the next offset is {end}");
     }
     Ok(())
 }
@@ -193,32 +306,44 @@ fn inspect_state(data_dir: &Path, shard: ShardId, json: bool) -> Result<(), CliE
     let _lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))
         .map_err(|error| CliError::usage(format!("{error}; stop the broker first")))?;
     let config = ShardConfig::new(shard);
-    if !data_dir.join(&config.dir).is_dir() {
+    let dir = data_dir.join(&config.dir);
+    if !dir.is_dir() {
         return Err(CliError::usage(format!("there is no shard {shard} in {}", data_dir.display())));
     }
     let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
     let shard = Shard::open(config, &files).map_err(|error| CliError::other(error.to_string()))?;
+    let topics = shard.topics();
+    // As people call it: a deleted topic's partition has no name any more.
+    let name = |id: TopicPartition| -> Option<String> {
+        let topic = topics.iter().find(|topic| topic.topic == id.topic)?;
+        Some(format!("{}-{}", topic.name, id.partition))
+    };
     let partitions: Vec<_> = shard
         .partitions()
         .into_iter()
         .map(|(id, view)| {
-            json!({ "partition": id.to_string(), "log_start": view.log_start.get(),
+            json!({ "partition": id.to_string(), "name": name(id), "log_start": view.log_start.get(),
                 "high_watermark": view.high_watermark.get(), "bytes": view.bytes, "segments": view.segments })
         })
         .collect();
     let applied = shard.applied().last.map(|id| id.index.get());
-    let topics: Vec<_> = shard.topics().iter().map(|topic| topic.name.clone()).collect();
+    let names: Vec<_> = topics.iter().map(|topic| topic.name.clone()).collect();
     let document = json!({
-        "applied": applied, "log_time": shard.log_time().get(), "topics": topics, "partitions": partitions,
+        "applied": applied, "log_time": shard.log_time().get(), "topics": names, "partitions": partitions,
         "groups": shard.group_names(), "tasks": shard.tasks().len(),
     });
+    let or_none = |names: Vec<String>| if names.is_empty() { "(none)".to_owned() } else { names.join(", ") };
     output::print(json, &document, || {
         output::facts(&[
-            ("applied", applied.map_or_else(|| "nothing".to_owned(), |index| index.to_string())),
+            (
+                "as of Raft entry",
+                applied.map_or_else(|| "(nothing was applied)".to_owned(), |index| index.to_string()),
+            ),
             ("log time", crate::text::time(shard.log_time().get())),
-            ("topics", topics.join(", ")),
-            ("groups", shard.group_names().join(", ")),
+            ("topics", or_none(names.iter().map(ToString::to_string).collect())),
+            ("groups", or_none(shard.group_names().iter().map(ToString::to_string).collect())),
             ("tasks", shard.tasks().len().to_string()),
+            ("segments in", format!("{}/TOPIC-ID-PARTITION", dir.display())),
         ]);
         println!();
         let rows: Vec<Vec<String>> = shard
@@ -226,6 +351,7 @@ fn inspect_state(data_dir: &Path, shard: ShardId, json: bool) -> Result<(), CliE
             .into_iter()
             .map(|(id, view)| {
                 vec![
+                    name(id).unwrap_or_else(|| "(deleted)".to_owned()),
                     id.to_string(),
                     view.log_start.to_string(),
                     view.high_watermark.to_string(),
@@ -235,9 +361,10 @@ fn inspect_state(data_dir: &Path, shard: ShardId, json: bool) -> Result<(), CliE
             })
             .collect();
         output::table(
-            &["partition", "log start", "high watermark", "bytes", "segments"],
+            &["partition", "directory", "log start", "high watermark", "bytes", "segments"],
             &rows,
-            &[1, 2, 3, 4],
+            &[2, 3, 4, 5],
         );
+        println!("\nWhat the write-ahead log holds behind that entry is applied at the next start.");
     })
 }

@@ -16,7 +16,9 @@ pub(crate) mod state;
 mod status;
 pub(crate) mod topic;
 
-use crate::arguments::{Arguments, Command};
+use tidemill_client::Client;
+
+use crate::arguments::{Arguments, Command, Connection};
 use crate::connect::connect;
 use crate::error::CliError;
 
@@ -28,19 +30,45 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Dev(dev) => server::dev(dev, json).await,
         Command::Server(server) => server::run(server, json).await,
         Command::Context(context) => context::run(context, &connection),
-        Command::Topic(topic) => topic::run(topic, connect(&connection).await?, json).await,
-        Command::Produce(produce) => produce::run(produce, connect(&connection).await?, json).await,
-        Command::Consume(consume) => consume::run(consume, connect(&connection).await?, json).await,
-        Command::Group(group) => group::run(group, connect(&connection).await?, json).await,
         Command::Plugin(plugin) => plugin::run(plugin, &connection).await,
-        Command::Deploy(deploy) => deploy::run(deploy, connect(&connection).await?, json).await,
-        Command::Deployment(deployment) => {
-            deployment::run(deployment, connect(&connection).await?, json).await
+        Command::Produce(produce) => {
+            let (client, broker) = connect(&connection).await?;
+            produce::run(produce, client, &broker, json).await
         }
-        Command::State(state) => state::run(state, connect(&connection).await?, json).await,
-        Command::Status => status::run(connect(&connection).await?, json).await,
-        Command::Metrics => metrics::run(connect(&connection).await?, json).await,
-        Command::Bench(bench) => bench::run(bench, connect(&connection).await?, json).await,
+        Command::Consume(consume) => {
+            let (client, broker) = connect(&connection).await?;
+            let limit = broker.timeout.or(consume.gives_up_after());
+            broker.bounded(&client, limit, consume::run(consume, client.clone(), json)).await
+        }
+        Command::Bench(bench) => {
+            let (client, broker) = connect(&connection).await?;
+            broker.bounded(&client, broker.timeout, bench::run(bench, client.clone(), json)).await
+        }
+        Command::Deployment(deployment) if deployment.runs_on() => {
+            let (client, broker) = connect(&connection).await?;
+            broker.bounded(&client, broker.timeout, deployment::run(deployment, client.clone(), json)).await
+        }
+        Command::Topic(topic) => ask(&connection, |client| topic::run(topic, client, json)).await,
+        Command::Group(group) => ask(&connection, |client| group::run(group, client, json)).await,
+        Command::Deploy(deploy) => ask(&connection, |client| deploy::run(deploy, client, json)).await,
+        Command::Deployment(deployment) => {
+            ask(&connection, |client| deployment::run(deployment, client, json)).await
+        }
+        Command::State(state) => ask(&connection, |client| state::run(state, client, json)).await,
+        Command::Status => ask(&connection, |client| status::run(client, json)).await,
+        Command::Metrics => ask(&connection, |client| metrics::run(client, json)).await,
         Command::Completions { .. } | Command::Inspect(_) | Command::CompileWorker => Ok(()),
     }
+}
+
+/// Runs a command that asks and is answered.
+pub(crate) async fn ask<T, F>(
+    connection: &Connection,
+    command: impl FnOnce(Client) -> F,
+) -> Result<T, CliError>
+where
+    F: Future<Output = Result<T, CliError>>,
+{
+    let (client, broker) = connect(connection).await?;
+    broker.asked(&client, command(client.clone())).await
 }

@@ -109,9 +109,53 @@ pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
     ])?;
     if server.print_config {
         let toml = toml::to_string(&config).map_err(|error| CliError::other(error.to_string()))?;
+        let toml = with_unset(&toml);
         return output::print(json, &serde_json::to_value(&config)?, || print!("{toml}"));
     }
     serve(config, json).await
+}
+
+/// Settings that may be left unset: the table that each stands in, its name, and what holds then, as a comment says it.
+const UNSET: [(&str, &str, &str); 6] = [
+    ("", "shards", "unset: as the data directory has it, and 4 for a new one"),
+    ("", "durability", "unset: as the data directory has it, and \"fsync\" for a new one"),
+    ("", "client_ca", "unset: clients show no certificate"),
+    ("", "tls_certificate", "unset: the broker makes its own, in data_dir/tls"),
+    ("", "tls_key", "unset: of the certificate that the broker makes"),
+    ("metrics", "listen", "unset: no metrics over HTTP; such as \"127.0.0.1:9631\""),
+];
+
+/// TOML has no word for a value that is not there: these settings stand in it as comments.
+fn with_unset(toml: &str) -> String {
+    let mut out = String::new();
+    let mut table = "";
+    let mut set: Vec<&str> = Vec::new();
+    let end_table = |out: &mut String, table: &str, set: &mut Vec<&str>| {
+        for (_, name, words) in UNSET.iter().filter(|(of, name, _)| *of == table && !set.contains(name)) {
+            out.push_str(&format!("# {name} =    # {words}\n"));
+        }
+        set.clear();
+    };
+    for line in toml.lines() {
+        if let Some(next) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            // The blank line before a table stays before it.
+            let blank = out.ends_with("\n\n");
+            if blank {
+                out.pop();
+            }
+            end_table(&mut out, table, &mut set);
+            if blank {
+                out.push('\n');
+            }
+            table = next;
+        } else if let Some((name, _)) = line.split_once(" = ") {
+            set.push(name);
+        }
+        out.push_str(line);
+        out.push('\n');
+    }
+    end_table(&mut out, table, &mut set);
+    out
 }
 
 async fn serve(config: BrokerConfig, json: bool) -> Result<(), CliError> {
@@ -186,5 +230,43 @@ async fn signal() -> &'static str {
     tokio::select! {
         _ = tokio::signal::ctrl_c() => "interrupted",
         () = terminated => "terminated",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names of settings that have no value, by table.
+    fn without_value(config: &BrokerConfig) -> Vec<(String, String)> {
+        let document = serde_json::to_value(config).expect("plain data");
+        let of = |table: &str, settings: &serde_json::Value| -> Vec<(String, String)> {
+            let settings = settings.as_object().into_iter().flatten();
+            settings.filter(|(_, v)| v.is_null()).map(|(name, _)| (table.to_owned(), name.clone())).collect()
+        };
+        let mut unset = of("", &document);
+        for (table, settings) in document.as_object().into_iter().flatten().filter(|(_, v)| v.is_object()) {
+            unset.extend(of(table, settings));
+        }
+        unset
+    }
+
+    #[test]
+    fn every_setting_is_printed_whether_it_is_set_or_not() {
+        let mut config = BrokerConfig::default();
+        let expected: std::collections::BTreeSet<_> =
+            UNSET.iter().map(|(table, name, _)| ((*table).to_owned(), (*name).to_owned())).collect();
+        assert_eq!(without_value(&config).into_iter().collect::<std::collections::BTreeSet<_>>(), expected);
+        let printed = with_unset(&toml::to_string(&config).expect("it is written"));
+        for (_, name, _) in UNSET {
+            assert_eq!(printed.matches(&format!("# {name} = ")).count(), 1, "{name} in {printed}");
+        }
+        assert!(printed.find("# shards =") < printed.find("[wal]"), "{printed}");
+        assert!(printed.find("[metrics]") < printed.find("# listen ="), "{printed}");
+        // It reads as what it was.
+        assert_eq!(toml::from_str::<BrokerConfig>(&printed).expect("it is read"), config);
+        config.shards = Some(7);
+        let printed = with_unset(&toml::to_string(&config).expect("it is written"));
+        assert!(printed.contains("\nshards = 7\n") && !printed.contains("# shards"), "{printed}");
     }
 }

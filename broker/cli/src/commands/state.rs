@@ -52,11 +52,15 @@ pub(crate) async fn run(state: State, client: Client, json: bool) -> Result<(), 
     match state {
         State::Get { deployment, key, partition } => {
             let entries = client.state(deployment).get(key.clone(), partition.map(PartitionId::new)).await?;
-            if entries.is_empty() && !json {
-                println!("no task has the key '{key}'");
-                return Ok(());
+            if !entries.is_empty() || json {
+                show(&entries, false, json)?;
             }
-            show(&entries, false, json)
+            if entries.is_empty() {
+                return Err(CliError::NotThere(format!(
+                    "no task has the key '{key}'; `tidemill state scan` shows which there are"
+                )));
+            }
+            Ok(())
         }
         State::Scan { deployment, prefix, partition, limit } => {
             let range = StateRange {

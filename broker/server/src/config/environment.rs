@@ -1,6 +1,7 @@
 //! Settings in the environment: `TIDEMILL_WAL__BYTES_MAX` is `wal.bytes_max`.
 
 use super::{BrokerConfig, ConfigError};
+use crate::naming::nearest;
 
 /// The settings among `TIDEMILL_*` variables, by their dotted names.
 ///
@@ -19,18 +20,14 @@ pub(super) fn settings_in(
             settings.push((name, value));
             continue;
         }
-        let near = known.iter().map(|known| (distance(known, &name), known)).min();
-        match near.filter(|(distance, _)| *distance <= NEAR) {
-            Some((_, near)) => return Err(ConfigError::Variable { variable, near: Some(variable_of(near)) }),
+        match nearest(known.iter().map(String::as_str), &name) {
+            Some(near) => return Err(ConfigError::Variable { variable, near: Some(variable_of(near)) }),
             None if name.contains('.') => return Err(ConfigError::Variable { variable, near: None }),
             None => tracing::debug!(variable, "is no setting of a broker"),
         }
     }
     Ok(settings)
 }
-
-/// So many letters more, less or other are a typing error.
-const NEAR: usize = 2;
 
 fn variable_of(name: &str) -> String {
     format!("TIDEMILL_{}", name.to_uppercase().replace('.', "__"))
@@ -52,20 +49,6 @@ fn names() -> Vec<String> {
     let defaults = serde_json::to_value(BrokerConfig::default()).unwrap_or_default();
     collect("", &defaults, &mut names);
     names
-}
-
-/// How many letters must be added, removed or changed (Levenshtein).
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-    for (i, left) in one.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, right) in other.chars().enumerate() {
-            let changed = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[other.chars().count()]
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::plugins::name;
 use crate::handlers::topics::{self, control};
+use crate::naming::unknown_plugin;
 use crate::plans;
 use crate::task_port::TASKS_WAIT;
 use crate::view::ClusterView;
@@ -149,16 +150,17 @@ fn partitions(view: &ClusterView, topics: &[String]) -> Result<Vec<TopicPartitio
 /// What the plugin would be told if the deployment stood.
 fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting::PluginPlan, Error> {
     let version = spec.version.as_ref().map(tidemill_controller::Name::as_str);
-    let name = spec.plugin.as_str();
-    let plugin = view.plugin(name, version).ok_or_else(|| errors::unknown_plugin(name))?;
+    let plugin = view
+        .plugin(spec.plugin.as_str(), version)
+        .ok_or_else(|| unknown_plugin(view, spec.plugin.as_str(), version))?;
     if plugin.kind != spec.kind.plugin_kind() {
         return Err(Error::new(
             ErrorCode::WrongWorld,
             format!(
-                "plugin '{}' is a {:?}, and this needs a {:?}",
+                "plugin '{}' is a {}, and this needs a {}",
                 spec.plugin,
-                plugin.kind,
-                spec.kind.plugin_kind()
+                plugin.kind.word(),
+                spec.kind.plugin_kind().word()
             ),
         ));
     }
@@ -294,6 +296,8 @@ fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> 
         DeploymentStatus::Paused => (messages::DeploymentStatus::Paused, String::new()),
         DeploymentStatus::Failed(reason) => (messages::DeploymentStatus::Failed, reason.clone()),
     };
+    let tasks = tasks(context, view, record);
+    let (status, status_reason) = as_its_tasks(status, status_reason, &tasks);
     Deployment {
         deployment_id: record.id.get(),
         name: record.spec.name.to_string(),
@@ -309,9 +313,26 @@ fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> 
         status_reason,
         epoch: record.epoch,
         created_at: record.created_at.get(),
-        tasks: tasks(context, view, record),
+        tasks,
         counters: context.hosting.counters(record.id),
         memory_bytes_max: record.spec.memory_bytes_max,
+    }
+}
+
+/// A deployment that is to run and none of whose tasks does has stopped.
+fn as_its_tasks(
+    status: messages::DeploymentStatus,
+    reason: String,
+    tasks: &[TaskStatus],
+) -> (messages::DeploymentStatus, String) {
+    let is_stopped = |task: &TaskStatus| task.status() != messages::DeploymentStatus::Running;
+    match tasks.first() {
+        Some(first) if status == messages::DeploymentStatus::Running && tasks.iter().all(is_stopped) => {
+            let of =
+                if tasks.len() == 1 { "its task".to_owned() } else { format!("all {} tasks", tasks.len()) };
+            (first.status(), format!("{of} stopped: {}", first.reason))
+        }
+        _ => (status, reason),
     }
 }
 
@@ -327,6 +348,10 @@ fn tasks(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Ve
             let task = shard.task_now(record.id, PartitionId::new(partition))?;
             let waits = context.disk.is_nearly_full() && record.status == DeploymentStatus::Running;
             let (status, reason) = match &task.status {
+                // The deployment's word counts for every task, whatever the shard's note of it says yet.
+                TaskState::Running if record.status == DeploymentStatus::Paused => {
+                    (messages::DeploymentStatus::Paused, String::new())
+                }
                 TaskState::Running if waits => (messages::DeploymentStatus::Running, TASKS_WAIT.to_owned()),
                 TaskState::Running => {
                     let waits = context.hosting.waits(record.id, task.partition).unwrap_or_default();

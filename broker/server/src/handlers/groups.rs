@@ -8,7 +8,7 @@ use tidemill_protocol::messages::{
     CommitOffsetsReply, CommitOffsetsRequest, CommittedOffset, Error, GroupDescription, ListGroupsReply,
     ListGroupsRequest,
 };
-use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset, TopicPartition};
 use tidemill_raft::Replica;
 use tidemill_shard::{Unit, UnitResult};
 
@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::topics;
+use crate::view::ClusterView;
 
 /// Sets positions, all of them or none.
 pub(crate) async fn commit(
@@ -29,7 +30,8 @@ pub(crate) async fn commit(
         let partition = topics::partition(offset.partition.as_ref())?;
         // A position of a partition that never was would be a typing error kept for ever.
         if offset.offset >= 0 {
-            context.find(&view, partition)?;
+            let (_, replica) = context.find(&view, partition)?;
+            within_the_log(&view, &replica, partition, Offset::new(offset.offset))?;
         }
         positions.push(PositionCommit {
             partition,
@@ -42,6 +44,26 @@ pub(crate) async fn commit(
     propose(context, &request.group.clone(), GroupCommand::Commit { group: request.group, positions })
         .await?;
     Ok(CommitOffsetsReply { errors })
+}
+
+/// Whoever has read to the log's end stands at it, and nobody beyond: such a position would pass over records that are not there yet.
+fn within_the_log(
+    view: &ClusterView,
+    replica: &Replica,
+    partition: TopicPartition,
+    offset: Offset,
+) -> Result<(), Error> {
+    match replica.shard().partition(partition) {
+        Some(known) if offset > known.high_watermark => Err(Error::new(
+            ErrorCode::OffsetOutOfRange,
+            format!(
+                "position {offset} lies beyond the end of {}, which is {}; commit the end or an offset before it",
+                view.partition_name(partition),
+                known.high_watermark
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 pub(crate) async fn describe(context: &Arc<Context>, group: String) -> Result<GroupDescription, Error> {

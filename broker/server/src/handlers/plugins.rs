@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::topics::control;
+use crate::naming::unknown_plugin;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
 /// How long a component may take to arrive: so long, and as much longer as it takes at this rate. Its place is others' too.
@@ -148,13 +149,20 @@ pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Re
     let view = context.view.now();
     view.plugin(&request.name, version)
         .map(version_message)
-        .ok_or_else(|| errors::unknown_plugin(&request.name))
+        .ok_or_else(|| unknown_plugin(&view, &request.name, version))
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
+    let plugin = name(&request.name)?;
     let version =
         Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
-    let command = ControllerCommand::DeletePlugin { name: name(&request.name)?, version };
+    let view = context.view.now();
+    let wanted = version.as_ref().map(Name::as_str);
+    if view.plugin(plugin.as_str(), wanted).is_none() {
+        return Err(unknown_plugin(&view, plugin.as_str(), wanted));
+    }
+    drop(view);
+    let command = ControllerCommand::DeletePlugin { name: plugin, version };
     control(context, command).await.map(|_| ())
 }
 

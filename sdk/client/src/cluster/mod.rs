@@ -4,8 +4,10 @@ mod connection;
 mod metadata;
 mod pool;
 mod request;
+mod trouble;
 
 pub(crate) use connection::BrokerConnection;
 pub use metadata::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
 pub(crate) use pool::Cluster;
 pub(crate) use request::Repeat;
+pub use trouble::Trouble;

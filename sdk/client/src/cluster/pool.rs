@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::{BrokerConnection, InterestList};
 use super::metadata::{Metadata, TopicMetadata};
 use super::request::Repeat;
+use super::trouble::{Trouble, Troubles};
 use crate::backoff::Backoff;
 use crate::transport::Dialer;
 use crate::{ClientConfig, ConnectError, RequestError, ServerError};
@@ -25,6 +26,7 @@ pub(crate) struct Cluster {
     attempts: Mutex<HashMap<Option<BrokerId>, Arc<tokio::sync::Mutex<Attempts>>>>,
     metadata: watch::Sender<Metadata>,
     interest: watch::Sender<InterestList>,
+    troubles: Troubles,
     pub(crate) closed: CancellationToken,
 }
 
@@ -49,6 +51,7 @@ impl Cluster {
             attempts: Mutex::default(),
             metadata: watch::Sender::default(),
             interest: watch::Sender::default(),
+            troubles: Troubles::default(),
             closed: CancellationToken::new(),
         }))
     }
@@ -121,6 +124,7 @@ impl Cluster {
             match self.dial(address).await {
                 Ok(connection) => {
                     attempts.backoff.reset();
+                    self.is_well();
                     // A broker that takes connections and drops them at once is not asked without pause either.
                     attempts.not_before = Some(Instant::now() + self.config.backoff_min);
                     return Ok(connection);
@@ -130,6 +134,7 @@ impl Cluster {
         }
         attempts.next_address = attempts.next_address.wrapping_add(1) % addresses.len().max(1);
         attempts.not_before = Some(Instant::now() + attempts.backoff.pause());
+        self.is_troubled(&last);
         Err(last)
     }
 
@@ -193,7 +198,7 @@ impl Cluster {
         self.known_topic(name).ok_or_else(|| {
             RequestError::Server(ServerError {
                 code: ErrorCode::UnknownTopic.code(),
-                message: format!("there is no topic {name:?}"),
+                message: format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
                 retriable: false,
                 rejections: Vec::new(),
             })
@@ -205,6 +210,20 @@ impl Cluster {
         let topic = self.known_topic(name).filter(|topic| topic.id == id)?;
         let index = usize::try_from(partition.get()).ok()?;
         topic.partitions.get(index).map(|partition| partition.leader)
+    }
+
+    /// An attempt at something failed, and is repeated.
+    pub(crate) fn is_troubled(&self, reason: &dyn std::fmt::Display) {
+        self.troubles.began(reason);
+    }
+
+    /// Something went well.
+    pub(crate) fn is_well(&self) {
+        self.troubles.ended();
+    }
+
+    pub(crate) fn trouble(&self) -> Option<Trouble> {
+        self.troubles.present()
     }
 
     pub(crate) async fn close(&self) {

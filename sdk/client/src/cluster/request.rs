@@ -49,10 +49,16 @@ impl Cluster {
                 match self.call_once(&body, &payload, left).await {
                     Err(error) if may_repeat(&error, repeat) => {
                         tracing::debug!(%error, "a request is sent again");
+                        self.is_troubled(&error);
                         last = Some(Box::new(error));
                         tokio::time::sleep(backoff.pause()).await;
                     }
-                    done => return done,
+                    done => {
+                        if done.is_ok() {
+                            self.is_well();
+                        }
+                        return done;
+                    }
                 }
             }
         };
@@ -116,9 +122,7 @@ async fn write(
 
 fn may_repeat(error: &RequestError, repeat: Repeat) -> bool {
     match error {
-        RequestError::Connect(error) => {
-            matches!(error, ConnectError::TimedOut { .. } | ConnectError::Handshake { .. })
-        }
+        RequestError::Connect(error) => error.retriable(),
         RequestError::OutcomeUnknown(_) => repeat == Repeat::Freely,
         RequestError::Server(error)
             if error.is(ErrorCode::OutcomeUnknown) || error.is(ErrorCode::Deadline) =>

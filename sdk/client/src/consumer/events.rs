@@ -31,10 +31,14 @@ impl Session {
     ) -> Result<(), SessionEnd> {
         let event: SubscribeEvent = decode(frame).map_err(|error| SessionEnd::Retry(error.to_string()))?;
         match event.kind {
-            Some(subscribe_event::Kind::Started(started)) => self.started(&started, view),
+            Some(subscribe_event::Kind::Started(started)) => {
+                self.shared.cluster.is_well();
+                self.started(&started, view)
+            }
             Some(subscribe_event::Kind::Data(data)) => {
                 self.data(&data, &frame.payload, view)?;
                 backoff.reset();
+                self.shared.cluster.is_well();
                 Ok(())
             }
             Some(subscribe_event::Kind::Progress(progress)) => self.progress(&progress, view),
@@ -228,7 +232,9 @@ const fn fail(state: &mut PartitionState) {
 fn describe(position: Position) -> String {
     match position {
         Position::Offset(offset) => offset.to_string(),
-        other => format!("{other:?}").to_lowercase(),
+        Position::Earliest => "earliest".to_owned(),
+        Position::Latest => "latest".to_owned(),
+        Position::Time(time) => format!("time {time}"),
     }
 }
 

@@ -86,6 +86,7 @@ impl Session {
                 }
                 SessionEnd::Retry(reason) => {
                     tracing::debug!(broker = %self.leader, reason, "subscription");
+                    self.shared.cluster.is_troubled(&reason);
                     Counters::add(&self.shared.counters.reconnects, 1);
                     tokio::select! {
                         () = stopped.cancelled() => return self.shared.end(),

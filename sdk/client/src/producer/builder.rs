@@ -45,7 +45,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Bytes of a full batch, before compression. By default 256 KiB; never more than the topic or broker allows.
+    /// Bytes of a full batch, before compression. By default 256 KiB; never more than the topic or broker allows. A record larger
+    /// than that goes in a batch of its own, as far as these allow one.
     pub const fn batch_bytes(mut self, bytes: usize) -> Self {
         self.options.batch_bytes = bytes;
         self

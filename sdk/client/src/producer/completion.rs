@@ -104,6 +104,12 @@ impl Delivery {
         Self { completion, ordinal, registered: None }
     }
 
+    /// The record's place in its batch, from 0: what a broker's [`Rejection`](crate::Rejection) names records by.
+    #[must_use]
+    pub const fn ordinal(&self) -> u32 {
+        self.ordinal
+    }
+
     /// The outcome, where it is known already.
     #[must_use]
     pub fn now(&self) -> Option<Result<Receipt, DeliveryError>> {

@@ -28,8 +28,10 @@ pub enum SendError {
         /// `buffer_bytes_max`.
         limit: usize,
     },
-    /// Larger than a batch, or than the producer's memory, may be.
-    #[error("the record or batch takes {bytes} bytes; the limit is {limit}")]
+    /// Larger than a batch of the topic, or than the producer's memory, may be.
+    #[error(
+        "the record or batch takes {bytes} bytes; the limit is {limit}, the least of the topic's batch-bytes-max, the broker's limits and the producer's memory"
+    )]
     TooLarge {
         /// What it would take.
         bytes: usize,
@@ -90,6 +92,12 @@ pub enum DeliveryError {
         /// Why the rest is not.
         error: ServerError,
     },
+    /// The broker ended a stream without acknowledgements with this error: it refused one of the records sent with `Acks::None`
+    /// since the last flush. That one and those of its partition behind it may be missing.
+    #[error(
+        "the broker refused records that were sent without acknowledgements; those of their partition behind them may be missing too: {0}"
+    )]
+    Unacknowledged(ServerError),
     /// A newer producer with the same identity has taken over; this one can send nothing any more.
     #[error("a newer instance of this producer has taken over")]
     Fenced,
@@ -109,7 +117,9 @@ impl DeliveryError {
     #[must_use]
     pub const fn code(&self) -> Option<u32> {
         match self {
-            Self::Refused(error) | Self::PartlyStored { error, .. } => Some(error.code),
+            Self::Refused(error) | Self::PartlyStored { error, .. } | Self::Unacknowledged(error) => {
+                Some(error.code)
+            }
             _ => None,
         }
     }

@@ -1,7 +1,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tidemill_protocol::record_batch::{AppendError, BatchBuilder, BuilderOptions, RecordBatch};
 use tidemill_protocol::{PartitionId, Timestamp};
 use tokio::sync::Notify;
@@ -28,16 +28,22 @@ pub(super) struct Lane {
     state: Mutex<LaneState>,
     /// For the lane's task: there is something to look at.
     pub(super) wake: Notify,
+    /// Bytes of the largest batch that topic and broker take.
+    batch_limit: usize,
 }
 
 #[derive(Debug)]
 struct LaneState {
     builder: BatchBuilder,
+    /// The builder's.
+    options: BuilderOptions,
     /// The batch that `builder` is filling.
     open: Option<OpenBatch>,
     ready: VecDeque<ReadyBatch>,
     /// Of every batch that has no outcome yet, in order.
     outstanding: VecDeque<Arc<Completion>>,
+    /// Of flushes that wait until the stream has come to a good end.
+    ends: Vec<Arc<Completion>>,
     /// The open batch goes out without waiting for more.
     flush: bool,
     stopped: Option<DeliveryError>,
@@ -70,21 +76,29 @@ pub(super) struct Appended {
 impl Lane {
     pub(super) fn new(target: Target, producer: &Arc<Shared>) -> Self {
         let options = &producer.options;
-        let builder = BatchBuilder::new(BuilderOptions {
+        let options = BuilderOptions {
             compression: options.compression,
             compression_level: options.compression_level,
             batch_bytes_max: options.batch_bytes,
             ..BuilderOptions::default()
-        });
+        };
         let state = LaneState {
-            builder,
+            builder: BatchBuilder::new(options.clone()),
+            options,
             open: None,
             ready: VecDeque::new(),
             outstanding: VecDeque::new(),
+            ends: Vec::new(),
             flush: false,
             stopped: None,
         };
-        Self { target, producer: Arc::downgrade(producer), state: Mutex::new(state), wake: Notify::new() }
+        Self {
+            target,
+            producer: Arc::downgrade(producer),
+            state: Mutex::new(state),
+            wake: Notify::new(),
+            batch_limit: producer.batch_limit(),
+        }
     }
 
     /// Adds a record to the open batch. The caller has reserved `buffered_bytes`.
@@ -105,14 +119,17 @@ impl Lane {
                 rolled = true;
                 state.encode(record, timestamp)
             }
+            Err(AppendError::RecordTooLarge { bytes, .. }) if bytes <= self.batch_limit => {
+                // Larger than a batch is meant to be, and no larger than one may be: it goes alone.
+                let alone = state.encode_alone(self.batch_limit, record, timestamp)?;
+                return Ok(Appended { delivery: self.queue(state, alone, buffered_bytes), rolled: true });
+            }
+            Err(AppendError::RecordTooLarge { bytes, .. }) => {
+                Err(AppendError::RecordTooLarge { bytes, limit: self.batch_limit })
+            }
             done => done,
         }
-        .map_err(|error| match error {
-            AppendError::RecordTooLarge { bytes, limit } | AppendError::Full { bytes, limit } => {
-                SendError::TooLarge { bytes, limit }
-            }
-            other => SendError::Invalid(other.to_string()),
-        })?;
+        .map_err(not_taken)?;
         let ordinal = u32::try_from(state.builder.len() - 1).unwrap_or(u32::MAX);
         let mut is_new = false;
         let state = &mut *state;
@@ -132,10 +149,19 @@ impl Lane {
 
     /// Adds a batch that is built already, behind what was sent before.
     pub(super) fn push(&self, batch: RecordBatch, buffered_bytes: usize) -> Result<Delivery, SendError> {
-        let mut state = self.state.lock();
+        let state = self.state.lock();
         if let Some(error) = &state.stopped {
             return Err(SendError::Stopped(error.clone()));
         }
+        Ok(self.queue(state, batch, buffered_bytes))
+    }
+
+    fn queue(
+        &self,
+        mut state: MutexGuard<'_, LaneState>,
+        batch: RecordBatch,
+        buffered_bytes: usize,
+    ) -> Delivery {
         state.close_open(&self.producer);
         let completion = Arc::<Completion>::default();
         state.outstanding.push_back(Arc::clone(&completion));
@@ -143,7 +169,7 @@ impl Lane {
         state.ready.push_back(ReadyBatch { batch, completion, opened: Instant::now(), buffered_bytes });
         drop(state);
         self.wake.notify_one();
-        Ok(delivery)
+        delivery
     }
 
     /// The next batch to go out: one that is complete, or the open one where it was opened at or before
@@ -169,14 +195,29 @@ impl Lane {
         }
     }
 
-    /// Lets the open batch go at once and tells what has no outcome yet.
-    pub(super) fn flush(&self) -> Vec<Arc<Completion>> {
+    /// Lets the open batch go at once and tells what has no outcome yet: with `ends_stream` also the end of the stream behind it.
+    pub(super) fn flush(&self, ends_stream: bool) -> Vec<Arc<Completion>> {
         let mut state = self.state.lock();
         state.flush = state.open.is_some();
-        let outstanding = state.outstanding.iter().map(Arc::clone).collect();
+        let mut outstanding: Vec<_> = state.outstanding.iter().map(Arc::clone).collect();
+        if ends_stream && state.stopped.is_none() {
+            let end = Arc::<Completion>::default();
+            state.ends.push(Arc::clone(&end));
+            outstanding.push(end);
+        }
         drop(state);
         self.wake.notify_one();
         outstanding
+    }
+
+    /// Whether a flush waits for the stream's end.
+    pub(super) fn is_to_end(&self) -> bool {
+        !self.state.lock().ends.is_empty()
+    }
+
+    /// The flushes that wait for the stream's end.
+    pub(super) fn take_ends(&self) -> Vec<Arc<Completion>> {
+        std::mem::take(&mut self.state.lock().ends)
     }
 
     /// A batch has its outcome. Called in order, but for batches that a refusal overtook.
@@ -196,10 +237,35 @@ impl Lane {
     }
 }
 
+fn not_taken(error: AppendError) -> SendError {
+    match error {
+        AppendError::RecordTooLarge { bytes, limit } | AppendError::Full { bytes, limit } => {
+            SendError::TooLarge { bytes, limit }
+        }
+        other => SendError::Invalid(other.to_string()),
+    }
+}
+
 impl LaneState {
     #[inline]
     fn encode(&mut self, record: &Record<'_>, timestamp: Timestamp) -> Result<(), AppendError> {
         self.builder.append(timestamp, record.key, record.value, record.headers.iter().copied())
+    }
+
+    /// A batch of one record, which may be as large as any batch.
+    #[cold]
+    fn encode_alone(
+        &self,
+        batch_bytes_max: usize,
+        record: &Record<'_>,
+        timestamp: Timestamp,
+    ) -> Result<RecordBatch, SendError> {
+        let options = BuilderOptions { batch_bytes_max, ..self.options.clone() };
+        let mut builder = BatchBuilder::new(options);
+        builder
+            .append(timestamp, record.key, record.value, record.headers.iter().copied())
+            .map_err(not_taken)?;
+        builder.build_batch().map_err(|error| SendError::Invalid(error.to_string()))
     }
 
     fn close_open(&mut self, producer: &Weak<Shared>) {

@@ -40,6 +40,8 @@ pub(super) enum StreamEnd {
     Renumber,
     /// No use in trying again.
     Fatal(DeliveryError),
+    /// Everything was sent, and the broker has ended the stream.
+    Finished,
     /// The producer was closed.
     Stopped,
 }
@@ -73,6 +75,7 @@ impl LaneTask {
         while let Some(batch) = self.in_flight.pop_front() {
             self.settle(&batch.completion, batch.buffered_bytes, Err(error.clone()));
         }
+        self.nothing_to_end();
     }
 
     /// One stream after another, until there is no use in a further one.
@@ -80,6 +83,7 @@ impl LaneTask {
         let mut backoff = self.cluster.backoff();
         loop {
             if !self.has_work() {
+                self.nothing_to_end();
                 let stopped = self.shared.stopped.clone();
                 tokio::select! {
                     () = stopped.cancelled() => return StreamEnd::Stopped,
@@ -90,12 +94,14 @@ impl LaneTask {
             match self.stream(&mut backoff).await {
                 StreamEnd::Retry(reason) => {
                     tracing::debug!(topic = %self.shared.topic.name, target = ?self.lane.target, reason, "produce stream");
+                    self.cluster.is_troubled(&reason);
                     self.last_problem = Some(reason);
                     self.give_up_unrepeatable();
                     if let Err(end) = self.pause(&mut backoff).await {
                         return end;
                     }
                 }
+                StreamEnd::Finished => {}
                 StreamEnd::Renumber => match self.renumber(&mut backoff).await {
                     Ok(()) => {}
                     Err(end) => return end,
@@ -105,7 +111,7 @@ impl LaneTask {
         }
     }
 
-    fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         !self.in_flight.is_empty() || self.lane.oldest().is_some()
     }
 
@@ -331,6 +337,9 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
             continue;
         }
         let due = lane.oldest().map(|(opened, _)| opened + shared.options.linger);
+        if due.is_none() {
+            finish_ends(&lane);
+        }
         tokio::select! {
             biased;
             () = shared.stopped.cancelled() => break,
@@ -343,4 +352,10 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
         shared.settled(waiting.buffered_bytes, Some(&DeliveryError::Closed));
         waiting.completion.complete(Err(DeliveryError::Closed));
     }
+    finish_ends(&lane);
+}
+
+/// A sink has no stream: what it took has arrived.
+fn finish_ends(lane: &Lane) {
+    lane.take_ends().iter().for_each(|end| end.complete(Ok(Placed::Sent)));
 }

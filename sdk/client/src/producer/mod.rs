@@ -12,6 +12,7 @@ mod record;
 mod shared;
 mod stamp;
 mod stream;
+mod unacknowledged;
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -143,10 +144,17 @@ impl Producer {
 
     /// Sends what waits without lingering, and waits until everything sent before has its outcome.
     ///
+    /// With [`Acks::None`] it also ends the streams and waits until the broker has dealt with what came over them: a refusal
+    /// that no acknowledgement tells of fails the flush.
+    ///
     /// # Errors
-    /// The first failure of any record since the last flush, those whose [`Delivery`] was dropped included.
+    /// The first failure of any record since the last flush, those whose [`Delivery`] was dropped included. With
+    /// [`Acks::None`], [`DeliveryError::Unacknowledged`] or [`DeliveryError::Lost`] for records whose delivery said
+    /// [`Receipt::Sent`].
     pub async fn flush(&self) -> Result<(), DeliveryError> {
-        let outstanding: Vec<_> = self.shared.started_lanes().flat_map(|lane| lane.flush()).collect();
+        let ends_streams = self.shared.options.acks == Acks::None;
+        let outstanding: Vec<_> =
+            self.shared.started_lanes().flat_map(|lane| lane.flush(ends_streams)).collect();
         for completion in outstanding {
             // The failure is remembered below, and belongs to whoever holds the delivery.
             let _ = Delivery::new(completion, 0).await;

@@ -8,7 +8,9 @@ pub enum Acks {
     /// When a majority of the partition's replicas has it, synced as the cluster has it.
     #[default]
     Quorum,
-    /// Never: handed to the network, and what the network loses is lost.
+    /// Never: handed to the network, and what the network loses is lost. What the broker refuses the next
+    /// [`flush`](crate::Producer::flush) or [`close`](crate::Producer::close) tells, and
+    /// [`ProducerStats::broken_streams`](crate::ProducerStats::broken_streams) counts.
     None,
 }
 

@@ -47,6 +47,7 @@ pub(super) struct Counters {
     batches: AtomicU64,
     failed: AtomicU64,
     resent: AtomicU64,
+    broken: AtomicU64,
 }
 
 /// What a producer has done so far.
@@ -60,6 +61,9 @@ pub struct ProducerStats {
     pub failed_batches: u64,
     /// Batches that were sent again, counted each time.
     pub resent_batches: u64,
+    /// Streams without acknowledgements that the broker or the network ended: each may have taken records with it whose
+    /// delivery had said [`Receipt::Sent`](crate::Receipt::Sent).
+    pub broken_streams: u64,
     /// Bytes that wait to be acknowledged now.
     pub buffered_bytes: usize,
 }
@@ -181,6 +185,12 @@ impl Shared {
         self.release(buffered_bytes);
     }
 
+    /// What was handed over without acknowledgements came to grief: the next flush says so.
+    pub(super) fn broken(&self, error: DeliveryError) {
+        self.stats.broken.fetch_add(1, Ordering::Relaxed);
+        self.failed.lock().get_or_insert(error);
+    }
+
     pub(super) const fn batch_limit(&self) -> usize {
         self.batch_limit
     }
@@ -195,6 +205,7 @@ impl Shared {
             batches: self.stats.batches.load(Ordering::Relaxed),
             failed_batches: self.stats.failed.load(Ordering::Relaxed),
             resent_batches: self.stats.resent.load(Ordering::Relaxed),
+            broken_streams: self.stats.broken.load(Ordering::Relaxed),
             buffered_bytes: self.buffered_bytes.load(Ordering::Relaxed),
         }
     }

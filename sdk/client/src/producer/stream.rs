@@ -23,12 +23,12 @@ use crate::transport::{ReadError, Wire, WriteError, decode};
 const QUEUED_BYTES_MAX: usize = 512 << 10;
 
 /// A stream that the broker has agreed to.
-struct Open {
-    wire: Wire,
+pub(super) struct Open {
+    pub(super) wire: Wire,
     connection: Arc<BrokerConnection>,
     window_bytes: usize,
     in_flight_max: usize,
-    next_request_id: u64,
+    pub(super) next_request_id: u64,
     /// Partitioner epoch and partition count, in routed produce.
     route: Option<(u32, u32)>,
 }
@@ -56,7 +56,10 @@ impl LaneTask {
         let stopped = self.shared.stopped.clone();
         loop {
             if let Err(error) = self.feed(&mut open) {
-                return StreamEnd::Retry(error.to_string());
+                return self.broke(open.next_request_id, error.reset_code(), error.to_string());
+            }
+            if self.is_to_end(&open) {
+                return self.finish(open).await;
             }
             let is_writing = open.wire.writer.has_queued();
             let takes_new = self.takes_new(&open);
@@ -68,8 +71,12 @@ impl LaneTask {
                 frame = reader.next() => {
                     let acks = match frame {
                         Ok(Some(frame)) => self.decode_acks(&frame),
-                        Ok(None) => return StreamEnd::Retry("the broker ended the stream".to_owned()),
-                        Err(error) => return StreamEnd::Retry(error.to_string()),
+                        Ok(None) => {
+                            return self.broke(open.next_request_id, None, "the broker ended the stream".to_owned());
+                        }
+                        Err(error) => {
+                            return self.broke(open.next_request_id, error.reset_code(), error.to_string());
+                        }
                     };
                     match acks {
                         Ok(acks) => {
@@ -78,6 +85,7 @@ impl LaneTask {
                                 return end;
                             }
                             backoff.reset();
+                            self.cluster.is_well();
                         }
                         Err(error) => {
                             open.wire.writer.reset();
@@ -87,7 +95,7 @@ impl LaneTask {
                 }
                 written = writer.flush(), if is_writing => {
                     if let Err(error) = written {
-                        return StreamEnd::Retry(error.to_string());
+                        return self.broke(open.next_request_id, error.reset_code(), error.to_string());
                     }
                     if self.shared.options.acks == Acks::None {
                         self.all_sent();
@@ -331,6 +339,7 @@ impl LaneTask {
 
     /// With `Acks::None`: handed over is all there is to know.
     fn all_sent(&mut self) {
+        self.cluster.is_well();
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.request_id.is_some()) {
             self.settle(&batch.completion, batch.buffered_bytes, Ok(Placed::Sent));
         }

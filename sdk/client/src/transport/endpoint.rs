@@ -87,6 +87,9 @@ impl Dialer {
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
                 Err(ConnectError::TimedOut { address: address.to_owned(), after: self.connect_timeout })
             }
+            Ok(Err(quinn::ConnectionError::TransportError(error))) if is_about_certificate(error.code) => {
+                Err(ConnectError::Certificate { address: address.to_owned(), reason: error.reason })
+            }
             Ok(Err(error)) => Err(failed(error.to_string())),
         }
     }
@@ -97,6 +100,12 @@ impl Dialer {
         // Nothing is lost where a peer does not answer in time.
         let _ = tokio::time::timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
     }
+}
+
+/// Whether this side ended the handshake for the peer's certificate: TLS alerts 42 to 46 and 48 (RFC 8446, 6.2), from 0x100 on in
+/// QUIC's codes (RFC 9001, 4.8).
+fn is_about_certificate(code: quinn::TransportErrorCode) -> bool {
+    matches!(u64::from(code).checked_sub(0x100), Some(42..=46 | 48))
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.

@@ -35,6 +35,14 @@ impl ReadError {
     pub(crate) const fn is_nonsense(&self) -> bool {
         matches!(self, Self::Frame(_) | Self::Message(_))
     }
+
+    /// The code that the broker reset the stream with.
+    pub(crate) const fn reset_code(&self) -> Option<u64> {
+        match self {
+            Self::Reset(code) => Some(*code),
+            _ => None,
+        }
+    }
 }
 
 impl From<quinn::ReadError> for ReadError {
@@ -55,6 +63,16 @@ pub(crate) enum WriteError {
     TooLarge(usize),
     #[error("{0}")]
     Connection(String),
+}
+
+impl WriteError {
+    /// The code that the broker stopped the stream with.
+    pub(crate) const fn reset_code(&self) -> Option<u64> {
+        match self {
+            Self::Stopped(code) => Some(*code),
+            _ => None,
+        }
+    }
 }
 
 impl From<quinn::WriteError> for WriteError {

@@ -90,8 +90,48 @@ pub(crate) enum Step {
     Fail(ToolchainError),
 }
 
-/// Decides.
+/// The least compiler that the SDK builds with: this workspace's `rust-version`.
+const RUST_MIN: (u32, u32) = (1, 95);
+
+impl Compiler {
+    /// Whether it is new enough. One that does not say its version in the usual way is tried.
+    fn will_do(&self) -> bool {
+        self.release().is_none_or(|release| release >= RUST_MIN)
+    }
+
+    /// Major and minor of `rustc 1.95.0 (...)`.
+    fn release(&self) -> Option<(u32, u32)> {
+        let mut parts = self.version.strip_prefix("rustc ")?.split(['.', '-', ' ']);
+        Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    }
+}
+
+/// Decides. A compiler that is too old counts as none, but for the words of the error.
 pub(crate) fn next_step(found: &Probes, tried: &Tried, install: bool, route: Route) -> Step {
+    let fit = |compiler: &Option<Compiler>| compiler.clone().filter(Compiler::will_do);
+    let usable = Probes { active: fit(&found.active), system: fit(&found.system), ..found.clone() };
+    let old: Vec<String> = [&found.active, &found.system]
+        .into_iter()
+        .flatten()
+        .filter(|compiler| !compiler.will_do())
+        .map(|compiler| format!("{} ({})", compiler.version, compiler.path.display()))
+        .collect();
+    match step_with(&usable, tried, install, route) {
+        Step::Fail(_) if !old.is_empty() => Step::Fail(ToolchainError::TooOld {
+            found: old.join(", "),
+            needed: format!("{}.{}", RUST_MIN.0, RUST_MIN.1),
+            command: if found.rustup {
+                format!("rustup update stable && rustup target add {TARGET}")
+            } else {
+                usable.command(false)
+            },
+            tried: [&tried.rustup, &tried.packages].into_iter().flatten().cloned().collect(),
+        }),
+        step => step,
+    }
+}
+
+fn step_with(found: &Probes, tried: &Tried, install: bool, route: Route) -> Step {
     if !found.cargo || (found.active.is_none() && found.system.is_none()) {
         return Step::Fail(ToolchainError::NoRust);
     }
@@ -310,6 +350,53 @@ mod tests {
             next_step(&found, &failed(), true, Route::Auto),
             Step::Use(Toolchain::Sources { .. })
         ));
+    }
+
+    #[test]
+    fn a_compiler_that_is_too_old_is_not_taken_and_the_error_says_so() {
+        let too_old = Compiler { version: "rustc 1.85.0 (4d91de4e4 2025-02-17)".into(), ..system() };
+        let found = Probes { system: Some(too_old), apt: true, root: true, ..rustup() };
+        let tried = Tried { packages: Some("the packages are installed, but do not do".into()), ..failed() };
+        let Step::Fail(error) = next_step(&found, &tried, true, Route::Auto) else { panic!() };
+        let message = error.to_string();
+        assert!(message.contains("rustc 1.85.0") && message.contains("/usr/bin/rustc"), "{message}");
+        assert!(message.contains("needs 1.95") && message.contains("Run: rustup update stable"), "{message}");
+        // Beside one that will do it does no harm; and the packages may bring a newer one.
+        let found = Probes { active: Some(Compiler { has_target: true, ..active() }), ..found };
+        assert!(matches!(next_step(&found, &Tried::default(), false, Route::Auto), Step::Use(_)));
+        let old_alone = Probes {
+            active: Some(Compiler { version: "rustc 1.85.0".into(), has_sources: true, ..active() }),
+            rustup: false,
+            system: None,
+            ..found
+        };
+        assert_eq!(
+            next_step(&old_alone, &Tried::default(), false, Route::Auto),
+            Step::Fail(ToolchainError::TooOld {
+                found: "rustc 1.85.0 (rustc)".into(),
+                needed: "1.95".into(),
+                command: "curl --proto '=https' -sSf https://sh.rustup.rs | sh -s -- -y --target wasm32-unknown-unknown"
+                    .into(),
+                tried: Vec::new(),
+            })
+        );
+    }
+
+    #[test]
+    fn versions_are_read_as_compilers_say_them() {
+        let says = |version: &str| Compiler { version: version.into(), ..active() };
+        for (version, will_do) in [
+            ("rustc 1.95.0 (abc 2026-04-14)", true),
+            ("rustc 1.96.0-nightly (abc 2026-03-01)", true),
+            ("rustc 2.0.0", true),
+            ("rustc 1.94.1 (abc 2026-03-01) (built from a source tarball)", false),
+            ("rustc 1.85.0", false),
+            ("another compiler", true),
+        ] {
+            assert_eq!(says(version).will_do(), will_do, "{version}");
+        }
+        let manifest = env!("CARGO_PKG_RUST_VERSION");
+        assert_eq!(says(&format!("rustc {manifest}")).release(), Some(RUST_MIN), "as the workspace has it");
     }
 
     #[test]

@@ -37,6 +37,21 @@ pub enum ToolchainError {
         /// What was tried and what came of it.
         tried: Vec<String>,
     },
+    /// There are compilers, and none is new enough.
+    #[error(
+        "the Rust compiler here is too old to build plugins: {found}, and the SDK needs {needed} or newer{}. Run: {command}",
+        tried_words(.tried)
+    )]
+    TooOld {
+        /// Which, and where.
+        found: String,
+        /// The least version.
+        needed: String,
+        /// What makes it work.
+        command: String,
+        /// What was tried and what came of it.
+        tried: Vec<String>,
+    },
 }
 
 fn tried_words(tried: &[String]) -> String {

@@ -3,6 +3,7 @@
 mod bad_input;
 mod bystander;
 mod client_example;
+mod codes;
 mod command_line;
 mod directory;
 mod disk;

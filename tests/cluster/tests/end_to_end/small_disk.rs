@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tidemill_cluster_tests::Outcome;
+use tidemill_cluster_tests::skips::skipped;
 
 /// Set where a test runs again in a namespace of its own.
 const IN_NAMESPACE: &str = "TEST_IN_NAMESPACE";
@@ -59,12 +60,27 @@ impl Drop for SmallDisk {
     }
 }
 
+/// The calling test can't run here, and is skipped where this machine does not let it. Where only a program is missing, a machine of
+/// CI's must get it.
+pub(crate) fn unable(programs: &[&str], reason: &str) {
+    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
+    let is_missing = |program: &&&str| Command::new(**program).arg("--version").output().is_err();
+    let missing: Vec<&&str> = programs.iter().filter(is_missing).collect();
+    assert!(
+        missing.is_empty() || !in_ci,
+        "this test must run in CI, and these programs are missing: {missing:?}"
+    );
+    skipped(reason);
+}
+
 /// Runs the calling test again where it may mount, or says why it can't.
 fn in_namespace(why_not_here: &str) {
     const NAMESPACE: [&str; 3] = ["--user", "--map-root-user", "--mount"];
     // The test's name, but where the harness runs tests on its own thread.
     let test = std::thread::current().name().map(str::to_owned).filter(|name| name.contains("::"));
-    let skipped = |reason: &str| println!("SKIPPED: no small disk can be mounted here: {reason}");
+    let skipped = |reason: &str| {
+        unable(&["mount", "unshare"], &format!("no small disk can be mounted here: {reason}"));
+    };
     let Some(test) = test.filter(|_| std::env::var_os(IN_NAMESPACE).is_none()) else {
         return skipped(why_not_here);
     };

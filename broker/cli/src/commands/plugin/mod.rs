@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use serde_json::{Value, json};
 use tidemill_client::messages::{PluginKind, PluginVersion};
+use tidemill_client::{Client, RequestError};
 use tidemill_plugin_build::{Kind, Options, build_crate, new_crate};
 
 use crate::arguments::Connection;
-use crate::connect::connect;
+use crate::commands::ask;
 use crate::error::CliError;
 use crate::{output, text};
 
@@ -95,21 +96,31 @@ pub(crate) async fn run(plugin: Plugin, connection: &Connection) -> Result<(), C
         Plugin::Test(test) => test::run(*test, json).await,
         Plugin::Upload { file, name, version } => upload(connection, &file, name, &version).await,
         Plugin::List => {
-            let versions = connect(connection).await?.plugins().list().await?;
+            let versions =
+                ask(connection, |client| asked(async move { client.plugins().list().await })).await?;
             let documents: Vec<Value> = versions.iter().map(document).collect();
             output::print(json, &json!(documents), || list(&versions))
         }
         Plugin::Describe { plugin } => {
             let (name, version) = text::name_version(&plugin);
-            let found = connect(connection).await?.plugins().describe(&name, &version).await?;
+            let describing =
+                |client: Client| asked(async move { client.plugins().describe(&name, &version).await });
+            let found = ask(connection, describing).await?;
             output::print(json, &document(&found), || describe(&found))
         }
         Plugin::Delete { plugin } => {
             let (name, version) = text::name_version(&plugin);
-            connect(connection).await?.plugins().delete(&name, &version).await?;
+            let deleting =
+                |client: Client| asked(async move { client.plugins().delete(&name, &version).await });
+            ask(connection, deleting).await?;
             output::print(json, &json!({ "deleted": plugin }), || println!("deleted plugin {plugin}"))
         }
     }
+}
+
+/// A request's outcome as a command's.
+async fn asked<T>(request: impl Future<Output = Result<T, RequestError>>) -> Result<T, CliError> {
+    Ok(request.await?)
 }
 
 fn new(name: &str, kind: Kind, json: bool) -> Result<(), CliError> {
@@ -165,7 +176,9 @@ async fn upload(
             .map(str::to_owned)
             .ok_or_else(|| CliError::usage("the file has no name to call the plugin by; say --name"))?,
     };
-    let uploaded = connect(connection).await?.plugins().upload(&name, version, component).await?;
+    let uploading =
+        |client: Client| asked(async move { client.plugins().upload(&name, version, component).await });
+    let uploaded = ask(connection, uploading).await?;
     output::print(connection.json, &document(&uploaded), || {
         println!("uploaded {}@{}: {}", uploaded.name, uploaded.version, uploaded.summary);
     })

@@ -12,12 +12,13 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tidemill_client::{
-    Acks, Client, Compression, Delivery, ErrorCode, Header, PartitionId, Producer, Receipt, Record,
-    Timestamp, TopicMetadata,
+    Acks, Client, Compression, Delivery, DeliveryError, ErrorCode, Header, PartitionId, Producer, Receipt,
+    Record, Timestamp, TopicMetadata,
 };
 
 pub(crate) use self::input::{InputRecord, RecordFormat};
 use crate::error::CliError;
+use crate::waiting::{Broker, Progress};
 use crate::{output, text};
 
 /// Write records
@@ -55,10 +56,11 @@ pub(crate) struct Produce {
     /// Wait so long for a batch to fill.
     #[arg(long, value_name = "TIME", value_parser = text::duration, default_value = "5ms")]
     linger: Duration,
-    /// Size of a batch.
+    /// Size of a batch; a larger record goes in one of its own, up to the topic's limit.
     #[arg(long, value_name = "SIZE", value_parser = text::size, default_value = "256KiB")]
     batch_bytes: u64,
-    /// Do not wait for acknowledgements: records may be lost.
+    /// Do not wait for acknowledgements: records may be lost. What the broker refuses is told at the
+    /// end, without saying which records.
     #[arg(long)]
     no_acks: bool,
 }
@@ -84,7 +86,18 @@ impl From<CompressionName> for Compression {
     }
 }
 
-pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<(), CliError> {
+/// Whoever lets batches linger for longer is not told that nothing comes back.
+const LINGER_NOTICED: Duration = Duration::from_millis(500);
+/// How long a record may go unacknowledged where `--timeout` says no other.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(crate) async fn run(
+    produce: Produce,
+    client: Client,
+    broker: &Broker,
+    json: bool,
+) -> Result<(), CliError> {
+    let timeout = broker.timeout.unwrap_or(DELIVERY_TIMEOUT);
     let batch_bytes =
         usize::try_from(produce.batch_bytes).map_err(|_| CliError::usage("the batch size is too large"))?;
     let mut builder = client
@@ -92,16 +105,25 @@ pub(crate) async fn run(produce: Produce, client: Client, json: bool) -> Result<
         .linger(produce.linger)
         .compression(produce.compression.into())
         .batch_bytes(batch_bytes)
+        .delivery_timeout(timeout)
         .acks(if produce.no_acks { Acks::None } else { Acks::Quorum });
     if produce.routed {
         builder = builder.routed();
     }
-    let producer = builder.build().await?;
+    let building = async { Ok(builder.build().await?) };
+    let producer = broker.asked(&client, building).await?;
     if !produce.routed && produce.partition.is_none() {
         note_partitioner(producer.topic());
     }
     let started = Instant::now();
-    let sent = send_all(&produce, &producer).await?;
+    let (watched, troubled, lingers) = (producer.clone(), client.clone(), produce.linger > LINGER_NOTICED);
+    let progress = move || {
+        let stats = watched.stats();
+        // What lingers waits for more records, not for the broker.
+        let is_waiting = stats.buffered_bytes > 0 && (!lingers || troubled.trouble().is_some());
+        Progress { is_waiting, answers: stats.batches }
+    };
+    let sent = broker.told(&client, timeout, progress, send_all(&produce, &producer)).await?;
     producer.close().await?;
     client.close().await;
     let seconds = started.elapsed().as_secs_f64();
@@ -132,6 +154,8 @@ fn note_partitioner(topic: &TopicMetadata) {
 
 /// How many deliveries are remembered before the oldest is looked at: errors come early, memory stays bounded.
 const DELIVERIES_MAX: usize = 10_000;
+/// So many refused lines are named.
+const REJECTIONS_SHOWN_MAX: usize = 10;
 /// No line is longer; a broker would take no record of this size.
 const LINE_BYTES_MAX: u64 = 64 << 20;
 
@@ -145,7 +169,11 @@ struct Sent {
     bytes: u64,
     last_offset: Option<i64>,
     last_partition: Option<u32>,
-    deliveries: VecDeque<Delivery>,
+    /// With the number of the line that each was.
+    deliveries: VecDeque<(u64, Delivery)>,
+    /// Lines that a plugin refused, the first few with its reasons.
+    rejected: Vec<String>,
+    rejected_count: u64,
     /// The first record that was not stored.
     failed: Option<CliError>,
 }
@@ -160,8 +188,13 @@ async fn send_all(produce: &Produce, producer: &Producer) -> Result<Sent, CliErr
     progress.finish_and_clear();
     if let Some(error) = sent.failed.take().or_else(|| flushed.err().map(CliError::from)) {
         let (stored, records) = (sent.stored, sent.records);
-        return Err(error
-            .worded(|words| format!("{words}; {stored} of the {records} records before that are stored")));
+        let fate = if produce.no_acks {
+            format!("how many of the {records} records sent before that are stored is not known")
+        } else {
+            format!("{stored} of the {records} records read so far are stored")
+        };
+        let lines = sent.rejected_lines();
+        return Err(error.worded(|words| format!("{words}; {fate}{lines}")));
     }
     match read {
         Ok(()) => Ok(sent),
@@ -218,7 +251,7 @@ impl Sent {
             let delivery = send(produce, producer, &fixed, &record).await?;
             self.records += 1;
             self.bytes += line.len() as u64;
-            self.deliveries.push_back(delivery);
+            self.deliveries.push_back((self.lines, delivery));
             if self.deliveries.len() > DELIVERIES_MAX {
                 self.settle_oldest().await;
             }
@@ -228,7 +261,8 @@ impl Sent {
 
     /// Waits for the outcome of the record that waits the longest; `false` where none does.
     async fn settle_oldest(&mut self) -> bool {
-        let Some(oldest) = self.deliveries.pop_front() else { return false };
+        let Some((line, oldest)) = self.deliveries.pop_front() else { return false };
+        let ordinal = oldest.ordinal();
         match oldest.await {
             Ok(receipt) => {
                 self.stored += 1;
@@ -237,9 +271,34 @@ impl Sent {
                     self.last_partition = Some(partition.get());
                 }
             }
-            Err(error) => _ = self.failed.get_or_insert_with(|| error.into()),
+            Err(error) => {
+                self.note_rejection(line, ordinal, &error);
+                _ = self.failed.get_or_insert_with(|| error.into());
+            }
         }
         true
+    }
+
+    /// A plugin names records by their places in a batch; whoever wrote them knows lines.
+    fn note_rejection(&mut self, line: u64, ordinal: u32, error: &DeliveryError) {
+        let DeliveryError::Refused(server) = error else { return };
+        let Some(rejection) = server.rejections.iter().find(|rejection| rejection.ordinal == ordinal) else {
+            return;
+        };
+        self.rejected_count += 1;
+        if self.rejected.len() < REJECTIONS_SHOWN_MAX {
+            self.rejected.push(format!("line {line}: {}", rejection.reason));
+        }
+    }
+
+    /// Which lines a plugin refused, behind the error.
+    fn rejected_lines(&self) -> String {
+        let mut words: String = self.rejected.iter().map(|line| format!("\n  {line}")).collect();
+        let more = self.rejected_count - self.rejected.len() as u64;
+        if more > 0 {
+            words.push_str(&format!("\n  and {more} more"));
+        }
+        words
     }
 }
 

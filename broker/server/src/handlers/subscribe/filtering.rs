@@ -10,6 +10,7 @@ use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
 use tidemill_protocol::{ErrorCode, TopicPartition};
 
 use crate::context::Context;
+use crate::naming::unknown_filter;
 use crate::{errors, plans};
 
 /// What stands between the log and a subscription.
@@ -66,12 +67,8 @@ fn plan(context: &Context, spec: &FilterSpec) -> Result<PluginPlan, Error> {
         return Ok(plans::plugin(&view, record));
     }
     let version = Some(spec.version.as_str()).filter(|version| !version.is_empty());
-    let plugin = view.plugin(&spec.name, version).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownPlugin,
-            format!("there is no filter '{}'; `tidemill plugin list` and `tidemill deployment list` show what is there", spec.name),
-        )
-    })?;
+    let plugin =
+        view.plugin(&spec.name, version).ok_or_else(|| unknown_filter(&view, &spec.name, version))?;
     if plugin.kind != tidemill_controller::PluginKind::Filter {
         return Err(Error::new(ErrorCode::WrongWorld, format!("plugin '{}' is not a filter", spec.name)));
     }

@@ -41,6 +41,8 @@ async fn positions_are_set_shown_moved_and_forgotten() -> Outcome<()> {
     );
 
     terminal.fails("group seek g t --to earliest --partition 2", 4).await?;
+    let beyond = terminal.fails("group commit g t --partition 0 --offset 99", 1).await?;
+    assert!(beyond.contains("OFFSET_OUT_OF_RANGE") && beyond.contains("beyond the end of t-0"), "{beyond}");
     terminal.fails("group commit g t --partition 2 --offset 0", 4).await?;
     terminal.fails("group commit g nowhere --partition 0 --offset 0", 4).await?;
     terminal.fails("group describe nobody", 4).await?;

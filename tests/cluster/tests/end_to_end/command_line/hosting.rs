@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{Outcome, plugins};
+use tidemill_hostile::World;
 
 use super::terminal::Terminal;
 use crate::kit::PATIENCE;
@@ -55,7 +56,11 @@ async fn plugins_are_uploaded_shown_and_deleted() -> Outcome<()> {
     terminal.done("deploy filter redacted --plugin only@2 --set fields=mail").await?;
     assert!(terminal.fails("plugin delete only@2", 1).await?.contains("redacted"));
     assert_eq!(terminal.done("plugin delete only@beta").await?, "deleted plugin only@beta\n");
-    terminal.fails("plugin describe only@beta", 4).await?;
+    assert!(
+        terminal.fails("plugin describe only@beta", 4).await?.contains("has no version 'beta'; it has 2")
+    );
+    assert!(terminal.fails("plugin delete only@beta", 4).await?.contains("it has 2"));
+    assert!(terminal.fails("plugin describe json-fitler", 4).await?.contains("is 'json-filter' meant?"));
     terminal.done("deployment delete redacted").await?;
     assert_eq!(terminal.json("plugin delete only").await?, json!({ "deleted": "only" }));
     terminal.fails("plugin describe only", 4).await?;
@@ -113,6 +118,16 @@ async fn partitioners_and_filters_are_bound_to_topics() -> Outcome<()> {
             .contains("WRONG_WORLD")
     );
     terminal.fails("deploy consumer other --plugin redact --topic plays --policy dead-letter", 2).await?;
+    terminal.done("topic create empty").await?;
+    for (filter, fragment) in [
+        ("redact@9 --set fields=a", "has no version '9'; it has 1"),
+        ("no-mail --set fields=a", "is a deployment"),
+        ("no-mial", "is 'no-mail' meant?"),
+        ("redcat --set fields=a", "is 'redact' meant?"),
+    ] {
+        let said = terminal.fails(&format!("consume empty --filter {filter}"), 4).await?;
+        assert!(said.contains(fragment), "{filter}: {said}");
+    }
     terminal.done("deployment delete by-user").await?;
     assert_eq!(terminal.json("topic describe plays").await?["partitioner"], Value::Null);
     Ok(())
@@ -172,17 +187,47 @@ async fn a_hosted_consumer_is_started_watched_paused_and_ended() -> Outcome<()> 
     assert!(terminal.done("state scan songs --limit 1").await?.contains("raise --limit"));
     let prefixed = ["state", "scan", "songs", "--prefix", "total:\"s-4"];
     assert!(terminal.tidemill(&prefixed, "").await?.succeeded("scan")?.contains("total:\"s-4\""));
-    assert!(terminal.done("state get songs nothing").await?.contains("no task has the key"));
+    assert!(terminal.fails("state get songs nothing", 4).await?.contains("no task has the key"));
+    let nothing = terminal.tidemill(&["state", "get", "songs", "nothing", "--json"], "").await?;
+    assert!(nothing.code == 4 && nothing.stdout.contains("\"entries\":[]"), "{nothing:?}");
     terminal.fails("state get nobody key", 4).await?;
     terminal.fails("state scan nobody", 4).await?;
 
-    assert_eq!(terminal.json("deployment pause songs").await?["status"], "paused");
+    let paused = terminal.json("deployment pause songs").await?;
+    assert_eq!((&paused["status"], &paused["tasks"][0]["status"]), (&json!("paused"), &json!("paused")));
     terminal.fed("produce plays", "{\"song_id\":\"s-17\"}\n").await?;
     assert!(terminal.done("deployment list").await?.contains("paused"));
-    assert_eq!(terminal.json("deployment resume songs").await?["status"], "running");
+    let listed = terminal.json("deployment list").await?;
+    assert_eq!(listed[0]["tasks"][0]["status"], "paused");
+    let resumed = terminal.json("deployment resume songs").await?;
+    assert_eq!((&resumed["status"], &resumed["tasks"][0]["status"]), (&json!("running"), &json!("running")));
     position(6).await?;
     assert_eq!(terminal.done("deployment delete songs").await?, "deleted deployment songs\n");
     terminal.fails("deployment describe songs", 4).await?;
     terminal.fails("state get songs key", 4).await?;
+    Ok(())
+}
+
+/// What a plugin logs is there to be read, with its level and the task that it came from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_plugin_logs_reaches_whoever_asks() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t --partitions 2").await?;
+    std::fs::write(terminal.home().join("talks.wasm"), tidemill_hostile::logs_each_call(World::Consumer))?;
+    terminal.done("plugin upload talks.wasm").await?;
+    terminal.done("deploy consumer talker --plugin talks --topic t --from earliest").await?;
+    terminal.fed("produce t --partition 1", "a record\n").await?;
+    let lines = eventually("the plugin's line", PATIENCE, async || {
+        let lines = terminal.documents("deployment logs talker").await.ok()?;
+        lines.iter().any(|line| line["message"] == "not this one").then_some(lines)
+    })
+    .await?;
+    let line = lines.iter().find(|line| line["message"] == "not this one").ok_or("its line")?;
+    assert_eq!((&line["level"], &line["partition"]), (&json!("warn"), &json!(1)), "{line}");
+    let printed = terminal.done("deployment logs talker").await?;
+    assert!(
+        printed.lines().any(|line| line.ends_with(" [1] not this one") && line.contains("warn")),
+        "{printed}"
+    );
     Ok(())
 }

@@ -26,9 +26,15 @@ async fn the_files_of_a_stopped_broker_are_looked_into() -> Outcome<()> {
     let (last, every) = every.split_last().ok_or("frames")?;
     assert_eq!(last["segments"], wal["segments"], "the same document behind the frames");
     assert_eq!(every.len() as u64, frames);
-    assert!(every.iter().any(|frame| frame["kind"] == "Entry" && frame["shard"] == *shard), "{every:?}");
+    assert!(every.iter().any(|frame| frame["kind"] == "entry" && frame["shard"] == *shard), "{every:?}");
     let table = terminal.done(&format!("inspect wal {data}")).await?;
-    assert!(table.contains("SEGMENT") && table.contains("ENTRIES"), "{table}");
+    assert!(
+        table.contains("SEGMENT") && table.contains("ENTRIES") && table.contains("0 (controller)"),
+        "{table}"
+    );
+    assert!(table.contains(": the log's end") && !table.contains("DAMAGED"), "{table}");
+    let held = wal["shards"].as_array().into_iter().flatten().find(|held| held["shard"] == *shard);
+    assert!(held.is_some_and(|held| held["last_entry"].as_u64() > Some(0)), "{wal}");
     assert!(terminal.done(&format!("inspect wal {data} --frames")).await?.contains("crc"));
 
     let id = id.as_str().ok_or("an id")?;
@@ -41,6 +47,7 @@ async fn the_files_of_a_stopped_broker_are_looked_into() -> Outcome<()> {
     );
     let text = terminal.done(&format!("inspect segment {segment}")).await?;
     assert!(text.contains("base offset  0") && text.contains("offsets 0 to"), "{text}");
+    assert!(text.ends_with("each with a good checksum; the next offset is 3\n"), "{text}");
 
     let opened = terminal.json(&state).await?;
     assert_eq!(opened["topics"], serde_json::json!(["plays"]));
@@ -49,14 +56,15 @@ async fn the_files_of_a_stopped_broker_are_looked_into() -> Outcome<()> {
         partition.filter(|p| p["partition"].as_str() == Some(&format!("{id}-1"))).collect();
     assert_eq!(partition.first().map(|partition| &partition["high_watermark"]), Some(&3.into()), "{opened}");
     let table = terminal.done(&state).await?;
-    assert!(table.contains("plays") && table.contains("HIGH WATERMARK"), "{table}");
+    assert!(table.contains("plays-1 ") && table.contains("HIGH WATERMARK"), "{table}");
 
     // Damage is found, and is a check that failed.
     let mut bytes = std::fs::read(&segment)?;
     let middle = bytes.windows(3).position(|window| window == b"two").ok_or("the record")?;
     bytes[middle] ^= 1;
     std::fs::write(&segment, bytes)?;
-    terminal.fails(&format!("inspect segment {segment}"), 5).await?;
+    let damaged = terminal.fails(&format!("inspect segment {segment}"), 5).await?;
+    assert!(damaged.contains("batches before it") && damaged.contains("are whole"), "{damaged}");
     terminal.fails(&format!("inspect wal {data}/nowhere"), 2).await?;
     terminal.fails(&format!("inspect state {data} --shard 77"), 2).await?;
     Ok(())

@@ -9,8 +9,9 @@ use tidemill_cluster_tests::reading::read_all;
 use tidemill_cluster_tests::{Outcome, fixtures::Fixture};
 use tidemill_protocol::partitioner::partition_for_key;
 
-use super::terminal::Terminal;
+use super::terminal::{Terminal, at_home, run};
 use crate::kit::{as_fixture, header_views};
+use crate::small_disk::unable;
 
 /// What a topic has, by partition and offset, without the times.
 async fn contents(terminal: &Terminal, topic: &str) -> Outcome<Vec<Value>> {
@@ -187,8 +188,67 @@ async fn compression_shrinks_what_is_stored() -> Outcome<()> {
     }
     let none = sizes.remove(0);
     assert!(none > 100_000 && sizes.iter().all(|size| size * 5 < none), "{none} {sizes:?}");
+    // No batch is meant to be so large, and the topic takes it all the same.
+    let large = "y".repeat(1 << 20);
+    let said = terminal.fed("produce with-none", format!("small\n{large}\nsmall\n")).await?;
+    assert!(said.starts_with("3 records"), "{said}");
     let lost = terminal.fed("produce with-none --no-acks", "x\n").await?;
     assert!(lost.starts_with("1 records"), "{lost}");
+    Ok(())
+}
+
+/// At a terminal a file's reading is shown, and nothing of it is left behind; anywhere else it is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_has_a_progress_bar_at_a_terminal() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t").await?;
+    std::fs::write(terminal.home().join("lines.txt"), "a line of it\n".repeat(200_000))?;
+    let ran = terminal.tidemill(&["produce", "t", "--file", "lines.txt"], "").await?;
+    assert!(ran.stderr.is_empty(), "{ran:?}");
+    // `script` gives a command a terminal.
+    let mut script = tokio::process::Command::new("script");
+    let line = format!("{} produce t --file lines.txt", tidemill_cluster_tests::tidemill_binary()?.display());
+    at_home(&mut script, terminal.home());
+    script.env("TIDEMILL_ADDRESS", terminal.broker.address().to_string());
+    script.env("TIDEMILL_CA", terminal.broker.authority()).env("TERM", "xterm");
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]);
+    if std::process::Command::new("script").arg("--version").output().is_err() {
+        unable(&["script"], "a terminal is made by the program script, which is not here");
+        return Ok(());
+    }
+    let shown = run(&mut script, b"").await?.succeeded(&line)?;
+    assert!(shown.contains("/2.48 MiB") && shown.contains("MiB/s"), "{shown:?}");
+    assert!(shown.contains("200000 records"), "{shown:?}");
+    Ok(())
+}
+
+/// A plugin names records by their places in a batch: whoever typed them reads lines.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_that_a_plugin_refuses_are_named_with_its_reasons() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    terminal.done("topic create t --partitions 2").await?;
+    plugins::upload(&terminal.broker.client().await?, "json-filter").await?;
+    let guard = ["deploy", "filter", "guard", "--plugin", "json-filter", "--topic", "t"];
+    let set = ["--set", "where=ok == true", "--set", "malformed=reject"];
+    terminal.tidemill(&[&guard[..], &set].concat(), "").await?.succeeded("deploy")?;
+    let good = "{\"ok\":true}";
+    let lines = format!("{good}\nno JSON\n{good}\nnor this\n");
+    let ran = terminal.tidemill(&["produce", "t", "--partition", "1", "--linger", "300ms"], &lines).await?;
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains("RECORDS_REJECTED") && ran.stderr.contains("of it (counted from 0): "),
+        "{ran:?}"
+    );
+    let named: Vec<&str> = ran.stderr.lines().filter_map(|line| line.trim().strip_prefix("line ")).collect();
+    // The first line may have gone alone, before the others were there.
+    assert!(named.len() == 2 && named[0].starts_with("2: ") && named[1].starts_with("4: "), "{ran:?}");
+
+    // Without acknowledgements it is the end of the stream that tells.
+    let ran = terminal.tidemill(&["produce", "t", "--no-acks", "--partition", "0"], "no JSON\n").await?;
+    assert!(ran.code == 1 && ran.stderr.contains("RECORDS_REJECTED"), "{ran:?}");
+    assert!(ran.stderr.contains("is not known"), "{ran:?}");
+    terminal.fed("produce t --no-acks --partition 0", good).await?;
+    assert_eq!(terminal.done("consume t --partition 0 --from earliest").await?, format!("{good}\n"));
     Ok(())
 }
 
