@@ -1,5 +1,6 @@
 //! When to write checkpoints: by bytes, per shard and over all of them.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,8 +43,8 @@ const RELIEF_ROUNDS_MAX: usize = 5;
 const RELIEF_PAUSE: Duration = Duration::from_millis(10);
 /// Most bytes of a stopped shard's entries that are copied at once.
 const CARRY_BYTES_MAX: usize = 4 << 20;
-/// The log is allowed what stopped shards hold and this part of its bound before their entries are copied: to free a segment
-/// costs writing the share of them in it again, so that with less room beside them copying would never end.
+/// The log is allowed what stopped shards hold and this part of `wal_bytes_max` before their entries are copied: to free a
+/// segment costs writing the share of them in it again, so that with less room beside them copying would never end.
 const CARRY_SHARE: u64 = 2;
 
 /// Writes checkpoints of a broker's shards, one at a time, and frees the log behind them.
@@ -96,12 +97,18 @@ struct Driving {
     short_of_room: watch::Receiver<bool>,
 }
 
+/// Why a stopped shard's entries could not be carried forward, as it was said last: not again until that changes.
+type Told = BTreeMap<ShardId, String>;
+
 impl Driving {
     async fn run(self, pressure: Arc<Notify>) {
         let mut interval = tokio::time::interval(self.config.interval);
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_for_files = Instant::now();
         let mut was_short = false;
+        let mut told = Told::new();
+        // After a failure no sooner than with the next tick: whoever notifies does so for each write.
+        let mut heeds_pressure = true;
         let mut due: FuturesUnordered<_> =
             self.replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
         loop {
@@ -110,14 +117,16 @@ impl Driving {
                     let done = checkpoint(replica).await;
                     due.push(next_due(replica, if done { Duration::ZERO } else { self.config.retry_after }));
                 }
-                () = pressure.notified() => self.relieve().await,
+                () = pressure.notified(), if heeds_pressure => {
+                    heeds_pressure = self.relieve(&mut told).await;
+                }
                 _ = interval.tick() => {
                     let short = *self.short_of_room.borrow();
                     if short && !was_short {
                         self.checkpoint_all().await;
                     }
                     was_short = short;
-                    self.relieve().await;
+                    heeds_pressure = self.relieve(&mut told).await;
                     if short || looked_for_files.elapsed() >= self.config.let_go_interval {
                         looked_for_files = Instant::now();
                         self.let_files_go().await;
@@ -140,40 +149,44 @@ impl Driving {
     }
 
     /// While the log is too large, checkpoints the shards that keep its oldest segments. A stopped one's entries, which no
-    /// checkpoint will ever free, are carried forward.
-    async fn relieve(&self) {
+    /// checkpoint will ever free, are carried forward. False where something failed, and would again at once.
+    async fn relieve(&self, told: &mut Told) -> bool {
         for _ in 0..RELIEF_ROUNDS_MAX {
             let bytes_max = if *self.short_of_room.borrow() { 0 } else { self.config.wal_bytes_max };
             let bytes = self.wal.bytes();
             if bytes <= bytes_max {
-                return;
+                return true;
             }
             let pinning = self.wal.pinning_shards();
             let mut done_something = pinning.is_empty();
             for shard in &pinning {
                 let done = match self.replicas.iter().find(|replica| replica.shard_id() == *shard) {
                     Some(replica) if !is_stopped(replica) => checkpoint(replica).await.then_some(true),
-                    _ => self.carry_forward(*shard).await,
+                    _ => self.carry_forward(*shard, told).await,
                 };
                 match done {
                     Some(done) => done_something |= done,
-                    None => return,
+                    None => return false,
                 }
             }
             if !done_something {
-                return;
+                return true;
             }
             // Also where nothing keeps them any more: their release rides with the next write, and with a log at its
             // bound there is none.
-            if !self.forget().await || (pinning.is_empty() && self.wal.bytes() == bytes) {
-                return;
+            if !self.forget().await {
+                return false;
+            }
+            if pinning.is_empty() && self.wal.bytes() == bytes {
+                return true;
             }
         }
+        true
     }
 
     /// Carries what a stopped shard has in the oldest segment to the log's end; `Some(false)` where that would free too
     /// little, `None` where it failed.
-    async fn carry_forward(&self, shard: ShardId) -> Option<bool> {
+    async fn carry_forward(&self, shard: ShardId, told: &mut Told) -> Option<bool> {
         let stopped = self.replicas.iter().filter(|replica| is_stopped(replica));
         let held: u64 = stopped.map(|replica| self.wal.bytes_held(replica.shard_id())).sum();
         let bytes_max = self.config.wal_bytes_max;
@@ -187,11 +200,18 @@ impl Driving {
                 wal.carry_forward(shard, CARRY_BYTES_MAX, Box::new(move |result| drop(done.send(result))))
             });
             match copying.await {
-                Ok(Ok(0)) => return Some(true),
+                Ok(Ok(0)) => {
+                    told.remove(&shard);
+                    return Some(true);
+                }
                 // Until the oldest segment has none left: each turn takes some.
                 Ok(Ok(_)) => durable.await.ok()?.ok()?,
                 Ok(Err(error)) => {
-                    tracing::warn!(%shard, %error, "the entries of a stopped shard can't be carried forward");
+                    let error = error.to_string();
+                    if told.get(&shard) != Some(&error) {
+                        tracing::warn!(%shard, %error, "a stopped shard's entries can't be carried forward");
+                        told.insert(shard, error);
+                    }
                     return None;
                 }
                 Err(panicked) => {

@@ -23,9 +23,7 @@ impl LogStore {
     pub(crate) fn new(log: Arc<SharedLog>) -> Self {
         Self(log)
     }
-}
 
-impl LogStore {
     /// While the log's queue is full this replica waits, and the runtime's threads go on with the others.
     async fn wait_for_room(&self) {
         while self.0.wal().is_full() {

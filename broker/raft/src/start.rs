@@ -6,7 +6,7 @@ use std::sync::Arc;
 use openraft::vote::RaftVote;
 use openraft::{EmptyNode, Raft};
 use tidemill_log::wal::{EntryId, RecoveredShard, Recovery, Wal, WalError};
-use tidemill_protocol::ShardId;
+use tidemill_protocol::{LogIndex, ShardId};
 use tidemill_shard::Shard;
 use tokio::sync::oneshot;
 
@@ -29,7 +29,7 @@ pub(crate) struct Started {
 pub(crate) async fn start(
     config: &ReplicaConfig,
     wal: Wal,
-    recovered: RecoveredShard,
+    mut recovered: RecoveredShard,
     shard: Shard,
 ) -> Result<Started, ReplicaStartError> {
     let settings = openraft_config(config)
@@ -41,6 +41,9 @@ pub(crate) async fn start(
     }
     check_trust(config, &recovered, applied.as_ref())?;
     check_sizes(config, &wal)?;
+    if config.accept_data_loss {
+        close_gap(config, &wal, &mut recovered, applied);
+    }
 
     let limits = &config.limits;
     let log =
@@ -139,6 +142,32 @@ fn check_trust(
     }
 }
 
+/// After a loss the log may begin behind what it was purged to. Where the checkpoint reaches up to there, all before is as
+/// good as purged. Else nothing that it holds can ever be applied, and it goes on where it was purged to. Written with what
+/// follows: the acceptance of the doubt, which waits for the device, if there is one.
+fn close_gap(config: &ReplicaConfig, wal: &Wal, recovered: &mut RecoveredShard, applied: Option<EntryId>) {
+    let shard = config.shard;
+    let begin = recovered.purged.map_or(0, |purged| purged.index.get() + 1);
+    let Some(first) = recovered.first.map(LogIndex::get).filter(|first| *first > begin) else {
+        return;
+    };
+    match applied.filter(|applied| applied.index.get() + 1 >= first) {
+        Some(applied) => {
+            wal.purge(shard, applied, Box::new(|_| ()));
+            let behind = recovered.last.filter(|last| last.index > applied.index);
+            recovered.purged = Some(applied);
+            recovered.first = behind.map(|_| applied.index.next());
+            recovered.last = behind.or(Some(applied));
+        }
+        None => {
+            tracing::warn!(%shard, missing = begin, first, "going on without entries behind missing ones, as told");
+            wal.truncate_after(shard, None, Box::new(|_| ()));
+            recovered.first = None;
+            recovered.last = recovered.purged;
+        }
+    }
+}
+
 /// After a loss the vote may be gone or older than the last entry. A term must never be used twice, so the replica
 /// takes up at least the term of what it holds; its election then begins a new one.
 async fn restore_vote(
@@ -229,4 +258,58 @@ fn unreadable(config: &ReplicaConfig, what: &'static str, reason: String) -> Rep
 
 fn failed(config: &ReplicaConfig, reason: String) -> ReplicaStartError {
     ReplicaStartError::Failed { shard: config.shard, reason }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tidemill_log::fs::MemoryStorage;
+    use tidemill_log::wal::{LogRange, WalConfig, WalEntry};
+    use tidemill_protocol::{Term, Timestamp};
+
+    use super::*;
+    use crate::node::NodeId;
+
+    const SHARD: ShardId = ShardId::new(1);
+
+    fn id(index: u64) -> EntryId {
+        EntryId { term: Term::new(1), leader_node: 1, index: LogIndex::new(index) }
+    }
+
+    /// What is left of a log that holds `first` to 9 and was never purged, with a checkpoint at `applied`.
+    fn closed(first: u64, applied: Option<u64>) -> LogRange {
+        let storage = Arc::new(MemoryStorage::new());
+        let settings =
+            WalConfig { segment_bytes: 1 << 20, write_bytes_max: 64 << 10, ..WalConfig::new("wal") };
+        let (wal, _) = Wal::open(storage.clone(), &settings).unwrap();
+        let entries =
+            (first..10).map(|index| WalEntry { id: id(index), payload: Bytes::from("entry").into() });
+        wal.append(SHARD, entries.collect(), Box::new(|_| ()));
+        let config = ReplicaConfig::new(SHARD, NodeId::from_raw(1 << 32 | 1), Arc::new(|| Timestamp::new(0)));
+        let range = wal.range(SHARD);
+        let mut recovered =
+            RecoveredShard { first: range.first, last: range.last, ..RecoveredShard::default() };
+        close_gap(&config, &wal, &mut recovered, applied.map(id));
+        let told = LogRange { purged: recovered.purged, first: recovered.first, last: recovered.last };
+        assert_eq!(told, wal.range(SHARD));
+        wal.close().unwrap();
+        let (wal, _) = Wal::open(storage, &settings).unwrap();
+        assert_eq!(told, wal.range(SHARD), "for good");
+        told
+    }
+
+    #[test]
+    fn a_log_behind_a_gap_is_kept_if_the_checkpoint_reaches_it() {
+        let range = |purged: Option<u64>, first: Option<u64>, last: Option<u64>| LogRange {
+            purged: purged.map(id),
+            first: first.map(LogIndex::new),
+            last: last.map(id),
+        };
+        assert_eq!(closed(0, None), range(None, Some(0), Some(9)), "no gap");
+        assert_eq!(closed(5, None), range(None, None, None));
+        assert_eq!(closed(5, Some(3)), range(None, None, None));
+        assert_eq!(closed(5, Some(4)), range(Some(4), Some(5), Some(9)));
+        assert_eq!(closed(5, Some(7)), range(Some(7), Some(8), Some(9)));
+        assert_eq!(closed(5, Some(20)), range(Some(20), None, Some(20)));
+    }
 }

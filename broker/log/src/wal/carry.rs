@@ -13,27 +13,37 @@
 //! A copy says: *as of here the shard's entry at this index is this one.* Recovery may find the original, the copy, or
 //! both, and the entry once in either case (`fold`). A crash in between loses nothing: until the copies are flushed the
 //! segment is not released, and a copy is never made of what a truncation or purge before it in the log took away.
+//!
+//! What can't be copied stays where it is and keeps its segment, and with it the log: an entry that can't be read, and one
+//! that today's segments do not take, because they were larger when it was written. Neither stops the log.
 
 use tidemill_protocol::ShardId;
 
-use super::error::WalReadError;
+use super::error::WalCarryError;
 use super::queue::{Completion, Queued};
 use super::read;
 use super::writer::Shared;
 
-/// See [`super::Wal::carry_forward`].
+/// See [`super::Wal::carry_forward`]. An entry of more than `entry_bytes_max` would have no room in a new segment.
 pub(super) fn carry_forward(
     shared: &Shared,
     shard: ShardId,
     bytes_max: usize,
+    entry_bytes_max: usize,
     done: Completion,
-) -> Result<usize, WalReadError> {
+) -> Result<usize, WalCarryError> {
     let old = shared.state.lock().in_oldest(shard, bytes_max);
     let mut window = None;
     let mut copies = Vec::with_capacity(old.len());
     for (id, position) in old {
-        let entry = read::read_one(&shared.state, &mut window, shard, id)?;
-        copies.extend(entry.map(|entry| (entry, position)));
+        let Some(entry) = read::read_one(&shared.state, &mut window, shard, id)? else {
+            continue;
+        };
+        let bytes = entry.payload.len();
+        if bytes > entry_bytes_max {
+            return Err(WalCarryError::TooLarge { shard, index: id.index, bytes, limit: entry_bytes_max });
+        }
+        copies.push((entry, position));
     }
     let mut queue = shared.queue.queue.lock();
     if let Some(error) = queue.refusal() {

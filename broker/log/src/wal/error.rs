@@ -72,6 +72,29 @@ pub enum WalOpenError {
     },
 }
 
+/// Why a shard's entries can't be carried forward. They stay where they are, and the log goes on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WalCarryError {
+    /// One of them can't be read.
+    #[error(transparent)]
+    Read(#[from] WalReadError),
+    /// One of them is larger than a segment takes: it was written when segments were larger.
+    #[error(
+        "entry {index} of shard {shard} has {bytes} bytes, over the log's limit of {limit}; \
+         segments were larger when it was written"
+    )]
+    TooLarge {
+        /// Which shard.
+        shard: ShardId,
+        /// Which entry.
+        index: LogIndex,
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+}
+
 /// Why entries can't be read back.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WalReadError {

@@ -1,6 +1,6 @@
 //! Frames, in the log's order, become the shards' state. Sans-IO.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tidemill_protocol::{LogIndex, ShardId};
@@ -24,6 +24,8 @@ pub(super) struct Fold {
     skipped_to: BTreeMap<ShardId, u64>,
     /// Entries of which only the copy was found, by shard and index: they go before those that the log holds.
     carried: BTreeMap<ShardId, BTreeMap<u64, (EntryId, Slot)>>,
+    /// Shards of which entries were left out, because those before them are missing.
+    left_out: BTreeSet<ShardId>,
     replicated: bool,
     boot_id: Option<[u8; 16]>,
 }
@@ -45,6 +47,7 @@ impl Fold {
             frames: 0,
             skipped_to: BTreeMap::new(),
             carried: BTreeMap::new(),
+            left_out: BTreeSet::new(),
             replicated: false,
             boot_id: None,
         }
@@ -148,21 +151,42 @@ impl Fold {
         }
     }
 
-    /// Puts entries of which only the copy was found before those that follow them.
+    /// Puts entries of which only the copy was found before those that follow them. Once all frames are taken in.
+    ///
+    /// ```text
+    ///   purged to 2, copies of 3 4 5 6 7 8, and 9 10 11 12:  3 to 12
+    ///   purged to 2, copies of 3 4 5,       and 9 10 11 12:  3 to 5: 6 to 8 are lost, and what is behind means nothing
+    ///   purged to 2, copies of     5 6 7 8, and 9 10 11 12:  5 to 12: the purge that comes up to 5 may be what was lost
+    /// ```
     pub(super) fn settle(&mut self) {
-        for (shard, carried) in std::mem::take(&mut self.carried) {
-            let purged = self.state.shard(shard).purged.map(|purged| purged.index.get());
-            for (index, (id, slot)) in
-                carried.into_iter().rev().take_while(|(index, _)| Some(*index) > purged)
-            {
+        for (shard, mut carried) in std::mem::take(&mut self.carried) {
+            let log = self.state.shard(shard);
+            if let Some(purged) = log.purged {
+                carried = carried.split_off(&purged.index.get().saturating_add(1));
+            }
+            let Some((lowest, _)) = carried.first_key_value() else {
+                continue;
+            };
+            let begin = log.purged.map_or(*lowest, |purged| purged.index.get().saturating_add(1));
+            let run = (begin..).zip(carried.keys()).take_while(|(expected, index)| expected == *index);
+            let run_end = begin + run.count() as u64;
+            let is_whole = carried.keys().next_back().is_some_and(|last| *last < run_end)
+                && log.first_index().is_none_or(|first| first == run_end);
+            if run_end > begin && !is_whole {
+                let freed = self.state.drop_entries(shard);
+                self.state.apply_freed(&freed);
+                self.left_out.insert(shard);
+                carried.split_off(&run_end);
+            }
+            for (index, (id, slot)) in carried.into_iter().rev() {
                 match self.state.shard(shard).first_index() {
-                    Some(first) if first != index + 1 => {
-                        // Something between is missing.
-                        self.skipped_to.insert(shard, first - 1);
-                        break;
-                    }
+                    Some(first) if first != index + 1 => break,
                     _ => self.state.prepend(shard, id, slot),
                 }
+            }
+            // The end looks whether something before the first is missing.
+            if let Some(first) = self.state.shard(shard).first_index().filter(|first| *first > begin) {
+                self.skipped_to.insert(shard, first - 1);
             }
         }
     }
@@ -219,7 +243,9 @@ impl Fold {
     /// Every shard may have lost something.
     pub(super) fn doubt_all(&mut self, damage: &Doubt) {
         for log in self.state.shards.values_mut() {
-            let sure_to = log.last();
+            let is_gap =
+                |purged: &EntryId| log.first_index().is_some_and(|first| first > purged.index.get() + 1);
+            let sure_to = log.purged.filter(is_gap).or_else(|| log.last());
             log.doubt.get_or_insert_with(|| Doubt { sure_to, ..damage.clone() });
         }
     }
@@ -232,15 +258,25 @@ impl Fold {
         used: &[Segment],
         report: &mut Vec<String>,
     ) -> (State, FoldEnd) {
+        let mut inconsistent = Vec::new();
         for (shard, skipped_to) in &self.skipped_to {
             let log = self.state.shard(*shard);
             let first = log.first_index().unwrap_or(skipped_to + 1);
-            if log.purged.is_none_or(|purged| purged.index.get() + 1 < first) && log.doubt.is_none() {
+            if log.purged.is_none_or(|purged| purged.index.get() + 1 < first) {
+                inconsistent.push((*shard, log.purged));
+            }
+        }
+        for shard in &self.left_out {
+            inconsistent.push((*shard, self.state.shard(*shard).last()));
+        }
+        for (shard, sure_to) in inconsistent {
+            let log = self.state.shard(shard);
+            if log.doubt.is_none() {
                 let doubt = Doubt {
                     reason: DoubtReason::Inconsistent,
                     segment,
                     block_sequence: end.sequence,
-                    sure_to: log.purged,
+                    sure_to,
                 };
                 report.push(format!("shard {shard}: {doubt}"));
                 log.doubt = Some(doubt);

@@ -11,7 +11,7 @@ use tidemill_protocol::{LogIndex, ShardId};
 use super::carry;
 use super::config::{DirectIo, Durability, WalConfig};
 use super::entry::{EntryBytes, EntryId, WalEntry};
-use super::error::{WalError, WalOpenError, WalReadError};
+use super::error::{WalCarryError, WalError, WalOpenError, WalReadError};
 use super::frame::{FrameKind, NO_ENTRY};
 use super::pool::{Pool, READY_MIN};
 use super::queue::{Completion, Queue, Queued, SharedQueue, WhenRoom};
@@ -187,10 +187,18 @@ impl Wal {
         });
     }
 
-    /// Goes on with what is left of a doubtful shard: an operator accepted that acknowledged entries may be lost.
+    /// Goes on with what is left of a doubtful shard: an operator accepted that acknowledged entries may be lost. To be
+    /// called before anything is appended: what recovery left out, since entries before it are missing, goes for good.
     pub fn accept_doubt(&self, shard: ShardId, done: Completion) {
-        self.operate(done, |_, state| {
-            state.shard(shard).doubt = None;
+        self.operate(done, |queue, state| {
+            let log = state.shard(shard);
+            if log.doubt.take().is_some() {
+                let (kind, id) = match log.last() {
+                    Some(last) => (FrameKind::TruncateAfter, last),
+                    None => (FrameKind::TruncateAll, NO_ENTRY),
+                };
+                queue.admit(Queued::new(kind, shard, id, EntryBytes::default()));
+            }
             Queued::new(FrameKind::DoubtAccepted, shard, NO_ENTRY, EntryBytes::default()).sync(true)
         });
     }
@@ -311,14 +319,15 @@ impl Wal {
     /// recycled, though the shard purges nothing. Nothing changes for its readers. May block on the disk, to read.
     ///
     /// # Errors
-    /// Where an entry can't be read; then nothing was copied, and `done` is never called.
+    /// Where an entry can't be read, or has more than [`Self::entry_bytes_max`]; then nothing was copied, and `done` is
+    /// never called.
     pub fn carry_forward(
         &self,
         shard: ShardId,
         bytes_max: usize,
         done: Completion,
-    ) -> Result<usize, WalReadError> {
-        carry::carry_forward(&self.inner.shared, shard, bytes_max, done)
+    ) -> Result<usize, WalCarryError> {
+        carry::carry_forward(&self.inner.shared, shard, bytes_max, self.inner.entry_bytes_max, done)
     }
 
     /// Bytes that are queued or being written.

@@ -47,7 +47,7 @@
 //! range(shard) -> LogRange { purged, first, last } entry_id(shard, LogIndex) -> Option<EntryId>
 //! vote(shard), committed(shard) -> Option<Bytes>   bytes(), files_bytes() -> u64    queued_bytes() -> usize
 //! pinning_shards() -> Vec<ShardId>                 bytes_held(shard) -> u64
-//! carry_forward(shard, bytes_max, Completion) -> Result<usize, WalReadError>
+//! carry_forward(shard, bytes_max, Completion) -> Result<usize, WalCarryError>
 //! poisoned() -> Option<WalError>                   close() -> Result
 //! inspect(&dyn Storage, dir, &mut dyn FnMut(&InspectedFrame)) -> Result<Inspection, WalOpenError>
 //! ```
@@ -102,7 +102,7 @@ use block::BLOCK_BYTES;
 pub use config::{DirectIo, Durability, WalConfig};
 pub use doubt::{Doubt, DoubtReason};
 pub use entry::{EntryBytes, EntryId, WalEntry};
-pub use error::{WalError, WalOpenError, WalReadError};
+pub use error::{WalCarryError, WalError, WalOpenError, WalReadError};
 pub use frame::FrameKind;
 pub use handle::{LogRange, Wal};
 pub use inspect::{InspectedEnd, InspectedFrame, InspectedSegment, Inspection, inspect};

@@ -34,6 +34,8 @@ pub(super) struct ShardLog {
     /// Index of the first slot; meaningless without slots.
     first: u64,
     slots: VecDeque<Slot>,
+    /// What the slots' entries take in a segment, written together.
+    bytes_framed: u64,
     reigns: VecDeque<Reign>,
     cached: VecDeque<EntryBytes>,
     cached_bytes: usize,
@@ -85,6 +87,11 @@ impl Slot {
         Self { at, payload_bytes }
     }
 
+    /// What its entry takes in a segment.
+    pub(super) fn bytes_framed(self) -> u64 {
+        frame_bytes(self.payload_bytes as usize) as u64
+    }
+
     pub(super) fn at(self) -> SlotAt {
         if self.at & QUEUED != 0 {
             SlotAt::Queued(self.at & !QUEUED)
@@ -134,7 +141,7 @@ impl ShardLog {
 
     /// What all entries take in a segment, written together.
     pub(super) fn bytes_framed(&self) -> u64 {
-        self.slots.iter().map(|slot| frame_bytes(slot.payload_bytes as usize) as u64).sum()
+        self.bytes_framed
     }
 
     /// Payload bytes of the entries from `index` on.
@@ -171,6 +178,7 @@ impl ShardLog {
             self.reigns.push_back(Reign { first: index, term: id.term, leader_node: id.leader_node });
         }
         let bytes = cost(&payload);
+        self.bytes_framed += slot.bytes_framed();
         self.slots.push_back(slot);
         self.cached.push_back(payload);
         self.cached_bytes += bytes;
@@ -181,7 +189,10 @@ impl ShardLog {
     pub(super) fn truncate_from(&mut self, from: u64, serial: u64, mut removed: impl FnMut(Slot)) -> usize {
         let before = self.cached_bytes;
         while !self.slots.is_empty() && self.end() > from {
-            self.slots.pop_back().into_iter().for_each(&mut removed);
+            if let Some(slot) = self.slots.pop_back() {
+                self.bytes_framed -= slot.bytes_framed();
+                removed(slot);
+            }
             self.cached_bytes -= self.cached.pop_back().map_or(0, |payload| cost(&payload));
         }
         while self.reigns.back().is_some_and(|reign| reign.first >= from) {
@@ -204,7 +215,10 @@ impl ShardLog {
             if self.cached.len() == self.slots.len() {
                 self.cached_bytes -= self.cached.pop_front().map_or(0, |payload| cost(&payload));
             }
-            self.slots.pop_front().into_iter().for_each(&mut removed);
+            if let Some(slot) = self.slots.pop_front() {
+                self.bytes_framed -= slot.bytes_framed();
+                removed(slot);
+            }
             self.first += 1;
         }
         while self.reigns.get(1).is_some_and(|next| next.first <= self.first) {
@@ -265,6 +279,7 @@ impl ShardLog {
             _ => self.reigns.push_front(Reign { first: index, term: id.term, leader_node: id.leader_node }),
         }
         self.first = index;
+        self.bytes_framed += slot.bytes_framed();
         self.slots.push_front(slot);
     }
 

@@ -288,14 +288,17 @@ impl State {
         let mut cached_bytes = 0;
         for (shard, log) in &self.shards {
             cached_bytes += log.cached_bytes();
-            let Some(first) = log.first_index() else { continue };
-            for slot in (first..).map_while(|index| log.slot(index)) {
+            let slots = log.first_index().into_iter().flat_map(|first| first..);
+            let mut bytes_framed = 0;
+            for slot in slots.map_while(|index| log.slot(index)) {
+                bytes_framed += slot.bytes_framed();
                 if let SlotAt::Stored(position) = slot.at() {
                     let segment =
                         find(&self.segments, position).expect("an entry lies in a segment that is held");
                     *live.entry((segment.place.number, *shard)).or_default() += 1;
                 }
             }
+            assert_eq!(log.bytes_framed(), bytes_framed, "shard {shard}");
         }
         let kept = self.segments.iter().flat_map(|segment| {
             segment.live.iter().map(|(shard, count)| ((segment.place.number, *shard), *count))

@@ -1,5 +1,6 @@
 //! A shard that purges nothing any more does not keep the log: its entries are carried forward, and found once, in order.
 
+use super::super::block::BLOCK_BYTES;
 use super::*;
 use crate::fs::{Call, DiskStorage, Effect, FaultyStorage};
 
@@ -184,8 +185,111 @@ fn an_entry_that_cannot_be_read_stays_where_it_is() {
     append(&wal, B, (1..30).map(|index| entry(index, 9000)).collect()).unwrap();
     storage.edit(&segment_paths(&storage)[&1], |bytes| bytes[60_000] ^= 1);
     let failed = wal.carry_forward(A, 1 << 20, Box::new(|_| panic!("nothing was copied"))).unwrap_err();
-    assert!(matches!(failed, WalReadError::Damaged { .. }), "{failed}");
+    assert!(matches!(failed, WalCarryError::Read(WalReadError::Damaged { .. })), "{failed}");
     assert!(wal.pinning_shards().contains(&A));
+}
+
+#[test]
+fn an_entry_larger_than_segments_are_now_stays_where_it_is() {
+    let storage = MemoryStorage::new();
+    let (wal, _) = open(&storage);
+    let large = [entry(1, 60), entry(2, 50_000), entry(3, 60)];
+    append(&wal, A, large.to_vec()).unwrap();
+    append(&wal, B, (1..10).map(|index| entry(index, 14_000)).collect()).unwrap();
+    wal.close().unwrap();
+    let smaller = WalConfig { segment_bytes: SEGMENT / 2, ..config() };
+    let (wal, _) = open_with(&storage, &smaller);
+    assert!(wal.entry_bytes_max() < 50_000);
+    append(&wal, B, (10..20).map(|index| entry(index, 14_000)).collect()).unwrap();
+    let failed = wal.carry_forward(A, 1 << 20, Box::new(|_| panic!("nothing was copied"))).unwrap_err();
+    let WalCarryError::TooLarge { index, bytes, limit, .. } = failed else { panic!("{failed}") };
+    assert_eq!((index, bytes, limit), (LogIndex::new(2), 50_000, wal.entry_bytes_max()));
+    // Nobody is stopped by it.
+    append(&wal, B, vec![entry(20, 14_000)]).unwrap();
+    assert!(wal.poisoned().is_none() && wal.pinning_shards().contains(&A));
+    assert_eq!(read_all(&wal, A), large);
+    wal.assert_counts();
+    wal.close().unwrap();
+}
+
+/// Of A, which was purged to 2, the entries 9 to 12 lie before the copies of 3 to 8; where those were is released.
+fn carried_behind_others() -> MemoryStorage {
+    let storage = MemoryStorage::new();
+    let (wal, _) = open(&storage);
+    let append_to_b = |bytes| {
+        let next = wal.range(B).last.map_or(1, |last| last.index.get() + 1);
+        append(&wal, B, vec![entry(next, bytes)]).unwrap();
+    };
+    append(&wal, A, (1..9).map(|index| entry(index, 20_000)).collect()).unwrap();
+    purge(&wal, A, 2).unwrap();
+    while wal.bytes() < 3 * SEGMENT {
+        append_to_b(20_000);
+    }
+    append(&wal, A, (9..13).map(|index| entry(index, 100)).collect()).unwrap();
+    while wal.bytes() < 4 * SEGMENT {
+        append_to_b(20_000);
+    }
+    purge(&wal, B, wal.range(B).last.unwrap().index.get()).unwrap();
+    assert_eq!(carry(&wal, 30_000).unwrap() + carry(&wal, 30_000).unwrap(), 6);
+    // What comes later proves that the copies were flushed, and the next segment's header what is released.
+    while wal.bytes() < 4 * SEGMENT {
+        append_to_b(20_000);
+    }
+    assert_eq!((wal.pinning_shards(), wal.bytes()), (vec![A], 4 * SEGMENT), "segments 3 to 6");
+    storage.kill()
+}
+
+#[test]
+fn lost_copies_leave_what_is_before_them_and_nothing_behind() {
+    let intact = carried_behind_others();
+    assert_eq!(open(&intact.kill()).1.shards[&A].first, Some(LogIndex::new(3)));
+    for lost in [3, 5, 8] {
+        let storage = intact.kill();
+        let is_lost =
+            |frame: &InspectedFrame| frame.kind == FrameKind::Carried && frame.id.index.get() == lost;
+        let frame = frames(&storage).into_iter().find(is_lost).unwrap();
+        let block = usize::try_from(frame.block).unwrap() * BLOCK_BYTES;
+        storage.edit(&segment_paths(&storage)[&frame.segment], |bytes| bytes[block + 100] ^= 1);
+        let mut expected: Vec<_> = (3..lost).map(|index| entry(index, 20_000)).collect();
+        for _ in 0..2 {
+            // Whoever refuses to go on finds the same again.
+            let (wal, recovery) = open(&storage);
+            let found = &recovery.shards[&A];
+            assert_eq!(found.purged, Some(id(2)));
+            assert_eq!(found.doubtful.as_ref().unwrap().sure_to, Some(id(lost - 1)), "{lost}");
+            if lost > 3 {
+                assert_eq!((found.last, read_all(&wal, A)), (Some(id(lost - 1)), expected.clone()), "{lost}");
+            }
+            wal.assert_counts();
+            wal.close().unwrap();
+        }
+        let (wal, recovery) = open(&storage);
+        if recovery.shards[&A].first == Some(LogIndex::new(9)) {
+            // No copy is left: a purge could be lost as well, and only the caller knows whether one was to come.
+            assert_eq!(lost, 3);
+            wait(|done| wal.truncate_after(A, None, done)).unwrap();
+        }
+        wait(|done| wal.accept_doubt(A, done)).unwrap();
+        wait(|done| wal.accept_doubt(B, done)).unwrap();
+        for next in lost..lost + 3 {
+            expected.push(entry_of(id_of_term(next, 2), 300));
+        }
+        append(&wal, A, expected[expected.len() - 3..].to_vec()).unwrap();
+        wal.close().unwrap();
+        drop(wal);
+        for next in lost + 3..lost + 5 {
+            let (wal, recovery) = open(&storage);
+            assert!(recovery.damage.is_none(), "{lost}: {:?}", recovery.report);
+            let doubts: Vec<_> =
+                recovery.shards.values().filter_map(|shard| shard.doubtful.as_ref()).collect();
+            assert!(doubts.is_empty(), "{lost}: {doubts:?}");
+            assert_eq!(read_all(&wal, A), expected, "{lost}");
+            wal.assert_counts();
+            expected.push(entry_of(id_of_term(next, 3), 300));
+            append(&wal, A, expected[expected.len() - 1..].to_vec()).unwrap();
+            wal.close().unwrap();
+        }
+    }
 }
 
 /// Each call in turn: between any two writes of the copying something may end.
