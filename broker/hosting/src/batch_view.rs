@@ -12,8 +12,11 @@ use crate::plan::BatchPlace;
 /// One batch's records as a plugin that asks for `fields` reads them.
 ///
 /// # Errors
-/// A record that does not read.
+/// A record that does not read; more bytes of records than an index reaches.
 pub fn view_of(records: &Records, fields: Fields, place: BatchPlace, now: i64) -> Result<Batch, BatchError> {
+    if records.data().len() > INDEX_REACH_BYTES {
+        return Err(BatchError::DecompressedTooLarge { limit: INDEX_REACH_BYTES });
+    }
     let mut index = Index::new(records.len());
     let data = if fields.value {
         for record in records {
@@ -63,7 +66,14 @@ fn append(data: &mut BytesMut, part: &[u8]) -> Option<usize> {
 /// Offset and length of one part of a record.
 pub(crate) type PartWords = [u32; 2];
 
-/// One part: not asked for, null, or at the offset that `place` says. A batch is far below 4 GiB.
+/// Bytes of records that an index can point into.
+const INDEX_REACH_BYTES: usize = u32::MAX as usize;
+
+/// One part: not asked for, null, or at the offset that `place` says.
+///
+/// # Panics
+/// `place` does not know the part, or puts it where no index reaches. Whoever makes a view has seen to it that neither can be: to
+/// tell a plugin that the part is null would be worse.
 #[inline]
 pub(crate) fn part(
     asked: bool,
@@ -73,10 +83,10 @@ pub(crate) fn part(
     match (asked, part) {
         (false, _) => [0, LENGTH_ABSENT],
         (true, None) => [0, LENGTH_NULL],
-        (true, Some(part)) => match place(part).and_then(|at| u32::try_from(at).ok()) {
-            Some(offset) => [offset, part.len() as u32],
-            None => [0, LENGTH_NULL],
-        },
+        (true, Some(part)) => {
+            let at = place(part).and_then(|at| u32::try_from(at).ok());
+            [at.expect("a part lies in its view, within an index's reach"), part.len() as u32]
+        }
     }
 }
 

@@ -20,13 +20,18 @@ use tidemill_protocol::{Offset, TopicPartition};
 use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords, TaskRecord};
 use crate::port::Fetched;
 
-/// With records of so many bytes at hand a call does not wait for more of them: what it is given is the same when it is tried again.
+/// With records of so many bytes at hand a call gets no more of them, and does not wait for more: what it is given is the same when it
+/// is tried again.
 const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
-/// Stored and unpacked bytes of one source that are kept from call to call; beyond it stored ones are read again.
+/// Stored and unpacked bytes of one source that are kept from call to call; beyond it stored ones are read again. And where the
+/// batches that a call's records lie in have so many bytes, unpacked, no other is unpacked for it.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
 /// The same of all tasks together, in bytes that are unpacked: whoever finds it used up keeps nothing from call to call, and unpacks a
 /// batch again for each.
+///
+/// What a call under way has unpacked itself is counted when it is over. Until then it has a bound of its own, for each task, which
+/// makes one call at a time: [`KEPT_BYTES_MAX`], and beyond it one batch and the stored ones of one fetch.
 const ALL_KEPT_BYTES_MAX: usize = 256 << 20;
 
 /// What all tasks keep from call to call.
@@ -71,10 +76,14 @@ pub(super) struct Ahead {
 pub(super) struct SourceAhead {
     position: Offset,
     window: Vec<TaskRecord>,
+    /// Of the window's records.
+    window_bytes: usize,
     /// Where the task stands when the window is done.
     end: Offset,
+    /// The batches that were walked to their end and still have records in the window.
+    walked: VecDeque<WalkedBatch>,
     open: Option<OpenBatch>,
-    /// Bytes of the batches that the window and the open one hold in memory.
+    /// Bytes that the walked batches and the open one hold in memory.
     unpacked_bytes: usize,
     stored: VecDeque<Bytes>,
     next: Offset,
@@ -85,6 +94,13 @@ pub(super) struct SourceAhead {
 struct OpenBatch {
     records: Records,
     mark: RecordMark,
+}
+
+/// A batch that its records in the window hold in memory.
+#[derive(Debug)]
+struct WalkedBatch {
+    last_record: Offset,
+    unpacked_bytes: usize,
 }
 
 impl Ahead {
@@ -106,6 +122,7 @@ impl Ahead {
         let source = records.source;
         let Some(ahead) = self.sources.get_mut(&source) else { return true };
         let position = ahead.position;
+        ahead.window_bytes = records.records.iter().map(TaskRecord::bytes).sum();
         ahead.window = records.records;
         if ahead.kept_bytes() > KEPT_BYTES_MAX {
             ahead.let_go_of_stored();
@@ -161,7 +178,9 @@ impl SourceAhead {
         Self {
             position,
             window: Vec::new(),
+            window_bytes: 0,
             end: position,
+            walked: VecDeque::new(),
             open: None,
             unpacked_bytes: 0,
             stored: VecDeque::new(),
@@ -175,9 +194,12 @@ impl SourceAhead {
             return;
         }
         let done = self.window.partition_point(|record| record.offset < position);
-        self.window.drain(..done);
-        if self.window.is_empty() {
-            self.unpacked_bytes = self.open.as_ref().map_or(0, |open| open.records.data().len());
+        self.window_bytes -= self.window.drain(..done).map(|record| record.bytes()).sum::<usize>();
+        while let Some(batch) = self.walked.front()
+            && batch.last_record < position
+        {
+            self.unpacked_bytes -= batch.unpacked_bytes;
+            self.walked.pop_front();
         }
         self.position = position;
     }
@@ -194,7 +216,20 @@ impl SourceAhead {
 
     /// Whether a call for so many records should get more than what is unpacked.
     pub(super) fn wants_more(&self, count: usize) -> bool {
-        self.window.len() < count && self.window.iter().map(TaskRecord::bytes).sum::<usize>() < ENOUGH_BYTES
+        !self.has_enough(count) && self.has_room()
+    }
+
+    /// Whether the window has what a call for so many records gets.
+    fn has_enough(&self, count: usize) -> bool {
+        self.window.len() >= count || self.window_bytes >= ENOUGH_BYTES
+    }
+
+    /// Whether one more batch may be unpacked for a call.
+    ///
+    /// Like [`Self::has_enough`] it depends on the position and on what the log has from there on, and not on what became of earlier
+    /// calls: what counts are the batches that the window's records lie in, and every window begins at the position.
+    fn has_room(&self) -> bool {
+        self.window.is_empty() || self.unpacked_bytes < KEPT_BYTES_MAX
     }
 
     /// Adds what the log has from [`Self::next`] on.
@@ -203,13 +238,17 @@ impl SourceAhead {
         self.next = self.next.max(fetched.next);
     }
 
-    /// Unpacks until there are so many records, or no more.
+    /// Unpacks until there are so many records, or [`ENOUGH_BYTES`] of them, or no more, or no room for another batch. At least one
+    /// record where there is any, however large it is.
     pub(super) fn unpack(&mut self, count: usize, limits: &BatchLimits) -> Result<(), BatchError> {
         let count = count.min(CALL_RECORDS_MAX);
-        while self.window.len() < count {
+        while !self.has_enough(count) {
             let open = match self.open.take() {
                 Some(open) => open,
                 None => {
+                    if !self.has_room() {
+                        return Ok(());
+                    }
                     let Some(stored) = self.stored.pop_front() else { return Ok(()) };
                     // The log has checked what it read, and what is in memory was checked when it came.
                     let records = RecordBatch::decode_trusted(stored, limits)?.records(limits)?;
@@ -227,35 +266,50 @@ impl SourceAhead {
     fn walk(&mut self, open: OpenBatch, count: usize) -> Result<Option<OpenBatch>, BatchError> {
         let OpenBatch { records, mark } = open;
         let mut left = records.iter_from(mark);
-        while self.window.len() < count {
+        while !self.has_enough(count) {
             let Some(record) = left.next() else {
-                // A batch may reach beyond its last record.
-                self.end = self.end.max(records.header().next_offset());
+                self.close(&records);
                 return Ok(None);
             };
             let record = record?;
             if record.offset < self.position {
                 continue;
             }
-            self.window.push(TaskRecord {
+            let record = TaskRecord {
                 offset: record.offset,
                 timestamp: record.timestamp,
                 key: record.key.map(|key| records.slice_of(key)),
                 value: record.value.map(|value| records.slice_of(value)),
                 headers: records.slice_of(record.headers.as_bytes()),
-            });
+            };
             self.end = record.offset.plus(1);
+            self.window_bytes += record.bytes();
+            self.window.push(record);
         }
         if left.clone().next().is_none() {
-            self.end = self.end.max(records.header().next_offset());
+            self.close(&records);
             return Ok(None);
         }
         let mark = left.mark();
         Ok(Some(OpenBatch { records, mark }))
     }
 
+    /// Nothing is left of a batch but what the window has of it.
+    fn close(&mut self, records: &Records) {
+        let (header, unpacked_bytes) = (records.header(), records.data().len());
+        // A batch may reach beyond its last record.
+        self.end = self.end.max(header.next_offset());
+        match self.window.last() {
+            Some(last) if last.offset >= header.base_offset => {
+                self.walked.push_back(WalkedBatch { last_record: last.offset, unpacked_bytes });
+            }
+            _ => self.unpacked_bytes -= unpacked_bytes,
+        }
+    }
+
     /// The records of a call; [`Ahead::keep`] takes them back.
     pub(super) fn take(&mut self, topic: u32, source: TopicPartition) -> SourceRecords {
+        self.window_bytes = 0;
         SourceRecords {
             topic,
             source,

@@ -217,3 +217,78 @@ fn what_all_tasks_keep_has_a_bound() {
     drop(last);
     assert_eq!(all.used.load(Ordering::Relaxed), 0);
 }
+
+/// A call from a position on, by who has kept nothing; the log brings all that it has at once.
+fn fresh_call(batches: &[(u64, Bytes)], end: u64, position: Offset) -> (Vec<u64>, usize) {
+    let log = Log { batches: batches.to_vec(), records: Vec::new(), end };
+    let mut ahead = Ahead::default();
+    let at = ahead.at(source(), position);
+    at.push(log.fetch(position, batches.len()));
+    at.unpack(CALL_RECORDS_MAX, &limits()).expect("it reads");
+    let held = at.unpacked_bytes;
+    (offsets(&at.take(0, source())), held)
+}
+
+/// As [`fresh_call`] from each position that the calls before it come to, but with what these have kept: each call must be the same.
+/// Answers how many calls it takes, and how much they held unpacked at the most.
+fn calls_to_the_end(batches: &[(u64, Bytes)], end: u64, from: u64) -> (usize, usize) {
+    let log = Log { batches: batches.to_vec(), records: Vec::new(), end };
+    let offset = |at: u64| Offset::new(at.try_into().expect("small"));
+    let mut ahead = Ahead::default();
+    let (mut position, mut seen, mut calls, mut most) = (offset(from), Vec::new(), 0_usize, 0_usize);
+    while position < offset(end) {
+        let at = ahead.at(source(), position);
+        at.unpack(CALL_RECORDS_MAX, &limits()).expect("it reads");
+        if at.wants_more(CALL_RECORDS_MAX) {
+            at.push(log.fetch(at.next(), batches.len()));
+            at.unpack(CALL_RECORDS_MAX, &limits()).expect("it reads");
+        }
+        most = most.max(at.unpacked_bytes);
+        let records = at.take(0, source());
+        let given = offsets(&records);
+        assert_eq!(given, fresh_call(batches, end, position).0, "the same, whatever was kept");
+        position = records.position_after(given.len());
+        seen.extend(given);
+        calls += 1;
+        assert!(ahead.keep(records));
+    }
+    assert_eq!(seen, (from..end).collect::<Vec<u64>>(), "none twice, none left out");
+    (calls, most)
+}
+
+/// Batches of a few hundred bytes each, which one fetch brings together, and which unpack to far more than there is room for.
+#[test]
+fn a_call_unpacks_no_more_of_many_batches_than_it_gets() {
+    let value_bytes = ENOUGH_BYTES + 1;
+    let batches: Vec<(u64, Bytes)> = (0..20_u64)
+        .map(|batch| (batch * 4, stored(batch * 4, &[0, 1, 2, 3], 4, Compression::Zstd, value_bytes)))
+        .collect();
+    let stored: usize = batches.iter().map(|(_, batch)| batch.len()).sum();
+    assert!(stored < CALL_BYTES_MAX && 80 * value_bytes > 2 * KEPT_BYTES_MAX);
+    let (calls, most) = calls_to_the_end(&batches, 80, 0);
+    assert_eq!(calls, 80, "a record that is enough is alone");
+    assert!(most < 5 * value_bytes, "{most}: one batch at a time");
+}
+
+/// Behind the last record of a large batch, small as that record is, no other batch is unpacked for the same call.
+#[test]
+fn the_batches_of_one_call_have_a_bound_together() {
+    let value_bytes = ENOUGH_BYTES / 8;
+    let count = u32::try_from(KEPT_BYTES_MAX / value_bytes + 1).expect("small");
+    let deltas: Vec<u32> = (0..count).collect();
+    let batches: Vec<(u64, Bytes)> = (0..2_u64)
+        .map(|batch| batch * u64::from(count))
+        .map(|base| (base, stored(base, &deltas, count, Compression::Zstd, value_bytes)))
+        .collect();
+    let end = 2 * u64::from(count);
+    let last = u64::from(count) - 1;
+    let (given, held) = fresh_call(&batches, end, Offset::new(last.try_into().expect("small")));
+    assert_eq!(given, [last]);
+    let batch_bytes = value_bytes * deltas.len();
+    assert!((batch_bytes..batch_bytes * 2).contains(&held), "{held}");
+    for from in [3, last] {
+        let (calls, most) = calls_to_the_end(&batches, end, from);
+        assert!(calls >= (2 * deltas.len() - usize::try_from(from).expect("small")) / 8, "{calls}");
+        assert!(most < KEPT_BYTES_MAX + 2 * batch_bytes, "{most}");
+    }
+}

@@ -59,7 +59,8 @@ impl SourceRecords {
         self.records.get(count).map_or(self.end, |next| next.offset)
     }
 
-    /// The first `count` as a plugin reads them.
+    /// The first `count` as a plugin reads them. Copies them: they are no more than half of [`CALL_BYTES_MAX`] and one record beyond it,
+    /// far below the 4 GiB that an index reaches.
     pub(crate) fn view(&self, count: usize, fields: Fields, now: Timestamp) -> Batch {
         let records = self.first(count);
         let base_offset = records.first().map_or(self.position, |record| record.offset);
