@@ -7,9 +7,10 @@
 //!  all others ................................ one of the connection's places, bytes of the budget, one of the pool's places
 //! ```
 //!
-//! The pool's place is held while something runs; the connection's, and the bytes, until the records are needed no more. All
+//! The pool's place is held while something runs; the connection's, and the bytes, until the records are needed no more. Of a size
+//! that is not known before, the bytes are as many as there may be, and once the records are there as many as they have. All
 //! three are given out in the order of asking, so that a connection waits for others' batches, at most two of each, and not
-//! for all that one of them sends.
+//! for all that one of them sends. A subscription that filters counts as a connection: it has one batch at a time.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -53,15 +54,18 @@ pub(crate) struct Unpacked {
 
 struct Room {
     _connection: OwnedSemaphorePermit,
-    _bytes: OwnedSemaphorePermit,
+    bytes: OwnedSemaphorePermit,
 }
+
+/// How a batch is unpacked.
+type Unpack = fn(&RecordBatch, &BatchLimits) -> Result<Records, BatchError>;
 
 impl UnpackPool {
     pub(crate) fn new() -> Self {
         Self { places: Arc::new(Semaphore::new(PLACES)), bytes: Arc::new(Semaphore::new(BYTES_MAX)) }
     }
 
-    /// For one more connection.
+    /// For one more connection, or subscription that filters.
     pub(crate) fn for_connection(&self) -> Unpacker {
         Unpacker { pool: self.clone(), connection: Arc::new(Semaphore::new(CONNECTION_PLACES)) }
     }
@@ -73,31 +77,64 @@ impl Unpacker {
     /// # Errors
     /// The batch is not as it should be; as the client is told.
     pub(crate) async fn unpack(&self, batch: &RecordBatch, limits: &BatchLimits) -> Result<Unpacked, Error> {
+        self.unpack_by(checked, batch, limits).await
+    }
+
+    /// The records of a stored batch, as they are: they were checked when they came. More of them than `usual_bytes_max` are tried last:
+    /// where nothing says a batch's size before, it would take the whole budget each time.
+    ///
+    /// # Errors
+    /// The batch does not unpack; as the client is told.
+    pub(crate) async fn unpack_stored(
+        &self,
+        batch: &RecordBatch,
+        usual_bytes_max: usize,
+    ) -> Result<Unpacked, Error> {
+        let usual = BatchLimits { decompressed_bytes_max: usual_bytes_max, ..BatchLimits::STORED };
+        if let Ok(unpacked) = self.unpack_by(RecordBatch::records, batch, &usual).await {
+            return Ok(unpacked);
+        }
+        self.unpack_by(RecordBatch::records, batch, &BatchLimits::STORED).await
+    }
+
+    async fn unpack_by(
+        &self,
+        unpack: Unpack,
+        batch: &RecordBatch,
+        limits: &BatchLimits,
+    ) -> Result<Unpacked, Error> {
         if batch.header().attributes.compression == Compression::None {
-            let records = checked(batch, limits).map_err(|error| errors::batch(&error))?;
+            let records = unpack(batch, limits).map_err(|error| errors::batch(&error))?;
             return Ok(Unpacked { records, _room: None });
         }
         if is_worth_a_try(batch) {
             let bytes_max = limits.decompressed_bytes_max.min(INLINE_BYTES_MAX);
             let small = BatchLimits { decompressed_bytes_max: bytes_max, ..*limits };
-            match checked(batch, &small) {
+            match unpack(batch, &small) {
                 Ok(records) => return Ok(Unpacked { records, _room: None }),
                 // With so little room that proves nothing.
                 Err(BatchError::DecompressedTooLarge { .. } | BatchError::Decompress { .. }) => {}
                 Err(error) => return Err(errors::batch(&error)),
             }
         }
-        self.unpack_apart(batch.clone(), *limits).await
+        self.unpack_apart(unpack, batch.clone(), *limits).await
     }
 
-    async fn unpack_apart(&self, batch: RecordBatch, limits: BatchLimits) -> Result<Unpacked, Error> {
+    async fn unpack_apart(
+        &self,
+        unpack: Unpack,
+        batch: RecordBatch,
+        limits: BatchLimits,
+    ) -> Result<Unpacked, Error> {
         metrics::counter!("tidemill_unpacked_apart_total").increment(1);
         let most = batch.decompressed_bytes_at_most().unwrap_or(usize::MAX);
         let bytes = most.min(limits.decompressed_bytes_max).min(BYTES_MAX);
         let connection = taken(&self.connection, 1).await;
-        let room = Room { _connection: connection, _bytes: taken(&self.pool.bytes, bytes).await };
-        let unpacked = self.in_a_place(move || {
-            checked(&batch, &limits).map(|records| Unpacked { records, _room: Some(room) })
+        let mut room = Room { _connection: connection, bytes: taken(&self.pool.bytes, bytes).await };
+        let unpacked = self.in_a_place(move || -> Result<Unpacked, BatchError> {
+            let records = unpack(&batch, &limits)?;
+            room.shrink_to(records.data().len());
+            Ok(Unpacked { records, _room: Some(room) })
         });
         unpacked.await?.map_err(|error| errors::batch(&error))
     }
@@ -116,6 +153,25 @@ impl Unpacker {
             return Ok(make(&unpacked));
         }
         self.in_a_place(move || make(&unpacked)).await
+    }
+
+    /// What is left of a batch, not compressed, in the compression that the batch had. The room that the batch takes is held until then.
+    ///
+    /// # Errors
+    /// It can't be compressed, or the broker is stopping.
+    pub(crate) async fn repack(
+        &self,
+        unpacked: Unpacked,
+        left: RecordBatch,
+        compression: Compression,
+    ) -> Result<RecordBatch, Error> {
+        if compression == Compression::None {
+            return Ok(left);
+        }
+        let left = left.records(&BatchLimits::MADE_HERE).map_err(|error| errors::batch(&error))?;
+        let pack = move |left: &Records| left.recompressed(compression);
+        let packed = self.make(unpacked.with(left), compression, pack).await?;
+        packed.map_err(|error| errors::reshape(&error))
     }
 
     /// Whoever waits may go meanwhile: the place is given back when the work is done.
@@ -140,6 +196,14 @@ impl Unpacked {
     /// Other records in their place, which take the same room.
     pub(crate) fn with(self, records: Records) -> Self {
         Self { records, ..self }
+    }
+}
+
+impl Room {
+    /// Gives back what is not needed, now that the size is known.
+    fn shrink_to(&mut self, bytes: usize) {
+        let unused = self.bytes.num_permits().saturating_sub(bytes);
+        drop(self.bytes.split(unused));
     }
 }
 
@@ -259,14 +323,36 @@ mod tests {
         drop(second.unpack(&large, &limits()).await.expect("another's are not"));
         let used: usize = held.iter().map(|unpacked| unpacked.data().len()).sum();
         assert_eq!(pool.bytes.available_permits(), BYTES_MAX - used, "zstd says its size");
-        // Of unknown size: as much as it may have.
+        // Of unknown size: as much as it may have, and once it is there as much as it has.
         held.clear();
-        let unknown = first.unpack(&batch(Compression::Gzip, 15 * MIB), &limits()).await.expect("good");
-        assert_eq!(pool.bytes.available_permits(), BYTES_MAX - limits().decompressed_bytes_max);
+        let gzip = batch(Compression::Gzip, 3 * MIB);
+        let too_little = taken(&pool.bytes, BYTES_MAX - limits().decompressed_bytes_max + 1).await;
+        assert!(first.unpack(&gzip, &limits()).now_or_never().is_none(), "it might have more");
+        drop(too_little);
+        let unknown = first.unpack(&gzip, &limits()).await.expect("good");
+        assert_eq!(pool.bytes.available_permits(), BYTES_MAX - unknown.data().len());
+        assert_eq!(unknown.data().len() / MIB, 3);
         let all_of_it = taken(&pool.bytes, pool.bytes.available_permits()).await;
         assert!(second.unpack(&large, &limits()).now_or_never().is_none(), "the budget is used up");
         drop((unknown, all_of_it));
         assert!(second.unpack(&large, &limits()).await.is_ok());
+        assert!(first.unpack(&batch(Compression::Gzip, 17 * MIB), &limits()).await.is_err(), "too large");
+        assert_eq!(pool.bytes.available_permits(), BYTES_MAX, "who is refused holds nothing");
+    }
+
+    /// A subscription's filter reads what was checked when it came, and takes the same room for it.
+    #[tokio::test]
+    async fn a_stored_batch_takes_room_too_where_it_is_large() {
+        let pool = UnpackPool::new();
+        let unpacker = pool.for_connection();
+        for compression in PACKED {
+            let small = unpacker.unpack_stored(&batch(compression, 100_000), 16 * MIB).now_or_never();
+            assert_eq!(small.expect("at once").expect("good").len(), 1);
+            assert_eq!(pool.bytes.available_permits(), BYTES_MAX);
+            // More than the broker takes by now.
+            let large = unpacker.unpack_stored(&batch(compression, 17 * MIB), 16 * MIB).await.expect("good");
+            assert_eq!(pool.bytes.available_permits(), BYTES_MAX - large.data().len(), "{compression}");
+        }
     }
 
     #[tokio::test]

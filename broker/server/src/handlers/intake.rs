@@ -183,12 +183,9 @@ impl Intake {
         })
     }
 
-    /// A batch as a client may send it to this stream, and its records. It names the stream's producer, or `may_be_nameless`.
-    pub(crate) async fn check(
-        &self,
-        payload: Bytes,
-        may_be_nameless: bool,
-    ) -> Result<(RecordBatch, Unpacked), Error> {
+    /// A batch as a client may send it to this stream; [`Self::unpack`] looks at its records. It names the stream's producer, or
+    /// `may_be_nameless`.
+    pub(crate) fn check(&self, payload: Bytes, may_be_nameless: bool) -> Result<RecordBatch, Error> {
         let batch = RecordBatch::decode(payload, &self.limits).map_err(|error| errors::batch(&error))?;
         let header = batch.header();
         if header.attributes.control || header.attributes.transactional {
@@ -204,8 +201,13 @@ impl Intake {
                 "the batch has another producer id than its stream",
             ));
         }
-        let records = self.unpacker.unpack(&batch, &self.limits).await?;
-        Ok((batch, records))
+        Ok(batch)
+    }
+
+    /// The records of a batch that was checked, each of them checked too. They may hold room that others wait for: what takes long
+    /// and does not need them comes before.
+    pub(crate) async fn unpack(&self, batch: &RecordBatch) -> Result<Unpacked, Error> {
+        self.unpacker.unpack(batch, &self.limits).await
     }
 
     /// The largest batch that the topic takes here.

@@ -10,7 +10,7 @@ use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
     Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
-use tidemill_protocol::record_batch::{BatchHeader, BatchLimits, Compression, RecordBatch, Records};
+use tidemill_protocol::record_batch::{BatchHeader, RecordBatch};
 use tidemill_protocol::{ErrorCode, LeaderEpoch, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
@@ -82,7 +82,8 @@ impl ProduceStream for Producing {
         let intake = &mut self.intake;
         intake.context.room_to_write()?;
         intake.follow_topic().await?;
-        let (batch, records) = intake.check(payload, false).await?;
+        let batch = intake.check(payload, false)?;
+        let records = intake.unpack(&batch).await?;
         let Some((unit, verdict)) = self.filtered(batch, records).await? else {
             return Ok(AnswerState::LeftOut);
         };
@@ -135,15 +136,7 @@ impl Producing {
         kept: RecordBatch,
     ) -> Result<Bytes, Error> {
         let compression = batch.header().attributes.compression;
-        let kept = match compression {
-            Compression::None => kept,
-            _ => {
-                let kept = kept.records(&BatchLimits::MADE_HERE).map_err(|error| errors::batch(&error))?;
-                let pack = move |kept: &Records| kept.recompressed(compression);
-                let packed = self.intake.unpacker.make(records.with(kept), compression, pack).await?;
-                packed.map_err(|error| errors::reshape(&error))?
-            }
-        };
+        let kept = self.intake.unpacker.repack(records, kept, compression).await?;
         self.intake.filter.within_limits(kept.into_bytes())
     }
 

@@ -93,13 +93,14 @@ impl ProduceStream for Routing {
         self.intake.context.room_to_write()?;
         self.follow_topic().await?;
         // The topic sequence deduplicates: the batch itself need not say who sends it.
-        let (batch, records) = self.intake.check(payload, true).await?;
+        let batch = self.intake.check(payload, true)?;
         if header.partition_count != self.topic().partition_count() {
             return Err(partitioner_changed(self.topic()));
         }
-        let compression = batch.header().attributes.compression;
         let attempt = self.attempt(header.topic_sequence);
-        let parts = self.parts(header, records, compression, &attempt).await?;
+        let plugins = self.plugins(header, &attempt).await;
+        let records = self.intake.unpack(&batch).await?;
+        let parts = self.parts(header, records, plugins, &attempt).await?;
         // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
         let units = self.units(header.topic_sequence, attempt.filtered, parts.by_shard);
         let admitted = self.intake.context.admit(units.iter().map(|(_, unit)| unit.bytes()).sum()).await?;
@@ -160,43 +161,62 @@ impl Routing {
         })
     }
 
+    /// Opens what a batch passes, which may have to be compiled.
+    async fn plugins(&mut self, header: &RoutedBatch, attempt: &Attempt) -> Plugins {
+        let partitioner = self.partitioner(header.partitioner_epoch).await;
+        let intake = &self.intake;
+        let earlier_filter = match attempt.filtered {
+            Some(FilterPass { filter, .. }) if intake.filter.deployment() != Some(filter) => {
+                Some(ProduceFilter::open(&intake.context, &intake.topic, Some(filter)).await)
+            }
+            _ => None,
+        };
+        Plugins { earlier_filter, partitioner }
+    }
+
     /// What of a batch goes where, after the filter of its attempt.
     async fn parts(
-        &mut self,
+        &self,
         header: &RoutedBatch,
         records: Unpacked,
-        compression: Compression,
+        plugins: Plugins,
         attempt: &Attempt,
     ) -> Result<Parts, Error> {
-        Ok(match self.pass_filter(&records, attempt).await? {
-            Passed::All => self.split(header, records, compression).await?,
+        let Plugins { earlier_filter, partitioner } = plugins;
+        let compression = records.header().attributes.compression;
+        Ok(match self.pass_filter(&records, earlier_filter, attempt).await? {
+            Passed::All => self.split(header, records, partitioner?, compression).await?,
             Passed::Some(kept) => {
                 let kept = kept.records(&BatchLimits::MADE_HERE).map_err(|error| errors::batch(&error))?;
-                self.split(header, records.with(kept), compression).await?
+                self.split(header, records.with(kept), partitioner?, compression).await?
             }
             Passed::Nothing => Parts::default(),
             Passed::Refused(rejections) => Parts::refused(errors::rejected(rejections)),
         })
     }
 
-    async fn pass_filter(&self, records: &Records, attempt: &Attempt) -> Result<Passed, Error> {
-        let Some(FilterPass { filter, now }) = attempt.filtered else { return Ok(Passed::All) };
-        let intake = &self.intake;
-        if intake.filter.deployment() == Some(filter) {
-            return intake.filter.pass(records, BatchPlace::UNPLACED, now).await;
+    async fn pass_filter(
+        &self,
+        records: &Records,
+        earlier_filter: Option<Result<ProduceFilter, Error>>,
+        attempt: &Attempt,
+    ) -> Result<Passed, Error> {
+        let Some(FilterPass { now, .. }) = attempt.filtered else { return Ok(Passed::All) };
+        match earlier_filter {
+            None => self.intake.filter.pass(records, BatchPlace::UNPLACED, now).await,
+            Some(earlier) => earlier?.pass(records, BatchPlace::UNPLACED, now).await,
         }
-        let earlier = ProduceFilter::open(&intake.context, &intake.topic, Some(filter)).await?;
-        earlier.pass(records, BatchPlace::UNPLACED, now).await
     }
 
     /// Places what is left of a batch, and makes a batch of it for each partition.
     async fn split(
-        &mut self,
+        &self,
         header: &RoutedBatch,
         records: Unpacked,
+        partitioner: Partitioner,
         compression: Compression,
     ) -> Result<Parts, Error> {
-        let Placement { partitions, rejections } = self.place(header, &records).await?;
+        let Placement { partitions, rejections } = self.place(header, &records, &partitioner).await?;
         if !rejections.is_empty() {
             let rejections = in_clients_batch(&records, rejections)?;
             return Ok(Parts::refused(errors::rejected(rejections)));
@@ -289,16 +309,20 @@ impl Routing {
         self.shards.iter().filter_map(|shard| self.intake.context.shards.replica(*shard))
     }
 
-    async fn place(&mut self, header: &RoutedBatch, records: &Records) -> Result<Placement, Error> {
-        let bound = self.topic().partitioner_at(header.partitioner_epoch);
-        let bound = bound.ok_or_else(|| partitioner_changed(self.topic()))?;
-        let partitioner = self.partitioner(header.partitioner_epoch, bound).await?;
+    async fn place(
+        &self,
+        header: &RoutedBatch,
+        records: &Records,
+        partitioner: &Partitioner,
+    ) -> Result<Placement, Error> {
         let (count, now) = (self.topic().partition_count(), records.header().max_timestamp);
         let placed = partitioner.place_all(records, count, header.topic_sequence, now).await;
         placed.map_err(|failure| errors::call(&failure))
     }
 
-    async fn partitioner(&mut self, epoch: u32, bound: Option<DeploymentId>) -> Result<Partitioner, Error> {
+    async fn partitioner(&mut self, epoch: u32) -> Result<Partitioner, Error> {
+        let bound: Option<DeploymentId> =
+            self.topic().partitioner_at(epoch).ok_or_else(|| partitioner_changed(self.topic()))?;
         if let Some(partitioner) = self.partitioners.get(&epoch) {
             return Ok(partitioner.clone());
         }
@@ -335,6 +359,13 @@ fn partitioner_changed(topic: &TopicRecord) -> Error {
             topic.name
         ),
     )
+}
+
+/// What a batch passes, opened before it is unpacked. Where one of them can't be opened, that is told if the batch comes to it.
+struct Plugins {
+    /// The filter of the batch's attempt, where it is not the topic's of today.
+    earlier_filter: Option<Result<ProduceFilter, Error>>,
+    partitioner: Result<Partitioner, Error>,
 }
 
 /// The parts of a batch for each shard, by rising partition.

@@ -1,4 +1,4 @@
-//! The filter of a subscription: opened once, asked for each batch.
+//! The filter of a subscription: opened once, asked for each batch. Batches are unpacked where produced ones are.
 
 use std::sync::Arc;
 
@@ -6,11 +6,12 @@ use bytes::Bytes;
 use tidemill_controller::DeploymentKind;
 use tidemill_hosting::{BatchPlace, Filter, Kept, Lane, PluginKind, PluginPlan};
 use tidemill_protocol::messages::{Error, FilterSpec};
-use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, TopicPartition};
+use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch};
+use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
 
 use crate::context::Context;
 use crate::naming::unknown_filter;
+use crate::unpacking::Unpacker;
 use crate::{errors, plans};
 
 /// What stands between the log and a subscription.
@@ -18,7 +19,25 @@ pub(super) enum Filtering {
     /// Stored batches go out as they are.
     None,
     /// Each batch passes this first.
-    By(Filter),
+    By(BatchFilter),
+}
+
+/// A filter, and where what it reads is unpacked.
+pub(super) struct BatchFilter {
+    filter: Filter,
+    unpacker: Unpacker,
+    /// What the broker takes by now; what is stored may have more.
+    decompressed_bytes_max: usize,
+}
+
+/// What became of a batch.
+pub(super) struct Passed {
+    /// As it goes out, or nothing of it.
+    pub(super) kept: Option<Bytes>,
+    /// The offset behind the batch.
+    pub(super) next: Offset,
+    /// Bytes of its records, decompressed.
+    pub(super) unpacked_bytes: usize,
 }
 
 impl Filtering {
@@ -26,30 +45,34 @@ impl Filtering {
         let Some(spec) = spec else { return Ok(Self::None) };
         let plan = plan(context, spec)?;
         let filter = context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
-        Ok(Self::By(filter))
+        let unpacker = context.unpacking.for_connection();
+        let decompressed_bytes_max = context.config.limits.decompressed_bytes_max;
+        Ok(Self::By(BatchFilter { filter, unpacker, decompressed_bytes_max }))
     }
+}
 
-    /// The batch as it goes out, or nothing of it.
-    pub(super) async fn pass(
-        &self,
-        partition: TopicPartition,
-        stored: Bytes,
-    ) -> Result<Option<Bytes>, Error> {
-        let Self::By(filter) = self else { return Ok(Some(stored)) };
+impl BatchFilter {
+    /// Asks about a stored batch. What is left of it is in its own compression.
+    pub(super) async fn pass(&self, partition: TopicPartition, stored: Bytes) -> Result<Passed, Error> {
         let batch =
             RecordBatch::decode(stored, &BatchLimits::STORED).map_err(|error| errors::batch(&error))?;
+        let records = self.unpacker.unpack_stored(&batch, self.decompressed_bytes_max).await?;
+        let (next, unpacked_bytes) = (batch.header().next_offset(), records.data().len());
         let place = BatchPlace { topic: 0, partition: partition.partition.get() };
         // As the log tells it of the batch: whoever reads the range again gets the same.
         let now = batch.header().max_timestamp;
-        let outcome = filter
-            .apply(&batch, place, now, Lane::Subscribe)
-            .await
-            .map_err(|failure| errors::call(&failure))?;
-        Ok(match outcome.kept {
-            Kept::All => Some(batch.bytes().clone()),
+        let outcome = self.filter.apply_to(&records, place, now, Lane::Subscribe, Compression::None).await;
+        let kept = match outcome.map_err(|failure| errors::call(&failure))?.kept {
+            Kept::All => Some(batch.into_bytes()),
             Kept::None => None,
-            Kept::Some(kept) => Some(kept),
-        })
+            Kept::Some(left) => {
+                let left = RecordBatch::decode_trusted(left, &BatchLimits::MADE_HERE);
+                let left = left.map_err(|error| errors::batch(&error))?;
+                let compression = batch.header().attributes.compression;
+                Some(self.unpacker.repack(records, left, compression).await?.into_bytes())
+            }
+        };
+        Ok(Passed { kept, next, unpacked_bytes })
     }
 }
 

@@ -7,6 +7,8 @@ use tidemill_raft::{HighWatermark, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
 use tokio_util::sync::CancellationToken;
 
+use crate::errors;
+
 /// One partition of a subscription.
 pub(super) struct Subscribed {
     pub(super) partition: TopicPartition,
@@ -63,9 +65,7 @@ pub(super) async fn resolve(
     name: &str,
     position: Option<&Position>,
 ) -> Result<Offset, Error> {
-    let view = shard.partition(partition).ok_or_else(|| {
-        Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
-    })?;
+    let view = shard.partition(partition).ok_or_else(|| errors::not_ready(name))?;
     match position.and_then(|position| position.at.as_ref()) {
         None | Some(At::Latest(_)) => Ok(view.high_watermark),
         Some(At::Earliest(_)) => Ok(view.log_start),
@@ -76,8 +76,8 @@ pub(super) async fn resolve(
             match found {
                 Ok(Ok(Some((offset, _)))) => Ok(offset.max(view.log_start)),
                 Ok(Ok(None)) => Ok(view.high_watermark),
-                Ok(Err(error)) => Err(crate::errors::read(&error, name)),
-                Err(_) => Err(Error::new(ErrorCode::Internal, "looking up a time failed; try again")),
+                Ok(Err(error)) => Err(errors::read(&error, name)),
+                Err(_) => Err(errors::interrupted("looking up a time")),
             }
         }
     }

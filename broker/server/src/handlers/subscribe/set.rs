@@ -10,24 +10,25 @@ use futures::{FutureExt, StreamExt};
 use tidemill_net::{FrameWriter, WriteError};
 use tidemill_protocol::messages::{
     Error, SubscribeAdd, SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeSeek,
-    SubscribeStarted, TopicPartitionRef, subscribe_control, subscribe_event,
+    SubscribeStarted, subscribe_control, subscribe_event,
 };
-use tidemill_protocol::{ErrorCode, Offset};
-use tidemill_shard::Fetch;
+use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
+use tidemill_shard::{Batches, Fetch};
 use tokio::sync::mpsc;
 
-use super::filtering::Filtering;
+use super::filtering::{BatchFilter, Filtering};
 use super::partition::{Removal, Subscribed, out_of_range, resolve};
 use crate::connection::ClientName;
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::topics;
 use crate::refusals::{self, Refused};
 
 /// Payload of one data frame where the client names no size.
 const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
 /// And the range in which it may name one.
 const FRAME_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=4 << 20;
-/// A filter that passes nothing says how far it came after so many bytes of batches.
+/// A filter that passes nothing says how far it came after so many bytes of batches; where they have more, decompressed, those count.
 const SCAN_BYTES_MAX: usize = 4 << 20;
 
 /// Why a partition at its end waits no longer.
@@ -227,9 +228,7 @@ impl SubscriptionSet {
             return Ok(());
         }
         let (partition, generation) = (partition.partition, partition.generation);
-        let name = self.context.view.now().partition_name(partition);
-        let gone =
-            Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"));
+        let gone = gone(&self.context, partition);
         self.fail(id, generation, gone).await
     }
 
@@ -288,18 +287,12 @@ async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subs
             format!("a subscription holds at most {limit} partitions; open another"),
         ));
     }
-    let partition = add
-        .partition
-        .as_ref()
-        .and_then(TopicPartitionRef::parse)
-        .ok_or_else(|| Error::new(ErrorCode::BadMessage, "a topic id has 16 bytes"))?;
+    let partition = topics::partition(add.partition.as_ref())?;
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
     let shard = replica.handle();
     let name = view.partition_name(partition);
-    let high_watermark = shard.watch(partition).ok_or_else(|| {
-        Error::new(ErrorCode::NotYetAdopted, format!("partition {name} is not ready yet; try again"))
-    })?;
+    let high_watermark = shard.watch(partition).ok_or_else(|| errors::not_ready(&name))?;
     let next = resolve(&shard.now(), partition, &name, add.start.as_ref()).await?;
     Ok(Subscribed {
         partition,
@@ -323,8 +316,9 @@ async fn gather(
     partition: &Subscribed,
 ) -> Result<Option<Gathered>, Error> {
     let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
-    let mut gathered = Gathered { parts: Vec::new(), bytes: 0, scanned: 0, next: partition.next };
-    while gathered.bytes < room && gathered.scanned < SCAN_BYTES_MAX {
+    let mut gathered =
+        Gathered { parts: Vec::new(), bytes: 0, scanned: 0, unpacked: 0, next: partition.next };
+    while gathered.bytes < room && !gathered.has_scanned_enough() {
         let high_watermark = partition.high_watermark.get();
         if gathered.next >= high_watermark {
             break;
@@ -334,34 +328,22 @@ async fn gather(
             Fetch::Memory(batches) => batches,
             Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
                 .await
-                .map_err(|_| Error::new(ErrorCode::Internal, "reading the log failed; try again"))?
-                .map_err(|error| errors::read(&error, &partition.partition.to_string()))?,
+                .map_err(|_| errors::interrupted("reading the log"))?
+                .map_err(|error| {
+                    errors::read(&error, &context.view.now().partition_name(partition.partition))
+                })?,
             Fetch::OutOfRange { log_start, high_watermark } => {
                 let name = context.view.now().partition_name(partition.partition);
                 return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
             }
-            Fetch::Unknown => {
-                return Err(Error::new(
-                    ErrorCode::UnknownTopic,
-                    "the partition is gone: its topic was deleted",
-                ));
-            }
+            Fetch::Unknown => return Err(gone(context, partition.partition)),
         };
         if batches.is_empty() {
             break;
         }
-        gathered.scanned += batches.bytes;
-        gathered.next = batches.next;
-        if matches!(filtering, Filtering::None) {
-            gathered.bytes += batches.bytes;
-            gathered.parts.extend(batches.parts);
-            continue;
-        }
-        for batch in batches.contiguous() {
-            if let Some(kept) = filtering.pass(partition.partition, batch).await? {
-                gathered.bytes += kept.len();
-                gathered.parts.push(kept);
-            }
+        match filtering {
+            Filtering::None => gathered.take_all(batches),
+            Filtering::By(filter) => gathered.take_passed(filter, partition.partition, &batches).await?,
         }
     }
     Ok((gathered.scanned > 0).then_some(gathered))
@@ -374,7 +356,51 @@ struct Gathered {
     bytes: usize,
     /// Read from the log for it.
     scanned: usize,
+    /// The same, decompressed for a filter.
+    unpacked: usize,
     next: Offset,
+}
+
+impl Gathered {
+    fn has_scanned_enough(&self) -> bool {
+        self.scanned.max(self.unpacked) >= SCAN_BYTES_MAX
+    }
+
+    fn take_all(&mut self, batches: Batches) {
+        self.scanned += batches.bytes;
+        self.bytes += batches.bytes;
+        self.next = batches.next;
+        self.parts.extend(batches.parts);
+    }
+
+    /// What a filter passes of them: of all, or of so many that enough was scanned with the last.
+    async fn take_passed(
+        &mut self,
+        filter: &BatchFilter,
+        partition: TopicPartition,
+        batches: &Batches,
+    ) -> Result<(), Error> {
+        for batch in batches.contiguous() {
+            if self.has_scanned_enough() {
+                return Ok(());
+            }
+            self.scanned += batch.len();
+            let passed = filter.pass(partition, batch).await?;
+            self.unpacked += passed.unpacked_bytes;
+            self.next = self.next.max(passed.next);
+            if let Some(kept) = passed.kept {
+                self.bytes += kept.len();
+                self.parts.push(kept);
+            }
+        }
+        self.next = batches.next;
+        Ok(())
+    }
+}
+
+fn gone(context: &Context, partition: TopicPartition) -> Error {
+    let name = context.view.now().partition_name(partition);
+    Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"))
 }
 
 fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {
