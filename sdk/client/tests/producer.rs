@@ -398,6 +398,31 @@ async fn without_acknowledgements_a_flush_tells_what_the_broker_refused() {
     assert_eq!(within(producer.close()).await, Err(DeliveryError::Lost));
 }
 
+/// A flush waits for what was sent before it, and for nothing that others send over the same lane meanwhile.
+#[tokio::test]
+async fn without_acknowledgements_a_flush_ends_while_others_go_on_sending() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer =
+        client.producer(TOPIC).acks(Acks::None).linger(Duration::ZERO).build().await.expect("a producer");
+    let other = producer.clone();
+    let sending = tokio::spawn(async move {
+        while let Ok(delivery) = other.send(Record::new("another's")).await {
+            drop(delivery);
+            tokio::task::yield_now().await;
+        }
+    });
+    for number in 0..5 {
+        let value = value(number);
+        drop(producer.send(Record::new(&value)).await.expect("taken"));
+        within(producer.flush()).await.expect("nothing is wrong");
+        let stored = broker.model.values(0);
+        assert!(stored.iter().any(|stored| *stored == value), "the broker has dealt with it");
+    }
+    within(producer.close()).await.expect("nothing is wrong");
+    within(sending).await.expect("it hears of the end");
+}
+
 #[tokio::test]
 async fn a_record_larger_than_a_batch_is_meant_to_be_goes_alone() {
     let broker = FakeBroker::start(1);

@@ -40,13 +40,23 @@ struct LaneState {
     /// The batch that `builder` is filling.
     open: Option<OpenBatch>,
     ready: VecDeque<ReadyBatch>,
+    /// Batches that have left `ready`.
+    taken: u64,
     /// Of every batch that has no outcome yet, in order.
     outstanding: VecDeque<Arc<Completion>>,
-    /// Of flushes that wait until the stream has come to a good end.
-    ends: Vec<Arc<Completion>>,
+    /// Of flushes that wait until the stream has come to a good end, in order.
+    ends: VecDeque<End>,
     /// The open batch goes out without waiting for more.
     flush: bool,
     stopped: Option<DeliveryError>,
+}
+
+/// Where the stream is to end: what senders add behind it waits, however much it is.
+#[derive(Debug)]
+struct End {
+    /// So many batches have been taken when it is reached.
+    after: u64,
+    completion: Arc<Completion>,
 }
 
 #[derive(Debug)]
@@ -87,8 +97,9 @@ impl Lane {
             options,
             open: None,
             ready: VecDeque::new(),
+            taken: 0,
             outstanding: VecDeque::new(),
-            ends: Vec::new(),
+            ends: VecDeque::new(),
             flush: false,
             stopped: None,
         };
@@ -173,24 +184,37 @@ impl Lane {
     }
 
     /// The next batch to go out: one that is complete, or the open one where it was opened at or before
-    /// `opened_until`, or is to be flushed.
+    /// `opened_until`, or is to be flushed. None while an end stands before it.
     pub(super) fn take(&self, opened_until: Option<Instant>) -> Option<ReadyBatch> {
         let mut state = self.state.lock();
+        if state.is_to_end() {
+            return None;
+        }
         if state.ready.is_empty()
             && let Some(open) = &state.open
             && (state.flush || opened_until.is_some_and(|until| open.opened <= until))
         {
             state.close_open(&self.producer);
         }
-        state.ready.pop_front()
+        state.pop_ready()
     }
 
-    /// When the oldest batch that waits here was opened, and whether it is complete.
+    /// The oldest batch, to be given up where it was opened at or before `horizon`. It is not sent, so no end is in its way.
+    pub(super) fn take_expired(&self, horizon: Instant) -> Option<ReadyBatch> {
+        let mut state = self.state.lock();
+        if state.ready.is_empty() && state.open.as_ref().is_some_and(|open| open.opened <= horizon) {
+            state.close_open(&self.producer);
+        }
+        if state.ready.front()?.opened <= horizon { state.pop_ready() } else { None }
+    }
+
+    /// When the oldest batch that waits here was opened, and whether it waits for something else than time: it is complete, or
+    /// an end stands before it.
     pub(super) fn oldest(&self) -> Option<(Instant, bool)> {
         let state = self.state.lock();
         match (state.ready.front(), &state.open) {
             (Some(ready), _) => Some((ready.opened, true)),
-            (None, Some(open)) => Some((open.opened, state.flush)),
+            (None, Some(open)) => Some((open.opened, state.flush || state.is_to_end())),
             (None, None) => None,
         }
     }
@@ -198,26 +222,34 @@ impl Lane {
     /// Lets the open batch go at once and tells what has no outcome yet: with `ends_stream` also the end of the stream behind it.
     pub(super) fn flush(&self, ends_stream: bool) -> Vec<Arc<Completion>> {
         let mut state = self.state.lock();
+        let ends_stream = ends_stream && state.stopped.is_none();
+        if ends_stream {
+            // What comes later belongs behind the end.
+            state.close_open(&self.producer);
+        }
         state.flush = state.open.is_some();
         let mut outstanding: Vec<_> = state.outstanding.iter().map(Arc::clone).collect();
-        if ends_stream && state.stopped.is_none() {
-            let end = Arc::<Completion>::default();
-            state.ends.push(Arc::clone(&end));
-            outstanding.push(end);
+        if ends_stream {
+            let completion = Arc::<Completion>::default();
+            let after = state.taken + state.ready.len() as u64;
+            state.ends.push_back(End { after, completion: Arc::clone(&completion) });
+            outstanding.push(completion);
         }
         drop(state);
         self.wake.notify_one();
         outstanding
     }
 
-    /// Whether a flush waits for the stream's end.
+    /// Whether a flush waits for the stream's end, and everything before it was taken.
     pub(super) fn is_to_end(&self) -> bool {
-        !self.state.lock().ends.is_empty()
+        self.state.lock().is_to_end()
     }
 
-    /// The flushes that wait for the stream's end.
+    /// The flushes that wait for the stream's end, and for no batch that is still here. What stands behind them may go on.
     pub(super) fn take_ends(&self) -> Vec<Arc<Completion>> {
-        std::mem::take(&mut self.state.lock().ends)
+        let mut state = self.state.lock();
+        let reached = state.ends.iter().take_while(|end| end.after <= state.taken).count();
+        state.ends.drain(..reached).map(|end| end.completion).collect()
     }
 
     /// A batch has its outcome. Called in order, but for batches that a refusal overtook.
@@ -233,7 +265,10 @@ impl Lane {
         let mut state = self.state.lock();
         state.stopped.get_or_insert(error);
         state.close_open(&self.producer);
-        state.ready.drain(..).collect()
+        let given_up: Vec<_> = state.ready.drain(..).collect();
+        // Every end is reached with that.
+        state.taken += given_up.len() as u64;
+        given_up
     }
 }
 
@@ -266,6 +301,17 @@ impl LaneState {
             .append(timestamp, record.key, record.value, record.headers.iter().copied())
             .map_err(not_taken)?;
         builder.build_batch().map_err(|error| SendError::Invalid(error.to_string()))
+    }
+
+    /// Whether an end stands before whatever is here.
+    fn is_to_end(&self) -> bool {
+        self.ends.front().is_some_and(|end| end.after <= self.taken)
+    }
+
+    fn pop_ready(&mut self) -> Option<ReadyBatch> {
+        let batch = self.ready.pop_front()?;
+        self.taken += 1;
+        Some(batch)
     }
 
     fn close_open(&mut self, producer: &Weak<Shared>) {
@@ -323,6 +369,39 @@ mod tests {
         let options =
             Options { linger: Duration::from_secs(30), buffer_bytes_max: 4096, ..Options::default() };
         Producer::new(Shared::new(Arc::new(topic), options, None, None, 1 << 20))
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_after_a_flush_waits_behind_the_end_of_the_stream() {
+        let producer = producer();
+        let lane = Lane::new(Target::Partition(PartitionId::new(0)), &producer.shared);
+        let send = |value: &[u8]| {
+            drop(lane.append(&Record::new(value), Timestamp::new(1), 0).expect("there is room").delivery);
+        };
+        let taken = || lane.take(Some(Instant::now()));
+        send(b"before");
+        assert_eq!(lane.flush(true).len(), 2, "the batch, and the end behind it");
+        send(b"after");
+        assert!(!lane.is_to_end() && lane.take_ends().is_empty(), "one stands before it");
+        assert!(taken().is_some(), "the batch before the end");
+        assert!(lane.is_to_end() && taken().is_none());
+        assert!(lane.oldest().is_some_and(|(_, waits)| waits), "for the end, and not for time");
+        // Another flush meanwhile has its own end, behind what was sent before it.
+        lane.flush(true);
+        assert_eq!(lane.take_ends().len(), 1);
+        assert!(!lane.is_to_end() && taken().is_some() && lane.is_to_end());
+        assert_eq!(lane.take_ends().len(), 1);
+
+        send(b"late");
+        lane.flush(true);
+        send(b"later");
+        assert!(taken().is_some() && taken().is_none());
+        assert!(lane.take_expired(Instant::now()).is_some(), "what is given up waits for no end");
+        assert!(lane.is_to_end() && lane.oldest().is_none());
+        send(b"last");
+        lane.flush(true);
+        assert_eq!(lane.stop(DeliveryError::Closed).len(), 1);
+        assert_eq!(lane.take_ends().len(), 2, "nothing stands before any end");
     }
 
     #[tokio::test]

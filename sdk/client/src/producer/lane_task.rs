@@ -82,8 +82,10 @@ impl LaneTask {
     async fn serve(&mut self) -> StreamEnd {
         let mut backoff = self.cluster.backoff();
         loop {
-            if !self.has_work() {
+            if self.in_flight.is_empty() {
                 self.nothing_to_end();
+            }
+            if !self.has_work() {
                 let stopped = self.shared.stopped.clone();
                 tokio::select! {
                     () = stopped.cancelled() => return StreamEnd::Stopped,
@@ -111,7 +113,7 @@ impl LaneTask {
         }
     }
 
-    pub(super) fn has_work(&self) -> bool {
+    fn has_work(&self) -> bool {
         !self.in_flight.is_empty() || self.lane.oldest().is_some()
     }
 
@@ -156,9 +158,7 @@ impl LaneTask {
             self.settle(&batch.completion, batch.buffered_bytes, Err(error));
         }
         if self.in_flight.is_empty() {
-            while self.lane.oldest().is_some_and(|(opened, _)| opened <= horizon)
-                && let Some(waiting) = self.lane.take(Some(horizon))
-            {
+            while let Some(waiting) = self.lane.take_expired(horizon) {
                 let error = DeliveryError::TimedOut { after, sent: false, last: self.last_problem.clone() };
                 self.settle(&waiting.completion, waiting.buffered_bytes, Err(error));
             }
@@ -336,10 +336,10 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
             batch.completion.complete(Ok(Placed::At { partition, base_offset, log_append_time: None }));
             continue;
         }
-        let due = lane.oldest().map(|(opened, _)| opened + shared.options.linger);
-        if due.is_none() {
-            finish_ends(&lane);
+        if finish_ends(&lane) {
+            continue;
         }
+        let due = lane.oldest().map(|(opened, _)| opened + shared.options.linger);
         tokio::select! {
             biased;
             () = shared.stopped.cancelled() => break,
@@ -355,7 +355,9 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
     finish_ends(&lane);
 }
 
-/// A sink has no stream: what it took has arrived.
-fn finish_ends(lane: &Lane) {
-    lane.take_ends().iter().for_each(|end| end.complete(Ok(Placed::Sent)));
+/// A sink has no stream: what it took has arrived. Answers whether anybody waited for that.
+fn finish_ends(lane: &Lane) -> bool {
+    let ends = lane.take_ends();
+    ends.iter().for_each(|end| end.complete(Ok(Placed::Sent)));
+    !ends.is_empty()
 }

@@ -13,11 +13,12 @@ use crate::ServerError;
 use crate::transport::ReadError;
 
 impl LaneTask {
-    /// Whether a flush waits for the stream's end, and nothing stands before it.
+    /// Whether a flush waits for the stream's end, and nothing stands before it. What others send meanwhile stands behind it, and
+    /// goes over another stream.
     pub(super) fn is_to_end(&self, open: &Open) -> bool {
         self.shared.options.acks == Acks::None
             && !open.wire.writer.has_queued()
-            && !self.has_work()
+            && self.in_flight.is_empty()
             && self.lane.is_to_end()
     }
 
@@ -65,7 +66,7 @@ impl LaneTask {
         if stopped.is_cancelled() { StreamEnd::Stopped } else { StreamEnd::Finished }
     }
 
-    /// No stream is open, and nothing waits to be sent over one.
+    /// No stream is open: an end that is reached is none of any stream's.
     pub(super) fn nothing_to_end(&self) {
         self.lane.take_ends().iter().for_each(|end| end.complete(Ok(Placed::Sent)));
     }
