@@ -71,8 +71,9 @@ pub(crate) struct Connection {
     /// A saved connection; see `tidemill context`.
     #[arg(long, global = true, env = "TIDEMILL_CONTEXT", value_name = "NAME")]
     pub(crate) context: Option<String>,
-    /// How long to wait for a broker that does not answer; unless said 30s for a request, 60s for
-    /// records, and for ever with `consume --follow`.
+    /// How long to wait for a broker that does not answer; unless said 5s for a connection, 30s
+    /// for a request, 60s for records (10min at most for produce), and for ever with
+    /// `consume --follow`.
     #[arg(long, global = true, value_name = "TIME", value_parser = crate::text::duration)]
     pub(crate) timeout: Option<std::time::Duration>,
     /// Print JSON: one document, or one per line where there is no end.

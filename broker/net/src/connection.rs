@@ -84,15 +84,6 @@ impl Connection {
         }
     }
 
-    /// Opens a stream towards the peer. Waits while the peer's limit of streams is reached.
-    ///
-    /// # Errors
-    /// The connection is gone.
-    pub async fn open_stream(&self) -> Result<Stream, ConnectionLost> {
-        let (send, receive) = self.quinn.open_bi().await?;
-        Ok(self.stream(send, receive))
-    }
-
     fn stream(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Stream {
         let id = quinn::VarInt::from(send.id()).into_inner();
         let reader = FrameReader::new(receive, self.frames, &self.receiving, self.frame_deadline);

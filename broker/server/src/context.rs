@@ -171,9 +171,7 @@ impl Context {
         let ms = if asked_ms == 0 { self.config.limits.request_deadline_ms } else { asked_ms };
         Duration::from_millis(u64::from(ms)).min(REQUEST_DEADLINE_MAX)
     }
-}
 
-impl Context {
     fn not_admitted(&self, no_room: NoRoom) -> Error {
         errors::not_admitted(no_room, self.stopped_shard())
     }

@@ -1,8 +1,7 @@
 //! Where the errors of other rooms become wire errors: the one place, so that codes stay stable. And what more than one handler says.
 //! What a handler alone finds wrong with a request has its code there.
 
-use tidemill_controller::ControllerError;
-use tidemill_controller::ControllerReply;
+use tidemill_controller::{ControllerError, ControllerReply, NameError};
 use tidemill_coordinator::GroupRefusal;
 use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, PluginProblem, UploadError};
 use tidemill_net::ReadError as StreamError;
@@ -14,6 +13,9 @@ use tidemill_raft::{ProposeError, ReadError};
 use tidemill_shard::{FetchError, StoreError, UnitError, UnitResult};
 
 use crate::admission::NoRoom;
+
+/// So much of a name that a request brought stands in the answer to it: any name that there may be, and no MiB of another.
+pub(crate) const ECHOED_CHARACTERS_MAX: usize = 250;
 
 /// An error as it goes to a client.
 pub(crate) type WireError = Error;
@@ -249,10 +251,20 @@ pub(crate) fn not_an_id() -> Error {
     bad_message("a topic id has 16 bytes")
 }
 
+/// What can't be the name of a plugin, of a version of it, or of a deployment.
+pub(crate) fn invalid_name(error: &NameError) -> Error {
+    Error::new(ErrorCode::InvalidName, error.to_string())
+}
+
+/// What can't be the name of a topic.
+pub(crate) fn invalid_topic_name(error: &NameError) -> Error {
+    Error::new(ErrorCode::InvalidTopic, error.to_string())
+}
+
 pub(crate) fn unknown_topic(name: &str) -> Error {
     Error::new(
         ErrorCode::UnknownTopic,
-        format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
+        format!("there is no topic '{name:.ECHOED_CHARACTERS_MAX$}'; `tidemill topic list` shows the topics"),
     )
 }
 
@@ -263,7 +275,9 @@ pub(crate) fn topic_deleted(name: &str) -> Error {
 pub(crate) fn unknown_deployment(name: &str) -> Error {
     Error::new(
         ErrorCode::UnknownDeployment,
-        format!("there is no deployment '{name}'; `tidemill deployment list` shows the deployments"),
+        format!(
+            "there is no deployment '{name:.ECHOED_CHARACTERS_MAX$}'; `tidemill deployment list` shows the deployments"
+        ),
     )
 }
 
@@ -309,6 +323,23 @@ mod tests {
         assert!(gone.message.contains("offset 5 of plays-3") && gone.message.contains("900"), "{gone}");
         let deleted = read(&FetchError::Deleted { partition }, "plays-3");
         assert_eq!(deleted.error_code(), Some(ErrorCode::UnknownTopic));
+    }
+
+    #[test]
+    fn a_full_log_names_the_stopped_shard_that_keeps_it() {
+        let kept = not_admitted(NoRoom::Log, Some(ShardId::new(3)));
+        assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));
+        assert!(kept.message.contains("shard 3") && kept.message.contains("restart"), "{kept}");
+        let busy = not_admitted(NoRoom::Log, None);
+        assert_eq!((busy.error_code(), busy.retriable), (Some(ErrorCode::Overloaded), true));
+    }
+
+    #[test]
+    fn names_that_nothing_has_are_not_sent_back_whole() {
+        let name = "x".repeat(4 << 20);
+        for error in [unknown_topic(&name), unknown_deployment(&name)] {
+            assert!(error.message.len() < 2 * ECHOED_CHARACTERS_MAX, "{} bytes", error.message.len());
+        }
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::Error;
 
+use crate::errors::ECHOED_CHARACTERS_MAX;
 use crate::view::ClusterView;
 
 /// So many letters more, less or other are a typing error.
 const LETTERS_MAX: usize = 2;
+/// A longer name is compared with none: a request may bring one of some MiB, and whoever asks for it by hand reads what he typed.
+const COMPARED_BYTES_MAX: usize = 64;
 /// So many versions of a plugin are named, the newest of them.
 const VERSIONS_NAMED_MAX: usize = 10;
 
@@ -20,11 +23,16 @@ pub(crate) fn unknown_plugin(view: &ClusterView, name: &str, version: Option<&st
             let newest: Vec<&str> =
                 of_name.iter().take(VERSIONS_NAMED_MAX).map(|record| record.version.as_str()).collect();
             let more = if of_name.len() > newest.len() { " and older ones" } else { "" };
-            format!("plugin '{name}' has no version '{version}'; it has {}{more}", newest.join(", "))
+            let newest = newest.join(", ");
+            format!(
+                "plugin '{name}' has no version '{version:.ECHOED_CHARACTERS_MAX$}'; it has {newest}{more}"
+            )
         }
         None => {
             let meant = meant(records().map(|record| record.name.as_str()), name);
-            format!("there is no plugin '{name}'; {meant}`tidemill plugin list` shows what was uploaded")
+            format!(
+                "there is no plugin '{name:.ECHOED_CHARACTERS_MAX$}'; {meant}`tidemill plugin list` shows what was uploaded"
+            )
         }
     };
     Error::new(ErrorCode::UnknownPlugin, message)
@@ -48,7 +56,8 @@ pub(crate) fn unknown_filter(view: &ClusterView, name: &str, version: Option<&st
             .map(|record| record.spec.name.as_str());
         let meant = meant(plugins.chain(deployments), name);
         format!(
-            "there is no filter '{name}'; {meant}`tidemill plugin list` and `tidemill deployment list` show what is there"
+            "there is no filter '{name:.ECHOED_CHARACTERS_MAX$}'; {meant}`tidemill plugin list` and `tidemill deployment list` \
+             show what is there"
         )
     };
     Error::new(ErrorCode::UnknownPlugin, message)
@@ -61,7 +70,14 @@ fn meant<'a>(names: impl Iterator<Item = &'a str>, asked: &str) -> String {
 
 /// The name that is nearly `asked`.
 pub(crate) fn nearest<'a>(names: impl Iterator<Item = &'a str>, asked: &str) -> Option<&'a str> {
-    let near = names.map(|name| (distance(name, asked), name)).min();
+    if asked.len() > COMPARED_BYTES_MAX {
+        return None;
+    }
+    let letters = asked.chars().count();
+    let near = names
+        .filter(|name| name.chars().count().abs_diff(letters) <= LETTERS_MAX)
+        .map(|name| (distance(name, asked), name))
+        .min();
     near.filter(|(distance, _)| *distance <= LETTERS_MAX).map(|(_, name)| name)
 }
 
@@ -90,5 +106,14 @@ mod tests {
         assert_eq!(nearest(names(), "redcat"), Some("redact"));
         assert_eq!(nearest(names(), "count-by-field"), None);
         assert_eq!(nearest(std::iter::empty(), "redact"), None);
+    }
+
+    #[test]
+    fn a_name_that_nobody_typed_is_compared_with_none() {
+        let asked = "x".repeat(4 << 20);
+        assert_eq!(nearest(std::iter::repeat_n("x", 20_000), &asked), None);
+        let longest = "x".repeat(COMPARED_BYTES_MAX);
+        assert_eq!(nearest(std::iter::once(&longest[1..]), &longest), Some(&longest[1..]));
+        assert_eq!(nearest(std::iter::once(longest.as_str()), &format!("{longest}x")), None);
     }
 }

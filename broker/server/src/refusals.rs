@@ -38,11 +38,11 @@ impl Refused {
     }
 }
 
-/// Logs a refusal, if this kind may be logged just now.
+/// Logs a refusal, if this kind may be logged just now. A message may quote what was sent: of a long one the log has the beginning.
 pub(crate) fn note(what: Refused, who: &dyn Display, error: &Error) {
     let Some(left_out) = BUDGETS[what as usize].take() else { return };
     let (what, code) = (what.name(), code(error));
-    tracing::info!(what, code, client = %who, left_out, "refused: {}", error.message);
+    tracing::info!(what, code, client = %who, left_out, "refused: {:.1000}", error.message);
 }
 
 /// Counts and logs a stream that is given up for what its peer sent.

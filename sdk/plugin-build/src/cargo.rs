@@ -102,15 +102,16 @@ pub enum BuildError {
 }
 
 impl Options {
-    /// As the environment asks: `CI=true` may install packages; `TIDEMILL_PLUGIN_TOOLCHAIN=target|sources` takes one route only.
+    /// As the environment asks: where `CI` is set (and not to `false`), packages may be installed;
+    /// `TIDEMILL_PLUGIN_TOOLCHAIN=target|sources` takes one route only.
     pub fn from_env() -> Self {
-        let is = |name: &str, value: &str| env::var(name).is_ok_and(|given| given == value);
+        let in_ci = env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
         let route = match env::var("TIDEMILL_PLUGIN_TOOLCHAIN").as_deref() {
             Ok("target") => Route::Target,
             Ok("sources") => Route::Sources,
             _ => Route::Auto,
         };
-        Self { install: is("CI", "true"), route, ..Self::default() }
+        Self { install: in_ci, route, ..Self::default() }
     }
 }
 

@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Build everything and play the worked example: a broker, plugins, producers, readers, a crash.
     Demo(demo::Arguments),
-    /// Run all tests.
+    /// Run the tests; with --all also those that take minutes.
     Test(test::Arguments),
     /// Run what CI runs: format, lints, dependencies, docs, tests. Changes no file.
     Ci,

@@ -55,8 +55,8 @@ pub(crate) struct Consume {
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_RECORDS: u64 = 10_000;
 
-/// How long a broker may be away before reading to the end gives up.
-const AWAY_MAX: Duration = Duration::from_secs(60);
+/// How long a broker may be away before reading to the end gives up, and `bench` with it.
+pub(crate) const AWAY_MAX: Duration = Duration::from_secs(60);
 
 impl Consume {
     /// Whoever follows waits until the broker is back.

@@ -42,11 +42,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Bench(bench) => {
             let (client, broker) = connect(&connection).await?;
-            broker.bounded(&client, broker.timeout, bench::run(bench, client.clone(), json)).await
+            let limit = Some(broker.timeout.unwrap_or(consume::AWAY_MAX));
+            broker.bounded(&client, limit, bench::run(bench, client.clone(), json)).await
         }
         Command::Deployment(deployment) if deployment.runs_on() => {
             let (client, broker) = connect(&connection).await?;
-            broker.bounded(&client, broker.timeout, deployment::run(deployment, client.clone(), json)).await
+            let limit = Some(broker.timeout.unwrap_or(crate::waiting::REQUEST_TIMEOUT));
+            broker.bounded(&client, limit, deployment::run(deployment, client.clone(), json)).await
         }
         Command::Topic(topic) => ask(&connection, |client| topic::run(topic, client, json)).await,
         Command::Group(group) => ask(&connection, |client| group::run(group, client, json)).await,

@@ -128,7 +128,10 @@ async fn start(
     for partition in partitions(view, &request.topics)? {
         let (_, replica) = context.find(view, partition)?;
         let shard = replica.shard().clone();
-        let end = shard.partition(partition).ok_or_else(|| errors::not_ready(partition))?.high_watermark;
+        let end = shard
+            .partition(partition)
+            .ok_or_else(|| errors::not_ready(view.partition_name(partition)))?
+            .high_watermark;
         let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
             .await
             .map_err(|_| errors::interrupted("looking up a time"))?
@@ -188,14 +191,12 @@ async fn settled(context: &Context, record: &DeploymentRecord) {
             .first()
             .and_then(|topic| seen.topic(*topic))
             .is_some_and(|topic| topic.partitions_of(shard).next().is_some());
-        let mut changes = replica.shard().changes();
+        let mut changes = replica.handle().changes();
         while holds && deployment_version(replica, record.id).is_none_or(|version| version < record.version) {
             if record.deleted && deployment_version(replica, record.id).is_none() {
                 break;
             }
-            if changes.changed().await.is_err() {
-                return;
-            }
+            changes.changed().await;
         }
     }
 }

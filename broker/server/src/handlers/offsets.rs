@@ -39,7 +39,8 @@ async fn find(context: &Arc<Context>, query: &OffsetQuery) -> Result<(i64, i64),
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
     let shard = replica.shard().clone();
-    let known = shard.partition(partition).ok_or_else(|| errors::not_ready(partition))?;
+    let known =
+        shard.partition(partition).ok_or_else(|| errors::not_ready(view.partition_name(partition)))?;
     match query.position.as_ref().and_then(|position| position.at.as_ref()) {
         Some(At::Earliest(_)) => Ok((known.log_start.get(), -1)),
         None | Some(At::Latest(_)) => Ok((known.high_watermark.get(), -1)),

@@ -145,11 +145,14 @@ pub(crate) fn list(context: &Context, request: &ListPluginsRequest) -> ListPlugi
 }
 
 pub(crate) fn describe(context: &Context, request: &DescribePluginRequest) -> Result<PluginVersion, Error> {
-    let version = Some(request.version.as_str()).filter(|version| !version.is_empty());
+    let plugin = name(&request.name)?;
+    let version =
+        Some(request.version.as_str()).filter(|version| !version.is_empty()).map(name).transpose()?;
     let view = context.view.now();
-    view.plugin(&request.name, version)
+    let wanted = version.as_ref().map(Name::as_str);
+    view.plugin(plugin.as_str(), wanted)
         .map(version_message)
-        .ok_or_else(|| unknown_plugin(&view, &request.name, version))
+        .ok_or_else(|| unknown_plugin(&view, plugin.as_str(), wanted))
 }
 
 pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest) -> Result<(), Error> {
@@ -168,7 +171,7 @@ pub(crate) async fn delete(context: &Arc<Context>, request: &DeletePluginRequest
 
 /// Parses the name of a plugin, of a version of it, or of a deployment.
 pub(crate) fn name(text: &str) -> Result<Name, Error> {
-    Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidName, error.to_string()))
+    Name::parse(text).map_err(|error| errors::invalid_name(&error))
 }
 
 fn version_message(record: &PluginRecord) -> PluginVersion {

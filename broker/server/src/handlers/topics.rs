@@ -63,8 +63,13 @@ pub(crate) async fn delete_records(
     request: &DeleteRecordsRequest,
 ) -> Result<DeleteRecordsReply, Error> {
     let partition = partition(request.partition.as_ref())?;
-    let (_, replica) = context.find(&context.view.now(), partition)?;
-    let known = replica.shard().partition(partition).ok_or_else(|| errors::not_ready(partition))?;
+    let view = context.view.now();
+    let (_, replica) = context.find(&view, partition)?;
+    let known = replica
+        .shard()
+        .partition(partition)
+        .ok_or_else(|| errors::not_ready(view.partition_name(partition)))?;
+    drop(view);
     let offset = match request.before_offset {
         -1 => known.high_watermark,
         offset => Offset::new(offset),
@@ -84,7 +89,7 @@ pub(crate) async fn delete_records(
 
 /// Parses a topic's name.
 pub(crate) fn name(text: &str) -> Result<Name, Error> {
-    Name::parse(text).map_err(|error| Error::new(ErrorCode::InvalidTopic, error.to_string()))
+    Name::parse(text).map_err(|error| errors::invalid_topic_name(&error))
 }
 
 /// A partition that a message names.
@@ -128,15 +133,13 @@ async fn adopted(context: &Context, topic: &TopicRecord) {
         if topic.partitions_of(shard).next().is_none() {
             continue;
         }
-        let mut changes = replica.shard().changes();
+        let mut changes = replica.handle().changes();
         while replica.shard().topic_version(topic.id).is_none_or(|version| version < topic.version) {
             // A shard that never knew a deleted topic has nothing to adopt.
             if topic.deleted && replica.shard().topic_version(topic.id).is_none() {
                 break;
             }
-            if changes.changed().await.is_err() {
-                return;
-            }
+            changes.changed().await;
         }
     }
 }

@@ -106,7 +106,8 @@ impl Compiler {
     }
 }
 
-/// Decides. A compiler that is too old counts as none, but for the words of the error.
+/// Decides. A compiler that is too old counts as none, but for the words of the error: it is named where nothing newer is here, and
+/// where the packages that might have brought a newer one did not.
 pub(crate) fn next_step(found: &Probes, tried: &Tried, install: bool, route: Route) -> Step {
     let fit = |compiler: &Option<Compiler>| compiler.clone().filter(Compiler::will_do);
     let usable = Probes { active: fit(&found.active), system: fit(&found.system), ..found.clone() };
@@ -116,8 +117,10 @@ pub(crate) fn next_step(found: &Probes, tried: &Tried, install: bool, route: Rou
         .filter(|compiler| !compiler.will_do())
         .map(|compiler| format!("{} ({})", compiler.version, compiler.path.display()))
         .collect();
+    let is_to_blame =
+        !old.is_empty() && ((usable.active.is_none() && usable.system.is_none()) || tried.packages.is_some());
     match step_with(&usable, tried, install, route) {
-        Step::Fail(_) if !old.is_empty() => Step::Fail(ToolchainError::TooOld {
+        Step::Fail(_) if is_to_blame => Step::Fail(ToolchainError::TooOld {
             found: old.join(", "),
             needed: format!("{}.{}", RUST_MIN.0, RUST_MIN.1),
             command: if found.rustup {
@@ -356,6 +359,8 @@ mod tests {
     fn a_compiler_that_is_too_old_is_not_taken_and_the_error_says_so() {
         let too_old = Compiler { version: "rustc 1.85.0 (4d91de4e4 2025-02-17)".into(), ..system() };
         let found = Probes { system: Some(too_old), apt: true, root: true, ..rustup() };
+        // Beside one that wants but the target it is not what is missing.
+        assert!(command(next_step(&found, &failed(), false, Route::Auto)).contains("apt-get install"));
         let tried = Tried { packages: Some("the packages are installed, but do not do".into()), ..failed() };
         let Step::Fail(error) = next_step(&found, &tried, true, Route::Auto) else { panic!() };
         let message = error.to_string();

@@ -320,11 +320,6 @@ impl BatchBuilder {
         self.producer = ProducerFields { id, epoch, base_sequence };
     }
 
-    /// The base offset of the batch that is being built and of those after it.
-    pub const fn set_base_offset(&mut self, offset: Offset) {
-        self.options.base_offset = offset;
-    }
-
     /// Records so far.
     #[must_use]
     pub const fn len(&self) -> usize {
