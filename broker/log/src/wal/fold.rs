@@ -81,8 +81,7 @@ impl Fold {
             self.closed = false;
         }
         match header.kind {
-            FrameKind::Entry => return self.entry(frame),
-            FrameKind::Carried => return self.carried(frame),
+            FrameKind::Entry | FrameKind::Carried => return self.original_or_copy(frame),
             FrameKind::Vote => self.state.shard(shard).vote = note,
             FrameKind::Committed => self.state.shard(shard).committed = note,
             FrameKind::SnapshotInstalled => self.state.shard(shard).snapshot_installed = note,
@@ -123,18 +122,27 @@ impl Fold {
         }
     }
 
-    /// An entry's copy: as of here the shard has it, whether its original was found or not.
-    fn carried(&mut self, frame: &Frame) -> Accept {
-        let id = frame.header.id;
-        let shard = frame.header.shard;
-        let index = id.index.get();
+    /// An entry, in either kind of frame, unless it was purged.
+    fn original_or_copy(&mut self, frame: &Frame) -> Accept {
+        let header = &frame.header;
         let Ok(payload_bytes) = u32::try_from(frame.payload.len()) else {
             return false;
         };
-        let log = self.state.shard(shard);
-        if log.purged.is_some_and(|purged| id.index <= purged.index) {
+        if self.state.shard(header.shard).purged.is_some_and(|purged| header.id.index <= purged.index) {
             return true;
         }
+        match header.kind {
+            FrameKind::Carried => self.carried(frame, payload_bytes),
+            _ => self.entry(frame, payload_bytes),
+        }
+    }
+
+    /// An entry's copy: as of here the shard has it, whether its original was found or not.
+    fn carried(&mut self, frame: &Frame, payload_bytes: u32) -> Accept {
+        let id = frame.header.id;
+        let shard = frame.header.shard;
+        let index = id.index.get();
+        let log = self.state.shard(shard);
         match (log.id_of(index), log.slot(index).map(Slot::at)) {
             (Some(held), Some(SlotAt::Stored(from))) if held == id => {
                 let freed = self.state.moved(shard, index, from, frame.position);
@@ -191,23 +199,15 @@ impl Fold {
         }
     }
 
-    fn entry(&mut self, frame: &Frame) -> Accept {
-        let id = frame.header.id;
+    fn entry(&mut self, frame: &Frame, payload_bytes: u32) -> Accept {
         let shard = frame.header.shard;
-        let index = id.index.get();
-        let Ok(payload_bytes) = u32::try_from(frame.payload.len()) else {
-            return false;
-        };
-        let log = self.state.shard(shard);
-        if log.purged.is_some_and(|purged| id.index <= purged.index) {
-            return true;
-        }
+        let index = frame.header.id.index.get();
         let is_known =
             |carried: &BTreeMap<u64, _>| carried.last_key_value().is_some_and(|(last, _)| index <= *last);
         if self.carried.get(&shard).is_some_and(is_known) {
             return false;
         }
-        match log.expected_next() {
+        match self.state.shard(shard).expected_next() {
             Some(expected) if index < expected => return false,
             Some(expected) if index > expected => {
                 // Entries between lie in segments that are released; the purge that allowed it comes later, or they were
