@@ -15,8 +15,9 @@
 //! cut off can pass. `flushed`: every block with a smaller sequence was on the device when this one was built, so any
 //! later valid block proves it. It stands in each block rather than in each frame, so that a block in the middle of a
 //! large entry proves as much as one where a frame begins. `first` is where in the payload the first frame begins
-//! that begins here ([`NO_FRAME`] for none). The crc32 covers `payload[..used]` and the trailer before it: it comes
-//! last so that one pass over the payload computes it while it is copied.
+//! that begins here ([`NO_FRAME`] for none): from there a reader may go on though what is before is damaged. The crc32
+//! covers `payload[..used]` and the trailer before it: it comes last so that one pass over the payload computes it while
+//! it is copied.
 
 use super::crc;
 

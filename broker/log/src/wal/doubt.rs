@@ -7,7 +7,8 @@ use super::entry::EntryId;
 /// Something that had been flushed can't be read back, so the shard may have acknowledged (or voted for) what it no
 /// longer knows. What to do is the caller's: a replica of a cluster is retired, a single node refuses to start until
 /// the loss is accepted ([`super::Wal::accept_doubt`]) or the shard forgotten ([`super::Wal::forget`]). Until then
-/// the doubt outlives restarts.
+/// the doubt outlives restarts. What lies behind the loss does not outlive the first write, of any shard: whoever wants to
+/// look at it makes a copy of the directory before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
     /// What happened.
@@ -16,7 +17,8 @@ pub struct Doubt {
     pub segment: u64,
     /// Sequence of the block where it ends.
     pub block_sequence: u64,
-    /// The shard's last entry before; `None` where it has none.
+    /// The shard's last entry before, or what it was purged to where its log begins behind a gap (the purge that closed
+    /// that may be among what was lost); `None` where there is neither.
     pub sure_to: Option<EntryId>,
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Fold {
     carried: BTreeMap<ShardId, BTreeMap<u64, (EntryId, Slot)>>,
     /// Shards of which entries were left out, because those before them are missing.
     left_out: BTreeSet<ShardId>,
+    /// Whether there were segments before the first one that was read.
+    follows_others: bool,
     replicated: bool,
     boot_id: Option<[u8; 16]>,
 }
@@ -48,6 +50,7 @@ impl Fold {
             skipped_to: BTreeMap::new(),
             carried: BTreeMap::new(),
             left_out: BTreeSet::new(),
+            follows_others: false,
             replicated: false,
             boot_id: None,
         }
@@ -56,6 +59,9 @@ impl Fold {
     /// The next segment begins.
     pub(super) fn enter(&mut self, segment: &Segment) {
         let header = &segment.header;
+        if self.state.segments.is_empty() {
+            self.follows_others = header.previous.is_some();
+        }
         self.replicated = header.replicated;
         self.boot_id = header.boot_id;
         self.state.segments.push_back(LiveSegment {
@@ -240,12 +246,18 @@ impl Fold {
         self.replicated && !self.closed && rebooted
     }
 
-    /// Every shard may have lost something.
+    /// Every shard may have lost something. A purge is among what may be lost, and the segments that it freed are gone all
+    /// the same: then what a shard has begins behind a gap, and of what is behind that nothing is sure.
     pub(super) fn doubt_all(&mut self, damage: &Doubt) {
         for log in self.state.shards.values_mut() {
-            let is_gap =
-                |purged: &EntryId| log.first_index().is_some_and(|first| first > purged.index.get() + 1);
-            let sure_to = log.purged.filter(is_gap).or_else(|| log.last());
+            let begin = match log.purged {
+                Some(purged) => purged.index.get() + 1,
+                None if self.follows_others => 0,
+                // Nothing was before it: a log may begin anywhere.
+                None => u64::MAX,
+            };
+            let is_gap = log.first_index().is_some_and(|first| first > begin);
+            let sure_to = if is_gap { log.purged } else { log.last() };
             log.doubt.get_or_insert_with(|| Doubt { sure_to, ..damage.clone() });
         }
     }

@@ -153,6 +153,9 @@ pub(super) struct Position {
 }
 
 impl Position {
+    /// Behind all that a log will ever hold.
+    pub(super) const END: Self = Self { sequence: u64::MAX, offset: u16::MAX };
+
     /// The beginning of a block.
     pub(super) const fn block(sequence: u64) -> Self {
         Self { sequence, offset: 0 }

@@ -28,7 +28,8 @@
 //!   and exactly where that ends.
 //! - Each block says how far the log was known to be flushed. Recovery cuts a tail that nothing later proves to have
 //!   been flushed; otherwise every shard is in [`Doubt`], which outlives restarts until it is answered.
-//! - A segment is reused only after a flushed frame has released it and its header has been durably erased.
+//! - A segment is reused only after a flushed frame has released it and its header has been durably erased. That frame
+//!   counts also where recovery finds it behind damage: what was released is not missing.
 //! - A failed write or sync poisons the log.
 //! - What keeps the oldest segment and will not be purged may be copied to the end (`carry`); the copy is flushed before
 //!   the segment is released.

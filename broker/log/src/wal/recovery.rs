@@ -5,6 +5,15 @@
 //! does prove it (a block's `flushed`, a later segment), what was lost may have been acknowledged, and every shard is
 //! in [`Doubt`].
 //!
+//! A segment is missed only if it was not released. The frame that released it may lie behind the damage:
+//!
+//! ```text
+//!   1: erased | 2: live | 3: ... damaged ... release of 1 ... |     2, and 3 up to the damage, are what is left
+//! ```
+//!
+//! So releases are looked for there too (`scan`). Purges are not: they would have to be taken in with all that was between,
+//! in order. A shard whose purge is lost so has a log that begins behind a gap, and its doubt says so.
+//!
 //! Recovery writes nothing. The log goes on in a new segment, begun with the first write, whose header records the
 //! cut for good; until then a second recovery finds the same as the first.
 
@@ -96,13 +105,25 @@ pub(super) fn recover(
     let Some(newest) = newest else {
         return Recovered::empty(config, direct, bare);
     };
-    let mut outcome = walk(&segments, linked_to(&segments, &newest), config)?;
-    if outcome.front_missing {
-        // The chain from the newest segment back is broken, so what counts is what leads up to the break.
-        let chain = leading(&segments, outcome.fold.first_live);
-        outcome = Walk { front_missing: true, ..walk(&segments, chain, config)? };
+    let chain = linked_to(&segments, &newest);
+    let mut outcome = walk(&chain, newest.header.first_live, config)?;
+    let mut evidence = Evidence::gather(&outcome, &chain, &segments, &bare)?;
+    if outcome.front == Front::Missing {
+        let begin = chain.first().unwrap_or(&newest).header.number;
+        let first_live = outcome.fold.first_live;
+        if evidence.released_max >= begin {
+            outcome.front = Front::Released;
+            // No further than that: released segments that are still there do no harm, and may be all that is left of
+            // something.
+            outcome.fold.first_live = first_live.max(begin);
+        } else {
+            // The chain from the newest segment back is broken, so what counts is what leads up to the break. What was
+            // released behind it stays so: its file may be erased.
+            let chain = leading(&segments, first_live);
+            outcome = Walk { front: Front::Missing, ..walk(&chain, first_live, config)? };
+            evidence = Evidence::gather(&outcome, &chain, &segments, &bare)?;
+        }
     }
-    let evidence = Evidence::gather(&outcome, &segments, &bare)?;
     conclude(outcome, &evidence, segments, bare, config, direct)
 }
 
@@ -186,6 +207,28 @@ fn leading(segments: &Segments, first_live: u64) -> Vec<Segment> {
     chain
 }
 
+/// How far a segment is part of the log: up to where the one behind it in `chain` says that it ends. Not at all where it is
+/// none of the chain.
+fn end_in(chain: &[Segment], number: u64) -> Position {
+    let mut from = chain.iter().skip_while(|segment| segment.header.number != number);
+    match (from.next(), from.next()) {
+        (None, _) => Position::block(0),
+        (Some(_), None) => Position::END,
+        (Some(_), Some(next)) => next.header.previous.map_or(Position::END, |previous| previous.end),
+    }
+}
+
+/// What became of the segment before the first one of a chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Front {
+    /// It is no longer part of the log as far as that was read, or there never was one.
+    Whole,
+    /// It was released by a frame behind the point where the walk stopped.
+    Released,
+    /// It should be there.
+    Missing,
+}
+
 /// A walk over a chain of segments.
 struct Walk {
     fold: Fold,
@@ -196,28 +239,28 @@ struct Walk {
     stopped_in: Option<u64>,
     previous: Option<PreviousSegment>,
     chain: u32,
-    front_missing: bool,
+    front: Front,
     bytes_scanned: u64,
 }
 
-fn walk(segments: &Segments, chain: Vec<Segment>, config: &WalConfig) -> Result<Walk, WalOpenError> {
-    let first_live = segments.values().next_back().map_or(0, |newest| newest.header.first_live);
-    let front = chain.first().and_then(|segment| segment.header.previous);
+/// Walks over a chain of which segments before `first_live` are known to be no part.
+fn walk(chain: &[Segment], first_live: u64, config: &WalConfig) -> Result<Walk, WalOpenError> {
+    let before = chain.first().and_then(|segment| segment.header.previous);
     let mut walk = Walk {
         fold: Fold::new(config.cache_bytes, first_live),
         used: Vec::new(),
         stopped: None,
         stopped_in: None,
-        previous: front,
+        previous: before,
         chain: chain.first().map_or(0, |segment| segment.header.chain),
-        front_missing: false,
+        front: Front::Whole,
         bytes_scanned: 0,
     };
-    let mut chain = chain.into_iter().peekable();
+    let mut chain = chain.iter().peekable();
     while let Some(segment) = chain.next() {
         let until = chain.peek().and_then(|next| next.header.previous);
-        walk.fold.enter(&segment);
-        let end = scan::scan(&segment, until.map(|previous| previous.end), &mut |frame, role| {
+        walk.fold.enter(segment);
+        let end = scan::scan(segment, until.map(|previous| previous.end), &mut |frame, role| {
             walk.fold.frame(frame, role)
         })
         .map_err(io_error("read", &segment.file.path))?;
@@ -240,7 +283,9 @@ fn walk(segments: &Segments, chain: Vec<Segment>, config: &WalConfig) -> Result<
             break;
         }
     }
-    walk.front_missing = front.is_some_and(|previous| previous.number >= walk.fold.first_live);
+    if before.is_some_and(|previous| previous.number >= walk.fold.first_live) {
+        walk.front = Front::Missing;
+    }
     Ok(walk)
 }
 
@@ -251,10 +296,17 @@ struct Evidence {
     flushed_max: u64,
     /// No sequence above was ever given.
     sequence_max: u64,
+    /// Segments below are no longer part of the log, whatever was read; 0 where nothing says so.
+    released_max: u64,
 }
 
 impl Evidence {
-    fn gather(walk: &Walk, segments: &Segments, bare: &[SegmentFile]) -> Result<Self, WalOpenError> {
+    fn gather(
+        walk: &Walk,
+        chain: &[Segment],
+        segments: &Segments,
+        bare: &[SegmentFile],
+    ) -> Result<Self, WalOpenError> {
         let mut evidence = Self::default();
         for segment in segments.values() {
             let header = &segment.header;
@@ -263,18 +315,23 @@ impl Evidence {
             evidence.flushed_max = evidence.flushed_max.max(header.flushed);
         }
         if let (Some(stopped), Some(number)) = (&walk.stopped, walk.stopped_in) {
-            for segment in segments.range(number..).map(|(_, segment)| segment) {
-                let behind =
-                    stopped.suspect.saturating_sub(segment.header.first_sequence).min(u64::from(u32::MAX));
-                let flushed = scan::max_flushed(segment, u32::try_from(behind).unwrap_or(u32::MAX));
-                evidence.flushed_max =
-                    evidence.flushed_max.max(flushed.map_err(io_error("read", &segment.file.path))?);
+            for (number, segment) in segments.range(number..) {
+                let first = stopped.suspect.saturating_sub(segment.header.first_sequence);
+                let first = u32::try_from(first).unwrap_or(u32::MAX);
+                let behind = scan::behind(segment, first, end_in(chain, *number))
+                    .map_err(io_error("read", &segment.file.path))?;
+                evidence.flushed_max = evidence.flushed_max.max(behind.flushed_max);
+                evidence.released_max = evidence.released_max.max(behind.released_max);
             }
         }
-        let newest = walk.used.last().map_or(0, |segment| segment.header.first_sequence);
-        let of_bare = Self::of_bare(bare, newest)?;
+        let last = walk.used.last().map(|segment| &segment.header);
+        let of_bare = Self::of_bare(bare, last.map_or(0, |header| header.first_sequence))?;
         evidence.flushed_max = evidence.flushed_max.max(of_bare.flushed_max);
         evidence.sequence_max = evidence.sequence_max.max(of_bare.sequence_max).max(evidence.flushed_max);
+        // Only what is newer than every segment: anything else may have been cut off long ago.
+        if last.map(|header| &header.number) == segments.keys().next_back() {
+            evidence.released_max = evidence.released_max.max(of_bare.released_max);
+        }
         Ok(evidence)
     }
 
@@ -285,6 +342,7 @@ impl Evidence {
                 evidence.sequence_max =
                     evidence.sequence_max.max(remains.sequence_max.saturating_add(u64::from(file.blocks)));
                 evidence.flushed_max = evidence.flushed_max.max(remains.flushed_max);
+                evidence.released_max = evidence.released_max.max(remains.released_max);
             }
         }
         Ok(evidence)
@@ -299,7 +357,7 @@ fn conclude(
     config: &WalConfig,
     direct: bool,
 ) -> Result<Recovered, WalOpenError> {
-    let Walk { mut fold, used, stopped, previous, chain, front_missing, bytes_scanned, .. } = walk;
+    let Walk { mut fold, used, stopped, previous, chain, front, bytes_scanned, .. } = walk;
     let end = previous.map_or(Position::block(0), |previous| previous.end);
     let segment = previous.map_or(0, |previous| previous.number);
     // Where the first block that is not known to be good would be.
@@ -309,9 +367,11 @@ fn conclude(
     };
     fold.settle();
     let mut report = Vec::new();
-    let damage_reason = if front_missing {
+    // A segment that was released is gone only after the frame that released it was flushed, with all that is before it.
+    let is_flushed = front == Front::Released || evidence.flushed_max > suspect;
+    let damage_reason = if front == Front::Missing {
         Some(DoubtReason::SegmentMissing)
-    } else if evidence.flushed_max > suspect {
+    } else if is_flushed {
         Some(if stopped.is_some() { DoubtReason::Damaged } else { DoubtReason::SegmentMissing })
     } else {
         fold.power_loss(config.boot_id).then_some(DoubtReason::PowerLoss)

@@ -4,8 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::block::{self, BLOCK_BYTES, Role, Trailer};
-use super::frame::{Frame, FrameAssembler, Position};
+use super::block::{self, BLOCK_BYTES, NO_FRAME, Role, Trailer};
+use super::frame::{Frame, FrameAssembler, FrameKind, Position};
 use super::header::{HeaderBlock, SegmentHeader};
 use crate::fs::{AlignedBuffer, StorageFile};
 
@@ -201,20 +201,97 @@ impl Run<'_, '_> {
     }
 }
 
-/// The furthest that any valid block of this life, from `first` on, claims the log was flushed to.
-pub(super) fn max_flushed(segment: &Segment, first: u32) -> io::Result<u64> {
+/// What valid blocks tell that lie behind the point where a scan stopped.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Behind {
+    /// Everything below was on the device at some time.
+    pub(super) flushed_max: u64,
+    /// Segments below are no longer part of the log; 0 where no frame says so.
+    pub(super) released_max: u64,
+}
+
+/// Reads the valid blocks of this life from block `first` on. Of its frames those count that begin before `end`: what is
+/// behind is no part of the log.
+pub(super) fn behind(segment: &Segment, first: u32, end: Position) -> io::Result<Behind> {
+    let header = &segment.header;
     let mut reader = BlockReader::new(&segment.file);
-    let mut max = 0;
+    let mut releases = Releases::new(header.blocks, end);
+    let mut flushed_max = 0;
     for number in first..segment.file.blocks {
-        let sequence = segment.header.first_sequence + u64::from(number);
-        if let Some((trailer, _)) = reader.open(number)?
-            && trailer.salt == segment.header.salt
+        let sequence = header.first_sequence + u64::from(number);
+        if let Some((trailer, payload)) = reader.open(number)?
+            && trailer.salt == header.salt
             && trailer.sequence == sequence
         {
-            max = max.max(trailer.flushed);
+            flushed_max = trailer.flushed.max(flushed_max);
+            releases.block(&trailer, payload);
         }
     }
-    Ok(max)
+    Ok(Behind { flushed_max, released_max: releases.max })
+}
+
+/// Finds frames that release segments, though what is before them can't be read.
+///
+/// ```text
+///   | frames      | damaged | middle of a frame | first -> frame|frame | damaged | first -> frame ...
+///     until there             skipped             read                           read
+/// ```
+///
+/// Such a frame proves itself: its blocks are of this life and it has a checksum of its own. Only that it follows the frame
+/// before is not proven, and what it says does not depend on that: it was queued after all that it builds on was flushed.
+///
+/// What a client put into an entry is never taken for a frame. Reading begins only where the writer noted, under the
+/// block's checksum, that one begins, and from there each frame's length says where the next one does.
+struct Releases {
+    assembler: FrameAssembler,
+    frame_bytes_max: usize,
+    end: Position,
+    /// Salt and sequence of the block that would go on where the last one ended.
+    next: Option<(u32, u64)>,
+    /// The furthest of them: segments below are released.
+    max: u64,
+}
+
+impl Releases {
+    /// Looks into blocks of a file of so many, for frames that begin before `end`.
+    fn new(file_blocks: u32, end: Position) -> Self {
+        let frame_bytes_max = file_blocks as usize * BLOCK_BYTES;
+        Self { assembler: FrameAssembler::new(frame_bytes_max), frame_bytes_max, end, next: None, max: 0 }
+    }
+
+    /// The next valid block.
+    fn block(&mut self, trailer: &Trailer, payload: &[u8]) {
+        if trailer.role != Role::Data {
+            return;
+        }
+        let follows = self.next == Some((trailer.salt, trailer.sequence));
+        self.next = trailer.sequence.checked_add(1).map(|sequence| (trailer.salt, sequence));
+        // No frame reaches over a gap, nor from one write into the next.
+        if !follows || trailer.starts_write {
+            self.start_anew();
+        }
+        let begin = if self.assembler.is_within_frame() { 0 } else { trailer.first_frame };
+        if begin == NO_FRAME {
+            return;
+        }
+        let begin = usize::from(begin);
+        self.assembler.push(trailer.sequence, begin, payload.get(begin..).unwrap_or_default());
+        loop {
+            match self.assembler.next() {
+                Ok(Some(frame)) => {
+                    if frame.header.kind == FrameKind::Release && frame.position < self.end {
+                        self.max = self.max.max(frame.header.id.index.get());
+                    }
+                }
+                Ok(None) => return,
+                Err(_bad) => return self.start_anew(),
+            }
+        }
+    }
+
+    fn start_anew(&mut self) {
+        self.assembler = FrameAssembler::new(self.frame_bytes_max);
+    }
 }
 
 /// What blocks in a file without a valid header tell: of a life whose header was torn, or damaged later.
@@ -222,6 +299,7 @@ pub(super) fn max_flushed(segment: &Segment, first: u32) -> io::Result<u64> {
 pub(super) struct Remains {
     pub(super) sequence_max: u64,
     pub(super) flushed_max: u64,
+    pub(super) released_max: u64,
 }
 
 /// Looks for blocks newer than `newer_than` in a file without a header. A life that was flushed begins with valid
@@ -229,17 +307,20 @@ pub(super) struct Remains {
 pub(super) fn remains(file: &SegmentFile, newer_than: u64) -> io::Result<Option<Remains>> {
     const PROBE_BLOCKS: u32 = 16;
     let mut reader = BlockReader::new(file);
+    let mut releases = Releases::new(file.blocks, Position::END);
     let mut found: Option<Remains> = None;
     for number in 1..file.blocks {
         if number > PROBE_BLOCKS && found.is_none() {
             break;
         }
-        if let Some((trailer, _)) = reader.open(number)?
+        if let Some((trailer, payload)) = reader.open(number)?
             && trailer.sequence > newer_than
         {
+            releases.block(&trailer, payload);
             let remains = found.get_or_insert_default();
             remains.sequence_max = remains.sequence_max.max(trailer.sequence);
             remains.flushed_max = remains.flushed_max.max(trailer.flushed);
+            remains.released_max = releases.max;
         }
     }
     Ok(found)

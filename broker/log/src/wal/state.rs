@@ -166,6 +166,13 @@ impl State {
     }
 
     /// Number of the first segment that must stay: the first that holds live entries, or the one being written.
+    ///
+    /// What recovery left out of a shard in doubt, because entries before it are missing, keeps no segment. Nobody will
+    /// ever have it again: when a segment can be released the log has gone on in a new one, whose header says for good
+    /// where the old part ends. What is missing lies behind that end or in no file, so every later recovery leaves out the
+    /// same, and either answer to the doubt ends it. And it can't be carried forward, being no part of the shard's log: a
+    /// shard that nobody decides about would stop all others at the log's bound. What was cut off goes by the same rule,
+    /// with the first flush of the new segment.
     pub(super) fn first_needed(&self) -> Option<u64> {
         let active = self.segments.back()?;
         let needed = self.segments.iter().find(|segment| !segment.live.is_empty()).unwrap_or(active);

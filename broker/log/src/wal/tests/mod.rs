@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod format;
 mod model;
+mod released;
 mod tail;
 mod use_of_it;
 
