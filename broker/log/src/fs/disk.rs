@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -228,9 +229,17 @@ impl StorageFile for DiskFile {
     }
 
     fn start_writeback(&self, offset: u64, bytes: u64) -> io::Result<()> {
-        // Linux begins asynchronous write-back of the range's dirty pages before it drops its clean ones; pages
-        // under write-back stay. That is what `sync_file_range(SYNC_FILE_RANGE_WRITE)` does, without raw libc.
-        self.advise_dont_need(offset, bytes)
+        // What `fadvise(DONTNEED)` does on the way as well, but that goes on to drop clean pages, and where it can't (those that
+        // are being written) makes every processor empty its lists first.
+        let (Ok(offset), Ok(bytes)) = (offset.try_into(), bytes.try_into()) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        #[allow(unsafe_code, reason = "no safe crate has this call")]
+        // SAFETY: takes numbers and a descriptor that `self` keeps open; touches none of our memory.
+        let begun = unsafe {
+            libc::sync_file_range(self.file.as_raw_fd(), offset, bytes, libc::SYNC_FILE_RANGE_WRITE)
+        };
+        if begun == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     fn is_direct(&self) -> bool {
