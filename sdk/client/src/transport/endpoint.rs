@@ -12,6 +12,12 @@ use crate::{ClientConfig, ConnectError};
 const MTU_BYTES_MAX: u16 = 6_500;
 /// A search for a larger packet stops when it could win less than this.
 const MTU_STEP_BYTES: u16 = 64;
+/// How long a connection keeps to the smallest packets once the large ones seem to be swallowed: loss by congestion looks the same.
+const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(2);
+/// Unread bytes over all streams of a connection to a near broker: no more than the socket's buffer holds, or a busy reader loses
+/// packets. One further away gets what 10 Gbit/s bring in a round trip.
+const FIRST_WINDOW_BYTES: u32 = 4 << 20;
+const LINK_BYTES_PER_SECOND: f64 = 1.25e9;
 /// Bytes that may be in flight before the first acknowledgement.
 const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 128 << 10;
 /// Packets that may arrive before the peer must acknowledge, and how long it may sit on an acknowledgement.
@@ -35,6 +41,7 @@ pub(crate) struct Dialer {
     config: quinn::ClientConfig,
     connect_timeout: Duration,
     server_name: Option<String>,
+    receive_window_bytes: u32,
 }
 
 impl Dialer {
@@ -52,6 +59,7 @@ impl Dialer {
             config: quic,
             connect_timeout: config.connect_timeout,
             server_name: config.server_name.clone(),
+            receive_window_bytes: config.receive_window_bytes,
         })
     }
 
@@ -83,7 +91,13 @@ impl Dialer {
             .connect_with(self.config.clone(), target, name)
             .map_err(|error| failed(error.to_string()))?;
         match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(Ok(connection)) => Ok(connection),
+            Ok(Ok(connection)) => {
+                let window = window_bytes(connection.rtt(), self.receive_window_bytes);
+                if window > FIRST_WINDOW_BYTES {
+                    connection.set_receive_window(window.into());
+                }
+                Ok(connection)
+            }
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
                 Err(ConnectError::TimedOut { address: address.to_owned(), after: self.connect_timeout })
             }
@@ -118,7 +132,7 @@ fn host_of(address: &str) -> Option<&str> {
 
 fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
     let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_BYTES_MAX).minimum_change(MTU_STEP_BYTES);
+    mtu.upper_bound(MTU_BYTES_MAX).minimum_change(MTU_STEP_BYTES).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));
     let mut congestion = quinn::congestion::CubicConfig::default();
@@ -130,7 +144,7 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
         .max_concurrent_bidi_streams(0u32.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(STREAM_WINDOW_BYTES.min(receive_window_bytes).into())
-        .receive_window(receive_window_bytes.into())
+        .receive_window(receive_window_bytes.min(FIRST_WINDOW_BYTES).into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
         .keep_alive_interval(Some(KEEP_ALIVE))
@@ -140,6 +154,13 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
         .ack_frequency_config(Some(acks))
         .congestion_controller_factory(Arc::new(congestion));
     transport
+}
+
+/// Unread bytes that a connection needs over all its streams.
+fn window_bytes(rtt: Duration, most: u32) -> u32 {
+    let needed = rtt.as_secs_f64() * LINK_BYTES_PER_SECOND;
+    // Saturates, which the limit makes right again.
+    (needed as u32).max(FIRST_WINDOW_BYTES).min(most)
 }
 
 /// A socket that reaches both families where the system has both.
@@ -163,6 +184,15 @@ fn bind_to(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_window_grows_with_the_round_trip_between_its_bounds() {
+        let most = 64 << 20;
+        assert_eq!(window_bytes(Duration::from_micros(200), most), FIRST_WINDOW_BYTES);
+        assert_eq!(window_bytes(Duration::from_millis(10), most), 12_500_000);
+        assert_eq!(window_bytes(Duration::from_millis(100), most), most);
+        assert_eq!(window_bytes(Duration::ZERO, 1 << 20), 1 << 20, "a limit below the first window holds");
+    }
 
     #[test]
     fn hosts_are_found_in_addresses() {
