@@ -7,6 +7,8 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use futures::future::Either;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use prost::Message;
 use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter, WriteError};
@@ -130,12 +132,23 @@ pub(crate) fn no_more<F>(
 /// Reads a produce stream and writes its answers, to the end of both: what is under way is acknowledged, then the stream ends as
 /// reading it and the answers say. On an error it is reset with its code in both directions.
 ///
-/// Both are of one task: a batch that is taken would otherwise wake a task that has nothing to write yet, usually on another core.
+/// Both are of one task: a batch that is taken would otherwise wake a task that has nothing to write yet, usually on another core. Each
+/// is polled only when it was woken itself: looking whether something came takes the connection's lock.
 pub(crate) async fn serve(
     reading: impl Future<Output = ReadEnd>,
     writing: impl Future<Output = Result<Written, WriteError>>,
 ) {
-    let (ReadEnd { read, mut reader }, written) = futures::join!(reading, writing);
+    let mut sides = FuturesUnordered::new();
+    sides.push(reading.map(Side::Read).left_future());
+    sides.push(writing.map(Side::Written).right_future());
+    let (mut read_end, mut written_end) = (None, None);
+    while let Some(side) = sides.next().await {
+        match side {
+            Side::Read(end) => read_end = Some(end),
+            Side::Written(end) => written_end = Some(end),
+        }
+    }
+    let (Some(ReadEnd { read, mut reader }), Some(written)) = (read_end, written_end) else { return };
     let Ok(Written { mut writer, refusal }) = written else { return };
     match read.err().or(refusal) {
         None => drop(writer.finish().await),
@@ -144,6 +157,11 @@ pub(crate) async fn serve(
             writer.reset(error.code);
         }
     }
+}
+
+enum Side {
+    Read(ReadEnd),
+    Written(Result<Written, WriteError>),
 }
 
 /// Takes the answers until the queue ends, and says them where the client wants acknowledgements.
@@ -256,8 +274,6 @@ impl<F: Future + Unpin> Future for NowOrLater<F> {
 
 #[cfg(test)]
 mod tests {
-    use futures::FutureExt;
-
     use super::*;
 
     #[tokio::test]

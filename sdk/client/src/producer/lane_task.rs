@@ -1,11 +1,12 @@
 use std::collections::VecDeque;
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use tidemill_protocol::messages::{InitProducerRequest, reply, request};
 use tidemill_protocol::record_batch::ProducerFields;
 use tidemill_protocol::{ErrorCode, Offset, ProducerEpoch, ProducerId, Sequence};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use super::completion::{Completion, Placed};
 use super::in_flight::{Identity, InFlight, Numbering};
@@ -312,6 +313,31 @@ pub(super) async fn sleep_until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
+    }
+}
+
+/// A timer for whatever comes first. It may ring early: one that is due later than the last is left as it was, because setting it
+/// costs more than looking once in vain.
+#[derive(Default)]
+pub(super) struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    pub(super) fn set(&mut self, due: Option<Instant>) {
+        let Some(due) = due else { return };
+        match &mut self.0 {
+            Some(sleep) if sleep.deadline() <= due => {}
+            Some(sleep) => sleep.as_mut().reset(due),
+            None => self.0 = Some(Box::pin(tokio::time::sleep_until(due))),
+        }
+    }
+
+    /// Cancel-safe.
+    pub(super) async fn rings(&mut self) {
+        match &mut self.0 {
+            Some(sleep) => sleep.await,
+            None => std::future::pending().await,
+        }
+        self.0 = None;
     }
 }
 

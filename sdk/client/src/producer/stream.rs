@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use futures::FutureExt;
 use tidemill_protocol::messages::{
     self, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, RoutedAcks, RoutedBatch, RoutedOpen,
     RoutedOpened, StreamOpen, stream_open,
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::completion::{Placed, Placement};
 use super::lane::Target;
-use super::lane_task::{LaneTask, StreamEnd, sleep_until};
+use super::lane_task::{Alarm, LaneTask, StreamEnd};
 use super::{Acks, DeliveryError};
 use crate::backoff::Backoff;
 use crate::cluster::BrokerConnection;
@@ -53,9 +54,13 @@ impl LaneTask {
         for batch in &mut self.in_flight {
             batch.request_id = None;
         }
-        let stopped = self.shared.stopped.clone();
+        // Registered once for the whole stream rather than with each batch: a producer may have a thousand of these.
+        let (stopped, lane) = (self.shared.stopped.clone(), Arc::clone(&self.lane));
+        let mut stopped = std::pin::pin!(stopped.cancelled());
+        let mut woken = std::pin::pin!(lane.wake.notified());
+        let mut alarm = Alarm::default();
         loop {
-            if let Err(error) = self.feed(&mut open) {
+            if let Err(error) = self.feed_and_write(&mut open) {
                 return self.broke(open.next_request_id, error.reset_code(), error.to_string());
             }
             if self.is_to_end(&open) {
@@ -63,11 +68,11 @@ impl LaneTask {
             }
             let is_writing = open.wire.writer.has_queued();
             let takes_new = self.takes_new(&open);
-            let timer = self.next_timer(takes_new);
+            alarm.set(self.next_timer(takes_new));
             let Wire { reader, writer } = &mut open.wire;
             tokio::select! {
                 biased;
-                () = stopped.cancelled() => return StreamEnd::Stopped,
+                () = &mut stopped => return StreamEnd::Stopped,
                 frame = reader.next() => {
                     let acks = match frame {
                         Ok(Some(frame)) => self.decode_acks(&frame),
@@ -101,8 +106,8 @@ impl LaneTask {
                         self.all_sent();
                     }
                 }
-                () = self.lane.wake.notified(), if takes_new => {}
-                () = sleep_until(timer) => self.expire(),
+                () = &mut woken, if takes_new => woken.set(lane.wake.notified()),
+                () = alarm.rings() => self.expire(),
             }
             if self.draining_is_done() {
                 return StreamEnd::Renumber;
@@ -210,6 +215,22 @@ impl LaneTask {
             _ => {}
         }
         StreamEnd::Retry(error.to_string())
+    }
+
+    /// Queues what may go out now, and hands over what quinn takes at once: mostly all of it.
+    fn feed_and_write(&mut self, open: &mut Open) -> Result<(), WriteError> {
+        loop {
+            self.feed(open)?;
+            if !open.wire.writer.has_queued() {
+                return Ok(());
+            }
+            // Where it takes no more, whoever waits next asks again, with a waker of its own.
+            let Some(written) = open.wire.writer.flush().now_or_never() else { return Ok(()) };
+            written?;
+            if self.shared.options.acks == Acks::None {
+                self.all_sent();
+            }
+        }
     }
 
     /// Queues what may go out now: first what must be sent again, then new batches.
