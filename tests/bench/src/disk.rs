@@ -36,10 +36,16 @@ impl BareFile {
         Ok(Self { root: dir.to_owned(), file })
     }
 
-    /// Writes of `bytes`, rounded up to whole blocks, one after another, each followed by fdatasync.
-    pub(crate) async fn appends(&self, bytes: usize, leg: Duration) -> Outcome<Latencies> {
+    /// Writes of `bytes`, rounded up to whole blocks, one after another, each followed by fdatasync. With a period one falls due that
+    /// often, and is timed from then on where the one before it took longer; without, each begins when the one before it has ended.
+    pub(crate) async fn appends(
+        &self,
+        bytes: usize,
+        leg: Duration,
+        period: Option<Duration>,
+    ) -> Outcome<Latencies> {
         let file = Arc::clone(&self.file);
-        tokio::task::spawn_blocking(move || appends(&*file, bytes, leg)).await?
+        tokio::task::spawn_blocking(move || appends(&*file, bytes, leg, period)).await?
     }
 }
 
@@ -50,7 +56,12 @@ impl Drop for BareFile {
     }
 }
 
-fn appends(file: &dyn StorageFile, bytes: usize, leg: Duration) -> Outcome<Latencies> {
+fn appends(
+    file: &dyn StorageFile,
+    bytes: usize,
+    leg: Duration,
+    period: Option<Duration>,
+) -> Outcome<Latencies> {
     let buffer = AlignedBuffer::zeroed(bytes);
     let mut latencies = Latencies::new()?;
     let until = Instant::now() + leg;
@@ -61,11 +72,23 @@ fn appends(file: &dyn StorageFile, bytes: usize, leg: Duration) -> Outcome<Laten
         file.sync_data()?;
         let now = Instant::now();
         latencies.record(now - begun);
-        begun = now;
+        begun = match period {
+            None => now,
+            Some(period) => wait_until(begun + period, now),
+        };
         at += buffer.len() as u64;
         if at + buffer.len() as u64 > FILE_BYTES {
             at = 0;
         }
     }
     Ok(latencies)
+}
+
+/// When what is due then begins to count: then, or where there was time to sleep, on waking, as a sender's clock begins with its call.
+fn wait_until(due: Instant, now: Instant) -> Instant {
+    if due <= now {
+        return due;
+    }
+    std::thread::sleep(due - now);
+    Instant::now()
 }

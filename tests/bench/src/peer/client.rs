@@ -78,6 +78,44 @@ impl PeerClient {
         Ok(latencies)
     }
 
+    /// Frames of `payload_bytes` there and back, one each `period`, from a thread that waits for nothing: each is timed from the call that
+    /// sends it.
+    pub(crate) async fn echo_at(
+        &self,
+        payload_bytes: usize,
+        leg: Duration,
+        period: Duration,
+    ) -> Outcome<Latencies> {
+        let (mut send, mut reader) = self.open(Kind::Echo).await?;
+        let payload = noise(payload_bytes);
+        // The first says that the peer is there.
+        frames::send(&mut send, &[0; super::HEADER_BYTES], payload.clone()).await?;
+        reader.next().await?.ok_or("the bare peer ended its echo")?;
+        let clock = Instant::now();
+        let runtime = tokio::runtime::Handle::current();
+        let sending = std::thread::spawn(move || {
+            let begun = Instant::now();
+            let mut due = begun;
+            while due < begun + leg {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                let mark = u64::try_from(clock.elapsed().as_nanos())?;
+                // The stream has room: it waits for nothing but the connection's lock.
+                runtime.block_on(frames::send(&mut send, &mark.to_be_bytes(), payload.clone()))?;
+                due += period;
+            }
+            send.finish()?;
+            Outcome::Ok(())
+        });
+        let mut latencies = Latencies::new()?;
+        while let Some(frame) = reader.next().await? {
+            let mark = frame.header.first_chunk().copied().map(u64::from_be_bytes);
+            let sent = Duration::from_nanos(mark.ok_or("a frame came back without its mark")?);
+            latencies.record(clock.elapsed().saturating_sub(sent));
+        }
+        sending.join().map_err(|_| "the sending thread panicked")??;
+        Ok(latencies)
+    }
+
     /// Takes frames of `payload_bytes` that the peer pushes, for a while. Payload bytes per second.
     pub(crate) async fn fetch(&self, payload_bytes: usize, leg: Duration) -> Outcome<f64> {
         let (mut send, mut reader) = self.open(Kind::Fetch).await?;

@@ -78,6 +78,8 @@ mod tests {
         assert!(peer.produce(3, 100_000, LEG).await.expect("acknowledged") > 0.0);
         let latencies = peer.echo(1024, LEG).await.expect("echoed");
         assert!(latencies.count() > 0 && latencies.at(0.5) <= latencies.at(0.99));
+        let latencies = peer.echo_at(1024, LEG, LEG / 50).await.expect("echoed");
+        assert!((40..=50).contains(&latencies.count()), "{} of 50 came back", latencies.count());
         // More than one window of credit.
         let rate = peer.fetch(1 << 20, LEG * 5).await.expect("pushed");
         assert!(rate > 0.0);

@@ -17,7 +17,8 @@ use crate::stats::Latencies;
 use crate::work::noise;
 
 const RECORD_BYTES: usize = 1 << 10;
-const RATE_PER_SECOND: u32 = 1_000;
+/// Between two records at a steady rate: 1,000 per second.
+const PERIOD: Duration = Duration::from_millis(1);
 /// A leg of these rows writes some ten MiB, far less than what is checkpointed after by default: that no checkpoint falls into it
 /// would flatter us. With this several do.
 const CHECKPOINTS: [(&str, &str); 1] = [("storage.checkpoint_bytes", "4194304")];
@@ -56,7 +57,7 @@ async fn acknowledgement(bench: Bench) -> Outcome<Measured> {
         let sample = named(&latencies, "ack p50 us", "ack p99 us");
         Ok(sample.and("records", latencies.count() as f64).checkpoints(checkpoints))
     });
-    let legs = [measured, parts.round_trip(leg), parts.sync(leg)];
+    let legs = [measured, parts.round_trip(leg, None), parts.sync(leg, None)];
     let runs = interleave(bench.scale.rounds, &legs).await?;
     let ratio = runs.each(|of| of("ack p50 us") / (of("round trip p50 us") + of("fdatasync p50 us")))?;
     let row = "one 1 KiB record at a time, fsync: ack p50 / (QUIC round trip p50 + one fdatasync p50)";
@@ -77,7 +78,7 @@ async fn end_to_end(bench: Bench) -> Outcome<Measured> {
         let sample = named(&latencies, "end to end p50 us", "end to end p99 us");
         Ok(sample.and("records", latencies.count() as f64).checkpoints(checkpoints))
     });
-    let legs = [measured, parts.round_trip(leg), parts.sync(leg)];
+    let legs = [measured, parts.round_trip(leg, Some(PERIOD)), parts.sync(leg, Some(PERIOD))];
     let runs = interleave(bench.scale.rounds, &legs).await?;
     let ratio =
         runs.each(|of| of("end to end p99 us") / (of("round trip p99 us") + of("fdatasync p99 us")))?;
@@ -99,16 +100,22 @@ impl Parts {
         Ok(Self { _peer: peer, bare, file: BareFile::create(&bench.dir)? })
     }
 
-    fn round_trip(&self, leg: Duration) -> Leg<'_> {
+    /// One after another, or at the steady rate that is asked for: a machine that stands still for some milliseconds holds up one
+    /// operation of those that wait for each other, and each that falls due meanwhile of those that do not. So a part is loaded
+    /// as the whole is.
+    fn round_trip(&self, leg: Duration, period: Option<Duration>) -> Leg<'_> {
         Leg::new("round trip", move |_| async move {
-            let latencies = self.bare.echo(RECORD_BYTES, leg).await?;
+            let latencies = match period {
+                None => self.bare.echo(RECORD_BYTES, leg).await?,
+                Some(period) => self.bare.echo_at(RECORD_BYTES, leg, period).await?,
+            };
             Ok(named(&latencies, "round trip p50 us", "round trip p99 us"))
         })
     }
 
-    fn sync(&self, leg: Duration) -> Leg<'_> {
+    fn sync(&self, leg: Duration, period: Option<Duration>) -> Leg<'_> {
         Leg::new("fdatasync", move |_| async move {
-            let latencies = self.file.appends(RECORD_BYTES, leg).await?;
+            let latencies = self.file.appends(RECORD_BYTES, leg, period).await?;
             Ok(named(&latencies, "fdatasync p50 us", "fdatasync p99 us"))
         })
     }
@@ -160,14 +167,13 @@ async fn delivered(broker: &Broker, client: &Client, topic: &str, leg: Duration)
     timeout(GRACE, consumer.next()).await?.ok_or("the reader ended")??;
 
     let sending = std::thread::spawn(move || {
-        let period = Duration::from_secs(1) / RATE_PER_SECOND;
         let begun = Instant::now();
         let mut due = begun;
         while due < begun + leg {
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             // What becomes of a record is the reader's to see.
             drop(send(u64::try_from(clock.elapsed().as_nanos()).unwrap_or(ENDED - 1).max(BEGUN + 1))?);
-            due += period;
+            due += PERIOD;
         }
         drop(send(ENDED)?);
         Ok::<_, tidemill_client::SendError>(())
