@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::record::PlainRecord;
-use crate::task::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
+use crate::task::{CALL_RECORDS_MAX, ENOUGH_BYTES};
 
 /// Calls of an uneven run that are small ones, before larger ones come too: where a plugin depends on the cuts, the first records show it.
 const SMALL_CALLS: u32 = 64;
@@ -39,7 +39,7 @@ impl Cuts {
         let most = self.size();
         let mut to = from;
         let mut bytes = 0;
-        while to < end && to - from < most && (to == from || bytes < CALL_BYTES_MAX) {
+        while to < end && to - from < most && (to == from || bytes < ENOUGH_BYTES) {
             bytes += records.get(to).map_or(0, PlainRecord::bytes);
             to += 1;
         }
@@ -91,9 +91,13 @@ mod tests {
 
     #[test]
     fn a_call_is_bounded_in_bytes_and_has_a_record_at_least() {
-        let large = PlainRecord { value: Some(vec![0; 700 << 10].into()), ..PlainRecord::default() };
-        let records = vec![large; 5];
+        let five = |bytes: usize| {
+            let record = PlainRecord { value: Some(vec![0; bytes].into()), ..PlainRecord::default() };
+            vec![record; 5]
+        };
         let mut cuts = Cuts::even(1000);
+        assert_eq!(cuts.next(&five(ENOUGH_BYTES), 0, 5), 0..1, "a record that is enough is alone");
+        let records = five(ENOUGH_BYTES - 1);
         assert_eq!(cuts.next(&records, 0, 5), 0..2);
         assert_eq!(cuts.next(&records, 4, 5), 4..5);
     }

@@ -17,12 +17,9 @@ use bytes::Bytes;
 use tidemill_protocol::record_batch::{BatchError, BatchLimits, RecordBatch, RecordMark, Records};
 use tidemill_protocol::{Offset, TopicPartition};
 
-use super::reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX, SourceRecords, TaskRecord};
+use super::reading::{CALL_RECORDS_MAX, ENOUGH_BYTES, SourceRecords, TaskRecord};
 use crate::port::Fetched;
 
-/// With records of so many bytes at hand a call gets no more of them, and does not wait for more: what it is given is the same when it
-/// is tried again.
-const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
 /// Stored and unpacked bytes of one source that are kept from call to call; beyond it stored ones are read again. And where the
 /// batches that a call's records lie in have so many bytes, unpacked, no other is unpacked for it.
 const KEPT_BYTES_MAX: usize = 16 << 20;

@@ -6,6 +6,7 @@ use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions, Compression,
 use tidemill_protocol::{LeaderEpoch, PartitionId, Timestamp, TopicId};
 
 use super::*;
+use crate::task::reading::CALL_BYTES_MAX;
 
 fn source() -> TopicPartition {
     TopicPartition::new(TopicId::from_slice(&[1; 16]).expect("16 bytes make an id"), PartitionId::new(0))

@@ -18,5 +18,5 @@ mod sources;
 
 pub(crate) use ahead::KeptBytes;
 pub(crate) use notes::Given;
-pub(crate) use reading::{CALL_BYTES_MAX, CALL_RECORDS_MAX};
+pub(crate) use reading::{CALL_RECORDS_MAX, ENOUGH_BYTES};
 pub(crate) use runner::{Progress, Setback, TaskParts, TaskRunner};

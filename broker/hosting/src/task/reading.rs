@@ -11,6 +11,9 @@ use crate::batch_view::{Index, part};
 pub(crate) const CALL_RECORDS_MAX: usize = 1000;
 /// Bytes of stored batches that are read for it.
 pub(crate) const CALL_BYTES_MAX: usize = 1 << 20;
+/// With records of so many bytes at hand a call gets no more of them, and does not wait for more: what it is given is the same when it
+/// is tried again. A rehearsal cuts its calls here too, so that they are those of a task.
+pub(crate) const ENOUGH_BYTES: usize = CALL_BYTES_MAX / 2;
 
 /// One record of a source: slices of its batch.
 #[derive(Debug, Clone)]
@@ -59,7 +62,7 @@ impl SourceRecords {
         self.records.get(count).map_or(self.end, |next| next.offset)
     }
 
-    /// The first `count` as a plugin reads them. Copies them: they are no more than half of [`CALL_BYTES_MAX`] and one record beyond it,
+    /// The first `count` as a plugin reads them. Copies them: they are no more than [`ENOUGH_BYTES`] and one record beyond it,
     /// far below the 4 GiB that an index reaches.
     pub(crate) fn view(&self, count: usize, fields: Fields, now: Timestamp) -> Batch {
         let records = self.first(count);
