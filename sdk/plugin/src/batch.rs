@@ -267,6 +267,30 @@ mod tests {
         assert_eq!(batch.iter().len(), 3);
     }
 
+    #[cfg(feature = "serde")]
+    #[test]
+    fn values_are_decoded_into_types_of_the_plugins() {
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        struct Play<'a> {
+            song: &'a str,
+            seconds: Option<u32>,
+        }
+        let batch = batch_of([
+            TestRecord::value(r#"{"song":"s-17","seconds":4,"device":"car"}"#),
+            TestRecord::value(r#"{"seconds":4}"#),
+            TestRecord::value("no JSON"),
+            TestRecord::tombstone("k"),
+        ]);
+        let record = |ordinal| batch.get(ordinal).unwrap();
+        let whole: Play<'_> = record(0).decode_json().unwrap();
+        assert_eq!(whole, Play { song: "s-17", seconds: Some(4) });
+        assert!(record(1).decode_json::<Play<'_>>().unwrap_err().is_data(), "a field is missing");
+        assert!(record(2).decode_json::<Play<'_>>().unwrap_err().is_syntax());
+        // A null value is JSON's null.
+        assert_eq!(record(3).decode_json::<Option<Play<'_>>>().unwrap(), None);
+        assert!(record(3).decode_json::<Play<'_>>().is_err());
+    }
+
     #[test]
     #[should_panic(expected = "answer Fields::KEY from fields()")]
     fn a_part_not_asked_for_is_not_taken_for_null() {
