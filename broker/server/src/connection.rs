@@ -127,7 +127,9 @@ async fn serve_stream(context: Arc<Context>, client: ClientName, unpacker: Unpac
         stream_open::Kind::Routed(open) => {
             intake::serve::<Routing>(context, client, unpacker, stream, open).await;
         }
-        stream_open::Kind::Subscribe(open) => subscribe::serve(context, client, stream, open).await,
+        stream_open::Kind::Subscribe(open) => {
+            subscribe::serve(context, client, unpacker, stream, open).await;
+        }
         stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
         stream_open::Kind::Hello(_) => {
             let error = Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already");

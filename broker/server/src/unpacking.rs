@@ -10,7 +10,7 @@
 //! The pool's place is held while something runs; the connection's, and the bytes, until the records are needed no more. Of a size
 //! that is not known before, the bytes are as many as there may be, and once the records are there as many as they have. All
 //! three are given out in the order of asking, so that a connection waits for others' batches, at most two of each, and not
-//! for all that one of them sends. A subscription that filters counts as a connection: it has one batch at a time.
+//! for all that one of them sends. Produce streams and subscriptions of one connection have its places together.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -65,7 +65,7 @@ impl UnpackPool {
         Self { places: Arc::new(Semaphore::new(PLACES)), bytes: Arc::new(Semaphore::new(BYTES_MAX)) }
     }
 
-    /// For one more connection, or subscription that filters.
+    /// For one more connection: all its streams have this one.
     pub(crate) fn for_connection(&self) -> Unpacker {
         Unpacker { pool: self.clone(), connection: Arc::new(Semaphore::new(CONNECTION_PLACES)) }
     }

@@ -41,11 +41,15 @@ pub(super) struct Passed {
 }
 
 impl Filtering {
-    pub(super) async fn open(context: &Arc<Context>, spec: Option<&FilterSpec>) -> Result<Self, Error> {
+    /// `unpacker` is the connection's: what its streams unpack is one share, whichever way they go.
+    pub(super) async fn open(
+        context: &Arc<Context>,
+        unpacker: Unpacker,
+        spec: Option<&FilterSpec>,
+    ) -> Result<Self, Error> {
         let Some(spec) = spec else { return Ok(Self::None) };
         let plan = plan(context, spec)?;
         let filter = context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
-        let unpacker = context.unpacking.for_connection();
         let decompressed_bytes_max = context.config.limits.decompressed_bytes_max;
         Ok(Self::By(BatchFilter { filter, unpacker, decompressed_bytes_max }))
     }

@@ -20,6 +20,7 @@ use crate::connection::{ClientName, Opened, next_frame};
 use crate::context::Context;
 use crate::errors;
 use crate::refusals;
+use crate::unpacking::Unpacker;
 use filtering::Filtering;
 use set::SubscriptionSet;
 
@@ -27,10 +28,16 @@ use set::SubscriptionSet;
 const CONTROLS_MAX: usize = 256;
 
 /// Serves a subscription until its stream ends.
-pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, open: SubscribeOpen) {
+pub(crate) async fn serve(
+    context: Arc<Context>,
+    client: ClientName,
+    unpacker: Unpacker,
+    opened: Opened,
+    open: SubscribeOpen,
+) {
     let Opened { stream, .. } = opened;
     let (reader, mut writer) = (stream.reader, stream.writer);
-    let filtering = match Filtering::open(&context, open.filter.as_ref()).await {
+    let filtering = match Filtering::open(&context, unpacker, open.filter.as_ref()).await {
         Ok(filtering) => filtering,
         Err(error) => {
             refusals::opening(&client.0, &error);
