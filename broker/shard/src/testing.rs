@@ -1,6 +1,9 @@
 //! What tests say in one word.
 
 use bytes::{BufMut, Bytes, BytesMut};
+use tidemill_protocol::TopicPartition;
+
+use crate::{Fetch, Shard};
 
 /// A record batch of `count` records; its records' bytes are only as real as apply needs.
 pub(crate) fn batch(count: u32) -> BatchSpec {
@@ -47,5 +50,23 @@ impl BatchSpec {
         batch.put_u32(crc32c::crc32c(&counted));
         batch.put_slice(&counted);
         batch.freeze()
+    }
+}
+
+/// All bytes of a partition, read in steps of so many, from memory and from segments.
+pub(crate) fn read_all(shard: &Shard, id: TopicPartition, step_bytes: usize) -> Vec<u8> {
+    let mut from = shard.partition(id).unwrap().log_start;
+    let mut bytes = Vec::new();
+    loop {
+        let batches = match shard.fetch(id, from, step_bytes) {
+            Fetch::Memory(batches) => batches,
+            Fetch::Disk(disk) => disk.run().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        if batches.is_empty() {
+            return bytes;
+        }
+        bytes.extend(batches.parts.concat());
+        from = batches.next;
     }
 }

@@ -13,7 +13,7 @@ use tidemill_protocol::{LogIndex, PartitionId, Term, Timestamp, TopicId, TopicPa
 use uuid::Uuid;
 
 use super::*;
-use crate::testing::batch;
+use crate::testing::{batch, read_all};
 use crate::*;
 
 const SHARD: tidemill_protocol::ShardId = tidemill_protocol::ShardId::new(1);
@@ -144,29 +144,12 @@ fn transfer(from: &Snapshot, to: &mut SnapshotInstall, mut parts: usize) -> Resu
     Ok(true)
 }
 
-fn records(shard: &Shard, id: TopicPartition) -> Vec<u8> {
-    let mut from = shard.partition(id).unwrap().log_start;
-    let mut bytes = Vec::new();
-    loop {
-        let batches = match shard.fetch(id, from, 1000) {
-            Fetch::Memory(batches) => batches,
-            Fetch::Disk(disk) => disk.run().unwrap(),
-            other => panic!("{other:?}"),
-        };
-        if batches.is_empty() {
-            return bytes;
-        }
-        bytes.extend(batches.parts.concat());
-        from = batches.next;
-    }
-}
-
 fn assert_same(a: &Shard, b: &Shard) {
     assert_eq!(a.applied(), b.applied());
     assert_eq!(a.state_hash().unwrap(), b.state_hash().unwrap());
     for (id, view) in a.partitions() {
         assert_eq!(b.partition(id), Some(view));
-        assert_eq!(records(a, id), records(b, id));
+        assert_eq!(read_all(a, id, 1000), read_all(b, id, 1000));
     }
 }
 

@@ -13,6 +13,7 @@ use tidemill_protocol::{
 };
 use uuid::Uuid;
 
+use crate::testing::read_all;
 use crate::*;
 
 pub(super) const SHARD: ShardId = ShardId::new(1);
@@ -134,20 +135,7 @@ impl World {
 
     /// All bytes of a partition, read in small steps.
     pub(super) fn read_all(&self, id: TopicPartition) -> Vec<u8> {
-        let mut from = self.shard.partition(id).unwrap().log_start;
-        let mut bytes = Vec::new();
-        loop {
-            let batches = match self.shard.fetch(id, from, 300) {
-                Fetch::Memory(batches) => batches,
-                Fetch::Disk(disk) => disk.run().unwrap(),
-                other => panic!("{other:?}"),
-            };
-            if batches.is_empty() {
-                return bytes;
-            }
-            bytes.extend(batches.parts.concat());
-            from = batches.next;
-        }
+        read_all(&self.shard, id, 300)
     }
 
     pub(super) fn hash(&self) -> [u8; 32] {
