@@ -15,7 +15,7 @@ use tidemill_shard::{FetchError, StoreError, UnitError, UnitResult};
 use crate::admission::NoRoom;
 
 /// So much of a name that a request brought stands in the answer to it: any name that there may be, and no MiB of another.
-pub(crate) const ECHOED_CHARACTERS_MAX: usize = 250;
+pub(crate) const ECHOED_CHARACTERS_MAX: usize = 255;
 
 /// An error as it goes to a client.
 pub(crate) type WireError = Error;
@@ -281,6 +281,13 @@ pub(crate) fn unknown_deployment(name: &str) -> Error {
     )
 }
 
+pub(crate) fn unknown_group(name: &str) -> Error {
+    Error::new(
+        ErrorCode::UnknownGroup,
+        format!("there is no group '{name:.ECHOED_CHARACTERS_MAX$}'; `tidemill group list` shows the groups"),
+    )
+}
+
 /// A partition that its shard has not heard of yet.
 pub(crate) fn not_ready(partition: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
@@ -337,7 +344,7 @@ mod tests {
     #[test]
     fn names_that_nothing_has_are_not_sent_back_whole() {
         let name = "x".repeat(4 << 20);
-        for error in [unknown_topic(&name), unknown_deployment(&name)] {
+        for error in [unknown_topic(&name), unknown_deployment(&name), unknown_group(&name)] {
             assert!(error.message.len() < 2 * ECHOED_CHARACTERS_MAX, "{} bytes", error.message.len());
         }
     }

@@ -69,12 +69,7 @@ fn within_the_log(
 pub(crate) async fn describe(context: &Arc<Context>, group: String) -> Result<GroupDescription, Error> {
     let replica = home(context, &group)?;
     replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
-    let positions = replica.shard().group(&group).ok_or_else(|| {
-        Error::new(
-            ErrorCode::UnknownGroup,
-            format!("there is no group '{group}'; `tidemill group list` shows the groups"),
-        )
-    })?;
+    let positions = replica.shard().group(&group).ok_or_else(|| errors::unknown_group(&group))?;
     let offsets = positions
         .into_iter()
         .map(|(partition, position)| CommittedOffset {

@@ -164,6 +164,12 @@ impl Intake {
     ) -> Result<Self, Error> {
         let epoch = i16::try_from(producer.epoch)
             .map_err(|_| errors::bad_message("a producer epoch is a 16-bit number"))?;
+        // The shards would refuse each batch of it, and take it for this broker's fault.
+        if producer.id != ProducerId::NONE.get() && (producer.id < 0 || epoch < 0) {
+            return Err(errors::bad_message(
+                "a producer has an id and an epoch, each 0 or more; without one the id is -1",
+            ));
+        }
         let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
         let (id, epoch) = (ProducerId::new(producer.id), ProducerEpoch::new(epoch));
         context.producer_ids.check(id).await?;

@@ -6,13 +6,13 @@ use tidemill_client::messages::{
     Acks, ProduceOpen, ProduceOpened, Reply, Request, RoutedOpen, RoutedOpened, SubscribeOpened, TopicConfig,
     TopicPartitionRef, UploadPluginRequest, request, stream_open,
 };
-use tidemill_client::{Client, ErrorCode, NewTopic};
+use tidemill_client::{ErrorCode, NewTopic};
 use tidemill_cluster_tests::fixtures::Random;
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome};
 
 use crate::bystander::Bystander;
-use crate::kit::{batch_of, broker, broker_with, create, partition_of};
+use crate::kit::{batch_of, broker, broker_with, code, create, metric, partition_of};
 use crate::raw::{ALPN, RawPeer, frame, frame_of, hello, opening};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -282,18 +282,25 @@ async fn requests_that_make_no_sense_are_answered() -> Outcome<()> {
     let mut stream = peer.open(&frame(&opening(stream_open::Kind::Routed(open)), b"")).await?;
     let opened: RoutedOpened = stream.message().await?;
     assert_eq!(opened.error.map(|error| error.code), Some(ErrorCode::UnknownTopic.code()));
+    // Of a producer there is all or nothing.
+    let partition = partition_of(&client, "t", 0).await?;
+    for (producer_id, producer_epoch) in [(0, -1), (-2, 0), (0, 40_000)] {
+        let plain = ProduceOpen {
+            partition: Some(partition.into()),
+            leader_epoch: -1,
+            producer_id,
+            producer_epoch,
+            ..ProduceOpen::default()
+        };
+        let routed = RoutedOpen {
+            topic_id: partition.topic.bytes().to_vec().into(),
+            producer_id,
+            producer_epoch,
+            ..RoutedOpen::default()
+        };
+        let said = [peer.try_produce(plain).await?.1.error, peer.try_route(routed).await?.1.error];
+        let codes = said.map(code);
+        assert_eq!(codes, [Some(ErrorCode::BadMessage); 2], "id {producer_id}, epoch {producer_epoch}");
+    }
     bystander.was_undisturbed().await
-}
-
-/// A metric's value, summed over its labels; 0 where it was never counted.
-async fn metric(client: &Client, name: &str) -> Outcome<f64> {
-    let text = client.metrics().await?;
-    let of_metric = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let value = rest
-            .strip_prefix(' ')
-            .or_else(|| rest.starts_with('{').then(|| rest.rsplit_once(' '))?.map(|(_, v)| v))?;
-        value.parse::<f64>().ok()
-    });
-    Ok(of_metric.sum())
 }

@@ -10,17 +10,18 @@ use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 
-use crate::kit::{PATIENCE, create, partition_of};
+use crate::kit::{PATIENCE, create, metric, partition_of};
 use crate::raw::RawPeer;
 use crate::small_disk::{BrittleDisk, SmallDisk, unable};
 
 /// Sends records until one is refused: how many were acknowledged before, and why no more.
-async fn send_until_refused(
+pub(crate) async fn send_until_refused(
     client: &Client,
+    topic: &str,
     value: &[u8],
     at_most: usize,
 ) -> Outcome<(usize, DeliveryError)> {
-    let producer = client.producer("t").delivery_timeout(Duration::from_secs(10)).build().await?;
+    let producer = client.producer(topic).delivery_timeout(Duration::from_secs(10)).build().await?;
     for acknowledged in 0..at_most {
         if let Err(error) = producer.send(Record::new(value)).await?.await {
             return Ok((acknowledged, error));
@@ -30,7 +31,7 @@ async fn send_until_refused(
 }
 
 /// Every shard that the failure concerns is stopped and says why; the broker answers, and counts them.
-async fn stopped_with(client: &Client, reason: &str) -> Outcome<()> {
+pub(crate) async fn stopped_with(client: &Client, reason: &str) -> Outcome<()> {
     eventually("stopped shards", PATIENCE, async || {
         let status = client.cluster_status().await.ok()?;
         let stopped =
@@ -38,15 +39,13 @@ async fn stopped_with(client: &Client, reason: &str) -> Outcome<()> {
         stopped.then_some(())
     })
     .await?;
-    let counted = client.metrics().await?;
-    let counted = counted.lines().find_map(|line| line.strip_prefix("tidemill_shards_stopped_total"));
-    assert!(counted.is_some_and(|rest| !rest.ends_with(" 0")), "{counted:?}");
+    assert!(metric(client, "tidemill_shards_stopped_total").await? > 0.0);
     Ok(())
 }
 
 /// A refusal that says that the storage failed, at once or after the outcome of the first attempt was unknown: then it does not
 /// call the record unstored.
-fn is_storage_failed(error: &DeliveryError) -> bool {
+pub(crate) fn is_storage_failed(error: &DeliveryError) -> bool {
     match error {
         DeliveryError::Refused(error) | DeliveryError::Unknown(error) => error.is(ErrorCode::StorageFailed),
         _ => false,
@@ -77,7 +76,7 @@ async fn a_disk_that_answers_eio_stops_the_shards_and_loses_nothing() -> Outcome
 
     disk.fail()?;
     let (acknowledged, refusal) =
-        send_until_refused(&client, &[b'y'; 1_000], 1).await.unwrap_or_else(|error| {
+        send_until_refused(&client, "t", &[b'y'; 1_000], 1).await.unwrap_or_else(|error| {
             panic!("nothing may be acknowledged: {error}");
         });
     assert_eq!(acknowledged, 0);
@@ -134,7 +133,7 @@ async fn a_disk_that_makes_no_more_files_stops_the_shards_and_loses_nothing() ->
         (0..5_000).take_while(|number| File::create(fillers.join(number.to_string())).is_ok()).count();
     assert!((1..2_000).contains(&filled), "{filled}");
 
-    let (acknowledged, refusal) = send_until_refused(&client, &[b'y'; 100_000], 2_000).await?;
+    let (acknowledged, refusal) = send_until_refused(&client, "t", &[b'y'; 100_000], 2_000).await?;
     assert!(is_storage_failed(&refusal), "after {acknowledged} more: {refusal}");
     stopped_with(&client, "No space left").await?;
     broker.stop().await?;

@@ -6,16 +6,22 @@
 use std::net::UdpSocket;
 
 use tidemill_client::messages::{
-    Acks, ProduceOpen, ProduceOpened, RoutedOpen, RoutedOpened, SubscribeOpened, TopicConfig, stream_open,
+    Acks, ProduceAck, ProduceOpen, ProduceOpened, RoutedAck, RoutedOpen, RoutedOpened, TopicConfig,
+    stream_open,
 };
 use tidemill_client::{Client, ErrorCode, NewDeployment, NewTopic, PartitionId, Start, TopicPartition};
+use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 use tidemill_hostile as hostile;
 use tidemill_hostile::World;
+use tidemill_protocol::record_batch::ProducerFields;
+use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence};
 
 use crate::bystander::Bystander;
-use crate::kit::{PATIENCE, batch_of, broker_with, create, not_stored, partition_of, refused};
+use crate::kit::{
+    PATIENCE, batch_of, broker_with, code, create, metric, not_stored, numbered_in, partition_of, refused,
+};
 use crate::raw::{ALPN, RawPeer, RawStream, frame, frame_of, hello, opening};
 
 /// A broker whose counters and log are looked at.
@@ -60,9 +66,7 @@ impl Watched {
 
     /// The value of one series; 0 where it was never counted.
     async fn sample(&self, series: &str) -> Outcome<f64> {
-        let text = self.client.metrics().await?;
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok());
-        Ok(value.unwrap_or(0.0))
+        metric(&self.client, series).await
     }
 }
 
@@ -126,13 +130,7 @@ async fn open(peer: &RawPeer, way: Way, partition: TopicPartition) -> Outcome<Ra
     match way {
         Way::Plain => peer.producing(partition).await,
         Way::Routed => Ok(peer.routing(partition.topic, 0).await?.0),
-        Way::Subscription => {
-            let subscribe = opening(stream_open::Kind::Subscribe(Default::default()));
-            let mut stream = peer.open(&frame(&subscribe, b"")).await?;
-            let opened: SubscribeOpened = stream.message().await?;
-            assert!(opened.error.is_none(), "{opened:?}");
-            Ok(stream)
-        }
+        Way::Subscription => peer.subscribing().await,
     }
 }
 
@@ -230,12 +228,11 @@ async fn where_nothing_is_acknowledged() -> Outcome<()> {
     let (peer, _control) = RawPeer::greeted(&watched.broker).await?;
     let producer = peer.producer_id().await?;
     let good = batch_of(&["one", "two"]);
-    let ahead = {
-        use tidemill_protocol::record_batch::ProducerFields;
-        use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence};
-        let (id, epoch) = (ProducerId::new(producer), ProducerEpoch::new(0));
-        good.clone().with_producer(ProducerFields { id, epoch, base_sequence: Sequence::new(40) })
-    };
+    let ahead = good.clone().with_producer(ProducerFields {
+        id: ProducerId::new(producer),
+        epoch: ProducerEpoch::new(0),
+        base_sequence: Sequence::new(40),
+    });
     let silent = async |producer: i64| -> Outcome<RawStream> {
         let open = ProduceOpen {
             partition: Some(partition.into()),
@@ -295,9 +292,76 @@ async fn where_nothing_is_acknowledged() -> Outcome<()> {
     stream.send.write_all(&frame(&batch(0), good.bytes())).await?;
     stream.send.finish()?;
     assert_eq!(stream.receive.read_to_end(100).await?, b"", "no acknowledgement, and no reset");
-    let read = tidemill_cluster_tests::reading::read_all(&watched.client, "t").await?;
-    assert_eq!(tidemill_cluster_tests::reading::count(&read), 2, "only what nobody refused");
+    assert_eq!(count(&read_all(&watched.client, "t").await?), 2, "only what nobody refused");
     Ok(())
+}
+
+/// One instance of a producer goes on after a newer one has begun: it hears so from the shards, however it produces.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn from_a_producer_that_a_newer_instance_replaced() -> Outcome<()> {
+    let watched = Watched::start().await?;
+    create(&watched.client, "plain", 1).await?;
+    create(&watched.client, "routed", 3).await?;
+    let bystander = Bystander::beside(&watched.broker).await?;
+    let (peer, _control) = RawPeer::greeted(&watched.broker).await?;
+    let producer = peer.producer_id().await?;
+    let fenced = ErrorCode::ProducerFenced;
+    let series = labelled("tidemill_produce_refused_total", fenced);
+
+    let partition = partition_of(&watched.client, "plain", 0).await?;
+    let plain = async |epoch: i16, sequence: i32| -> Outcome<ProduceAck> {
+        let open = ProduceOpen {
+            partition: Some(partition.into()),
+            leader_epoch: -1,
+            producer_id: producer,
+            producer_epoch: epoch.into(),
+            ..ProduceOpen::default()
+        };
+        // Once the broker has seen that the others' are over.
+        let mut stream = eventually("a produce stream", PATIENCE, async || {
+            let (stream, opened) = peer.try_produce(open.clone()).await.ok()?;
+            opened.error.is_none().then_some(stream)
+        })
+        .await?;
+        let ack = stream.produce(0, numbered_in(epoch, producer, sequence).bytes()).await?;
+        stream.send.finish()?;
+        Ok(ack)
+    };
+    assert_eq!(plain(0, 0).await?.base_offset, 0);
+    assert_eq!(plain(1, 0).await?.base_offset, 1, "a newer instance begins anew");
+    let older = async { Ok(code(plain(0, 1).await?.error).ok_or("it is stored")?) };
+    let words = ["refused", "\"batch\"", fenced.name(), "plain"];
+    watched.sees("an older instance: plain", older, fenced, &series, &words).await?;
+    assert_eq!(plain(1, 1).await?.base_offset, 2, "the newer one goes on");
+
+    let topic = watched.client.topic_metadata("routed").await?.id;
+    let batch = batch_of(&["a record"]);
+    let routed = async |epoch: i32, sequence: u64| -> Outcome<RoutedAck> {
+        let open = RoutedOpen {
+            topic_id: topic.bytes().to_vec().into(),
+            producer_id: producer,
+            producer_epoch: epoch,
+            ..RoutedOpen::default()
+        };
+        let (mut stream, told) = eventually("a routed stream", PATIENCE, async || {
+            let (stream, opened) = peer.try_route(open.clone()).await.ok()?;
+            opened.error.is_none().then_some((stream, opened))
+        })
+        .await?;
+        stream.route(0, sequence, &told, batch.bytes()).await?;
+        stream.send.finish()?;
+        Ok(stream.routed_acks().await?.remove(0))
+    };
+    assert_eq!(routed(0, 0).await?.error, None);
+    assert_eq!(routed(1, 0).await?.error, None, "a newer instance begins anew");
+    let older = async { Ok(code(routed(0, 1).await?.error).ok_or("it is stored")?) };
+    let words = ["refused", "\"batch\"", fenced.name(), "routed"];
+    watched.sees("an older instance: routed", older, fenced, &series, &words).await?;
+    assert_eq!(routed(1, 1).await?.error, None, "the newer one goes on");
+    for topic in ["plain", "routed"] {
+        assert_eq!(count(&read_all(&watched.client, topic).await?), 3, "{topic}");
+    }
+    bystander.was_undisturbed().await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use tidemill_client::messages::Error;
 use tidemill_client::{
     BatchBuilder, BuilderOptions, Client, ConsumerRecord, DeliveryError, ErrorCode, Header, NewTopic,
     PartitionId, RecordBatch, RequestError, Timestamp, TopicPartition,
 };
 use tidemill_cluster_tests::fixtures::Fixture;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
+use tidemill_protocol::record_batch::ProducerFields;
+use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence};
 
 /// For whatever the broker does in its own time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +50,24 @@ pub(crate) fn not_stored<T: std::fmt::Debug>(outcome: Result<T, DeliveryError>) 
     code.unwrap_or_else(|| panic!("it must be refused by the broker, and failed otherwise: {error}"))
 }
 
+/// The code of an error that a message carries, if it does.
+pub(crate) fn code(error: Option<Error>) -> Option<ErrorCode> {
+    error.and_then(|error| ErrorCode::from_code(error.code))
+}
+
+/// A metric's value: of one series, or summed over all labels where none are named; 0 where it was never counted.
+pub(crate) async fn metric(client: &Client, name: &str) -> Outcome<f64> {
+    let text = client.metrics().await?;
+    let of_metric = text.lines().filter_map(|line| {
+        let rest = line.strip_prefix(name)?;
+        let value = rest
+            .strip_prefix(' ')
+            .or_else(|| rest.starts_with('{').then(|| rest.rsplit_once(' '))?.map(|(_, v)| v))?;
+        value.parse::<f64>().ok()
+    });
+    Ok(of_metric.sum())
+}
+
 /// A batch of these values, in this order.
 pub(crate) fn batch_of(values: &[&str]) -> RecordBatch {
     let mut builder = BatchBuilder::new(BuilderOptions::default());
@@ -54,6 +75,20 @@ pub(crate) fn batch_of(values: &[&str]) -> RecordBatch {
         builder.append(Timestamp::new(1_000), None, Some(value.as_bytes()), []).expect("it fits");
     }
     builder.build_batch().expect("a batch")
+}
+
+/// A batch of one record, of a producer in its first epoch.
+pub(crate) fn numbered(producer: i64, sequence: i32) -> RecordBatch {
+    numbered_in(0, producer, sequence)
+}
+
+/// The same in any epoch.
+pub(crate) fn numbered_in(epoch: i16, producer: i64, sequence: i32) -> RecordBatch {
+    batch_of(&["a record"]).with_producer(ProducerFields {
+        id: ProducerId::new(producer),
+        epoch: ProducerEpoch::new(epoch),
+        base_sequence: Sequence::new(sequence),
+    })
 }
 
 pub(crate) fn header_views(fixture: &Fixture) -> Vec<Header<'_>> {

@@ -25,5 +25,6 @@ mod raw;
 mod refusals;
 mod restart;
 mod small_disk;
+mod stopped_shard;
 mod tasks;
 mod worked_example;

@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 
+use tidemill_client::{
+    BatchBuilder, BuilderOptions, Compression, PartitionId, RecordBatch, Start, Timestamp,
+};
+use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, WorldError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::kit::create;
+use crate::kit::{broker, create, metric};
 
 async fn scrape(address: SocketAddr) -> Outcome<String> {
     let mut stream = TcpStream::connect(address).await?;
@@ -43,5 +47,40 @@ async fn nobody_beyond_this_machine_reads_them_unasked() -> Outcome<()> {
         Err(WorldError::Ended { log, .. }) => assert!(log.contains("metrics.insecure"), "{log}"),
         other => return Err(format!("it listens: {other:?}").into()),
     }
+    Ok(())
+}
+
+/// One record that is easy to compress.
+fn zeros(compression: Compression, bytes: usize) -> Outcome<RecordBatch> {
+    let mut builder = BatchBuilder::new(BuilderOptions { compression, ..BuilderOptions::default() });
+    builder.append(Timestamp::new(1_000), None, Some(&vec![0; bytes]), [])?;
+    Ok(builder.build_batch()?)
+}
+
+/// Small ones are unpacked where they come, whether they say their size or not; nothing is where nothing is compressed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_unpacked_apart_is_counted() -> Outcome<()> {
+    const APART: &str = "tidemill_unpacked_apart_total";
+    let (_broker, client) = broker().await?;
+    create(&client, "t", 1).await?;
+    let producer = client.producer("t").build().await?;
+    let mut expected = 0.0;
+    for (compression, bytes, apart) in [
+        (Compression::None, 1 << 20, 0.0),
+        (Compression::Zstd, 100_000, 0.0),
+        (Compression::Gzip, 100_000, 0.0),
+        (Compression::Zstd, 1 << 20, 1.0),
+        (Compression::Gzip, 1 << 20, 1.0),
+    ] {
+        producer.send_batch(PartitionId::new(0), zeros(compression, bytes)?).await?.await?;
+        expected += apart;
+        assert_eq!(metric(&client, APART).await?, expected, "{compression}, {bytes} bytes");
+    }
+    // A subscription's filter reads them, and its connection unpacks them once more.
+    client.plugins().upload("keep", "1", tidemill_hostile::keep_all()).await?;
+    let none: [(&str, &str); 0] = [];
+    let filtered = client.consumer().topic("t").from(Start::Earliest).filter("keep", none).stop_at_end();
+    assert_eq!(count(&drain(filtered.build().await?).await?), 5);
+    assert_eq!(metric(&client, APART).await?, expected + 2.0);
     Ok(())
 }

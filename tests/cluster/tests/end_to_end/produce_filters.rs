@@ -10,7 +10,7 @@ use tidemill_protocol::partitioner::partition_for_key;
 use tidemill_protocol::record_batch::ProducerFields;
 use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence};
 
-use crate::kit::{batch_of, broker, create, offsets, partition_of, values};
+use crate::kit::{batch_of, broker, code, create, offsets, partition_of, values};
 use crate::raw::{RawPeer, RawStream};
 
 fn good(number: u32) -> String {
@@ -169,9 +169,6 @@ async fn a_retry_to_a_partition_is_answered_as_its_first_attempt_was() -> Outcom
     };
     let stored = numbered(batch_of(&[&good(0), "no JSON"]), 0);
     let refused = numbered(batch_of(&["no JSON", &good(1)]), 2);
-    let code = |error: Option<tidemill_client::messages::Error>| {
-        error.and_then(|error| ErrorCode::from_code(error.code))
-    };
 
     let mut stream = peer.producing_as(partition, 9).await?;
     assert_eq!(stream.produce(0, stored.bytes()).await?.base_offset, 0);

@@ -10,9 +10,10 @@ use quinn::{Connection, ConnectionError, Endpoint, ReadExactError, RecvStream, S
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidemill_client::messages::{
-    ClientHello, InitProducerRequest, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened,
-    Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, ServerHello, StreamOpen,
-    reply, request, stream_open,
+    ClientHello, InitProducerRequest, Position, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen,
+    ProduceOpened, Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, ServerHello,
+    StreamOpen, SubscribeAdd, SubscribeControl, SubscribeEvent, SubscribeOpen, SubscribeOpened, position,
+    reply, request, stream_open, subscribe_control, subscribe_event,
 };
 use tidemill_client::{ErrorCode, TopicId, TopicPartition};
 use tidemill_cluster_tests::{Outcome, TestBroker};
@@ -91,6 +92,13 @@ impl RawPeer {
         Ok(stream.message::<Reply>().await?.body)
     }
 
+    /// The reply to a request with this deadline (0: the broker's), whose stream stays open for more that might come.
+    pub(crate) async fn answer(&self, deadline_ms: u32, body: request::Body) -> Outcome<Reply> {
+        let asking = opening(stream_open::Kind::Request(Request { deadline_ms, body: Some(body) }));
+        let mut stream = self.open(&frame(&asking, &[])).await?;
+        stream.message().await
+    }
+
     /// A stream that begins with these bytes.
     pub(crate) async fn open(&self, bytes: &[u8]) -> Outcome<RawStream> {
         let (mut send, receive) = self.connection.open_bi().await?;
@@ -125,6 +133,11 @@ impl RawPeer {
             generation,
             ..ProduceOpen::default()
         };
+        self.try_produce(open).await
+    }
+
+    /// A produce stream as it is asked for, and what the broker says of it.
+    pub(crate) async fn try_produce(&self, open: ProduceOpen) -> Outcome<(RawStream, ProduceOpened)> {
         let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
         let opened = stream.message().await?;
         Ok((stream, opened))
@@ -143,9 +156,7 @@ impl RawPeer {
             producer_epoch: -1,
             ..ProduceOpen::default()
         };
-        let mut stream = self.open(&frame(&opening(stream_open::Kind::Produce(open)), &[])).await?;
-        let opened = stream.message().await?;
-        Ok((stream, opened))
+        self.try_produce(open).await
     }
 
     /// A routed stream of a producer of epoch 0, which the broker has agreed to, and what it told.
@@ -156,10 +167,25 @@ impl RawPeer {
             producer_epoch: 0,
             ..RoutedOpen::default()
         };
-        let mut stream = self.open(&frame(&opening(stream_open::Kind::Routed(open)), &[])).await?;
-        let opened: RoutedOpened = stream.message().await?;
+        let (stream, opened) = self.try_route(open).await?;
         assert!(opened.error.is_none(), "{:?}", opened.error);
         Ok((stream, opened))
+    }
+
+    /// A routed stream as it is asked for, and what the broker says of it.
+    pub(crate) async fn try_route(&self, open: RoutedOpen) -> Outcome<(RawStream, RoutedOpened)> {
+        let mut stream = self.open(&frame(&opening(stream_open::Kind::Routed(open)), &[])).await?;
+        let opened = stream.message().await?;
+        Ok((stream, opened))
+    }
+
+    /// A subscription without a filter, which the broker has agreed to.
+    pub(crate) async fn subscribing(&self) -> Outcome<RawStream> {
+        let open = stream_open::Kind::Subscribe(SubscribeOpen::default());
+        let mut stream = self.open(&frame(&opening(open), &[])).await?;
+        let opened: SubscribeOpened = stream.message().await?;
+        assert!(opened.error.is_none(), "{:?}", opened.error);
+        Ok(stream)
     }
 
     /// With which code the broker closes the connection, which it must.
@@ -214,6 +240,16 @@ impl RawStream {
     /// The next acknowledgements of a routed stream.
     pub(crate) async fn routed_acks(&mut self) -> Outcome<Vec<RoutedAck>> {
         Ok(self.message::<RoutedAcks>().await?.acks)
+    }
+
+    /// Adds a partition to a subscription, from its start, and answers what the broker says first.
+    pub(crate) async fn subscribe_to(&mut self, add: SubscribeAdd) -> Outcome<subscribe_event::Kind> {
+        let start = Some(Position { at: Some(position::At::Earliest(Default::default())) });
+        let control =
+            SubscribeControl { kind: Some(subscribe_control::Kind::Add(SubscribeAdd { start, ..add })) };
+        self.send.write_all(&frame(&control, &[])).await?;
+        let event: SubscribeEvent = self.message().await?;
+        Ok(event.kind.ok_or("an event")?)
     }
 
     /// With which code the broker gives the stream up, in either direction, which it must.

@@ -12,7 +12,7 @@ use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
 use tidemill_net::DevCa;
 
-use crate::kit::{broker, broker_with, create, not_stored, partition_of, refused};
+use crate::kit::{broker, broker_with, code, create, not_stored, partition_of, refused};
 use crate::raw::{ALPN, RawPeer};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -157,9 +157,6 @@ async fn the_largest_batch_that_a_topic_may_allow_is_taken() -> Outcome<()> {
     let (peer, _control) = RawPeer::greeted(&broker).await?;
     let (largest, too_large) = (batch_of_bytes(LARGEST)?, batch_of_bytes(LARGEST + 1)?);
     let mut stream = peer.producing(partition).await?;
-    let code = |error: Option<tidemill_client::messages::Error>| {
-        error.and_then(|error| ErrorCode::from_code(error.code))
-    };
     assert_eq!(stream.produce(0, largest.bytes()).await?.error, None);
     assert_eq!(code(stream.produce(1, too_large.bytes()).await?.error), Some(ErrorCode::BatchTooLarge));
     let (mut stream, told) = peer.routing(partition.topic, 9).await?;
