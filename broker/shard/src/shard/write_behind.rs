@@ -14,9 +14,9 @@ use tokio::sync::Notify;
 use super::{Inner, Shard};
 use crate::partition_log::PartitionLog;
 
-/// So many writes without a read in between, and what is kept of the tails shrinks to this share: memory that nobody reads is better
-/// used again while it is still in the processor's caches.
-const UNREAD_WRITES: u32 = 64;
+/// So many bytes are written without a read in between, and what is kept of the tails shrinks to this share: memory that nobody reads is
+/// better used again while it is still in the processor's caches.
+const UNREAD_BYTES: u64 = 32 << 20;
 const UNREAD_SHARE: u64 = 8;
 /// Largest gathered write.
 const CHUNK_BYTES_MAX: usize = 4 << 20;
@@ -47,8 +47,8 @@ struct Queue {
 #[derive(Default)]
 pub(super) struct Writer {
     trimmable: VecDeque<(Arc<PartitionLog>, Offset)>,
-    /// Looks in a row that found that no tail was read.
-    looks_without_reads: u32,
+    /// Written since a tail was read.
+    unread_bytes: u64,
 }
 
 /// Why batches could not be moved to segments.
@@ -204,7 +204,7 @@ impl Inner {
         log: &Arc<PartitionLog>,
         until: Offset,
     ) -> Result<(), WriteError> {
-        let mut written_to = None;
+        let (mut written_to, mut written_bytes) = (None, 0);
         while let Some(chunk) = log.next_chunk(until, CHUNK_BYTES_MAX) {
             let store = log.store()?;
             if chunk.starts_segment
@@ -215,22 +215,23 @@ impl Inner {
             store.append(&chunk.batches)?;
             let bytes = log.written(&chunk);
             self.write_behind.written(bytes);
+            written_bytes += bytes;
             written_to = Some(chunk.end());
             metrics::counter!("tidemill_segment_writes_total").increment(1);
         }
         if let Some(end) = written_to {
             writer.trimmable.push_back((Arc::clone(log), end));
-            self.trim(writer);
+            self.trim(writer, written_bytes);
         }
         Ok(())
     }
 
     /// Lets the tails written longest ago go until memory is within its budget.
-    fn trim(&self, writer: &mut Writer) {
+    fn trim(&self, writer: &mut Writer, written_bytes: u64) {
         let read = self.write_behind.tail_read.swap(false, Ordering::Relaxed);
-        writer.looks_without_reads = if read { 0 } else { writer.looks_without_reads.saturating_add(1) };
+        writer.unread_bytes = if read { 0 } else { writer.unread_bytes.saturating_add(written_bytes) };
         let budget = match self.config.tail_cache_bytes {
-            whole if writer.looks_without_reads < UNREAD_WRITES => whole,
+            whole if writer.unread_bytes < UNREAD_BYTES => whole,
             whole => whole / UNREAD_SHARE,
         };
         while self.write_behind.in_memory.load(Ordering::Relaxed) > budget
