@@ -162,7 +162,7 @@ pub enum TlsError {
 #[derive(Debug, Error)]
 pub enum BindError {
     /// The address is taken, not ours, or not allowed.
-    #[error("could not listen on UDP {address}: {source}; choose another address with --listen")]
+    #[error("could not listen on UDP {address}: {source}")]
     Socket {
         /// As asked for.
         address: SocketAddr,
@@ -180,4 +180,12 @@ pub enum BindError {
     /// Certificates, keys, authorities.
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+impl BindError {
+    /// Whether another address may do: how one is chosen, whoever started the listener says.
+    #[must_use]
+    pub const fn concerns_address(&self) -> bool {
+        matches!(self, Self::Socket { .. })
+    }
 }

@@ -8,6 +8,7 @@
 //! not looked at here.
 
 mod config;
+mod congestion;
 mod connection;
 mod error;
 mod frame_reader;

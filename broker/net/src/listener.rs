@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::garbage::CountingSocket;
 use crate::receiving::ReceiveBudget;
-use crate::transport::{bind_socket, server_endpoint_config, transport_config, widen_window};
+use crate::transport::{bind_socket, server_endpoint_config, transport_config};
 use crate::{BindError, Connection, LogBudget, NetConfig, NetLimits};
 
 /// How long [`Listener::close`] waits for peers to take notice.
@@ -164,7 +164,6 @@ async fn shake_hands(
         Err(_) => return handshake_failed(peer, &"it took too long"),
     };
     metrics::counter!("tidemill_net_connections_total").increment(1);
-    widen_window(&connection, &limits);
     let identity = peer_subject(&connection);
     let connection = Connection::new(connection, identity, &limits, receiving, slot);
     // Nobody accepts any more: dropping the connection closes it.

@@ -6,12 +6,11 @@
 //!   frames and loopback come close to the best that one system call can carry.
 //! - **Acknowledgements.** The frequency extension lets the peer acknowledge every tenth packet instead of every
 //!   second; bulk transfer spends less on both sides, and the delay bound keeps loss recovery as it was.
-//! - **Windows.** A connection begins with [`FIRST_WINDOW_BYTES`] of unread bytes, and one whose handshake took longer gets more, up to
-//!   [`NetLimits::connection_window_bytes`]: the product of a fast link and its delay. More than a near peer needs would only
-//!   let it fill the socket's buffer while this side is busy; what overflows is lost, and when that happens a few times
-//!   in a row quinn takes it for a path that lost its large packets.
-//! - **Black holes.** So the search for large packets begins again after [`BLACK_HOLE_COOLDOWN`] rather than after quinn's minute: loss
-//!   by congestion looks the same, and until then every packet has 1,200 bytes, at twice the processor time per byte.
+//! - **Windows** are those of [`NetLimits`]: the product of a fast link and its delay, and what a slow reader
+//!   makes the other side hold.
+//! - **Black holes.** Loss by congestion looks like a path that swallows large packets: the search for them begins again after
+//!   [`BLACK_HOLE_COOLDOWN`] rather than after quinn's minute, in which every packet has 1,200 bytes, at twice the processor time
+//!   per byte.
 
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
@@ -20,6 +19,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::congestion::BoundedCubic;
 use crate::reset::{RandomIds, ResetKey};
 use crate::{BindError, NetLimits};
 
@@ -31,14 +31,6 @@ const INITIAL_MTU_BYTES: u16 = 1_200;
 const MTU_STEP_BYTES: u16 = 64;
 /// How long a connection keeps to the smallest packets once the large ones seem to be swallowed.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(2);
-/// Unread bytes over all streams of a connection to a near peer. The socket's buffer (see [`bind_socket`]) holds them with what the
-/// kernel adds, so nothing is lost in it however busy this side is. Measured over loopback under full load: 8 MiB lost
-/// some packets and 32 MiB some hundred a second, for the same throughput; 2 MiB cost a third of it.
-const FIRST_WINDOW_BYTES: u32 = 4 << 20;
-/// What a peer further away can send meanwhile: 10 Gbit/s.
-const LINK_BYTES_PER_SECOND: f64 = 1.25e9;
-/// Bytes that may be in flight before the first acknowledgement.
-const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 128 << 10;
 /// Packets that may arrive before the peer must acknowledge.
 const ACK_EVERY_PACKETS: u32 = 10;
 /// Longest that the peer may sit on an acknowledgement.
@@ -59,9 +51,6 @@ pub fn transport_config(limits: &NetLimits) -> Result<quinn::TransportConfig, Bi
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));
 
-    let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
-
     let idle = quinn::IdleTimeout::try_from(limits.idle_timeout).map_err(|_| BindError::Limit {
         name: "idle_timeout",
         value: u64::try_from(limits.idle_timeout.as_millis()).unwrap_or(u64::MAX),
@@ -73,7 +62,7 @@ pub fn transport_config(limits: &NetLimits) -> Result<quinn::TransportConfig, Bi
         // Nothing in the protocol lets a client open a one-way stream.
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(limits.stream_window_bytes.into())
-        .receive_window(limits.connection_window_bytes.min(FIRST_WINDOW_BYTES).into())
+        .receive_window(limits.connection_window_bytes.into())
         .send_window(limits.send_window_bytes)
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(limits.keep_alive))
@@ -82,23 +71,8 @@ pub fn transport_config(limits: &NetLimits) -> Result<quinn::TransportConfig, Bi
         .initial_mtu(INITIAL_MTU_BYTES)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(congestion));
+        .congestion_controller_factory(Arc::new(BoundedCubic::new()));
     Ok(transport)
-}
-
-/// Gives a connection that was just made the window that its round-trip time asks for.
-pub(crate) fn widen_window(connection: &quinn::Connection, limits: &NetLimits) {
-    let window = window_bytes(connection.rtt(), limits.connection_window_bytes);
-    if window > FIRST_WINDOW_BYTES {
-        connection.set_receive_window(window.into());
-    }
-}
-
-/// Unread bytes that a connection needs over all its streams.
-fn window_bytes(rtt: Duration, most: u32) -> u32 {
-    let needed = rtt.as_secs_f64() * LINK_BYTES_PER_SECOND;
-    // Saturates, which the limit makes right again.
-    (needed as u32).max(FIRST_WINDOW_BYTES).min(most)
 }
 
 /// Endpoint settings that go with [`transport_config`]: accepts packets as large as discovery may find.
@@ -139,19 +113,4 @@ pub fn bind_socket(address: SocketAddr, buffer_bytes: usize) -> io::Result<UdpSo
     socket.bind(&address.into())?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_window_grows_with_the_round_trip_between_its_bounds() {
-        let most = 32 << 20;
-        assert_eq!(window_bytes(Duration::from_micros(200), most), FIRST_WINDOW_BYTES);
-        assert_eq!(window_bytes(Duration::from_millis(10), most), 12_500_000);
-        assert_eq!(window_bytes(Duration::from_millis(100), most), most);
-        assert_eq!(window_bytes(Duration::MAX, most), most);
-        assert_eq!(window_bytes(Duration::ZERO, 1 << 20), 1 << 20, "a limit below the first window holds");
-    }
 }

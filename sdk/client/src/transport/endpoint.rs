@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::congestion::BoundedCubic;
 use super::tls::client_tls;
 use crate::{ClientConfig, ConnectError};
 
@@ -14,12 +15,6 @@ const MTU_BYTES_MAX: u16 = 6_500;
 const MTU_STEP_BYTES: u16 = 64;
 /// How long a connection keeps to the smallest packets once the large ones seem to be swallowed: loss by congestion looks the same.
 const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(2);
-/// Unread bytes over all streams of a connection to a near broker: no more than the socket's buffer holds, or a busy reader loses
-/// packets. One further away gets what 10 Gbit/s bring in a round trip.
-const FIRST_WINDOW_BYTES: u32 = 4 << 20;
-const LINK_BYTES_PER_SECOND: f64 = 1.25e9;
-/// Bytes that may be in flight before the first acknowledgement.
-const INITIAL_CONGESTION_WINDOW_BYTES: u64 = 128 << 10;
 /// Packets that may arrive before the peer must acknowledge, and how long it may sit on an acknowledgement.
 const ACK_EVERY_PACKETS: u32 = 10;
 const ACK_DELAY: Duration = Duration::from_millis(5);
@@ -41,7 +36,6 @@ pub(crate) struct Dialer {
     config: quinn::ClientConfig,
     connect_timeout: Duration,
     server_name: Option<String>,
-    receive_window_bytes: u32,
 }
 
 impl Dialer {
@@ -59,17 +53,19 @@ impl Dialer {
             config: quic,
             connect_timeout: config.connect_timeout,
             server_name: config.server_name.clone(),
-            receive_window_bytes: config.receive_window_bytes,
         })
     }
 
     /// Connects to the first of the addresses behind `host:port` that answers.
     pub(crate) async fn dial(&self, address: &str) -> Result<quinn::Connection, ConnectError> {
-        let wrong = |reason: String| ConnectError::Address { address: address.to_owned(), reason };
-        let host = host_of(address).ok_or_else(|| wrong("not of the form host:port".to_owned()))?;
+        let host = host_of(address).ok_or_else(|| ConnectError::Address {
+            address: address.to_owned(),
+            reason: "not of the form host:port".to_owned(),
+        })?;
         let name = self.server_name.as_deref().unwrap_or(host);
-        let resolved = tokio::net::lookup_host(address).await.map_err(|error| wrong(error.to_string()))?;
-        let mut last = wrong("the name has no address".to_owned());
+        let unknown = |reason: String| ConnectError::Lookup { address: address.to_owned(), reason };
+        let resolved = tokio::net::lookup_host(address).await.map_err(|error| unknown(error.to_string()))?;
+        let mut last = unknown("the name has no address".to_owned());
         for target in resolved {
             match self.dial_one(address, target, name).await {
                 Ok(connection) => return Ok(connection),
@@ -91,13 +87,7 @@ impl Dialer {
             .connect_with(self.config.clone(), target, name)
             .map_err(|error| failed(error.to_string()))?;
         match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(Ok(connection)) => {
-                let window = window_bytes(connection.rtt(), self.receive_window_bytes);
-                if window > FIRST_WINDOW_BYTES {
-                    connection.set_receive_window(window.into());
-                }
-                Ok(connection)
-            }
+            Ok(Ok(connection)) => Ok(connection),
             Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
                 Err(ConnectError::TimedOut { address: address.to_owned(), after: self.connect_timeout })
             }
@@ -116,10 +106,10 @@ impl Dialer {
     }
 }
 
-/// Whether this side ended the handshake for the peer's certificate: TLS alerts 42 to 46 and 48 (RFC 8446, 6.2), from 0x100 on in
-/// QUIC's codes (RFC 9001, 4.8).
+/// Whether this side ended the handshake for the peer's certificate: TLS alerts 42 to 46, 48 and 51 (RFC 8446, 6.2), from 0x100 on in
+/// QUIC's codes (RFC 9001, 4.8). 51 is a signature that does not verify: an authority of the same name, with another key.
 fn is_about_certificate(code: quinn::TransportErrorCode) -> bool {
-    matches!(u64::from(code).checked_sub(0x100), Some(42..=46 | 48))
+    matches!(u64::from(code).checked_sub(0x100), Some(42..=46 | 48 | 51))
 }
 
 /// The host of `host:port`, without the brackets of an IPv6 address.
@@ -135,8 +125,6 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
     mtu.upper_bound(MTU_BYTES_MAX).minimum_change(MTU_STEP_BYTES).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));
-    let mut congestion = quinn::congestion::CubicConfig::default();
-    congestion.initial_window(INITIAL_CONGESTION_WINDOW_BYTES);
 
     let mut transport = quinn::TransportConfig::default();
     transport
@@ -144,7 +132,7 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
         .max_concurrent_bidi_streams(0u32.into())
         .max_concurrent_uni_streams(0u32.into())
         .stream_receive_window(STREAM_WINDOW_BYTES.min(receive_window_bytes).into())
-        .receive_window(receive_window_bytes.min(FIRST_WINDOW_BYTES).into())
+        .receive_window(receive_window_bytes.into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
         .keep_alive_interval(Some(KEEP_ALIVE))
@@ -152,15 +140,8 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
         .initial_rtt(INITIAL_RTT)
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(congestion));
+        .congestion_controller_factory(Arc::new(BoundedCubic::new()));
     transport
-}
-
-/// Unread bytes that a connection needs over all its streams.
-fn window_bytes(rtt: Duration, most: u32) -> u32 {
-    let needed = rtt.as_secs_f64() * LINK_BYTES_PER_SECOND;
-    // Saturates, which the limit makes right again.
-    (needed as u32).max(FIRST_WINDOW_BYTES).min(most)
 }
 
 /// A socket that reaches both families where the system has both.
@@ -184,15 +165,6 @@ fn bind_to(address: SocketAddr) -> std::io::Result<std::net::UdpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_window_grows_with_the_round_trip_between_its_bounds() {
-        let most = 64 << 20;
-        assert_eq!(window_bytes(Duration::from_micros(200), most), FIRST_WINDOW_BYTES);
-        assert_eq!(window_bytes(Duration::from_millis(10), most), 12_500_000);
-        assert_eq!(window_bytes(Duration::from_millis(100), most), most);
-        assert_eq!(window_bytes(Duration::ZERO, 1 << 20), 1 << 20, "a limit below the first window holds");
-    }
 
     #[test]
     fn hosts_are_found_in_addresses() {

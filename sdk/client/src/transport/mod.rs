@@ -1,5 +1,6 @@
 //! QUIC as this client uses it: settings, TLS, frames.
 
+mod congestion;
 mod endpoint;
 mod frames;
 mod order;
