@@ -239,7 +239,14 @@ impl StorageFile for DiskFile {
         let begun = unsafe {
             libc::sync_file_range(self.file.as_raw_fd(), offset, bytes, libc::SYNC_FILE_RANGE_WRITE)
         };
-        if begun == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        match io::Error::last_os_error() {
+            _ if begun == 0 => Ok(()),
+            // A sandbox that does not know the call, or a file system that has nothing to begin.
+            error if matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied) => {
+                self.advise_dont_need(offset.unsigned_abs(), bytes.unsigned_abs())
+            }
+            error => Err(error),
+        }
     }
 
     fn is_direct(&self) -> bool {

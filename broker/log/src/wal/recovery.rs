@@ -119,6 +119,7 @@ pub(super) fn recover(
         } else {
             // The chain from the newest segment back is broken, so what counts is what leads up to the break. What was
             // released behind it stays so: its file may be erased.
+            let first_live = first_live.max(evidence.released_max);
             let chain = leading(&segments, first_live);
             outcome = Walk { front: Front::Missing, ..walk(&chain, first_live, config)? };
             evidence = Evidence::gather(&outcome, &chain, &segments, &bare)?;
@@ -401,7 +402,8 @@ fn conclude(
     let next_number = segments.keys().next_back().map_or(1, |newest| newest + 1);
     for (number, segment) in segments {
         if number < first_live {
-            free.push(segment.file);
+            // After damage it may be all that is left of entries whose copies were behind that.
+            if damage.is_none() { free.push(segment.file) } else { cut_off.push(segment.file) }
         } else if !in_use.contains(&number) {
             cut_off.push(segment.file);
         }
