@@ -20,6 +20,7 @@ impl Controller {
         if let Some(existing) = self.deployment_by_name(&name) {
             // The very same again: a request or proposal whose outcome was unknown came twice.
             let version = self.plugin_for(spec).ok().map(|plugin| plugin.version.clone());
+            let version = version.or_else(|| spec.version.clone());
             let asked = DeploymentSpec { version, ..spec.clone() };
             return match asked.difference(&existing.spec) {
                 None => Ok(ControllerReply::Deployment(Box::new(existing.clone()))),

@@ -99,29 +99,6 @@ pub struct DeploymentSpec {
     pub drop_rejected: bool,
 }
 
-impl DeploymentSpec {
-    /// The first part in which this is not as `other`, in a word for people.
-    pub(crate) fn difference(&self, other: &Self) -> Option<&'static str> {
-        let parts = [
-            ("kind", self.kind == other.kind),
-            ("plugin", self.plugin == other.plugin),
-            ("plugin version", self.version == other.version),
-            ("configuration", self.config == other.config),
-            ("list of topics", self.topics == other.topics),
-            ("list of targets", self.targets == other.targets),
-            ("start", self.start == other.start),
-            ("failure policy", (self.policy, &self.dead_letter) == (other.policy, &other.dead_letter)),
-            ("number of attempts", self.attempts == other.attempts),
-            ("back-off", self.backoff_ms == other.backoff_ms),
-            ("limit on memory", self.memory_bytes_max == other.memory_bytes_max),
-            ("way with rejected records", self.drop_rejected == other.drop_rejected),
-        ];
-        let named = parts.into_iter().find_map(|(part, same)| (!same).then_some(part));
-        // A part that the list lacks must not pass for the same.
-        named.or((self != other).then_some("setting"))
-    }
-}
-
 /// A deployment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeploymentRecord {

@@ -64,8 +64,8 @@ pub enum ControllerError {
     DeploymentExists {
         /// The name.
         deployment: String,
-        /// Which part of what is asked for is not as it stands.
-        differs: &'static str,
+        /// Which part of what is asked for is not as it stands, and how it is on both sides.
+        differs: String,
     },
     /// It does not fit together.
     #[error("deployment '{deployment}' can't be so: {reason}")]

@@ -18,6 +18,7 @@ mod changes;
 mod cluster;
 mod command;
 mod deployment;
+mod difference;
 mod error;
 mod names;
 mod plugin;

@@ -332,6 +332,33 @@ proptest! {
 }
 
 #[test]
+fn another_deployment_of_a_name_is_refused_with_both_sides() {
+    let mut controller = started();
+    apply(&mut controller, create(1, "plays", 1, None));
+    apply(&mut controller, upload("count", PluginKind::Consumer, 1));
+    let first = spec("d", DeploymentKind::Consumer, "count", &["plays"]);
+    apply(&mut controller, ControllerCommand::CreateDeployment(first.clone()));
+    let asked = |spec: DeploymentSpec| refused(&mut controller, ControllerCommand::CreateDeployment(spec));
+    let secret = BTreeMap::from([("secret".to_owned(), "hush".to_owned())]);
+    let start = StartAt::Offsets(Vec::new());
+    let refusals: Vec<String> = [
+        DeploymentSpec { policy: FailurePolicy::Skip, ..first.clone() },
+        DeploymentSpec { attempts: 4, ..first.clone() },
+        DeploymentSpec { start, ..first.clone() },
+        DeploymentSpec { config: secret, ..first },
+    ]
+    .into_iter()
+    .map(asked)
+    .collect();
+    let policy = "another failure policy: it has `pause`, asked for was `skip`";
+    assert!(refusals[0].contains(policy), "{refusals:?}");
+    assert!(refusals[1].contains("it has `3`, asked for was `4`"), "{refusals:?}");
+    assert!(refusals[2].contains("it has `earliest`, asked for was `offset by partition"), "{refusals:?}");
+    assert!(refusals[3].contains("`secret` is not the same"), "{refusals:?}");
+    assert!(!refusals[3].contains("hush"), "{refusals:?}");
+}
+
+#[test]
 fn foreign_objects_are_refused() {
     let newer = (Bytes::from_static(&[0]), Bytes::from_static(&[9, 9]));
     assert!(matches!(Controller::restore([newer]), Err(RestoreError::Format { kind: 0, format: 9 })));

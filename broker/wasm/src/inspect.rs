@@ -11,6 +11,8 @@ const PACKAGE: &str = "tidemill:plugin/";
 const VERSION: &str = "0.1.";
 const VERSION_FOR_PEOPLE: &str = "0.1";
 const PAGE_BYTES: u64 = 65536;
+/// What every WebAssembly binary begins with.
+const MAGIC: &[u8] = b"\0asm";
 
 /// Which of the contract's worlds a component is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,6 +115,15 @@ impl Surface {
     fn read(component: &[u8]) -> Result<Self, InvalidComponent> {
         let not_a_component = |reason: String| InvalidComponent::NotAComponent { reason };
         let broken = |error: wasmparser::BinaryReaderError| not_a_component(error.to_string());
+        if component.is_empty() {
+            return Err(not_a_component("it is empty".to_owned()));
+        }
+        if !component.starts_with(MAGIC) {
+            let first = component.get(..MAGIC.len()).unwrap_or(component).escape_ascii();
+            return Err(not_a_component(format!(
+                "it begins with `{first}`, not with `\\0asm`; `tidemill plugin build` makes one"
+            )));
+        }
         let mut surface = Self { imports: Vec::new(), exports: Vec::new(), initial_memory_pages: 0 };
         let mut depth = 0usize;
         for payload in Parser::new(0).parse_all(component) {

@@ -186,7 +186,9 @@ impl TaskRunner {
     async fn pause(&mut self, records: &SourceRecords, reason: &str) -> Result<(), Setback> {
         let at = records.records.first().map_or(records.position, |record| record.offset);
         let reason = format!(
-            "stopped before offset {at} of {}: {reason}; mend the plugin or the record, then resume the deployment",
+            "stopped before offset {at} of {}: {reason}; `tidemill deployment resume` tries it again; where it can never \
+             be handled, delete the deployment, which forgets its state, and deploy it with another plugin version or \
+             --policy, and --from where it is to begin",
             self.source_name(records)
         );
         self.stop_with(reason).await

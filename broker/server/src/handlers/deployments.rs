@@ -317,6 +317,9 @@ fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> 
         tasks,
         counters: context.hosting.counters(record.id),
         memory_bytes_max: record.spec.memory_bytes_max,
+        attempts: record.spec.attempts,
+        backoff_ms: record.spec.backoff_ms,
+        drop_rejected: record.spec.drop_rejected,
     }
 }
 

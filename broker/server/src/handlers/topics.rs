@@ -204,5 +204,7 @@ fn description(
             status
         })
         .collect();
-    Ok(TopicDescription { info: Some(info), partitions })
+    let filter = topic.produce_filter.and_then(|id| view.deployment(id));
+    let produce_filter = filter.map(|record| record.spec.name.to_string()).unwrap_or_default();
+    Ok(TopicDescription { info: Some(info), partitions, produce_filter })
 }

@@ -29,6 +29,8 @@ fn what_is_no_component_is_refused() {
     assert!(not_a_component(b""));
     assert!(not_a_component(&hostile::not_wasm()));
     assert!(not_a_component(&hostile::core_module_only()));
+    let text = inspect(b"hello").unwrap_err().to_string();
+    assert!(text.contains("it begins with `hell`, not with `\\0asm`") && !text.contains('\n'), "{text}");
     let module = inspect(&hostile::core_module_only()).unwrap_err().to_string();
     assert!(module.contains("tidemill plugin build"), "{module}");
     for thousandths in [1, 10, 100, 300, 500, 700, 900, 999] {

@@ -94,7 +94,7 @@ pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_w
     Error::new(
         ErrorCode::OffsetOutOfRange,
         format!(
-            "offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; seek to one of these"
+            "offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; read from one of these"
         ),
     )
 }
