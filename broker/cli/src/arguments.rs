@@ -56,8 +56,8 @@ impl Arguments {
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Connection and output")]
 pub(crate) struct Connection {
-    /// A broker's address, host:port; several with commas.
-    #[arg(long, global = true, env = "TIDEMILL_ADDRESS", value_name = "HOST:PORT")]
+    /// A broker's address, port 9630 where none is named; several with commas.
+    #[arg(long, global = true, env = "TIDEMILL_ADDRESS", value_name = "HOST[:PORT]")]
     pub(crate) address: Option<String>,
     /// PEM file of the authority that signed the broker's certificate.
     #[arg(long, global = true, env = "TIDEMILL_CA", value_name = "FILE")]
@@ -137,9 +137,15 @@ Scrapers get the same over HTTP where the broker has metrics.listen.")]
     #[command(subcommand)]
     Inspect(inspect::Inspect),
     /// Print a shell's completion script
-    #[command(
-        after_help = "Example:\n  tidemill completions bash > ~/.local/share/bash-completion/completions/tidemill"
-    )]
+    #[command(after_help = "\
+Examples:
+  mkdir -p ~/.local/share/bash-completion/completions
+  tidemill completions bash > ~/.local/share/bash-completion/completions/tidemill
+
+  mkdir -p ~/.zfunc
+  tidemill completions zsh > ~/.zfunc/_tidemill
+
+zsh looks there where ~/.zshrc says fpath+=~/.zfunc before compinit.")]
     Completions {
         /// Which shell.
         shell: clap_complete::Shell,

@@ -16,12 +16,13 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// Connects as the flags, the environment and the saved contexts say, in this order. With `--timeout` a broker may take that long to
 /// come up.
 pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker), CliError> {
-    let config = config(connection)?;
+    let (config, context) = config(connection)?;
+    let failed = |error: ConnectError| CliError::Connect { error, context: context.clone() };
     let broker = Broker { addresses: config.addresses().join(","), timeout: connection.timeout };
     // A client that connects when it is used: it says what keeps it from that.
-    let client = Client::detached(config.clone())?;
+    let client = Client::detached(config.clone()).map_err(failed)?;
     let connecting = async {
-        let Some(limit) = broker.timeout else { return Ok(client.connected().await?) };
+        let Some(limit) = broker.timeout else { return client.connected().await.map_err(failed) };
         let mut last = ConnectError::TimedOut { address: broker.addresses.clone(), after: limit };
         let trying = async {
             loop {
@@ -33,8 +34,8 @@ pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker),
             }
         };
         match tokio::time::timeout(limit, trying).await {
-            Ok(done) => Ok(done?),
-            Err(_) => Err(last.into()),
+            Ok(done) => done.map_err(failed),
+            Err(_) => Err(failed(last)),
         }
     };
     let gives_up_after = broker.timeout.unwrap_or(CONNECT_TIMEOUT);
@@ -46,12 +47,16 @@ pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker),
 /// How long one attempt to connect takes at the most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-fn config(connection: &Connection) -> Result<ClientConfig, CliError> {
-    let saved = saved(connection)?;
+/// How to reach a broker, and the name of the saved context that had a say in it.
+fn config(connection: &Connection) -> Result<(ClientConfig, Option<String>), CliError> {
+    let (context, saved) = saved(connection)?.unzip();
+    let saved = saved.unwrap_or_default();
     let addresses: Vec<String> = match &connection.address {
-        Some(addresses) => addresses.split(',').map(|address| address.trim().to_owned()).collect(),
-        None if !saved.addresses.is_empty() => saved.addresses.clone(),
-        None => vec![format!("127.0.0.1:{}", tidemill_server::DEFAULT_PORT)],
+        Some(addresses) => addresses_of(addresses),
+        None if !saved.addresses.is_empty() => {
+            saved.addresses.iter().map(|address| with_port(address)).collect()
+        }
+        None => vec![with_port("127.0.0.1")],
     };
     let ca = connection.ca.clone().or(saved.ca).or_else(|| authority_of(&addresses));
     let mut config = ClientConfig::new(addresses).client_id("tidemill-cli").connect_timeout(CONNECT_TIMEOUT);
@@ -66,23 +71,43 @@ fn config(connection: &Connection) -> Result<ClientConfig, CliError> {
     if let Some((certificate, key)) = identity.or_else(|| saved.certificate.zip(saved.key)) {
         config = config.identity(certificate, key);
     }
-    Ok(config)
+    Ok((config, context))
 }
 
-fn saved(connection: &Connection) -> Result<SavedContext, CliError> {
-    let contexts = Contexts::load()?;
-    let name = match (&connection.context, &connection.address) {
-        (Some(name), _) => name.clone(),
+/// The addresses of a list with commas, each with its port.
+pub(crate) fn addresses_of(list: &str) -> Vec<String> {
+    list.split(',').map(|address| with_port(address.trim())).collect()
+}
+
+/// The usual port where an address names none. IPv6 addresses need their brackets: without them the last group is the port.
+fn with_port(address: &str) -> String {
+    let names_port = address.contains(':') && !address.ends_with(']');
+    if names_port || address.is_empty() {
+        return address.to_owned();
+    }
+    format!("{address}:{}", tidemill_server::DEFAULT_PORT)
+}
+
+/// The saved context that counts, if any, with its name.
+fn saved(connection: &Connection) -> Result<Option<(String, SavedContext)>, CliError> {
+    let mut contexts = Contexts::load()?;
+    // A variable that is set to nothing names none.
+    let named = connection.context.clone().filter(|name| !name.is_empty());
+    let name = match (named, &connection.address) {
+        (Some(name), _) => name,
         // An address on the command line stands for itself.
-        (None, Some(_)) => return Ok(SavedContext::default()),
-        (None, None) => match contexts.current.clone() {
+        (None, Some(_)) => return Ok(None),
+        (None, None) => match contexts.current.take() {
             Some(name) => name,
-            None => return Ok(SavedContext::default()),
+            None => return Ok(None),
         },
     };
-    contexts.contexts.get(&name).cloned().ok_or_else(|| {
-        CliError::usage(format!("there is no context '{name}'; `tidemill context list` shows them"))
-    })
+    match contexts.contexts.remove(&name) {
+        Some(saved) => Ok(Some((name, saved))),
+        None => {
+            Err(CliError::usage(format!("there is no context '{name}'; `tidemill context list` shows them")))
+        }
+    }
 }
 
 /// The authority that a `tidemill dev` or `tidemill server` on this machine left for its port.
@@ -91,4 +116,19 @@ fn authority_of(addresses: &[String]) -> Option<PathBuf> {
         let port = address.rsplit_once(':')?.1.parse().ok()?;
         dev_authority(port).ok().filter(|path| path.exists())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_without_a_port_have_the_usual_one() {
+        assert_eq!(
+            addresses_of("log1, log2:1,10.0.0.1,[::1],[::1]:2"),
+            ["log1:9630", "log2:1", "10.0.0.1:9630", "[::1]:9630", "[::1]:2"]
+        );
+        // These are errors, and remain some.
+        assert_eq!(addresses_of("log1:,"), ["log1:", ""]);
+    }
 }

@@ -12,8 +12,13 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Usage(String),
     /// No connection.
-    #[error("{}. {}", .0, advice(.0))]
-    Connect(#[from] ConnectError),
+    #[error("{}", no_connection(error, context.as_deref()))]
+    Connect {
+        /// Why.
+        error: ConnectError,
+        /// The saved context that said how to reach the broker, where one did.
+        context: Option<String>,
+    },
     /// A broker that was there answers no more.
     #[error("{0}")]
     Away(String),
@@ -63,7 +68,7 @@ impl CliError {
             Self::Differs(reason) => Self::Differs(words(reason)),
             Self::Other(reason) => Self::Other(words(reason)),
             Self::Away(reason) => Self::Away(words(reason)),
-            connect @ Self::Connect(_) => connect,
+            connect @ Self::Connect { .. } => connect,
         }
     }
 
@@ -72,7 +77,12 @@ impl CliError {
     pub(crate) const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Connect(_) | Self::Away(_) => 3,
+            // Nobody was asked yet: what was named does not stand.
+            Self::Connect {
+                error: ConnectError::Address { .. } | ConnectError::File { .. } | ConnectError::Tls(_),
+                ..
+            } => 2,
+            Self::Connect { .. } | Self::Away(_) => 3,
             Self::NotThere(_)
             | Self::Refused {
                 code:
@@ -92,24 +102,41 @@ impl CliError {
     }
 }
 
+/// Why there is no connection, what to do, and who said where to.
+fn no_connection(error: &ConnectError, context: Option<&str>) -> String {
+    let advice = advice(error).map(|advice| format!(". {advice}")).unwrap_or_default();
+    let of_context = |name: &str| format!("; context '{name}' is in use: `tidemill context list`");
+    let context = context.map(of_context).unwrap_or_default();
+    format!("{error}{advice}{context}")
+}
+
 /// What to do where there is no connection.
-const fn advice(error: &ConnectError) -> &'static str {
-    match error {
+const fn advice(error: &ConnectError) -> Option<&'static str> {
+    Some(match error {
         ConnectError::TimedOut { .. } | ConnectError::NoAddress => {
             "Start a broker there with `tidemill dev`, or name another address with --address"
         }
         ConnectError::Address { .. } => "Name a broker as HOST:PORT with --address",
+        ConnectError::Lookup { .. } => "Look at the host's name, or name another address with --address",
         ConnectError::Certificate { .. } => {
-            "Name the authority that signed it with --ca, and the host as the certificate has it with --address"
+            "Name the authority that signed it with --ca, and the host as the certificate has it with --address; \
+             a broker whose data directory was made anew has a new tls/ca.pem"
         }
-        ConnectError::Refused { .. } => "Show a certificate with --certificate and --certificate-key",
+        // The broker's own words say what it wants.
+        ConnectError::Refused { .. } => return None,
         ConnectError::File { .. } | ConnectError::Tls(_) => {
-            "Look at --ca, --certificate and --certificate-key, or at `tidemill context list`"
+            "Look at --ca, --certificate and --certificate-key"
         }
         ConnectError::Handshake { .. } | ConnectError::BadAnswer { .. } => {
             "Look whether a Tidemill broker of this release listens there"
         }
         ConnectError::Socket(_) | ConnectError::Closed => "Try again",
+    })
+}
+
+impl From<ConnectError> for CliError {
+    fn from(error: ConnectError) -> Self {
+        Self::Connect { error, context: None }
     }
 }
 
@@ -239,7 +266,31 @@ mod tests {
         assert_eq!(CliError::from(ProducerError::Request(lost())).exit_code(), 3);
         assert_eq!(CliError::from(ProducerError::Settings("x".into())).exit_code(), 2);
         assert_eq!(CliError::from(server(ErrorCode::DiskFull)).exit_code(), 1);
+        let file = ConnectError::File { path: "ca.pem".into(), reason: "it is not there".to_owned() };
+        assert_eq!(CliError::from(file).exit_code(), 2);
         let said = CliError::from(unknown()).worded(|words| format!("line 3: {words}"));
         assert!(said.exit_code() == 4 && said.to_string().starts_with("line 3: no"), "{said}");
+    }
+
+    #[test]
+    fn what_keeps_a_command_from_the_broker_is_told_with_a_way_out() {
+        let address = || "log9:9630".to_owned();
+        let lookup = ConnectError::Lookup { address: address(), reason: "no such name".to_owned() };
+        let said = CliError::Connect { error: lookup, context: Some("prod".to_owned()) };
+        assert_eq!(
+            said.to_string(),
+            "log9:9630: the host is not known: no such name. Look at the host's name, or name another address \
+             with --address; context 'prod' is in use: `tidemill context list`"
+        );
+        assert_eq!(said.exit_code(), 3);
+        let form = ConnectError::Address { address: "log9:x".to_owned(), reason: "no".to_owned() };
+        let said = CliError::from(form);
+        assert!(said.exit_code() == 2 && said.to_string().contains("HOST:PORT"), "{said}");
+        // What the broker said is not said again.
+        let refused = ConnectError::Refused { address: address(), error: server(ErrorCode::Unauthenticated) };
+        let said = CliError::from(refused);
+        assert!(said.exit_code() == 3 && said.to_string().ends_with("no (UNAUTHENTICATED)"), "{said}");
+        let untrusted = ConnectError::Certificate { address: address(), reason: "BadSignature".to_owned() };
+        assert!(CliError::from(untrusted).to_string().contains("new tls/ca.pem"));
     }
 }

@@ -90,6 +90,7 @@ pub(crate) fn bytes(count: u64) -> String {
 pub(crate) fn duration(ms: i64) -> String {
     match ms {
         -1 => "for ever".to_owned(),
+        0 => "0 ms".to_owned(),
         ms if ms % 86_400_000 == 0 => format!("{} d", ms / 86_400_000),
         ms if ms % 3_600_000 == 0 => format!("{} h", ms / 3_600_000),
         ms if ms % 1000 == 0 => format!("{} s", ms / 1000),

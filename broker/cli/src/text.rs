@@ -1,4 +1,4 @@
-//! What people type, parsed: sizes, durations, times, `key=value`.
+//! What people type, parsed: sizes, durations, times, `KEY=VALUE`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -84,11 +84,21 @@ pub(crate) fn time(at: i64) -> String {
     }
 }
 
-/// `key=value`.
+/// `KEY=VALUE`.
 pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is not KEY=VALUE"))?;
+    pair(text, "KEY")
+}
+
+/// `NAME=VALUE`.
+pub(crate) fn name_value(text: &str) -> Result<(String, String), String> {
+    pair(text, "NAME")
+}
+
+/// Two texts around the first `=`; the help calls the first one so.
+fn pair(text: &str, first: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("'{text}' is not {first}=VALUE"))?;
     if key.is_empty() {
-        return Err(format!("'{text}' has no key before the '='"));
+        return Err(format!("'{text}' has no {first} before the '='"));
     }
     Ok((key.to_owned(), value.to_owned()))
 }
@@ -116,6 +126,9 @@ mod tests {
         assert_eq!(retention("7d"), Ok(7 * 86_400_000));
         assert_eq!(key_value("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert!(key_value("=b").is_err());
+        assert!(key_value("y").is_err_and(|reason| reason.contains("KEY=VALUE")));
+        assert_eq!(name_value("a="), Ok(("a".into(), String::new())));
+        assert!(name_value("y").is_err_and(|reason| reason.contains("NAME=VALUE")));
         assert_eq!(name_version("f@2"), ("f".into(), "2".into()));
     }
 

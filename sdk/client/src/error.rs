@@ -84,12 +84,20 @@ pub enum ConnectError {
     /// The configuration names no address.
     #[error("no address of a broker was given; name at least one as host:port")]
     NoAddress,
-    /// An address that is no `host:port`, or a host that is not known.
+    /// An address that is no `host:port`.
     #[error("{address}: {reason}")]
     Address {
         /// As configured or advertised.
         address: String,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A host that is not known.
+    #[error("{address}: the host is not known: {reason}")]
+    Lookup {
+        /// As configured or advertised.
+        address: String,
+        /// What the system said.
         reason: String,
     },
     /// A certificate or key file.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::{Value, json};
-use tidemill_client::{Client, Consumer, ConsumerRecord, PartitionId, Position, Start};
+use tidemill_client::{Client, ConsumeError, Consumer, ConsumerRecord, PartitionId, Position, Start};
 
 use crate::error::CliError;
 use crate::{output, text};
@@ -24,8 +24,9 @@ Without --follow it ends where the topic ended when it got there.")]
 pub(crate) struct Consume {
     /// Which topic.
     topic: String,
-    /// Where to begin: earliest, latest, an offset, -5m, or a time. Unless said, earliest, with --follow latest. With --group it
-    /// counts only where the group has no position yet; `tidemill group seek` moves one.
+    /// Where to begin: earliest, latest, an offset, -5m, or a time. Unless said, earliest, with --follow latest. An offset counts
+    /// in each partition that is read, so it mostly goes with --partition. With --group the position counts only where
+    /// the group has none yet; `tidemill group seek` moves one.
     #[arg(long, value_name = "POSITION", value_parser = text::position, allow_hyphen_values = true)]
     from: Option<Position>,
     /// Only these partitions; may be repeated.
@@ -63,6 +64,26 @@ impl Consume {
     pub(crate) const fn gives_up_after(&self) -> Option<Duration> {
         if self.follow { None } else { Some(AWAY_MAX) }
     }
+
+    /// As it is, and what to do where a partition has no record at the position.
+    fn not_read(&self, error: ConsumeError) -> CliError {
+        let ConsumeError::OutOfRange { partition: outside, .. } = &error else {
+            return error.into();
+        };
+        let outside = outside.partition;
+        let error = CliError::from(error);
+        let (topic, counts) = (&self.topic, "An offset counts in each partition that is read");
+        let way_out = match (&self.group, self.partition.len()) {
+            (Some(group), _) => {
+                format!(
+                    "`tidemill group seek {group} {topic} --partition {outside} --to earliest` moves the group"
+                )
+            }
+            (None, 1) => "Name an offset in it, or begin with --from earliest".to_owned(),
+            (None, _) => format!("{counts}: name one with --partition N, or begin with --from earliest"),
+        };
+        error.worded(|words| format!("{words}. {way_out}"))
+    }
 }
 
 pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<(), CliError> {
@@ -80,7 +101,8 @@ pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<
             _ = &mut interrupted => break,
             record = consumer.next() => {
                 let Some(record) = record else { break };
-                is_read = still_read(write_record(&mut out, &record?, json))?;
+                let record = record.map_err(|error| consume.not_read(error))?;
+                is_read = still_read(write_record(&mut out, &record, json))?;
                 read += u64::from(is_read);
                 if is_read && read.is_multiple_of(COMMIT_RECORDS) {
                     is_read = hand_over(&mut out, &consume, &consumer).await?;

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::arguments::Connection;
+use crate::connect::addresses_of;
 use crate::contexts::{Contexts, SavedContext, file};
 use crate::error::CliError;
 use crate::output;
@@ -45,8 +46,8 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
         Context::Save { name } => {
             let addresses = connection
                 .address
-                .as_ref()
-                .map(|addresses| addresses.split(',').map(|address| address.trim().to_owned()).collect())
+                .as_deref()
+                .map(addresses_of)
                 .ok_or_else(|| CliError::usage("say which broker: --address HOST:PORT"))?;
             // A relative path would mean something else from another directory.
             let absolute =

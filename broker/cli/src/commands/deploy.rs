@@ -34,8 +34,16 @@ Examples:
     /// Run a hosted consumer
     #[command(after_help = "\
 Example:
-  tidemill deploy consumer plays-per-song --plugin count-by-field --topic plays --target top-songs \\
-      --set field=song_id --from earliest --policy dead-letter --dead-letter plays-failed")]
+  tidemill plugin upload target/plugins/components/count-by-field.wasm
+  tidemill topic create top-songs --if-not-exists
+  tidemill topic create plays-failed --if-not-exists
+  tidemill deploy consumer plays-per-song-safe --plugin count-by-field --topic plays \\
+      --target top-songs --set field=song_id --from earliest \\
+      --policy dead-letter --dead-letter plays-failed
+
+The topics that it reads must be there too: here plays. Without --from it begins at the end.
+What is deployed is not changed in place: where a record may come that the plugin can't handle,
+choose --policy skip or dead-letter from the start.")]
     Consumer(Consumer),
 }
 
@@ -86,10 +94,10 @@ pub(crate) struct Consumer {
     /// Where it may emit to; may be repeated.
     #[arg(long = "target", value_name = "TOPIC")]
     targets: Vec<String>,
-    /// Where it begins: earliest, latest, an offset, -5m, or a time.
+    /// Where it begins: earliest, latest (what is written from now on), an offset, -5m, or a time.
     #[arg(long, value_name = "POSITION", value_parser = text::position, allow_hyphen_values = true, default_value = "latest")]
     from: Position,
-    /// What becomes of a record that it can't handle.
+    /// What becomes of a record that it can't handle. It can't be changed later.
     #[arg(long, value_enum, default_value_t = Policy::Pause)]
     policy: Policy,
     /// Where failed records go, with --policy dead-letter.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
-use tidemill_client::messages::{self, DeploymentKind, DeploymentStatus};
+use tidemill_client::messages::{self, DeploymentKind, DeploymentStatus, FailurePolicy};
 use tidemill_client::{Client, messages::LogLine};
 
 use crate::error::CliError;
@@ -34,7 +34,12 @@ pub(crate) enum Deployment {
         name: String,
     },
     /// Let it go on; also tasks that paused themselves
-    #[command(after_help = "Example:\n  tidemill deployment resume plays-per-song")]
+    #[command(after_help = "\
+Example:
+  tidemill deployment resume plays-per-song
+
+A task that paused itself tries the same record again. Where that can never be handled, delete the
+deployment, which forgets its state, and deploy it with another plugin version or --policy.")]
     Resume {
         /// Which deployment.
         name: String,
@@ -133,6 +138,16 @@ fn kind(deployment: &messages::Deployment) -> &'static str {
     }
 }
 
+/// As `--policy` has it.
+const fn policy(policy: FailurePolicy) -> &'static str {
+    match policy {
+        FailurePolicy::Skip => "skip",
+        FailurePolicy::DeadLetter => "dead-letter",
+        FailurePolicy::Pause => "pause",
+        FailurePolicy::Unspecified => "?",
+    }
+}
+
 fn status(status: DeploymentStatus, reason: &str) -> String {
     let word = match status {
         // Not stopped, and not at work either.
@@ -185,6 +200,23 @@ fn describe(deployment: &messages::Deployment) {
     if !deployment.targets.is_empty() {
         facts.push(("targets", deployment.targets.join(", ")));
     }
+    match deployment.kind() {
+        DeploymentKind::Consumer => {
+            let disposed = match deployment.policy() {
+                FailurePolicy::DeadLetter => format!("dead-letter to {}", deployment.dead_letter_topic),
+                other => policy(other).to_owned(),
+            };
+            facts.push(("policy", disposed));
+            facts.push(("attempts", deployment.attempts.to_string()));
+            facts.push(("backoff", output::duration(i64::from(deployment.backoff_ms))));
+        }
+        DeploymentKind::ProduceFilter => {
+            let rejected = if deployment.drop_rejected { "left out" } else { "refused with their batch" };
+            facts.push(("rejected records", rejected.to_owned()));
+        }
+        _ => {}
+    }
+    facts.push(("memory", output::bytes(deployment.memory_bytes_max)));
     let counters: Vec<String> =
         deployment.counters.iter().map(|(name, value)| format!("{name}={value}")).collect();
     facts.push(("counters", counters.join(" ")));
@@ -236,6 +268,10 @@ fn document(deployment: &messages::Deployment) -> Value {
             })
         })
         .collect();
+    // What a kind does not have is null.
+    let of = |kind: DeploymentKind, value: Value| if deployment.kind() == kind { value } else { Value::Null };
+    let consumers = |value: Value| of(DeploymentKind::Consumer, value);
+    let dead_letter = Some(&deployment.dead_letter_topic).filter(|topic| !topic.is_empty());
     json!({
         "id": deployment.deployment_id,
         "name": deployment.name,
@@ -245,6 +281,12 @@ fn document(deployment: &messages::Deployment) -> Value {
         "config": deployment.config,
         "topics": deployment.topics,
         "targets": deployment.targets,
+        "policy": consumers(json!(policy(deployment.policy()))),
+        "dead_letter": dead_letter,
+        "attempts": consumers(json!(deployment.attempts)),
+        "backoff_ms": consumers(json!(deployment.backoff_ms)),
+        "drop_rejected": of(DeploymentKind::ProduceFilter, json!(deployment.drop_rejected)),
+        "memory_bytes_max": deployment.memory_bytes_max,
         "status": status(deployment.status(), ""),
         "reason": deployment.status_reason,
         "epoch": deployment.epoch,

@@ -51,7 +51,7 @@ Examples:
         group: String,
         /// Of which topic.
         topic: String,
-        /// earliest, latest, an offset, -5m, or a time.
+        /// earliest, latest, an offset, -5m, or a time. An offset counts in each partition, so it mostly goes with --partition.
         #[arg(long, value_name = "POSITION", value_parser = text::position, allow_hyphen_values = true)]
         to: Position,
         /// Only this partition.
@@ -96,7 +96,7 @@ pub(crate) async fn run(group: Group, client: Client, json: bool) -> Result<(), 
                 .collect();
             output::print(json, &json!({ "group": group, "topic": topic, "positions": documents }), || {
                 for (partition, offset) in &moved {
-                    println!("{group} stands at {offset} of {topic}-{partition}");
+                    println!("{}", stands(&group, &format!("{topic}-{partition}"), to, *offset));
                 }
             })
         }
@@ -105,6 +105,17 @@ pub(crate) async fn run(group: Group, client: Client, json: bool) -> Result<(), 
             output::print(json, &json!({ "deleted": group }), || println!("deleted group {group}"))
         }
     }
+}
+
+/// Where a group stands after it was sent somewhere: at the nearest offset there is.
+fn stands(group: &str, partition: &str, sent_to: Position, offset: i64) -> String {
+    if let Position::Offset(asked) = sent_to
+        && asked.get() != offset
+    {
+        let where_it_lies = if asked.get() > offset { "beyond the end" } else { "before the start" };
+        return format!("{asked} lies {where_it_lies} of {partition}: {group} stands at {offset}");
+    }
+    format!("{group} stands at {offset} of {partition}")
 }
 
 async fn seek(
@@ -180,4 +191,19 @@ async fn describe(client: &Client, group: &GroupDescription, json: bool) -> Resu
             &[1, 2, 3, 4],
         );
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_is_not_there_is_told() {
+        let stands = |to: Position, offset: i64| stands("royalties", "plays-1", to, offset);
+        let at = |offset: i64| Position::Offset(Offset::new(offset));
+        assert_eq!(stands(at(2), 2), "royalties stands at 2 of plays-1");
+        assert_eq!(stands(Position::Latest, 2), "royalties stands at 2 of plays-1");
+        assert_eq!(stands(at(77), 2), "77 lies beyond the end of plays-1: royalties stands at 2");
+        assert_eq!(stands(at(0), 2), "0 lies before the start of plays-1: royalties stands at 2");
+    }
 }

@@ -1,16 +1,16 @@
 //! `tidemill inspect`: files of a stopped broker.
 
+mod state;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::Subcommand;
 use serde_json::json;
-use tidemill_log::fs::{DirectoryLock, DiskStorage, Storage};
-use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig, SegmentInspection};
+use tidemill_log::fs::DiskStorage;
+use tidemill_log::segment::SegmentInspection;
 use tidemill_log::wal;
-use tidemill_protocol::{ShardId, TopicPartition};
-use tidemill_shard::{Shard, ShardConfig};
+use tidemill_protocol::ShardId;
 
 use crate::error::CliError;
 use crate::output;
@@ -19,8 +19,9 @@ use crate::output;
 #[derive(Debug, Subcommand)]
 #[command(after_help = "\
 Examples:
-  tidemill inspect wal tidemill-data                 what the write-ahead log holds of each shard
-  tidemill inspect state tidemill-data --shard 1     topics, partitions and groups as of its last checkpoint
+  tidemill inspect wal tidemill-data              what the write-ahead log holds of each shard
+  tidemill inspect state tidemill-data            the controller: topics, plugins, deployments
+  tidemill inspect state tidemill-data --shard 1  partitions, groups, tasks at its checkpoint
 
 The write-ahead log and segments are read and never written. A state is opened as the broker opens it, which completes
 what a crash left half-done: keep a copy of the directory where that must not be.")]
@@ -37,24 +38,28 @@ pub(crate) enum Inspect {
         frames: bool,
     },
     /// A segment file: its batches, each with its checksum verified
-    #[command(
-        after_help = "Example:\n  tidemill inspect segment tidemill-data/shard-01/TOPIC-0/00000000000000000000.log"
-    )]
+    #[command(after_help = "\
+Example:
+  tidemill inspect segment tidemill-data/shard-01/TOPIC-ID-0/00000000000000000000.log
+
+A partition's directory is named by its topic's id and its number. `tidemill topic describe TOPIC` shows the
+id and each partition's shard; of a stopped broker, `tidemill inspect state DIR --shard N` shows a shard's directories.")]
     Segment {
         /// The `.log` file.
         file: PathBuf,
     },
     /// A shard's state as its last checkpoint left it
     #[command(after_help = "\
-Example:
-  tidemill inspect state tidemill-data --shard 1
+Examples:
+  tidemill inspect state tidemill-data             the controller: topics, plugins, deployments
+  tidemill inspect state tidemill-data --shard 1   records, groups and tasks are in shards 1 and up
 
 It is opened as a broker opens it, under the directory's lock: an interrupted checkpoint or installation is completed, and
 files that no checkpoint names are removed, as the next start would.")]
     State {
         /// The data directory.
         data_dir: PathBuf,
-        /// Which shard.
+        /// Which shard; 0 is the controller.
         #[arg(long, default_value_t = 0)]
         shard: u16,
     },
@@ -64,7 +69,7 @@ pub(crate) fn run(inspect: &Inspect, json: bool) -> Result<(), CliError> {
     match inspect {
         Inspect::Wal { data_dir, frames } => inspect_wal(data_dir, *frames, json),
         Inspect::Segment { file } => inspect_segment(file, json),
-        Inspect::State { data_dir, shard } => inspect_state(data_dir, ShardId::new(*shard), json),
+        Inspect::State { data_dir, shard } => state::inspect(data_dir, ShardId::new(*shard), json),
     }
 }
 
@@ -298,73 +303,4 @@ fn inspect_segment(file: &Path, json: bool) -> Result<(), CliError> {
         println!("\n{batches} batches, whole, each with a good checksum; the next offset is {end}");
     }
     Ok(())
-}
-
-fn inspect_state(data_dir: &Path, shard: ShardId, json: bool) -> Result<(), CliError> {
-    let storage: Arc<dyn Storage> = Arc::new(storage(data_dir)?);
-    // A shard that is open may complete what a crash left half-done: never beside a running broker.
-    let _lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))
-        .map_err(|error| CliError::usage(format!("{error}; stop the broker first")))?;
-    let config = ShardConfig::new(shard);
-    let dir = data_dir.join(&config.dir);
-    if !dir.is_dir() {
-        return Err(CliError::usage(format!("there is no shard {shard} in {}", data_dir.display())));
-    }
-    let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
-    let shard = Shard::open(config, &files).map_err(|error| CliError::other(error.to_string()))?;
-    let topics = shard.topics();
-    // As people call it: a deleted topic's partition has no name any more.
-    let name = |id: TopicPartition| -> Option<String> {
-        let topic = topics.iter().find(|topic| topic.topic == id.topic)?;
-        Some(format!("{}-{}", topic.name, id.partition))
-    };
-    let partitions: Vec<_> = shard
-        .partitions()
-        .into_iter()
-        .map(|(id, view)| {
-            json!({ "partition": id.to_string(), "name": name(id), "log_start": view.log_start.get(),
-                "high_watermark": view.high_watermark.get(), "bytes": view.bytes, "segments": view.segments })
-        })
-        .collect();
-    let applied = shard.applied().last.map(|id| id.index.get());
-    let names: Vec<_> = topics.iter().map(|topic| topic.name.clone()).collect();
-    let document = json!({
-        "applied": applied, "log_time": shard.log_time().get(), "topics": names, "partitions": partitions,
-        "groups": shard.group_names(), "tasks": shard.tasks().len(),
-    });
-    let or_none = |names: Vec<String>| if names.is_empty() { "(none)".to_owned() } else { names.join(", ") };
-    output::print(json, &document, || {
-        output::facts(&[
-            (
-                "as of Raft entry",
-                applied.map_or_else(|| "(nothing was applied)".to_owned(), |index| index.to_string()),
-            ),
-            ("log time", crate::text::time(shard.log_time().get())),
-            ("topics", or_none(names.iter().map(ToString::to_string).collect())),
-            ("groups", or_none(shard.group_names().iter().map(ToString::to_string).collect())),
-            ("tasks", shard.tasks().len().to_string()),
-            ("segments in", format!("{}/TOPIC-ID-PARTITION", dir.display())),
-        ]);
-        println!();
-        let rows: Vec<Vec<String>> = shard
-            .partitions()
-            .into_iter()
-            .map(|(id, view)| {
-                vec![
-                    name(id).unwrap_or_else(|| "(deleted)".to_owned()),
-                    id.to_string(),
-                    view.log_start.to_string(),
-                    view.high_watermark.to_string(),
-                    output::bytes(view.bytes),
-                    view.segments.to_string(),
-                ]
-            })
-            .collect();
-        output::table(
-            &["partition", "directory", "log start", "high watermark", "bytes", "segments"],
-            &rows,
-            &[2, 3, 4, 5],
-        );
-        println!("\nWhat the write-ahead log holds behind that entry is applied at the next start.");
-    })
 }

@@ -1,9 +1,10 @@
 //! `tidemill server` and `tidemill dev`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use tidemill_server::{Broker, BrokerConfig};
+use tidemill_server::{Broker, BrokerConfig, DEFAULT_PORT, StartError};
 
 use crate::contexts::publish_authority;
 use crate::error::CliError;
@@ -35,7 +36,7 @@ struct Sources {
     #[arg(long, env = "TIDEMILL_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Any setting by its dotted name; items of a list by commas.
-    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = crate::text::key_value)]
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = crate::text::name_value)]
     settings: Vec<(String, String)>,
 }
 
@@ -94,7 +95,7 @@ pub(crate) async fn dev(dev: Dev, json: bool) -> Result<(), CliError> {
         ("data_dir", dev.data_dir.map(|path| path.display().to_string())),
         ("listen", dev.port.map(|port| format!("127.0.0.1:{port}"))),
     ])?;
-    serve(config, json).await
+    serve(config, "another port with --port", json).await
 }
 
 pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
@@ -112,7 +113,7 @@ pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
         let toml = with_unset(&toml);
         return output::print(json, &serde_json::to_value(&config)?, || print!("{toml}"));
     }
-    serve(config, json).await
+    serve(config, "another address with --listen", json).await
 }
 
 /// Settings that may be left unset: the table that each stands in, its name, and what holds then, as a comment says it.
@@ -158,9 +159,15 @@ fn with_unset(toml: &str) -> String {
     out
 }
 
-async fn serve(config: BrokerConfig, json: bool) -> Result<(), CliError> {
+/// `elsewhere` is what may be chosen where the address can't be had.
+async fn serve(config: BrokerConfig, elsewhere: &str, json: bool) -> Result<(), CliError> {
     let data_dir = config.data_dir.clone();
-    let broker = Broker::start(config).await.map_err(|error| CliError::other(error.to_string()))?;
+    let asks_clients = config.client_ca.is_some();
+    let broker = Broker::start(config).await.map_err(|error| {
+        let concerns_address = matches!(&error, StartError::Bind(bind) if bind.concerns_address());
+        let choice = if concerns_address { format!("; choose {elsewhere}") } else { String::new() };
+        CliError::other(format!("{error}{choice}"))
+    })?;
     let address = broker.local_addr();
     // Other commands on this machine find the authority by the port.
     let authority = broker.authority();
@@ -169,7 +176,9 @@ async fn serve(config: BrokerConfig, json: bool) -> Result<(), CliError> {
     {
         tracing::warn!(%error, "the authority's certificate was not left for other commands; they need --ca");
     }
-    if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), json) {
+    // A certificate that the broker did not make is for names that are not known here.
+    let first_command = authority.as_ref().map(|_| first_command(address, asks_clients));
+    if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), first_command.as_deref(), json) {
         tracing::debug!(%error, "nobody reads where the broker listens");
     }
     let reason = tokio::select! {
@@ -189,6 +198,7 @@ fn announce(
     broker: &Broker,
     data_dir: &std::path::Path,
     authority: Option<&std::path::Path>,
+    first_command: Option<&str>,
     json: bool,
 ) -> std::io::Result<()> {
     use std::io::Write;
@@ -214,9 +224,25 @@ fn announce(
         if let Some(metrics) = broker.metrics_addr() {
             writeln!(out, "metrics are at http://{metrics}/metrics")?;
         }
-        writeln!(out, "try: tidemill topic create plays --partitions 3")?;
+        if let Some(command) = first_command {
+            writeln!(out, "try: {command}")?;
+        }
     }
     out.flush()
+}
+
+/// A command that reaches this broker from its own machine, with what it needs for that.
+fn first_command(address: SocketAddr, asks_clients: bool) -> String {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    let reached = SocketAddr::new(ip, address.port());
+    let is_default = reached == SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT));
+    let to = if is_default { String::new() } else { format!(" --address {reached}") };
+    let shown = if asks_clients { " --certificate FILE --certificate-key FILE" } else { "" };
+    format!("tidemill{to}{shown} topic create plays --partitions 3")
 }
 
 async fn signal() -> &'static str {
@@ -249,6 +275,18 @@ mod tests {
             unset.extend(of(table, settings));
         }
         unset
+    }
+
+    #[test]
+    fn the_first_command_goes_to_this_broker() {
+        let first = |address: &str, asks| first_command(address.parse().expect("an address"), asks);
+        let plain = "tidemill topic create plays --partitions 3";
+        assert_eq!(first("127.0.0.1:9630", false), plain);
+        assert_eq!(first("0.0.0.0:9630", false), plain);
+        let elsewhere = first("127.0.0.1:4711", false);
+        assert_eq!(elsewhere, "tidemill --address 127.0.0.1:4711 topic create plays --partitions 3");
+        let everywhere = first("0.0.0.0:4711", true);
+        assert!(everywhere.contains("--address 127.0.0.1:4711 --certificate FILE --certificate-key FILE"));
     }
 
     #[test]

@@ -120,10 +120,11 @@ pub(crate) async fn run(topic: Topic, client: Client, json: bool) -> Result<(), 
             output::print(json, &document(&description), || {
                 if let Some(info) = &description.info {
                     let (name, partitions) = (&info.name, info.partitions.len());
+                    let noun = if partitions == 1 { "partition" } else { "partitions" };
                     if may_exist {
-                        println!("topic {name} is there, with {partitions} partitions");
+                        println!("topic {name} is there, with {partitions} {noun}");
                     } else {
-                        println!("created topic {name} with {partitions} partitions");
+                        println!("created topic {name} with {partitions} {noun}");
                     }
                 }
             })
@@ -177,6 +178,9 @@ fn list(topics: &[TopicDescription]) {
 fn describe(topic: &TopicDescription) {
     let Some(info) = &topic.info else { return };
     let config = info.config.unwrap_or_default();
+    let filter = produce_filter(topic);
+    let is_appended = config.log_append_time == Some(true);
+    let timestamps = if is_appended { "the broker's" } else { "the producer's" };
     output::facts(&[
         ("topic", info.name.clone()),
         ("id", id(&info.topic_id)),
@@ -187,6 +191,7 @@ fn describe(topic: &TopicDescription) {
                 |partitioner| format!("{} (epoch {})", partitioner.deployment, partitioner.epoch),
             ),
         ),
+        ("produce filter", filter.unwrap_or("(none)").to_owned()),
         ("retention", output::duration(config.retention_ms.unwrap_or(-1))),
         (
             "retention bytes",
@@ -196,7 +201,9 @@ fn describe(topic: &TopicDescription) {
             },
         ),
         ("segment bytes", output::bytes(config.segment_bytes.unwrap_or(0))),
+        ("segment time", output::duration(config.segment_ms.unwrap_or(-1))),
         ("batch bytes max", output::bytes(u64::from(config.batch_bytes_max.unwrap_or(0)))),
+        ("timestamps", timestamps.to_owned()),
     ]);
     println!();
     let rows: Vec<Vec<String>> = topic
@@ -221,6 +228,11 @@ fn describe(topic: &TopicDescription) {
     );
 }
 
+/// The deployment that filters what is produced.
+fn produce_filter(topic: &TopicDescription) -> Option<&str> {
+    Some(topic.produce_filter.as_str()).filter(|name| !name.is_empty())
+}
+
 fn id(bytes: &[u8]) -> String {
     TopicId::from_slice(bytes).map(|id| id.to_string()).unwrap_or_default()
 }
@@ -232,6 +244,7 @@ fn document(topic: &TopicDescription) -> Value {
         "name": info.name,
         "id": id(&info.topic_id),
         "partitioner": info.partitioner.map(|p| json!({ "deployment": p.deployment, "epoch": p.epoch })),
+        "produce_filter": produce_filter(topic),
         "config": {
             "retention_ms": config.retention_ms,
             "retention_bytes": config.retention_bytes,

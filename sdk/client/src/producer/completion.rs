@@ -24,6 +24,7 @@ pub struct Placement {
 pub(super) enum Placed {
     At { partition: PartitionId, base_offset: Offset, log_append_time: Option<Timestamp> },
     Routed { placements: Arc<[Placement]> },
+    LeftOut { partition: PartitionId },
     Sent,
 }
 
@@ -34,7 +35,7 @@ pub enum Receipt {
     Stored {
         /// The partition.
         partition: PartitionId,
-        /// The record's offset in it.
+        /// The record's offset in it; no less than that where the topic's filter left out others of the batch.
         offset: Offset,
         /// The broker's timestamp, where the topic has it so.
         log_append_time: Option<Timestamp>,
@@ -43,6 +44,11 @@ pub enum Receipt {
     Routed {
         /// By partition.
         placements: Arc<[Placement]>,
+    },
+    /// Nowhere: the topic's filter left out all records of the batch, which is no error.
+    LeftOut {
+        /// Where the batch was sent to.
+        partition: PartitionId,
     },
     /// Handed to the network, with `Acks::None`.
     Sent,
@@ -54,7 +60,7 @@ impl Receipt {
     pub const fn offset(&self) -> Option<Offset> {
         match self {
             Self::Stored { offset, .. } => Some(*offset),
-            Self::Routed { .. } | Self::Sent => None,
+            Self::Routed { .. } | Self::LeftOut { .. } | Self::Sent => None,
         }
     }
 
@@ -62,8 +68,18 @@ impl Receipt {
     #[must_use]
     pub const fn partition(&self) -> Option<PartitionId> {
         match self {
-            Self::Stored { partition, .. } => Some(*partition),
+            Self::Stored { partition, .. } | Self::LeftOut { partition } => Some(*partition),
             Self::Routed { .. } | Self::Sent => None,
+        }
+    }
+
+    /// Whether the topic's filter left out all records of the batch.
+    #[must_use]
+    pub fn is_left_out(&self) -> bool {
+        match self {
+            Self::LeftOut { .. } => true,
+            Self::Routed { placements } => placements.is_empty(),
+            Self::Stored { .. } | Self::Sent => false,
         }
     }
 }
@@ -120,6 +136,7 @@ impl Delivery {
                 log_append_time: *log_append_time,
             },
             Placed::Routed { placements } => Receipt::Routed { placements: Arc::clone(placements) },
+            Placed::LeftOut { partition } => Receipt::LeftOut { partition: *partition },
             Placed::Sent => Receipt::Sent,
         };
         self.completion.outcome.get().map(|outcome| outcome.as_ref().map(receipt).map_err(Clone::clone))
@@ -146,5 +163,31 @@ impl Future for Delivery {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn receipt(placed: Placed) -> Receipt {
+        let completion = Arc::new(Completion::default());
+        completion.complete(Ok(placed));
+        Delivery::new(completion, 2).now().expect("it is complete").expect("it went well")
+    }
+
+    #[test]
+    fn a_record_that_a_filter_left_out_has_no_offset() {
+        let partition = PartitionId::new(1);
+        let stored = receipt(Placed::At { partition, base_offset: Offset::new(7), log_append_time: None });
+        assert_eq!((stored.partition(), stored.offset()), (Some(partition), Some(Offset::new(9))));
+        assert!(!stored.is_left_out());
+        let left_out = receipt(Placed::LeftOut { partition });
+        assert_eq!((left_out.partition(), left_out.offset()), (Some(partition), None));
+        assert!(left_out.is_left_out());
+        let placement = Placement { partition, base_offset: Offset::ZERO, record_count: 1 };
+        assert!(!receipt(Placed::Routed { placements: Arc::new([placement]) }).is_left_out());
+        assert!(receipt(Placed::Routed { placements: Arc::new([]) }).is_left_out());
+        assert!(!receipt(Placed::Sent).is_left_out());
     }
 }

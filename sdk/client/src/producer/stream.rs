@@ -268,9 +268,13 @@ impl LaneTask {
         }
     }
 
-    /// Whether a batch from the queue could be sent now.
+    /// Whether a batch from the queue could be sent now. Not while one that was taken waits for room: only an answer makes that.
     fn takes_new(&self, open: &Open) -> bool {
-        !self.draining && open.wire.writer.queued_bytes() < QUEUED_BYTES_MAX && self.has_room(open, 0)
+        let waits = self.in_flight.iter().any(|batch| batch.request_id.is_none() && !batch.refused);
+        !self.draining
+            && !waits
+            && open.wire.writer.queued_bytes() < QUEUED_BYTES_MAX
+            && self.has_room(open, 0)
     }
 
     /// Whether `bytes` more may be on the way. One batch always may.
@@ -369,7 +373,11 @@ impl LaneTask {
 
 fn stored_ack(partition: PartitionId, ack: messages::ProduceAck) -> Ack {
     let log_append_time = (ack.log_append_time >= 0).then(|| Timestamp::new(ack.log_append_time));
-    let placed = Placed::At { partition, base_offset: Offset::new(ack.base_offset), log_append_time };
+    // -1 where the topic's filter left nothing of the batch; of one that was refused nobody looks.
+    let placed = match ack.base_offset {
+        ..0 => Placed::LeftOut { partition },
+        base_offset => Placed::At { partition, base_offset: Offset::new(base_offset), log_append_time },
+    };
     Ack { request_id: ack.request_id, error: ack.error, placed }
 }
 

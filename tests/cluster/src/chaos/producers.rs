@@ -115,7 +115,9 @@ async fn collect(
             Ok(Receipt::Stored { partition, offset, .. }) => {
                 (Fate::Acknowledged { at: Some((partition.get(), offset.get())) }, None)
             }
-            Ok(Receipt::Routed { .. } | Receipt::Sent) => (Fate::Acknowledged { at: None }, None),
+            Ok(Receipt::Routed { .. } | Receipt::LeftOut { .. } | Receipt::Sent) => {
+                (Fate::Acknowledged { at: None }, None)
+            }
             Err(error @ DeliveryError::TimedOut { .. }) => {
                 (Fate::Unknown, Some((ViolationKind::Stopped, error)))
             }

@@ -316,6 +316,9 @@ async fn the_same_deployment_again_is_answered_and_another_of_its_name_is_refuse
         let error = deployments.create(other).await.expect_err(part);
         assert_eq!(error.code().and_then(ErrorCode::from_code), Some(ErrorCode::DeploymentExists), "{error}");
         assert!(error.to_string().contains(&format!("another {part}")), "{error}");
+        // Both sides; of a configuration the key alone, since a value may be a secret.
+        let sides = if part == "configuration" { "`where` is not the same" } else { "asked for was `" };
+        assert!(error.to_string().contains(sides), "{error}");
     }
     assert_eq!(deployments.list().await?.len(), 1);
     assert_eq!(deployments.describe("f").await?.config["where"], "x == 1");

@@ -57,9 +57,10 @@ Example:
         /// The plugin's name; the file's where none is given.
         #[arg(long)]
         name: Option<String>,
-        /// Its version; the next whole number where none is given.
-        #[arg(long, default_value = "")]
-        version: String,
+        /// Its version; where none is given the next whole number, or the version that has these
+        /// very bytes already.
+        #[arg(long)]
+        version: Option<String>,
     },
     /// Show what was uploaded
     #[command(after_help = "Example:\n  tidemill plugin list")]
@@ -94,7 +95,9 @@ pub(crate) async fn run(plugin: Plugin, connection: &Connection) -> Result<(), C
         Plugin::New { name, kind } => new(&name, kind, json),
         Plugin::Build { dir, install } => build(&dir, install, json),
         Plugin::Test(test) => test::run(*test, json).await,
-        Plugin::Upload { file, name, version } => upload(connection, &file, name, &version).await,
+        Plugin::Upload { file, name, version } => {
+            upload(connection, &file, name, version.as_deref().unwrap_or_default()).await
+        }
         Plugin::List => {
             let versions =
                 ask(connection, |client| asked(async move { client.plugins().list().await })).await?;

@@ -1,11 +1,12 @@
 //! A line of input, as a record.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use clap::{Args, ValueEnum};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
-use serde_json::Value;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 use crate::text;
 
@@ -26,7 +27,7 @@ pub(crate) struct RecordFormat {
     #[arg(long, value_name = "FIELD", conflicts_with_all = ["key", "key_separator"])]
     value_field_key: Option<String>,
     /// A header of every record; may be repeated.
-    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = text::key_value)]
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = text::name_value)]
     pub(crate) fixed_headers: Vec<(String, String)>,
 }
 
@@ -52,16 +53,17 @@ pub(crate) struct InputRecord<'a> {
 /// Names, which may stand twice, with their values.
 pub(crate) type Headers = Vec<(String, Option<Vec<u8>>)>;
 
-/// A record as `--format json` has it, and `consume --json` prints it.
+/// A record as `--format json` has it, and `consume --json` prints it. What becomes bytes is kept as it stands in the line: read as
+/// numbers and maps it would be rounded and sorted.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct JsonRecord {
-    #[serde(default)]
-    key: Value,
-    #[serde(default)]
-    value: Value,
-    #[serde(default)]
-    headers: Value,
+struct JsonRecord<'a> {
+    #[serde(borrow)]
+    key: Option<&'a RawValue>,
+    #[serde(borrow)]
+    value: Option<&'a RawValue>,
+    #[serde(borrow)]
+    headers: Option<&'a RawValue>,
     timestamp: Option<i64>,
     partition: Option<u32>,
     /// Where it was read says nothing about where it goes.
@@ -69,6 +71,40 @@ struct JsonRecord {
     _topic: Option<IgnoredAny>,
     #[serde(rename = "offset")]
     _offset: Option<IgnoredAny>,
+}
+
+/// The fields of a JSON object as they stand in it: in its order, a name as often as it stands there.
+struct Fields<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// The last of this name: where it stands twice, most readers of JSON take that one.
+    fn get(&self, name: &str) -> Option<&'a RawValue> {
+        self.0.iter().rfind(|(field, _)| field == name).map(|(_, value)| *value)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(FieldsVisitor)
+    }
+}
+
+struct FieldsVisitor;
+
+impl<'de> Visitor<'de> for FieldsVisitor {
+    type Value = Fields<'de>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+        let mut fields = Vec::new();
+        while let Some(field) = map.next_entry::<String, &'de RawValue>()? {
+            fields.push(field);
+        }
+        Ok(Fields(fields))
+    }
 }
 
 impl RecordFormat {
@@ -112,23 +148,23 @@ fn parse_text<'a>(format: &'a RecordFormat, line: &'a [u8]) -> Result<InputRecor
         return Ok(of(Some(line[..at].into()), &line[at + separator.len()..]));
     }
     if let Some(field) = &format.value_field_key {
-        let value: Value =
-            serde_json::from_slice(line).map_err(|error| format!("it is not JSON: {error}"))?;
-        let key = value.get(field).ok_or_else(|| format!("it has no field '{field}'"))?;
-        return Ok(of(bytes_of(key)?.map(Cow::Owned), line));
+        let fields: Fields<'a> =
+            serde_json::from_slice(line).map_err(|error| format!("it is no JSON object: {error}"))?;
+        let key = fields.get(field).ok_or_else(|| format!("it has no field '{field}'"))?;
+        return Ok(of(bytes_of(key)?, line));
     }
     Ok(of(fixed_key(format), line))
 }
 
 /// `--format json`: the line says everything.
-fn parse_json<'a>(format: &'a RecordFormat, line: &[u8]) -> Result<InputRecord<'a>, String> {
-    let parsed: JsonRecord = serde_json::from_slice(line).map_err(|error| {
+fn parse_json<'a>(format: &'a RecordFormat, line: &'a [u8]) -> Result<InputRecord<'a>, String> {
+    let parsed: JsonRecord<'a> = serde_json::from_slice(line).map_err(|error| {
         format!("{error}; a line is {{\"key\": .., \"value\": .., \"headers\": {{}}, \"timestamp\": ..}}")
     })?;
     Ok(InputRecord {
-        key: bytes_of(&parsed.key)?.map(Cow::Owned).or_else(|| fixed_key(format)),
-        value: bytes_of(&parsed.value)?.map(Cow::Owned),
-        headers: headers_of(&parsed.headers)?,
+        key: parsed.key.map_or(Ok(None), bytes_of)?.or_else(|| fixed_key(format)),
+        value: parsed.value.map_or(Ok(None), bytes_of)?,
+        headers: parsed.headers.map_or_else(|| Ok(Vec::new()), headers_of)?,
         timestamp: parsed.timestamp,
         partition: parsed.partition,
     })
@@ -138,36 +174,60 @@ fn fixed_key(format: &RecordFormat) -> Option<Cow<'_, [u8]>> {
     format.key.as_ref().map(|key| Cow::Borrowed(key.as_bytes()))
 }
 
-/// `{"name": value}`, or `[{"name": "name", "value": value}]`, where a name may stand twice.
-fn headers_of(headers: &Value) -> Result<Headers, String> {
-    const SHAPE: &str = "headers are {\"NAME\": VALUE} or [{\"name\": \"NAME\", \"value\": VALUE}] as `consume --json` prints them";
-    match headers {
-        Value::Null => Ok(Vec::new()),
-        Value::Object(map) => map.iter().map(|(name, value)| Ok((name.clone(), bytes_of(value)?))).collect(),
-        Value::Array(list) => {
-            let pair = |header: &Value| {
-                let name = header.get("name").and_then(Value::as_str).ok_or(SHAPE)?;
-                Ok((name.to_owned(), bytes_of(header.get("value").unwrap_or(&Value::Null))?))
-            };
-            list.iter().map(pair).collect()
-        }
-        _ => Err(SHAPE.to_owned()),
+/// `{"name": value}`, or `[{"name": "name", "value": value}]`; in both a name may stand twice.
+fn headers_of(headers: &RawValue) -> Result<Headers, String> {
+    let json = headers.get();
+    if json.starts_with('{') {
+        let fields: Fields<'_> = serde_json::from_str(json).map_err(|error| error.to_string())?;
+        return fields.0.into_iter().map(|(name, value)| Ok((name, owned_bytes_of(value)?))).collect();
+    }
+    let list: Vec<Fields<'_>> = serde_json::from_str(json).map_err(|_| HEADERS_SHAPE)?;
+    list.iter().map(header_of).collect()
+}
+
+const HEADERS_SHAPE: &str = "headers are {\"NAME\": VALUE} or [{\"name\": \"NAME\", \"value\": VALUE}] \
+                             as `consume --json` prints them";
+
+/// One header of a list of them.
+fn header_of(header: &Fields<'_>) -> Result<(String, Option<Vec<u8>>), String> {
+    let name = header.get("name").and_then(|name| text_of(name).ok()).ok_or(HEADERS_SHAPE)?;
+    Ok((name, header.get("value").map_or(Ok(None), owned_bytes_of)?))
+}
+
+fn owned_bytes_of(value: &RawValue) -> Result<Option<Vec<u8>>, String> {
+    Ok(bytes_of(value)?.map(Cow::into_owned))
+}
+
+/// Null as null, a string as its text, `{"base16": ".."}` as these bytes, anything else as the JSON that stands there, letter for
+/// letter.
+fn bytes_of(value: &RawValue) -> Result<Option<Cow<'_, [u8]>>, String> {
+    let json = value.get();
+    match json.as_bytes().first() {
+        Some(b'n') => Ok(None),
+        Some(b'"') => Ok(Some(Cow::Owned(text_of(value)?.into_bytes()))),
+        Some(b'{') => match base16_of(json) {
+            Some(digits) => digits.map(|bytes| Some(Cow::Owned(bytes))),
+            None => Ok(Some(Cow::Borrowed(json.as_bytes()))),
+        },
+        _ => Ok(Some(Cow::Borrowed(json.as_bytes()))),
     }
 }
 
-/// Null as null, a string as its text, `{"base16": ".."}` as these bytes, anything else as JSON.
-fn bytes_of(value: &Value) -> Result<Option<Vec<u8>>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text.clone().into_bytes())),
-        Value::Object(object) if object.len() == 1 && object.contains_key("base16") => {
-            let digits = object.get("base16").and_then(Value::as_str).and_then(bytes_of_digits);
-            digits.map(Some).ok_or_else(|| {
-                format!("{value} does not read: base16 is a text of two hexadecimal digits per byte")
-            })
-        }
-        other => Ok(Some(other.to_string().into_bytes())),
+/// What a string says.
+fn text_of(value: &RawValue) -> Result<String, String> {
+    serde_json::from_str(value.get()).map_err(|error| format!("a text in it does not read: {error}"))
+}
+
+/// The bytes of `{"base16": ".."}`; `None` where the object is another.
+fn base16_of(json: &str) -> Option<Result<Vec<u8>, String>> {
+    let fields: Fields<'_> = serde_json::from_str(json).ok()?;
+    let [(name, digits)] = fields.0.as_slice() else { return None };
+    if name != "base16" {
+        return None;
     }
+    let bytes = text_of(digits).ok().and_then(|digits| bytes_of_digits(&digits));
+    let wrong = || format!("{json} does not read: base16 is a text of two hexadecimal digits per byte");
+    Some(bytes.ok_or_else(wrong))
 }
 
 fn bytes_of_digits(digits: &str) -> Option<Vec<u8>> {
@@ -216,6 +276,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_text_is_kept_letter_for_letter() {
+        let by_field = produce(&["--value-field-key", "id"]);
+        for kept in [
+            r#"{"z":1,"a":12345678901234567890123,"f":1.10,"e":1e3}"#,
+            r#"{"a":1,"a":2}"#,
+            r#"{"base16":"00","base16":"01"}"#,
+            r#"{"deep": [ 1.10, {"\u0062": -0.0} ]}"#,
+            "12345678901234567890123",
+            "1.10",
+            "1e400",
+            "[1, 2.50]",
+            "true",
+        ] {
+            let bytes = kept.as_bytes();
+            let line = format!(r#"{{"key": {kept} ,"value":{kept},"headers":{{"h":{kept},"a":{kept}}}}}"#);
+            let record = json(&line).expect(kept);
+            assert_eq!((record.key, record.value), (owned(bytes), owned(bytes)), "{kept}");
+            let headers = ["h", "a"].map(|name| (name.to_owned(), Some(bytes.to_vec())));
+            assert_eq!(record.headers, headers, "{kept}");
+            let line = format!(r#"{{"other":0,"id": {kept} }}"#);
+            let record = parse_text(&by_field, line.as_bytes()).expect(kept);
+            assert_eq!((record.key, record.value), (owned(bytes), owned(line.as_bytes())), "{kept}");
+        }
+        assert_eq!(json(r#"{"value":"\u00e9\n"}"#).expect("a text").value, owned("é\n".as_bytes()));
+        for wrong in [r#"{"value":"\ud800"}"#, r#"{"value":01}"#, r#"{"value":{"a":}}"#, r#"{"value":nul}"#] {
+            assert!(json(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn headers_are_a_map_or_a_list() {
         let map = json(r#"{"headers":{"a":"1","n":null}}"#).expect("a map").headers;
         assert_eq!(map, [("a".to_owned(), Some(b"1".to_vec())), ("n".to_owned(), None)]);
@@ -224,7 +314,16 @@ mod tests {
         let headers = json(list).expect("a list").headers;
         let expected = [("a", Some(b"1".to_vec())), ("a", Some(vec![0, 255])), ("n", None)];
         assert_eq!(headers, expected.map(|(name, value)| (name.to_owned(), value)));
-        for wrong in [r#"{"headers":["a"]}"#, r#"{"headers":"a"}"#, r#"{"headers":[{"key":"a"}]}"#] {
+        let twice = json(r#"{"headers":{"b":"1","a":"2","b":"3"}}"#).expect("a name twice").headers;
+        assert_eq!(twice.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["b", "a", "b"]);
+        assert_eq!(json(r#"{"headers":null}"#), Ok(InputRecord::default()));
+        for wrong in [
+            r#"{"headers":["a"]}"#,
+            r#"{"headers":"a"}"#,
+            r#"{"headers":[["a","1"]]}"#,
+            r#"{"headers":[{"key":"a"}]}"#,
+            r#"{"headers":[{"name":7}]}"#,
+        ] {
             assert!(json(wrong).is_err_and(|reason| reason.contains("\"name\"")), "{wrong}");
         }
     }
@@ -252,6 +351,10 @@ mod tests {
         assert_eq!(parse_text(&by_field, br#"{"id":7}"#).expect("JSON").key, owned(b"7"));
         assert_eq!(parse_text(&by_field, br#"{"id":null}"#).expect("JSON").key, None);
         assert!(parse_text(&by_field, b"{}").is_err_and(|reason| reason.contains("'id'")));
+        assert_eq!(parse_text(&by_field, br#"{"id":1,"id":2}"#).expect("JSON").key, owned(b"2"));
+        for wrong in [&b"id"[..], b"[1]", b""] {
+            assert!(parse_text(&by_field, wrong).is_err_and(|reason| reason.contains("no JSON object")));
+        }
         assert_eq!(parse_text(&produce(&["--key", "k"]), b"").expect("empty").value, owned(b""));
     }
 

@@ -30,12 +30,15 @@ Examples:
   tidemill produce plays --value-field-key user_id < events.jsonl  each line is the value, its field the key
   tidemill produce plays --format json --routed --file events.jsonl
       {\"key\": \"u1\", \"value\": {\"song\": 17}, \"headers\": {\"source\": \"web\"}, \"timestamp\": 1767225600000}
+  tidemill topic create copy --with plays                       for a copy: as many partitions
   tidemill consume plays --json | tidemill produce copy --format json
 
 With --format json a line may also be what `consume --json` prints: headers as a list, bytes that are no text as
 {\"base16\": \"00ff\"}; its topic and offset say where it was, and are passed over. A key or value that is null or left
-out is null; one that is no string is stored as its JSON. A record's partition counts unless --partition or --routed say
-otherwise.")]
+out is null; one that is no string is stored as its JSON, letter for letter. A record's partition counts unless
+--partition or --routed say otherwise.
+
+A batch of which the topic's filter leaves nothing is sent and not stored; it has no offset.")]
 pub(crate) struct Produce {
     /// Where to.
     topic: String,
@@ -128,18 +131,10 @@ pub(crate) async fn run(
     client.close().await;
     let seconds = started.elapsed().as_secs_f64();
     let document = json!({
-        "records": sent.records, "bytes": sent.bytes, "seconds": seconds, "last_offset": sent.last_offset,
-        "last_partition": sent.last_partition,
+        "records": sent.records, "bytes": sent.bytes, "seconds": seconds, "left_out": sent.left_out,
+        "last_offset": sent.last_offset(), "last_partition": sent.last_partition(),
     });
-    output::print(json, &document, || {
-        let last = match (sent.last_partition, sent.last_offset) {
-            (Some(partition), Some(offset)) => {
-                format!(", the last at offset {offset} of partition {partition}")
-            }
-            _ => String::new(),
-        };
-        println!("{} records ({}) in {seconds:.2} s{last}", sent.records, output::bytes(sent.bytes));
-    })
+    output::print(json, &document, || println!("{}", sent.summary(seconds)))
 }
 
 /// A partitioner that was deployed and has no say is likely not what was meant.
@@ -166,9 +161,11 @@ struct Sent {
     records: u64,
     /// Of these, those that have their acknowledgement.
     stored: u64,
+    /// Those in batches of which the topic's filter left nothing. What it takes out of others the broker does not say.
+    left_out: u64,
     bytes: u64,
-    last_offset: Option<i64>,
-    last_partition: Option<u32>,
+    /// What became of the last one that is settled.
+    last: Option<Receipt>,
     /// With the number of the line that each was.
     deliveries: VecDeque<(u64, Delivery)>,
     /// Lines that a plugin refused, the first few with its reasons.
@@ -199,7 +196,8 @@ async fn send_all(produce: &Produce, producer: &Producer) -> Result<Sent, CliErr
     match read {
         Ok(()) => Ok(sent),
         Err(error) => {
-            let before = lines_before(sent.lines, if produce.no_acks { "sent" } else { "stored" });
+            let is_stored = !produce.no_acks && sent.left_out == 0;
+            let before = lines_before(sent.lines, if is_stored { "stored" } else { "sent" });
             Err(error.worded(|words| format!("line {}: {words}; {before}", sent.lines)))
         }
     }
@@ -265,11 +263,9 @@ impl Sent {
         let ordinal = oldest.ordinal();
         match oldest.await {
             Ok(receipt) => {
-                self.stored += 1;
-                if let Receipt::Stored { partition, offset, .. } = receipt {
-                    self.last_offset = Some(offset.get());
-                    self.last_partition = Some(partition.get());
-                }
+                let count = if receipt.is_left_out() { &mut self.left_out } else { &mut self.stored };
+                *count += 1;
+                self.last = Some(receipt);
             }
             Err(error) => {
                 self.note_rejection(line, ordinal, &error);
@@ -277,6 +273,41 @@ impl Sent {
             }
         }
         true
+    }
+
+    /// Where the last record is stored, where that is known.
+    fn last_offset(&self) -> Option<i64> {
+        self.last.as_ref().and_then(Receipt::offset).map(|offset| offset.get())
+    }
+
+    /// Where the last record went, where that is known.
+    fn last_partition(&self) -> Option<u32> {
+        self.last.as_ref().and_then(Receipt::partition).map(|partition| partition.get())
+    }
+
+    /// What became of it all, for people.
+    fn summary(&self, seconds: f64) -> String {
+        let Self { records, left_out, .. } = self;
+        let bytes = output::bytes(self.bytes);
+        if self.last.as_ref().is_some_and(Receipt::is_left_out) {
+            let before =
+                if left_out == records { String::new() } else { format!(", {left_out} records in all") };
+            return format!(
+                "{records} records sent ({bytes}) in {seconds:.2} s; the last batch was left out whole by the topic's \
+                 filter{before}"
+            );
+        }
+        let last = match (self.last_partition(), self.last_offset()) {
+            (Some(partition), Some(offset)) => {
+                format!(", the last at offset {offset} of partition {partition}")
+            }
+            _ => String::new(),
+        };
+        let before = match left_out {
+            0 => String::new(),
+            _ => format!("; batches were left out whole by the topic's filter, {left_out} records in all"),
+        };
+        format!("{records} records ({bytes}) in {seconds:.2} s{last}{before}")
     }
 
     /// A plugin names records by their places in a batch; whoever wrote them knows lines.
@@ -351,4 +382,46 @@ fn open_input(produce: &Produce) -> Result<(Box<dyn BufRead>, ProgressBar), CliE
     let style = "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
     progress.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
     Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, file)), progress))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tidemill_client::Offset;
+
+    use super::*;
+
+    #[test]
+    fn what_the_filter_left_out_is_not_told_as_stored() {
+        let partition = PartitionId::new(1);
+        let stored = Receipt::Stored { partition, offset: Offset::new(7), log_append_time: None };
+        let left_out = Receipt::LeftOut { partition };
+        let sent = |left_out: u64, last: &Receipt| Sent {
+            records: 3,
+            bytes: 30,
+            left_out,
+            last: Some(last.clone()),
+            ..Sent::default()
+        };
+        assert_eq!(
+            sent(0, &stored).summary(0.5),
+            "3 records (30 B) in 0.50 s, the last at offset 7 of partition 1"
+        );
+        assert_eq!(
+            sent(2, &stored).summary(0.5),
+            "3 records (30 B) in 0.50 s, the last at offset 7 of partition 1; batches were left out whole by the \
+             topic's filter, 2 records in all"
+        );
+        let none = sent(3, &left_out);
+        assert_eq!((none.last_partition(), none.last_offset()), (Some(1), None));
+        assert_eq!(
+            none.summary(0.5),
+            "3 records sent (30 B) in 0.50 s; the last batch was left out whole by the topic's filter"
+        );
+        assert!(sent(1, &left_out).summary(0.5).ends_with("by the topic's filter, 1 records in all"));
+        let routed = Receipt::Routed { placements: Arc::new([]) };
+        assert!(sent(3, &routed).summary(0.5).contains("left out whole"));
+        assert_eq!(sent(0, &Receipt::Sent).summary(0.5), "3 records (30 B) in 0.50 s");
+    }
 }

@@ -36,6 +36,17 @@ async fn connections_are_saved_chosen_and_forgotten() -> Outcome<()> {
     assert!(done("context list").await?.contains("127.0.0.1:9,127.0.0.1:8"));
     assert!(done("--context test topic list").await?.contains("here"), "named, it counts");
     assert_eq!(json("context use test").await?, json!({ "current": "test" }));
+    let mut unset = terminal.command()?;
+    unset.env_remove("TIDEMILL_ADDRESS").env_remove("TIDEMILL_CA").env("TIDEMILL_CONTEXT", "");
+    assert!(run(unset.args(["topic", "list"]), b"").await?.succeeded("set to nothing")?.contains("here"));
+
+    // A host that is not known, and whose address it is.
+    let saved = json("context save gone --address nowhere.invalid").await?;
+    assert_eq!(saved["context"]["addresses"], json!(["nowhere.invalid:9630"]));
+    let ran = plain(&terminal, "--context gone topic list").await?;
+    assert!(ran.code == 3 && ran.stderr.contains("nowhere.invalid:9630: the host is not known"), "{ran:?}");
+    assert!(ran.stderr.contains("context 'gone'") && ran.stderr.contains("tidemill context list"), "{ran:?}");
+    done("context delete gone").await?;
 
     for unknown in ["context use nobody", "context delete nobody", "--context nobody topic list"] {
         let ran = plain(&terminal, unknown).await?;

@@ -1,7 +1,7 @@
 //! How commands fail: the exit code says which kind it is, the words say what to do.
 
 use serde_json::Value;
-use tidemill_cluster_tests::Outcome;
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 
 use super::terminal::Terminal;
 
@@ -23,6 +23,9 @@ async fn the_exit_code_says_which_kind_of_error_it_is() -> Outcome<()> {
         ("consume t --set a=b", 2, "--filter"),
         ("topic create new --retention soon", 2, "7d"),
         ("nothing", 2, "unrecognized"),
+        ("produce t --header y", 2, "NAME=VALUE"),
+        ("topic list --address 127.0.0.1:port", 2, "HOST:PORT"),
+        ("topic list --ca nowhere.pem", 2, "nowhere.pem"),
         ("deploy consumer c --plugin p", 2, "--topic"),
         // No broker.
         ("topic list --address 127.0.0.1:9", 3, "tidemill dev"),
@@ -44,6 +47,7 @@ async fn the_exit_code_says_which_kind_of_error_it_is() -> Outcome<()> {
         // Everything else.
         ("topic create t", 1, "TOPIC_EXISTS"),
         ("consume t --from 99 --partition 0", 1, "OFFSET_OUT_OF_RANGE"),
+        ("consume t --from 99", 1, "--partition N"),
     ] {
         let said = terminal.fails(line, code).await?;
         assert!(said.contains(fragment), "{line} says {said}");
@@ -53,6 +57,16 @@ async fn the_exit_code_says_which_kind_of_error_it_is() -> Outcome<()> {
         ran.code == 4 && ran.stderr.contains("line 1: ") && ran.stderr.contains("no partition 7"),
         "{ran:?}"
     );
+    Ok(())
+}
+
+/// The authority of a data directory that was made anew has the old one's name, and another key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_authority_is_no_sign_of_another_program() -> Outcome<()> {
+    let terminal = Terminal::new().await?;
+    let other = TestBroker::start(BrokerOptions::default()).await?;
+    let said = terminal.fails(&format!("topic list --ca {}", other.authority().display()), 3).await?;
+    assert!(said.contains("is not trusted") && said.contains("new tls/ca.pem"), "{said}");
     Ok(())
 }
 

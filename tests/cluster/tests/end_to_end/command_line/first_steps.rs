@@ -1,4 +1,4 @@
-//! README's "First steps by hand", word for word.
+//! README's "First steps by hand" and what the plugin guide deploys after them, word for word.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
@@ -13,6 +13,7 @@ use super::terminal::{Ran, at_home, run};
 use crate::kit::PATIENCE;
 
 const README: &str = include_str!("../../../../../README.md");
+const GUIDE: &str = include_str!("../../../../../docs/plugin-guide.md");
 
 /// What a step must lead to.
 enum Expected {
@@ -28,8 +29,11 @@ enum Expected {
 
 use Expected::{Broker, Built, InTime, Prints};
 
-/// README's commands by their beginnings, in its order. A step that is added there needs its line here.
-const STEPS: [(&str, Expected); 16] = [
+/// A command by its beginning, and what it must lead to.
+type Step = (&'static str, Expected);
+
+/// README's commands, in its order. A step that is added there needs its line here.
+const STEPS: [Step; 16] = [
     ("cargo install --locked --path broker/cli", Built),
     ("cargo xtask plugins", Built),
     ("tidemill dev", Broker),
@@ -54,36 +58,48 @@ const STEPS: [(&str, Expected); 16] = [
     ("tidemill deployment describe plays-per-song", InTime(&["running", "plays 2/2", "records_in=3"])),
 ];
 
+/// The guide's commands of "Binding it to a place".
+const BINDING_STEPS: [Step; 13] = [
+    ("tidemill plugin upload target/plugins/components/field-hash.wasm", Prints(&["field-hash@1"])),
+    ("tidemill plugin upload target/plugins/components/json-filter.wasm", Prints(&["json-filter@1"])),
+    ("tidemill plugin upload target/plugins/components/redact.wasm", Prints(&["redact@1"])),
+    ("tidemill plugin upload target/plugins/components/count-by-field.wasm", Prints(&["count-by-field@1"])),
+    ("tidemill topic create plays", Prints(&["topic plays is there, with 3 partitions"])),
+    ("tidemill topic create top-songs", Prints(&["topic top-songs is there, with 1 partition\n"])),
+    ("tidemill topic create plays-failed", Prints(&["plays-failed"])),
+    ("tidemill deploy partitioner by-user", Prints(&["by-user", "running"])),
+    ("tidemill deploy filter phones", Prints(&["json-filter@1"])),
+    ("tidemill deploy filter no-mail", Prints(&["produce filter", "refused with their batch"])),
+    ("tidemill deploy consumer plays-per-song-safe", Prints(&["dead-letter to plays-failed"])),
+    ("tidemill consume plays --from earliest --filter phones", Prints(&["\"s-4\""])),
+    ("tidemill consume plays --from earliest --filter json-filter", Prints(&["\"bob\""])),
+];
+
+/// The guide's commands about a shipped plugin that it deploys.
+const ROUTING_STEPS: [Step; 5] = [
+    ("tidemill plugin upload target/plugins/components/route-by-field.wasm", Prints(&["route-by-field@1"])),
+    ("tidemill topic create phones", Prints(&["phones"])),
+    ("tidemill topic create others", Prints(&["others"])),
+    ("tidemill deploy consumer by-device", Prints(&["by-device", "pause"])),
+    ("tidemill consume phones --from earliest", InTime(&["\"device\":\"phone\""])),
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_steps_of_readme_work_word_for_word() -> Outcome<()> {
-    let commands = commands(section("First steps by hand"));
-    assert_eq!(commands.len(), STEPS.len(), "README has other steps: {commands:#?}");
-    let mut newcomer = Newcomer::new()?;
-    for (command, (beginning, expected)) in commands.iter().zip(&STEPS) {
-        assert!(command.starts_with(beginning), "README says {command:?} where {beginning:?} is expected");
-        let holds = |ran: &Ran, fragments: &[&str]| {
-            let said = format!("{}{}", ran.stdout, ran.stderr);
-            ran.code == 0 && fragments.iter().all(|fragment| said.contains(fragment))
-        };
-        match expected {
-            Built => {}
-            Broker => newcomer.starts_a_broker(command).await?,
-            Prints(fragments) => {
-                let ran = newcomer.types(command).await?;
-                assert!(holds(&ran, fragments), "{command}: {ran:#?}");
-            }
-            InTime(fragments) => {
-                let looks = async || newcomer.types(command).await.ok().filter(|ran| holds(ran, fragments));
-                eventually(command, PATIENCE, looks).await?;
-            }
-        }
-    }
-    Ok(())
+    Newcomer::new()?.follows(section(README, "First steps by hand"), &STEPS).await
 }
 
-/// The lines of a section up to the next one.
-fn section(title: &str) -> &'static str {
-    let (_, from) = README.split_once(&format!("\n## {title}\n")).expect("README has the section");
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_plugin_guide_deploys_after_them_works_word_for_word() -> Outcome<()> {
+    let mut newcomer = Newcomer::new()?;
+    newcomer.follows(section(README, "First steps by hand"), &STEPS).await?;
+    newcomer.follows(section(GUIDE, "Binding it to a place"), &BINDING_STEPS).await?;
+    newcomer.follows(section(GUIDE, "The shipped plugins"), &ROUTING_STEPS).await
+}
+
+/// The lines of a page's section up to the next one.
+fn section(page: &'static str, title: &str) -> &'static str {
+    let (_, from) = page.split_once(&format!("\n## {title}\n")).expect("the page has the section");
     from.split("\n## ").next().unwrap_or(from)
 }
 
@@ -132,6 +148,34 @@ impl Newcomer {
         std::fs::create_dir_all(home.path().join("target/plugins"))?;
         symlink(std::path::absolute(plugins::directory())?, home.path().join("target/plugins/components"))?;
         Ok(Self { home, broker: None })
+    }
+
+    /// Types each command of a section, which must lead to what is expected of it.
+    async fn follows(&mut self, section: &str, steps: &[Step]) -> Outcome<()> {
+        let commands = commands(section);
+        assert_eq!(commands.len(), steps.len(), "there are other steps: {commands:#?}");
+        for (command, (beginning, expected)) in commands.iter().zip(steps) {
+            assert!(command.starts_with(beginning), "it says {command:?} where {beginning:?} is expected");
+            let holds = |ran: &Ran, fragments: &[&str]| {
+                let said = format!("{}{}", ran.stdout, ran.stderr);
+                ran.code == 0 && fragments.iter().all(|fragment| said.contains(fragment))
+            };
+            match expected {
+                Built => {}
+                Broker => self.starts_a_broker(command).await?,
+                Prints(fragments) => {
+                    let ran = self.types(command).await?;
+                    assert!(holds(&ran, fragments), "{command}: {ran:#?}");
+                }
+                InTime(fragments) => {
+                    let newcomer = &*self;
+                    let looks =
+                        async || newcomer.types(command).await.ok().filter(|ran| holds(ran, fragments));
+                    eventually(command, PATIENCE, looks).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Runs a command to its end.

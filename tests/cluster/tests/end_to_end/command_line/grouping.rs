@@ -33,6 +33,8 @@ async fn positions_are_set_shown_moved_and_forgotten() -> Outcome<()> {
     assert_eq!(moved["positions"], json!([{ "partition": 0, "offset": 0 }, { "partition": 1, "offset": 0 }]));
     assert_eq!(terminal.done("group seek g t --to latest --partition 1").await?, "g stands at 1 of t-1\n");
     assert_eq!(terminal.done("group seek g t --to 1 --partition 0").await?, "g stands at 1 of t-0\n");
+    let beyond = terminal.done("group seek g t --to 77 --partition 0").await?;
+    assert_eq!(beyond, "77 lies beyond the end of t-0: g stands at 3\n");
     // From that time on there is nothing in one partition, and everything in the other.
     let by_time = terminal.json("group seek g t --to 2020-01-01").await?;
     assert_eq!(

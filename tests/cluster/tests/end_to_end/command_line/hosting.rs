@@ -66,7 +66,8 @@ async fn plugins_are_uploaded_shown_and_deleted() -> Outcome<()> {
     terminal.fails("plugin describe only", 4).await?;
     terminal.fails("plugin upload nothing.wasm", 2).await?;
     std::fs::write(terminal.home().join("text.wasm"), "(module)")?;
-    assert!(terminal.fails("plugin upload text.wasm", 1).await?.contains("INVALID_COMPONENT"));
+    let refused = terminal.fails("plugin upload text.wasm", 1).await?;
+    assert!(refused.contains("INVALID_COMPONENT") && refused.contains("it begins with `(mod`"), "{refused}");
     Ok(())
 }
 
@@ -90,6 +91,8 @@ async fn partitioners_and_filters_are_bound_to_topics() -> Outcome<()> {
     let set = ["--set", "where=user_id != null", "--set", "malformed=reject", "--memory", "16MiB"];
     let said = terminal.tidemill(&[&guard[..], &set].concat(), "").await?.succeeded("deploy")?;
     assert!(said.contains("produce filter") && said.contains("json-filter@1"), "{said}");
+    assert!(said.contains("left out") && said.contains("16.0 MiB"), "{said}");
+    assert_eq!(terminal.json("topic describe plays").await?["produce_filter"], "guard");
     terminal.done("deploy filter no-mail --plugin redact --set fields=mail").await?;
     let lines = "{\"user_id\":\"a\",\"mail\":\"a@b.c\"}\nno JSON\n{\"user_id\":null}\n";
     terminal.fed("produce plays --partition 0 --linger 100ms", lines).await?;
@@ -159,6 +162,12 @@ async fn a_hosted_consumer_is_started_watched_paused_and_ended() -> Outcome<()> 
         (&described["status"], &described["counters"]["dead_lettered"]),
         (&json!("running"), &json!(1))
     );
+    assert_eq!(
+        (&described["policy"], &described["dead_letter"], &described["attempts"], &described["backoff_ms"]),
+        (&json!("dead-letter"), &json!("failed"), &json!(2), &json!(10))
+    );
+    let refused = terminal.fails(&deploy.replace("--attempts 2", "--attempts 3"), 1).await?;
+    assert!(refused.contains("it has `2`, asked for was `3`"), "{refused}");
     let table = terminal.done("deployment describe songs").await?;
     assert!(table.contains("plays 5/5") && table.contains("plugin_counted=4"), "{table}");
     assert_eq!(terminal.done("consume failed --from earliest").await?, "no JSON\n");

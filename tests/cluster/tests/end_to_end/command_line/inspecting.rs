@@ -16,7 +16,7 @@ async fn the_files_of_a_stopped_broker_are_looked_into() -> Outcome<()> {
     let data = terminal.broker.data_dir().display().to_string();
     // Beside a broker, a state is not opened.
     let state = format!("inspect state {data} --shard {shard}");
-    assert!(terminal.fails(&state, 2).await?.contains("stop the broker first"));
+    assert!(terminal.fails(&state, 2).await?.contains("stop it first"));
     assert!(terminal.broker.stop().await?.success());
 
     let wal = terminal.json(&format!("inspect wal {data}")).await?;
@@ -57,6 +57,13 @@ async fn the_files_of_a_stopped_broker_are_looked_into() -> Outcome<()> {
     assert_eq!(partition.first().map(|partition| &partition["high_watermark"]), Some(&3.into()), "{opened}");
     let table = terminal.done(&state).await?;
     assert!(table.contains("plays-1 ") && table.contains("HIGH WATERMARK"), "{table}");
+
+    let controller = terminal.json(&format!("inspect state {data}")).await?;
+    assert_eq!(controller["topics"], serde_json::json!(["plays"]));
+    assert_eq!(controller["deployments"], serde_json::json!([]));
+    let table = terminal.done(&format!("inspect state {data}")).await?;
+    assert!(table.contains("plays") && table.contains("Shard 0 is the controller"), "{table}");
+    assert!(!table.contains("1970"), "{table}");
 
     // Damage is found, and is a check that failed.
     let mut bytes = std::fs::read(&segment)?;

@@ -77,7 +77,7 @@ async fn json_says_all_of_a_record() -> Outcome<()> {
     );
     let read = terminal.documents("consume t --partition 1 --from earliest").await?;
     assert_eq!(read[0]["timestamp"], 1_767_225_600_000u64);
-    let headers = json!([{ "name": "none", "value": null }, { "name": "source", "value": "web" }]);
+    let headers = json!([{ "name": "source", "value": "web" }, { "name": "none", "value": null }]);
     assert_eq!(read[0]["headers"], headers);
     let pairs: Vec<(&Value, &Value)> = read.iter().map(|record| (&record["key"], &record["value"])).collect();
     let expected = [
@@ -92,6 +92,11 @@ async fn json_says_all_of_a_record() -> Outcome<()> {
     terminal.fed("produce t --format json --partition 0 --key k", lines[2]).await?;
     let read = terminal.documents("consume t --partition 0 --from earliest").await?;
     assert_eq!((&read[0]["key"], &read[0]["value"]), (&json!("k"), &Value::Null));
+    // What is no text is kept letter for letter.
+    let kept = r#"{"z":1,"a":12345678901234567890123,"f":1.10,"e":1e400}"#;
+    terminal.done("topic create kept").await?;
+    terminal.fed("produce kept --format json", format!("{{\"value\":{kept}}}\n")).await?;
+    assert_eq!(terminal.done("consume kept").await?, format!("{kept}\n"));
     Ok(())
 }
 
@@ -249,6 +254,14 @@ async fn lines_that_a_plugin_refuses_are_named_with_its_reasons() -> Outcome<()>
     assert!(ran.stderr.contains("is not known"), "{ran:?}");
     terminal.fed("produce t --no-acks --partition 0", good).await?;
     assert_eq!(terminal.done("consume t --partition 0 --from earliest").await?, format!("{good}\n"));
+
+    // What the filter leaves out whole has no offset.
+    let out = "{\"ok\":false}\n";
+    let said = terminal.fed("produce t --partition 0", out).await?;
+    assert!(said.starts_with("1 records sent (") && said.contains("left out whole"), "{said}");
+    let answer: Value = serde_json::from_str(&terminal.fed("produce t --partition 0 --json", out).await?)?;
+    assert_eq!((&answer["records"], &answer["left_out"]), (&json!(1), &json!(1)));
+    assert_eq!((&answer["last_offset"], &answer["last_partition"]), (&Value::Null, &json!(0)));
     Ok(())
 }
 

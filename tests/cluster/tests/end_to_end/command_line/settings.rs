@@ -40,6 +40,10 @@ async fn settings_come_from_the_file_the_environment_and_flags() -> Outcome<()> 
     assert!(said("TIDEMILL_LISTEN").await?.contains("listen"));
     let beyond = print(&[("TIDEMILL_LISTEN", "0.0.0.0:0")], "dev").await?;
     assert!(beyond.code == 2 && beyond.stderr.contains("--insecure"), "{beyond:?}");
+    let port = terminal.broker.address().port();
+    let taken = print(&[], &format!("dev --port {port}")).await?;
+    assert!(taken.code == 1 && taken.stderr.contains("choose another port with --port"), "{taken:?}");
+    assert!(!taken.stderr.contains("--listen"), "{taken:?}");
     Ok(())
 }
 

@@ -39,6 +39,7 @@ async fn topics_are_made_shown_changed_and_deleted() -> Outcome<()> {
     assert_eq!(shards(&described), shards(&terminal.json("topic describe beside").await?));
     let table = terminal.done("topic describe plays").await?;
     assert!(table.contains("HIGH WATERMARK") && table.contains("1.0 GiB"), "{table}");
+    assert!(table.contains("segment time") && table.contains("the broker's"), "{table}");
 
     let altered = terminal.json("topic alter plays --retention forever --retention-bytes unlimited").await?;
     assert_eq!(altered["config"]["retention_ms"], -1);
