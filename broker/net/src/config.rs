@@ -83,7 +83,7 @@ impl Default for NetLimits {
             keep_alive: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(30),
             socket_buffer_bytes: 8 << 20,
-            mtu_bytes_max: crate::transport::MTU_BYTES_MAX,
+            mtu_bytes_max: tidemill_transport::MTU_BYTES_MAX,
         }
     }
 }

@@ -8,7 +8,6 @@
 //! not looked at here.
 
 mod config;
-mod congestion;
 mod connection;
 mod error;
 mod frame_reader;

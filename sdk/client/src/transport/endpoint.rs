@@ -3,23 +3,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tidemill_transport::MTU_BYTES_MAX;
 
-use super::congestion::BoundedCubic;
 use super::tls::client_tls;
 use crate::{ClientConfig, ConnectError};
 
-/// UDP payload up to which path MTU discovery searches: ten such packets, which quinn sends as one segmented
-/// datagram, must stay below the 65,507 bytes that UDP allows.
-const MTU_BYTES_MAX: u16 = 6_500;
-/// A search for a larger packet stops when it could win less than this.
-const MTU_STEP_BYTES: u16 = 64;
-/// How long a connection keeps to the smallest packets once the large ones seem to be swallowed: loss by congestion looks the same.
-const BLACK_HOLE_COOLDOWN: Duration = Duration::from_secs(2);
-/// Packets that may arrive before the peer must acknowledge, and how long it may sit on an acknowledgement.
-const ACK_EVERY_PACKETS: u32 = 10;
-const ACK_DELAY: Duration = Duration::from_millis(5);
-/// Round-trip time assumed before the first sample.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// Unread bytes on one stream.
@@ -121,12 +109,7 @@ fn host_of(address: &str) -> Option<&str> {
 }
 
 fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
-    let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(MTU_BYTES_MAX).minimum_change(MTU_STEP_BYTES).black_hole_cooldown(BLACK_HOLE_COOLDOWN);
-    let mut acks = quinn::AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(ACK_EVERY_PACKETS.into()).max_ack_delay(Some(ACK_DELAY));
-
-    let mut transport = quinn::TransportConfig::default();
+    let mut transport = tidemill_transport::tuned(MTU_BYTES_MAX);
     transport
         // The broker opens no streams.
         .max_concurrent_bidi_streams(0u32.into())
@@ -135,12 +118,7 @@ fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
         .receive_window(receive_window_bytes.into())
         .send_window(SEND_WINDOW_BYTES)
         .max_idle_timeout(Some(quinn::VarInt::from_u32(IDLE_TIMEOUT_MS).into()))
-        .keep_alive_interval(Some(KEEP_ALIVE))
-        .datagram_receive_buffer_size(None)
-        .initial_rtt(INITIAL_RTT)
-        .mtu_discovery_config(Some(mtu))
-        .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(BoundedCubic::new()));
+        .keep_alive_interval(Some(KEEP_ALIVE));
     transport
 }
 

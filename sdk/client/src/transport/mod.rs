@@ -1,6 +1,5 @@
 //! QUIC as this client uses it: settings, TLS, frames.
 
-mod congestion;
 mod endpoint;
 mod frames;
 mod order;
