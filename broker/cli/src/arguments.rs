@@ -7,7 +7,8 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, consume, context, deploy, deployment, group, inspect, plugin, produce, server, state, topic,
+    bench, cluster, consume, context, deploy, deployment, group, inspect, plugin, produce, server, state,
+    topic,
 };
 
 /// A durable, programmable commit log.
@@ -88,6 +89,9 @@ pub(crate) enum Command {
     Dev(server::Dev),
     /// Start a broker
     Server(server::Server),
+    /// Form, watch, grow and shrink a cluster of brokers
+    #[command(subcommand)]
+    Cluster(cluster::Cluster),
     /// Save and choose connections
     #[command(subcommand)]
     Context(context::Context),

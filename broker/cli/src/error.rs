@@ -91,7 +91,8 @@ impl CliError {
                         | ErrorCode::UnknownPartition
                         | ErrorCode::UnknownGroup
                         | ErrorCode::UnknownPlugin
-                        | ErrorCode::UnknownDeployment,
+                        | ErrorCode::UnknownDeployment
+                        | ErrorCode::UnknownBroker,
                     ),
                 ..
             } => 4,
@@ -258,6 +259,7 @@ mod tests {
             DeliveryError::Refused(refused()).into(),
             SendError::NoPartition { partition: 9, count: 3 }.into(),
             SendError::Stopped(DeliveryError::Refused(refused())).into(),
+            server(ErrorCode::UnknownBroker).into(),
             ConsumerError::NoPartition { topic: "t".into(), partition: 9, count: 3 }.into(),
         ] {
             assert_eq!(error.exit_code(), 4, "{error}");

@@ -84,6 +84,11 @@ pub(crate) fn time(at: i64) -> String {
     }
 }
 
+/// `1 replica`, `3 replicas`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
 /// `KEY=VALUE`.
 pub(crate) fn key_value(text: &str) -> Result<(String, String), String> {
     pair(text, "KEY")
@@ -130,6 +135,7 @@ mod tests {
         assert_eq!(name_value("a="), Ok(("a".into(), String::new())));
         assert!(name_value("y").is_err_and(|reason| reason.contains("NAME=VALUE")));
         assert_eq!(name_version("f@2"), ("f".into(), "2".into()));
+        assert_eq!([counted(1, "shard"), counted(0, "shard")], ["1 shard", "0 shards"]);
     }
 
     #[test]

@@ -11,9 +11,9 @@ use tidemill_client::Client;
 use crate::error::CliError;
 
 /// Whoever waits less than this is told nothing.
-const QUIET: Duration = Duration::from_secs(2);
+pub(crate) const QUIET: Duration = Duration::from_secs(2);
 /// How often it is said again.
-const AGAIN_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How often one looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 

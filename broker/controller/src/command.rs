@@ -1,21 +1,26 @@
 //! What may be asked of the controller, and its answers.
 
 use serde::{Deserialize, Serialize};
-use tidemill_protocol::{DeploymentId, TopicId};
+use tidemill_protocol::{BrokerId, DeploymentId, NodeId, ShardId, Timestamp, TopicId};
 
+use crate::brokers::{BrokerRecord, BrokerStart, JoinRequest};
 use crate::cluster::{BrokerRegistration, ClusterIdentity};
 use crate::deployment::{DeploymentRecord, DeploymentSpec, DeploymentStatus};
 use crate::names::Name;
 use crate::plugin::{PluginRecord, PluginUpload};
 use crate::producer_ids::ProducerIdBlock;
+use crate::settings::ClusterSettings;
+use crate::shards::{ReportedMembers, ShardRecord};
 use crate::topic::{TopicOverrides, TopicRecord};
 
 /// A change of the cluster's metadata.
+///
+/// Commands stand in logs: new ones come at the end, old ones stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerCommand {
-    /// Once, before anything else.
+    /// Once, before anything else, for a cluster that begins with one broker.
     InitCluster(ClusterIdentity),
-    /// At each start of a broker.
+    /// At each start of a broker, as releases before the second say it.
     RegisterBroker(BrokerRegistration),
     /// A new topic.
     CreateTopic {
@@ -82,10 +87,84 @@ pub enum ControllerCommand {
         /// The deleted deployment.
         id: DeploymentId,
     },
+    /// Once, before anything else, for a cluster that begins with several brokers.
+    FormCluster {
+        /// As in the cluster's file.
+        identity: ClusterIdentity,
+        /// The brokers of the beginning; their replicas lie as `initial_placement` says.
+        brokers: Vec<BrokerId>,
+    },
+    /// At each start of a broker.
+    Register(BrokerStart),
+    /// What the controller's leader hears, or does not.
+    SetAlive {
+        /// Which broker.
+        broker: BrokerId,
+        /// Its start that this is about; ignored if it registered another since.
+        starts: u64,
+        /// Whether it is heard of.
+        alive: bool,
+    },
+    /// Lets one broker in, once.
+    CreateJoinToken {
+        /// Of the token's secret.
+        hash: [u8; 32],
+        /// Whom it is for; `None`: whoever is new, or not alive.
+        broker: Option<BrokerId>,
+        /// The log's time of its end.
+        expires_at: Timestamp,
+    },
+    /// A broker comes in by a token.
+    Join(JoinRequest),
+    /// Its replicas move to others. Refused where those are too few.
+    Drain {
+        /// Which broker.
+        broker: BrokerId,
+    },
+    /// It may hold replicas again.
+    Undrain {
+        /// Which broker.
+        broker: BrokerId,
+    },
+    /// It goes for good. Refused where a shard would lose its majority.
+    Remove {
+        /// Which broker.
+        broker: BrokerId,
+    },
+    /// Which brokers are to hold a shard; who is there already keeps its node id, others get one that is new there.
+    AssignReplicas {
+        /// Which shard.
+        shard: ShardId,
+        /// The first is the preferred leader.
+        replicas: Vec<BrokerId>,
+        /// The shard's version that this goes by.
+        expected_version: u64,
+    },
+    /// What a shard's leader says of its group.
+    ReportMembers {
+        /// Which shard.
+        shard: ShardId,
+        /// Later terms and indexes only.
+        members: ReportedMembers,
+    },
+    /// A replica can't be trusted any more: it comes back under a new node id.
+    ReplaceReplica {
+        /// Which shard.
+        shard: ShardId,
+        /// The one that is over.
+        old: NodeId,
+    },
+    /// What the operator sets for the whole cluster.
+    SetSettings(ClusterSettings),
+    /// Behaviour that every broker's release knows by now.
+    RaiseFeatureLevel {
+        /// It never falls.
+        level: u32,
+    },
 }
 
 /// What a [`ControllerCommand`] answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerReply {
     /// Done, and nothing to say.
     Done,
@@ -99,4 +178,15 @@ pub enum ControllerReply {
     PluginsDeleted(Vec<PluginRecord>),
     /// The deployment as it is now.
     Deployment(Box<DeploymentRecord>),
+    /// The broker as it is now.
+    Broker(Box<BrokerRecord>),
+    /// It is in.
+    Joined {
+        /// The life of its data directory.
+        incarnation: u32,
+    },
+    /// The shard as it is now.
+    Shard(Box<ShardRecord>),
+    /// The node id under which the replica goes on.
+    Replica(NodeId),
 }

@@ -1,10 +1,14 @@
 //! Why a command was refused.
 
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::membership_error::MembershipError;
+
 /// Why a command was refused; nothing changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ControllerError {
     /// Before `InitCluster`.
-    #[error("the cluster is not initialised")]
+    #[error("the cluster is still being formed: a majority of its brokers must have started; try again")]
     NotInitialised,
     /// A second `InitCluster`.
     #[error("the cluster is initialised already, as {0}")]
@@ -79,8 +83,30 @@ pub enum ControllerError {
     #[error("the cluster holds at most {limit} {what}")]
     TooMany {
         /// Of what.
-        what: &'static str,
+        #[serde(deserialize_with = "bounded_kind")]
+        what: Kind,
         /// How many.
         limit: usize,
     },
+    /// Of brokers or replicas.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+}
+
+/// Under another name: serde takes `&'static str` for text that is borrowed from what is read.
+type Kind = &'static str;
+
+/// What the cluster holds a bounded number of; a newer release may bound more.
+fn bounded_kind<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Kind, D::Error> {
+    const KINDS: [&str; 7] = [
+        "topics",
+        "partitions",
+        "plugin versions",
+        "deployments",
+        "brokers",
+        "join tokens",
+        "members of a shard's group",
+    ];
+    let kind = String::deserialize(deserializer)?;
+    Ok(KINDS.into_iter().find(|known| *known == kind).unwrap_or("things of this kind"))
 }

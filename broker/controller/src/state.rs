@@ -6,13 +6,18 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidemill_protocol::{BrokerId, DeploymentId, ProducerId, ShardId, Timestamp, TopicId};
 
-use crate::changes::{Change, ObjectKey, RestoreError, decode_value, encode_value};
-use crate::cluster::{BrokerRegistration, ClusterIdentity};
+use crate::brokers::{BrokerRecord, JoinTokenRecord};
+use crate::changes::{
+    Change, ObjectKey, RestoreError, decode_broker, decode_value, encode_broker, encode_value,
+};
+use crate::cluster::ClusterIdentity;
 use crate::command::{ControllerCommand, ControllerReply};
 use crate::deployment::DeploymentRecord;
 use crate::error::ControllerError;
 use crate::plugin::PluginRecord;
 use crate::producer_ids::ProducerIdBlock;
+use crate::settings::ClusterWide;
+use crate::shards::ShardRecord;
 use crate::topic::TopicRecord;
 
 /// How much metadata a cluster holds; part of the replicated behaviour, so the same everywhere.
@@ -38,6 +43,16 @@ impl Bounds {
     pub const PRODUCER_IDS_MAX: u32 = 100_000;
     /// Tries of a batch.
     pub const ATTEMPTS_MAX: u32 = 1000;
+    /// Brokers, removed ones included.
+    pub const BROKERS_MAX: usize = 1000;
+    /// Addresses of a broker, of each kind.
+    pub const BROKER_ADDRESSES_MAX: usize = 16;
+    /// Bytes of an address, of a rack's name or of a software version.
+    pub const BROKER_WORD_BYTES_MAX: usize = 255;
+    /// Join tokens that are not forgotten yet.
+    pub const JOIN_TOKENS_MAX: usize = 1000;
+    /// Replicas of a shard.
+    pub const REPLICAS_MAX: usize = 7;
 }
 
 /// What changes with nearly every command, as one stored object.
@@ -56,7 +71,10 @@ pub(crate) struct Header {
 #[derive(Debug, Clone, Default)]
 pub struct Controller {
     pub(crate) header: Header,
-    pub(crate) brokers: BTreeMap<BrokerId, BrokerRegistration>,
+    pub(crate) brokers: BTreeMap<BrokerId, BrokerRecord>,
+    pub(crate) shards: BTreeMap<ShardId, ShardRecord>,
+    pub(crate) join_tokens: BTreeMap<[u8; 32], JoinTokenRecord>,
+    pub(crate) cluster_wide: ClusterWide,
     pub(crate) topics: BTreeMap<TopicId, TopicRecord>,
     pub(crate) plugins: BTreeMap<(String, String), PluginRecord>,
     pub(crate) deployments: BTreeMap<DeploymentId, DeploymentRecord>,
@@ -78,7 +96,9 @@ impl Controller {
         command: &ControllerCommand,
         now: Timestamp,
     ) -> Result<ControllerReply, ControllerError> {
-        if self.header.identity.is_none() && !matches!(command, ControllerCommand::InitCluster(_)) {
+        let begins =
+            matches!(command, ControllerCommand::InitCluster(_) | ControllerCommand::FormCluster { .. });
+        if self.header.identity.is_none() && !begins {
             return Err(ControllerError::NotInitialised);
         }
         match command {
@@ -99,10 +119,32 @@ impl Controller {
             }
             ControllerCommand::DeleteDeployment { name } => self.delete_deployment(name),
             ControllerCommand::ForgetDeployment { id } => Ok(self.forget_deployment(*id)),
+            ControllerCommand::FormCluster { identity, brokers } => self.form_cluster(identity, brokers, now),
+            ControllerCommand::Register(start) => self.register(start, now),
+            ControllerCommand::SetAlive { broker, starts, alive } => {
+                self.set_alive(*broker, *starts, *alive, now)
+            }
+            ControllerCommand::CreateJoinToken { hash, broker, expires_at } => {
+                self.create_join_token(*hash, *broker, *expires_at, now)
+            }
+            ControllerCommand::Join(request) => self.join(request, now),
+            ControllerCommand::Drain { broker } => self.drain(*broker),
+            ControllerCommand::Undrain { broker } => self.undrain(*broker),
+            ControllerCommand::Remove { broker } => self.remove(*broker, now),
+            ControllerCommand::AssignReplicas { shard, replicas, expected_version } => {
+                self.assign_replicas(*shard, replicas, *expected_version)
+            }
+            ControllerCommand::ReportMembers { shard, members } => self.report_members(*shard, members),
+            ControllerCommand::ReplaceReplica { shard, old } => self.replace_replica(*shard, *old),
+            ControllerCommand::SetSettings(settings) => self.set_settings(settings),
+            ControllerCommand::RaiseFeatureLevel { level } => self.raise_feature_level(*level),
         }
     }
 
-    fn init_cluster(&mut self, identity: &ClusterIdentity) -> Result<ControllerReply, ControllerError> {
+    pub(crate) fn init_cluster(
+        &mut self,
+        identity: &ClusterIdentity,
+    ) -> Result<ControllerReply, ControllerError> {
         if let Some(existing) = &self.header.identity {
             return Err(ControllerError::AlreadyInitialised(existing.cluster.to_string()));
         }
@@ -110,17 +152,6 @@ impl Controller {
         self.header.identity = Some(identity);
         self.next_version();
         Ok(ControllerReply::Done)
-    }
-
-    fn register_broker(&mut self, registration: &BrokerRegistration) -> ControllerReply {
-        let known = self.brokers.get(&registration.broker);
-        // A late registration of an older incarnation must not undo a newer one.
-        if known.is_none_or(|known| known.incarnation < registration.incarnation) {
-            self.brokers.insert(registration.broker, registration.clone());
-            self.note_change(ObjectKey::Broker(registration.broker));
-            self.next_version();
-        }
-        ControllerReply::Done
     }
 
     fn allocate_producer_ids(&mut self, count: u32) -> ControllerReply {
@@ -157,11 +188,6 @@ impl Controller {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.header.version
-    }
-
-    /// The brokers, by id.
-    pub fn brokers(&self) -> impl Iterator<Item = &BrokerRegistration> {
-        self.brokers.values()
     }
 
     /// A topic by id, a deleted one that is not yet forgotten included.
@@ -238,12 +264,15 @@ impl Controller {
             .map(|key| {
                 let value = match &key {
                     ObjectKey::Header => Some(encode_value(&self.header)),
-                    ObjectKey::Broker(id) => self.brokers.get(id).map(encode_value),
+                    ObjectKey::Broker(id) => self.brokers.get(id).map(encode_broker),
                     ObjectKey::Topic(id) => self.topics.get(id).map(encode_value),
                     ObjectKey::Plugin(name, version) => {
                         self.plugins.get(&(name.clone(), version.clone())).map(encode_value)
                     }
                     ObjectKey::Deployment(id) => self.deployments.get(id).map(encode_value),
+                    ObjectKey::Shard(id) => self.shards.get(id).map(encode_value),
+                    ObjectKey::JoinToken(hash) => self.join_tokens.get(hash).map(encode_value),
+                    ObjectKey::ClusterWide => Some(encode_value(&self.cluster_wide)),
                 };
                 (key.encode(), value)
             })
@@ -261,7 +290,7 @@ impl Controller {
             match kind {
                 ObjectKey::HEADER => controller.header = decode_value(kind, &value)?,
                 ObjectKey::BROKER => {
-                    let record: BrokerRegistration = decode_value(kind, &value)?;
+                    let record = decode_broker(&value)?;
                     controller.brokers.insert(record.broker, record);
                 }
                 ObjectKey::TOPIC => {
@@ -277,6 +306,15 @@ impl Controller {
                     let record: DeploymentRecord = decode_value(kind, &value)?;
                     controller.deployments.insert(record.id, record);
                 }
+                ObjectKey::SHARD => {
+                    let record: ShardRecord = decode_value(kind, &value)?;
+                    controller.shards.insert(record.shard, record);
+                }
+                ObjectKey::JOIN_TOKEN => {
+                    let record: JoinTokenRecord = decode_value(kind, &value)?;
+                    controller.join_tokens.insert(record.hash, record);
+                }
+                ObjectKey::CLUSTER_WIDE => controller.cluster_wide = decode_value(kind, &value)?,
                 _ => return Err(RestoreError::Damaged { kind, reason: "no such kind of object".into() }),
             }
         }

@@ -39,7 +39,7 @@ pub struct PositionCommit {
 }
 
 /// What a [`GroupCommand`] answers.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GroupReply {
     /// Done.
     Done,
@@ -48,7 +48,7 @@ pub enum GroupReply {
 }
 
 /// Why a group command was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum GroupRefusal {
     /// No such group.
     #[error("there is no group '{0}'; `tidemill group list` shows the groups")]

@@ -147,6 +147,15 @@ impl Hosting {
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
     }
 
+    /// A component that is kept here, checked against its digest.
+    ///
+    /// # Errors
+    /// It is not here (`NotFound`), or damaged.
+    pub async fn component(&self, digest: [u8; 32]) -> std::io::Result<Bytes> {
+        let components = Arc::clone(&self.inner.components);
+        tokio::task::spawn_blocking(move || components.read(&digest)).await.map_err(std::io::Error::other)?
+    }
+
     /// Runs a plugin's `init` with the plan's context: a bad configuration is refused in the plugin's own words.
     ///
     /// # Errors

@@ -36,13 +36,13 @@ impl PluginRuntime {
         let normal = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("plugin-produce")
-            .enable_time()
+            .enable_all()
             .build()?;
         let low = Builder::new_multi_thread()
             .worker_threads(threads)
             .thread_name("plugin")
             .on_thread_start(lower_priority)
-            .enable_time()
+            .enable_all()
             .build()?;
         let (normal_handle, low_handle) = (normal.handle().clone(), low.handle().clone());
         Ok(Self { normal: Some(normal), low: Some(low), normal_handle, low_handle })

@@ -14,6 +14,7 @@
     )
 )]
 
+pub mod background;
 pub mod fs;
 pub mod segment;
 pub mod wal;

@@ -1,12 +1,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tidemill_protocol::frame::FrameLimits;
 
-use crate::listener::ConnectionSlot;
+use crate::places::Place;
 use crate::receiving::ReceiveBudget;
-use crate::{ConnectionLost, FrameReader, FrameWriter, NetLimits};
+use crate::{ConnectionLost, FrameReader, FrameWriter, NetLimits, PeerIdentity};
 
 /// Who is on the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct PeerInfo {
     pub address: SocketAddr,
     /// Subject of the certificate that it showed and that one of our authorities signed; `None` without one.
     pub identity: Option<String>,
+    /// Which broker it is; `None` on the clients' port, and for one that shows no certificate because it is about to join.
+    pub peer: Option<PeerIdentity>,
 }
 
 /// What happened on a connection so far.
@@ -42,8 +45,28 @@ pub struct Connection {
     frames: FrameLimits,
     receiving: ReceiveBudget,
     frame_deadline: Duration,
-    /// Counts against the listener's limits for as long as any clone lives.
-    _slot: Arc<ConnectionSlot>,
+    /// Where the peer may open so many streams in all, and no more.
+    quota: Option<Arc<StreamQuota>>,
+    /// Counts against the endpoint's limits for as long as any clone lives. Nothing that was dialled here has one.
+    _place: Option<Arc<Place>>,
+}
+
+/// Streams that a peer may open over a connection's whole life.
+#[derive(Debug)]
+pub(crate) struct StreamQuota {
+    left: AtomicU32,
+    /// Closes the connection of who wants more.
+    refuse: fn(&quinn::Connection),
+}
+
+impl StreamQuota {
+    pub(crate) fn new(streams: u32, refuse: fn(&quinn::Connection)) -> Arc<Self> {
+        Arc::new(Self { left: AtomicU32::new(streams), refuse })
+    }
+
+    fn take(&self) -> bool {
+        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+    }
 }
 
 /// Both directions of one stream.
@@ -60,14 +83,19 @@ pub struct Stream {
 impl Connection {
     pub(crate) fn new(
         quinn: quinn::Connection,
-        identity: Option<String>,
+        peer: PeerInfo,
         limits: &NetLimits,
         receiving: ReceiveBudget,
-        slot: ConnectionSlot,
+        place: Option<Place>,
     ) -> Self {
-        let peer = Arc::new(PeerInfo { address: quinn.remote_address(), identity });
         let (frames, frame_deadline) = (limits.frames, limits.frame_deadline);
-        Self { quinn, peer, frames, receiving, frame_deadline, _slot: Arc::new(slot) }
+        let (peer, place) = (Arc::new(peer), place.map(Arc::new));
+        Self { quinn, peer, frames, receiving, frame_deadline, quota: None, _place: place }
+    }
+
+    /// The same, with an end to the streams that the peer may open.
+    pub(crate) fn with_quota(self, quota: Arc<StreamQuota>) -> Self {
+        Self { quota: Some(quota), ..self }
     }
 
     /// The next stream that the peer opens; `None` where either side closed the connection on purpose.
@@ -76,12 +104,28 @@ impl Connection {
     /// The connection is gone otherwise.
     pub async fn accept_stream(&self) -> Result<Option<Stream>, ConnectionLost> {
         match self.quinn.accept_bi().await {
-            Ok((send, receive)) => Ok(Some(self.stream(send, receive))),
+            Ok((send, receive)) => {
+                if let Some(quota) = self.quota.as_ref().filter(|quota| !quota.take()) {
+                    (quota.refuse)(&self.quinn);
+                    return Ok(None);
+                }
+                Ok(Some(self.stream(send, receive)))
+            }
             Err(error) => {
                 let lost = ConnectionLost::from(error);
                 if lost.is_clean() { Ok(None) } else { Err(lost) }
             }
         }
+    }
+
+    /// Opens a stream to the other side, on whichever side this is. It hears of it with the first byte that is written. Waits
+    /// while the other side allows no more streams.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub async fn open_stream(&self) -> Result<Stream, ConnectionLost> {
+        let (send, receive) = self.quinn.open_bi().await?;
+        Ok(self.stream(send, receive))
     }
 
     fn stream(&self, send: quinn::SendStream, receive: quinn::RecvStream) -> Stream {

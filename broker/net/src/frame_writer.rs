@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use prost::Message;
-use tidemill_protocol::frame::{FrameEncoder, FrameTooLong};
+use tidemill_protocol::frame::{FrameEncoder, FrameTooLong, RawFrame};
 
 use crate::WriteError;
 
@@ -34,6 +34,14 @@ impl FrameWriter {
     /// Only [`WriteError::TooLarge`].
     pub fn feed(&mut self, header: &impl Message, payload: &[Bytes]) -> Result<(), WriteError> {
         self.frames.feed(header, payload).map_err(|FrameTooLong { length }| WriteError::TooLarge { length })
+    }
+
+    /// Queues a frame as it came from somewhere else, its header undecoded.
+    ///
+    /// # Errors
+    /// Only [`WriteError::TooLarge`].
+    pub fn feed_raw(&mut self, frame: &RawFrame) -> Result<(), WriteError> {
+        self.frames.feed_raw(frame).map_err(|FrameTooLong { length }| WriteError::TooLarge { length })
     }
 
     /// Bytes that [`Self::feed`] queued and [`Self::flush`] has not handed over yet.

@@ -19,8 +19,10 @@ use tidemill_log::fs::{DiskStorage, Storage};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{EntryId, Wal, WalConfig, WalEntry};
 use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
-use tidemill_protocol::{BrokerId, LogIndex, PartitionId, ShardId, Term, Timestamp, TopicId, TopicPartition};
-use tidemill_raft::{CheckpointConfig, CheckpointDriver, NodeId, Replica, ReplicaConfig, recovered_shard};
+use tidemill_protocol::{
+    BrokerId, LogIndex, NodeId, PartitionId, ShardId, Term, Timestamp, TopicId, TopicPartition,
+};
+use tidemill_raft::{Begin, CheckpointConfig, CheckpointDriver, Replica, ReplicaConfig, recovered_shard};
 use tidemill_shard::{AdoptTopic, Shard, ShardConfig, Unit};
 
 const BARE: ShardId = ShardId::new(1);
@@ -114,7 +116,7 @@ impl Bench {
         let started = Instant::now();
         let clock = || Timestamp::new(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX));
         let mut config = ReplicaConfig::new(SHARD, NodeId::new(BrokerId::new(1), 1), Arc::new(clock));
-        config.init = true;
+        config.begin = Begin::Form([config.node].into());
         let replica = Replica::start(config, wal.clone(), recovered_shard(&recovery, SHARD), shard).await?;
         println!("replica started in {:.2?}", started.elapsed());
         replica.wait_leading(Duration::from_secs(10)).await?;
@@ -134,7 +136,15 @@ impl Bench {
             TopicPartition::new(TopicId::from_slice(&[2; 16]).ok_or("16 bytes")?, PartitionId::new(0));
         let config = CheckpointConfig::default();
         let (_, short_of_room) = tokio::sync::watch::channel(false);
-        let driver = CheckpointDriver::start(config, wal.clone(), vec![replica.clone()], short_of_room);
+        let driver = CheckpointDriver::start(
+            config,
+            wal.clone(),
+            {
+                let replica = replica.clone();
+                move || vec![replica.clone()]
+            },
+            short_of_room,
+        );
         Ok(Self { wal, replica, partition, unknown, driver: Some(driver) })
     }
 

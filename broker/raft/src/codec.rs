@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use openraft::EmptyNode;
 use openraft::vote::RaftVote;
+use tidemill_protocol::NodeId;
 use tidemill_shard::Entry;
 
-use crate::node::NodeId;
 use crate::types::{Command, LeaderId, LogId, Membership, Payload, StoredMembership, Vote};
 
 const VERSION: u8 = 1;
@@ -149,12 +149,12 @@ pub(crate) fn decode_payload(parts: &[Bytes]) -> Result<Payload, CodecError> {
     }
 }
 
-fn put_leader(out: &mut BytesMut, leader: &LeaderId) {
+pub(crate) fn put_leader(out: &mut BytesMut, leader: &LeaderId) {
     out.put_u64(leader.term);
     out.put_u64(leader.node_id.get());
 }
 
-fn put_log_id(out: &mut BytesMut, id: &LogId) {
+pub(crate) fn put_log_id(out: &mut BytesMut, id: &LogId) {
     out.put_u64(id.index);
     put_leader(out, &id.leader_id);
 }
@@ -170,13 +170,14 @@ fn put_membership(out: &mut BytesMut, membership: &Membership) {
     membership.nodes().for_each(|(node, _)| out.put_u64(node.get()));
 }
 
-struct Input<'a> {
-    what: &'static str,
-    rest: &'a [u8],
+/// Reads fields one after the other.
+pub(crate) struct Input<'a> {
+    pub(crate) what: &'static str,
+    pub(crate) rest: &'a [u8],
 }
 
 impl<'a> Input<'a> {
-    fn versioned(what: &'static str, bytes: &'a [u8]) -> Result<Self, CodecError> {
+    pub(crate) fn versioned(what: &'static str, bytes: &'a [u8]) -> Result<Self, CodecError> {
         let mut input = Self { what, rest: bytes };
         match input.u8()? {
             VERSION => Ok(input),
@@ -188,22 +189,27 @@ impl<'a> Input<'a> {
         if self.rest.len() < count { Err(CodecError::Truncated { what: self.what }) } else { Ok(()) }
     }
 
-    fn u8(&mut self) -> Result<u8, CodecError> {
+    pub(crate) fn u8(&mut self) -> Result<u8, CodecError> {
         self.need(1)?;
         Ok(self.rest.get_u8())
     }
 
-    fn u16(&mut self) -> Result<u16, CodecError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, CodecError> {
         self.need(2)?;
         Ok(self.rest.get_u16())
     }
 
-    fn u64(&mut self) -> Result<u64, CodecError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, CodecError> {
+        self.need(4)?;
+        Ok(self.rest.get_u32())
+    }
+
+    pub(crate) fn u64(&mut self) -> Result<u64, CodecError> {
         self.need(8)?;
         Ok(self.rest.get_u64())
     }
 
-    fn flag(&mut self) -> Result<bool, CodecError> {
+    pub(crate) fn flag(&mut self) -> Result<bool, CodecError> {
         match self.u8()? {
             0 => Ok(false),
             1 => Ok(true),
@@ -211,11 +217,11 @@ impl<'a> Input<'a> {
         }
     }
 
-    fn leader(&mut self) -> Result<LeaderId, CodecError> {
+    pub(crate) fn leader(&mut self) -> Result<LeaderId, CodecError> {
         Ok(LeaderId { term: self.u64()?, node_id: NodeId::from_raw(self.u64()?) })
     }
 
-    fn log_id(&mut self) -> Result<LogId, CodecError> {
+    pub(crate) fn log_id(&mut self) -> Result<LogId, CodecError> {
         let index = self.u64()?;
         Ok(LogId::new(self.leader()?, index))
     }
@@ -242,14 +248,14 @@ impl<'a> Input<'a> {
         Membership::new(voters, members).map_err(|error| self.invalid(error.to_string()))
     }
 
-    fn end(&self) -> Result<(), CodecError> {
+    pub(crate) fn end(&self) -> Result<(), CodecError> {
         match self.rest.len() {
             0 => Ok(()),
             extra => Err(CodecError::Trailing { what: self.what, extra }),
         }
     }
 
-    fn invalid(&self, reason: String) -> CodecError {
+    pub(crate) fn invalid(&self, reason: String) -> CodecError {
         CodecError::Invalid { what: self.what, reason }
     }
 }

@@ -1,14 +1,16 @@
 //! What a replica may be told, and what openraft is told on its behalf.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
-use tidemill_protocol::{ShardId, Timestamp};
+use tidemill_protocol::{NodeId, ShardId, Timestamp};
 
-use crate::node::NodeId;
-use crate::snapshot::ShardHome;
+use crate::peers::PeerDialer;
+use crate::rpc::APPEND_ENTRIES_MAX;
+use crate::snapshot::SnapshotLimiter;
 
 /// Everything that starting a replica depends on, beside its log and its shard.
 #[derive(Clone)]
@@ -19,19 +21,36 @@ pub struct ReplicaConfig {
     pub node: NodeId,
     /// The broker's clock: stamped into each entry that this replica proposes.
     pub clock: Clock,
-    /// Form a new group of this node alone if the log is empty. Where it is not, this changes nothing.
-    pub init: bool,
+    /// What to do where the log is empty. Where it is not, this changes nothing.
+    pub begin: Begin,
+    /// The way to the other replicas of the group. `None`: this broker is alone.
+    pub peers: Option<Arc<dyn PeerDialer>>,
+    /// How fast snapshots leave this broker: one limit for all of its replicas.
+    pub snapshot_limiter: Arc<SnapshotLimiter>,
+    /// This node id is new and has promised nothing, whatever an earlier life of the broker left in the log: that is cut to
+    /// what the checkpoint holds, and its vote is forgotten. A doubtful tail, a lost log or a lost state are then no reason
+    /// not to start. Once the replica has started, the same node id must not start so again.
+    pub retired: bool,
     /// Start although entries or a vote that were once acknowledged may be lost (`--accept-data-loss`).
     ///
     /// Only ever right for a group of one whose operator has read what is lost: in a larger group the replica is
     /// retired and comes back under a new [`NodeId`] instead.
     pub accept_data_loss: bool,
-    /// What it takes to replace the shard by an installed snapshot. A group of one never does.
-    pub home: Option<ShardHome>,
     /// When a silent leader is given up.
     pub timing: RaftTiming,
     /// Bounds of everything that queues.
     pub limits: ReplicaLimits,
+}
+
+/// How a replica with an empty log begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begin {
+    /// Not at all: the log should be there.
+    Existing,
+    /// As a member of a new group of these nodes. Every one of them must be told the same.
+    Form(BTreeSet<NodeId>),
+    /// It waits until the leader of a group takes it in.
+    Join,
 }
 
 /// The source of the time that entries carry.
@@ -45,9 +64,11 @@ impl ReplicaConfig {
             shard,
             node,
             clock,
-            init: false,
+            begin: Begin::Existing,
+            peers: None,
+            snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
+            retired: false,
             accept_data_loss: false,
-            home: None,
             timing: RaftTiming::default(),
             limits: ReplicaLimits::default(),
         }
@@ -59,7 +80,8 @@ impl fmt::Debug for ReplicaConfig {
         f.debug_struct("ReplicaConfig")
             .field("shard", &self.shard)
             .field("node", &self.node)
-            .field("init", &self.init)
+            .field("begin", &self.begin)
+            .field("retired", &self.retired)
             .field("accept_data_loss", &self.accept_data_loss)
             .field("timing", &self.timing)
             .field("limits", &self.limits)
@@ -115,6 +137,11 @@ pub struct ReplicaLimits {
     pub proposal_deadline: Duration,
     /// The most bytes of entries that are read from the log at once.
     pub read_bytes_max: usize,
+    /// The most bytes of appends on the way to one follower, and of those that a follower takes from its leader without having
+    /// answered; one append always may be. As many bytes of units may be on the way to the leader.
+    pub append_in_flight_bytes_max: usize,
+    /// The most bytes of entries that a follower knows to be committed and has not applied before it takes more.
+    pub apply_backlog_bytes_max: usize,
     /// The most bytes of applied entries that stay decoded.
     pub decoded_cache_bytes_max: usize,
     /// How much a shard applies until it is due for a checkpoint.
@@ -137,6 +164,8 @@ impl Default for ReplicaLimits {
             reserve_deadline: Duration::from_secs(5),
             proposal_deadline: Duration::from_secs(15),
             read_bytes_max: 8 << 20,
+            append_in_flight_bytes_max: 8 << 20,
+            apply_backlog_bytes_max: 16 << 20,
             decoded_cache_bytes_max: 1 << 20,
             checkpoint_bytes: 256 << 20,
         }
@@ -187,8 +216,9 @@ pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<Conf
         send_snapshot_timeout: 0,
         snapshot_max_chunk_size: 4 << 20,
 
-        // Counts, where we limit by bytes: reads stop at `read_bytes_max`, entries in flight at `in_flight_bytes_max`.
-        max_payload_entries: 4096,
+        // Counts, where we limit by bytes: reads stop at `read_bytes_max`, those for one append at `APPEND_BYTES_MAX`, entries
+        // in flight at `in_flight_bytes_max`.
+        max_payload_entries: APPEND_ENTRIES_MAX as u64,
         max_append_entries: Some(4096),
         api_batch_capacity: 4096,
         // Units are gathered before they become entries; to wait here as well would only add latency.

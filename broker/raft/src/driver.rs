@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use tidemill_log::wal::Wal;
 use tidemill_protocol::ShardId;
 use tokio::sync::{Notify, oneshot, watch};
@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::replica::Replica;
+use crate::runtime::blocking;
 
 /// Bounds that the driver keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,17 +63,18 @@ pub struct CheckpointDriver {
 }
 
 impl CheckpointDriver {
-    /// Starts driving; ends when dropped. `short_of_room` says whether the disk is.
+    /// Starts driving; ends when dropped. `replicas` says which there are, and is asked again and again: they come and go. `short_of_room` says
+    /// whether the disk is.
     #[must_use]
     #[allow(clippy::disallowed_methods, reason = "the driver is a task by its nature; dropping it ends it")]
     pub fn start(
         config: CheckpointConfig,
         wal: Wal,
-        replicas: Vec<Replica>,
+        replicas: impl Fn() -> Vec<Replica> + Send + Sync + 'static,
         short_of_room: watch::Receiver<bool>,
     ) -> Self {
         let pressure = Arc::new(Notify::new());
-        let driving = Driving { config, wal, replicas, short_of_room };
+        let driving = Driving { config, wal, replicas: Box::new(replicas), short_of_room };
         Self { task: tokio::spawn(driving.run(Arc::clone(&pressure))), pressure }
     }
 
@@ -93,7 +95,7 @@ impl Drop for CheckpointDriver {
 struct Driving {
     config: CheckpointConfig,
     wal: Wal,
-    replicas: Vec<Replica>,
+    replicas: Box<dyn Fn() -> Vec<Replica> + Send + Sync>,
     short_of_room: watch::Receiver<bool>,
 }
 
@@ -109,41 +111,57 @@ impl Driving {
         let mut told = Told::new();
         // After a failure no sooner than with the next tick: whoever notifies does so for each write.
         let mut heeds_pressure = true;
-        let mut due: FuturesUnordered<_> =
-            self.replicas.iter().map(|replica| next_due(replica, Duration::ZERO)).collect();
+        let mut watched: Vec<Replica> = Vec::new();
+        let mut due = FuturesUnordered::new();
         loop {
+            let here = (self.replicas)();
+            for replica in here.iter().filter(|replica| !watched.iter().any(|known| known.is_same(replica))) {
+                due.push(next_due(replica.clone(), Duration::ZERO));
+            }
+            watched = here;
+            // In a set order, so that who owns time and randomness knows what comes next. Nobody is left out by it: a tick
+            // that is due is looked for after each checkpoint, and does what pressure asks for.
             tokio::select! {
+                biased;
                 Some(replica) = due.next() => {
-                    let done = checkpoint(replica).await;
+                    // One that has ended, or is another's by now, is let go of.
+                    let is_here = watched.iter().any(|known| known.is_same(&replica));
+                    if !is_here || is_stopped(&replica) {
+                        continue;
+                    }
+                    let done = checkpoint(&replica).await;
                     due.push(next_due(replica, if done { Duration::ZERO } else { self.config.retry_after }));
+                    if interval.tick().now_or_never().is_none() {
+                        continue;
+                    }
                 }
+                _ = interval.tick() => {}
                 () = pressure.notified(), if heeds_pressure => {
                     heeds_pressure = self.relieve(&mut told).await;
+                    continue;
                 }
-                _ = interval.tick() => {
-                    let short = *self.short_of_room.borrow();
-                    if short && !was_short {
-                        self.checkpoint_all().await;
-                    }
-                    was_short = short;
-                    heeds_pressure = self.relieve(&mut told).await;
-                    if short || looked_for_files.elapsed() >= self.config.let_go_interval {
-                        looked_for_files = Instant::now();
-                        self.let_files_go().await;
-                    }
-                }
+            }
+            let short = *self.short_of_room.borrow();
+            if short && !was_short {
+                self.checkpoint_all().await;
+            }
+            was_short = short;
+            heeds_pressure = self.relieve(&mut told).await;
+            if short || looked_for_files.elapsed() >= self.config.let_go_interval {
+                looked_for_files = Instant::now();
+                self.let_files_go().await;
             }
         }
     }
 
     async fn checkpoint_all(&self) {
-        for replica in &self.replicas {
+        for replica in &(self.replicas)() {
             checkpoint(replica).await;
         }
     }
 
     async fn let_files_go(&self) {
-        for replica in self.replicas.iter().filter(|replica| replica.shard().has_files_to_let_go()) {
+        for replica in (self.replicas)().iter().filter(|replica| replica.shard().has_files_to_let_go()) {
             checkpoint(replica).await;
         }
     }
@@ -158,9 +176,10 @@ impl Driving {
                 return true;
             }
             let pinning = self.wal.pinning_shards();
+            let replicas = (self.replicas)();
             let mut done_something = pinning.is_empty();
             for shard in &pinning {
-                let done = match self.replicas.iter().find(|replica| replica.shard_id() == *shard) {
+                let done = match replicas.iter().find(|replica| replica.shard_id() == *shard) {
                     Some(replica) if !is_stopped(replica) => checkpoint(replica).await.then_some(true),
                     _ => self.carry_forward(*shard, told).await,
                 };
@@ -187,7 +206,8 @@ impl Driving {
     /// Carries what a stopped shard has in the oldest segment to the log's end; `Some(false)` where that would free too
     /// little, `None` where it failed.
     async fn carry_forward(&self, shard: ShardId, told: &mut Told) -> Option<bool> {
-        let stopped = self.replicas.iter().filter(|replica| is_stopped(replica));
+        let replicas = (self.replicas)();
+        let stopped = replicas.iter().filter(|replica| is_stopped(replica));
         let held: u64 = stopped.map(|replica| self.wal.bytes_held(replica.shard_id())).sum();
         let bytes_max = self.config.wal_bytes_max;
         if self.wal.bytes() <= bytes_max.max(held.saturating_add(bytes_max / CARRY_SHARE)) {
@@ -196,7 +216,7 @@ impl Driving {
         loop {
             let (done, durable) = oneshot::channel();
             let wal = self.wal.clone();
-            let copying = tokio::task::spawn_blocking(move || {
+            let copying = blocking(self.wal.background(), move || {
                 wal.carry_forward(shard, CARRY_BYTES_MAX, Box::new(move |result| drop(done.send(result))))
             });
             match copying.await {
@@ -236,10 +256,15 @@ impl Driving {
     }
 }
 
-/// Resolves when the replica's next checkpoint is due; after a failure, when it is to be tried again.
-async fn next_due(replica: &Replica, retry_after: Duration) -> &Replica {
+/// Resolves when the replica's next checkpoint is due; after a failure, when it is to be tried again; and when it has ended.
+async fn next_due(replica: Replica, retry_after: Duration) -> Replica {
     if retry_after.is_zero() {
-        replica.checkpoint_due().notified().await;
+        let mut role = replica.watch();
+        tokio::select! {
+            biased;
+            () = replica.checkpoint_due().notified() => {}
+            _ = role.wait_for(|role| role.stopped().is_some()) => {}
+        }
     } else {
         tokio::time::sleep(retry_after).await;
     }

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::ShardId;
-
-use crate::node::NodeId;
+use tidemill_protocol::{NodeId, ShardId};
 
 /// Why a replica does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +61,7 @@ pub enum ReplicaStartError {
         /// What the checkpoint holds.
         applied: Option<EntryId>,
     },
-    /// The group of this shard consists of others.
+    /// The group of this shard consists of others, and this broker, which is alone, can't be taken in by them.
     #[error(
         "shard {shard}: node {node} is not a member of its group ({members}); was the broker id changed?"
     )]
@@ -146,6 +144,39 @@ pub enum ReadError {
     /// A majority did not confirm in time that this node leads.
     #[error("a majority of the shard's replicas did not answer in time")]
     NoQuorum,
+    /// The replica has stopped.
+    #[error("the shard's replica has stopped: {reason}")]
+    Stopped {
+        /// Why.
+        reason: Arc<str>,
+    },
+}
+
+/// Why a group's members did not change, or its leader did not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// Another node leads the shard; nothing changed.
+    #[error("this broker does not lead the shard{}", hint(.leader))]
+    NotLeader {
+        /// Who does, where that is known.
+        leader: Option<NodeId>,
+    },
+    /// An earlier change is not through, or this leader is so new that it is not known whether one is; nothing changed.
+    #[error("an earlier change of the shard's members is not through yet; try again")]
+    InProgress,
+    /// It can't be done as it was said; nothing changed.
+    #[error("the members of the shard can't be changed so: {0}")]
+    Refused(String),
+    /// The change may be through, may become so, or may be left half done: look at the members, and repeat it.
+    #[error("the outcome is unknown: the shard's members may or may not have changed")]
+    OutcomeUnknown,
+    /// The other node did not take the lead in time; this one leads on, or somebody else does.
+    #[error("node {to} did not take the lead in time")]
+    NotTaken {
+        /// Who was to.
+        to: NodeId,
+    },
     /// The replica has stopped.
     #[error("the shard's replica has stopped: {reason}")]
     Stopped {

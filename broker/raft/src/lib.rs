@@ -11,26 +11,39 @@
 //!               '-- next entry -------'
 //! ```
 //!
+//! ```text
+//!   peers of the group --- streams ---> serve: entries, votes, proposals ---> openraft, proposer
+//!                      <-- streams --- peer_network, forward: the same, to them
+//! ```
+//!
 //! Architecture invariant: no other room names openraft, and nothing of it shows in this one's public types.
 
 // A core: see clippy.toml.
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod anywhere;
+mod append_stream;
 mod codec;
 mod config;
 mod driver;
 mod error;
 mod flight;
 mod follow;
+mod forward;
 mod log_reader;
 mod log_store;
+mod members;
 mod network;
-mod node;
+mod peer_network;
+mod peers;
 mod pending;
 mod proposer;
 mod recent;
 mod replica;
 mod responder;
+mod rpc;
+mod runtime;
+mod serve;
 mod shared_log;
 mod snapshot;
 mod start;
@@ -41,15 +54,19 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod types;
+mod window;
 
-pub use config::{Clock, RaftTiming, ReplicaConfig, ReplicaLimits};
+pub use anywhere::PermitAnywhere;
+pub use config::{Begin, Clock, RaftTiming, ReplicaConfig, ReplicaLimits};
 pub use driver::{CheckpointConfig, CheckpointDriver};
-pub use error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError};
+pub use error::{ChangeError, CheckpointFailed, ProposeError, ReadError, ReplicaStartError};
 pub use follow::{HighWatermark, ShardChanges, ShardHandle};
-pub use node::NodeId;
+pub use members::{FollowerProgress, GroupMembers};
+pub use peers::{MessageReceiver, MessageSender, PeerDialer, PeerError, PeerMessage, PeerStream};
 pub use pending::Pending;
 pub use proposer::Permit;
 pub use replica::Replica;
-pub use snapshot::ShardHome;
+pub use runtime::seed_thread;
+pub use snapshot::SnapshotLimiter;
 pub use start::recovered_shard;
 pub use status::{ReplicaRole, ReplicaState, ReplicaStatus};

@@ -14,6 +14,8 @@ use openraft::{OptionalSend, RaftLogReader};
 use tidemill_protocol::LogIndex;
 
 use crate::log_store::half_open;
+use crate::rpc::APPEND_BYTES_MAX;
+use crate::runtime::blocking;
 use crate::shared_log::{Lookup, SharedLog};
 use crate::types::{LeaderId, RaftLogEntry, TypeConfig, Vote};
 
@@ -37,9 +39,7 @@ impl LogReader {
             return self.0.read_older(from, to, bytes_max);
         }
         let log = Arc::clone(&self.0);
-        tokio::task::spawn_blocking(move || log.read_older(from, to, bytes_max))
-            .await
-            .map_err(io::Error::other)?
+        blocking(self.0.wal().background(), move || log.read_older(from, to, bytes_max)).await?
     }
 
     /// Entries one by one, read in pieces.
@@ -125,7 +125,8 @@ impl RaftLogReader<TypeConfig> for LogReader {
         Ok(self.0.vote())
     }
 
+    /// The entries of one append.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<RaftLogEntry>> {
-        self.read(start, end, self.0.read_bytes_max()).await
+        self.read(start, end, self.0.read_bytes_max().min(APPEND_BYTES_MAX)).await
     }
 }

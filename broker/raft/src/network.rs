@@ -1,7 +1,7 @@
-//! The way to the other replicas of a group.
+//! The network of a group of one.
 //!
-//! openraft's [`RaftNetworkFactory`] is the port: a transport between brokers implements it in this room, over a
-//! byte-level seam of its own. A group of one has nobody to talk to, so its port says of everyone that they cannot be
+//! openraft's [`RaftNetworkFactory`] is the port. Between brokers [`PeerNetworks`](crate::peer_network::PeerNetworks)
+//! implements it, over a byte-level seam. A group of one has nobody to talk to, so its port says of everyone that they cannot be
 //! reached: it never grants a vote, pre-vote or append on somebody's behalf (openraft's default grants pre-votes).
 
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -11,8 +11,8 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EmptyNode, OptionalSend};
+use tidemill_protocol::NodeId;
 
-use crate::node::NodeId;
 use crate::snapshot::Snapshot;
 use crate::types::{RaftSnapshot, TypeConfig, Vote};
 

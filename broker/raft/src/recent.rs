@@ -60,6 +60,23 @@ impl RecentEntries {
         found
     }
 
+    /// The bytes of the entries from `from` up to `to`; more than `enough` are not counted to the end.
+    pub(crate) fn bytes_between(&self, from: u64, to: u64, enough: usize) -> usize {
+        if self.bytes <= enough {
+            return 0;
+        }
+        let skip = self.first_index().map_or(0, |first| from.saturating_sub(first));
+        let skip = usize::try_from(skip).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        for entry in self.entries.iter().skip(skip).take_while(|entry| entry.id.index < to) {
+            bytes += entry.bytes;
+            if bytes > enough {
+                break;
+            }
+        }
+        bytes
+    }
+
     /// Lets go of applied entries until the bound is kept.
     pub(crate) fn applied(&mut self, index: u64) {
         while self.bytes > self.applied_bytes_max && self.first_index().is_some_and(|first| first <= index) {
@@ -98,8 +115,9 @@ impl RecentEntries {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_protocol::NodeId;
+
     use super::*;
-    use crate::node::NodeId;
     use crate::types::LeaderId;
 
     fn id(index: u64) -> LogId {
@@ -135,6 +153,16 @@ mod tests {
         assert_eq!(recent.first_index(), Some(8));
         recent.applied(14);
         assert_eq!(recent.first_index(), Some(13), "the bound's worth of applied entries is kept");
+    }
+
+    #[test]
+    fn a_backlog_is_counted_from_what_is_applied() {
+        let recent = ten(0);
+        assert_eq!(recent.bytes_between(0, 100, 999), 1000);
+        assert_eq!(recent.bytes_between(8, 12, 999), 400);
+        assert_eq!(recent.bytes_between(8, 12, 150), 200, "that is enough");
+        assert_eq!(recent.bytes_between(0, 100, 1000), 0, "there is no more in any case");
+        assert_eq!(recent.bytes_between(20, 30, 10), 0);
     }
 
     #[test]

@@ -8,17 +8,20 @@ use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError
 use openraft::raft::ClientWriteResult;
 use openraft::{Raft, ReadPolicy};
 use tidemill_log::wal::{RecoveredShard, Wal};
-use tidemill_protocol::{LogIndex, ShardId};
+use tidemill_protocol::{LogIndex, NodeId, ShardId};
 use tidemill_shard::{CheckpointDone, Shard, Unit, UnitResult};
 use tokio::sync::watch;
 
-use crate::config::ReplicaConfig;
+use crate::config::{ReplicaConfig, ReplicaLimits};
 use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError};
 use crate::flight::Flight;
 use crate::follow::ShardHandle;
-use crate::node::NodeId;
+use crate::forward::Forwarder;
+use crate::members::GroupMembers;
+use crate::peer_network::PeerLinks;
 use crate::proposer::{EntrySink, Permit, Proposer};
 use crate::responder::CallbackResponder;
+use crate::runtime::blocking;
 use crate::shared_log::SharedLog;
 use crate::start;
 use crate::state_machine::{Machine, StateMachine};
@@ -30,21 +33,37 @@ use crate::types::{Command, LogId, TypeConfig, entry_id};
 /// How long openraft may take to notice a checkpoint before it is told again.
 const NOTICE_PATIENCE: Duration = Duration::from_millis(100);
 
+/// How often whoever waits for this replica to lead asks again whether it does.
+const LEADING_RETRY: Duration = Duration::from_millis(250);
+
 /// A replica of one shard. Cheap to clone; when the last clone is dropped the replica stops, as if the broker had been
 /// killed (what was acknowledged is in the log).
 #[derive(Clone)]
 pub struct Replica(Arc<Inner>);
 
-struct Inner {
-    shard: ShardId,
-    node: NodeId,
-    raft: Arc<Raft<TypeConfig, StateMachine>>,
-    machine: Arc<Machine>,
-    log: Arc<SharedLog>,
+/// What a running replica consists of.
+pub(crate) struct Inner {
+    pub(crate) shard: ShardId,
+    pub(crate) node: NodeId,
+    pub(crate) limits: ReplicaLimits,
+    /// How long another node may take to take the lead.
+    pub(crate) transfer_patience: Duration,
+    pub(crate) raft: Arc<Raft<TypeConfig, StateMachine>>,
+    pub(crate) machine: Arc<Machine>,
+    pub(crate) log: Arc<SharedLog>,
+    /// `None` for a group of one.
+    pub(crate) peers: Option<Peers>,
     proposer: Arc<Proposer>,
     role: watch::Receiver<ReplicaRole>,
+    pub(crate) members: watch::Receiver<GroupMembers>,
     checkpointing: tokio::sync::Mutex<()>,
     telemetry: StateTelemetry,
+}
+
+/// The way to the rest of the group.
+pub(crate) struct Peers {
+    pub(crate) links: Arc<PeerLinks>,
+    pub(crate) forwarder: Forwarder,
 }
 
 impl Replica {
@@ -62,15 +81,23 @@ impl Replica {
         let telemetry = Telemetry::new(config.shard);
         let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
-        let role = supervisor::spawn(config.shard, &raft, &proposer, health);
+        let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health);
+        let peers = started.links.map(|links| {
+            let forwarder = Forwarder::new(Arc::clone(&links), config.limits.append_in_flight_bytes_max);
+            Peers { links, forwarder }
+        });
         Ok(Self(Arc::new(Inner {
             shard: config.shard,
             node: config.node,
+            limits: config.limits,
+            transfer_patience: Duration::from_millis(config.timing.election_timeout_max_ms.saturating_mul(2)),
             raft,
             machine: started.machine,
             log: started.log,
+            peers,
             proposer,
             role,
+            members,
             checkpointing: tokio::sync::Mutex::new(()),
             telemetry: StateTelemetry::new(config.shard),
         })))
@@ -80,6 +107,12 @@ impl Replica {
     #[must_use]
     pub fn shard_id(&self) -> ShardId {
         self.0.shard
+    }
+
+    /// Whether both are handles of the same one.
+    #[must_use]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Which replica of it.
@@ -137,18 +170,16 @@ impl Replica {
         permit.submit(unit).await
     }
 
-    /// Returns once this replica's state shows everything that was acknowledged before the call, by whichever replica.
-    ///
-    /// # Errors
-    /// [`ReadError::NotLeader`] where another must be asked.
-    pub async fn read_barrier(&self) -> Result<(), ReadError> {
-        match self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                Err(ReadError::NotLeader { leader: forward.leader_id })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadError::NoQuorum),
-            Err(RaftError::Fatal(fatal)) => Err(ReadError::Stopped { reason: self.stop_reason(&fatal) }),
+    /// The same where this replica leads.
+    pub(crate) async fn read_barrier_here(&self) -> Result<(), ReadError> {
+        let read = self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        if self.0.peers.is_none() {
+            return read.await.map(drop).map_err(|error| self.0.read_error(error));
+        }
+        // Cut off from the others, it would wait until it hears of another leader.
+        match tokio::time::timeout(self.0.limits.reserve_deadline, read).await {
+            Ok(read) => read.map(drop).map_err(|error| self.0.read_error(error)),
+            Err(_elapsed) => Err(ReadError::NoQuorum),
         }
     }
 
@@ -189,12 +220,13 @@ impl Replica {
                     return Err(ReadError::Stopped { reason: Arc::clone(reason) });
                 }
                 if now.is_leader() {
-                    match self.read_barrier().await {
+                    match self.read_barrier_here().await {
                         Err(ReadError::NotLeader { .. } | ReadError::NoQuorum) => {}
                         done => return done,
                     }
                 }
-                if role.changed().await.is_err() {
+                // It may get its majority without a change of its role.
+                if let Ok(Err(_gone)) = tokio::time::timeout(LEADING_RETRY, role.changed()).await {
                     return Err(ReadError::Stopped { reason: Arc::from("it was shut down") });
                 }
             }
@@ -216,7 +248,7 @@ impl Replica {
         let _one_at_a_time = self.0.checkpointing.lock().await;
         let started = tokio::time::Instant::now();
         let machine = Arc::clone(&self.0.machine);
-        let written = tokio::task::spawn_blocking(move || machine.checkpoint()).await;
+        let written = blocking(self.0.log.wal().background(), move || machine.checkpoint()).await;
         let done = match written {
             Ok(Ok(done)) => done,
             Ok(Err(reason)) => return Err(self.not_written(reason)),
@@ -234,7 +266,7 @@ impl Replica {
     /// follower is still being sent.
     async fn purge(&self, upto: LogIndex) -> Result<(), CheckpointFailed> {
         let raft = &self.0.raft;
-        let stopped = |fatal| CheckpointFailed::Stopped { reason: self.stop_reason(&fatal) };
+        let stopped = |fatal| CheckpointFailed::Stopped { reason: self.0.stop_reason(&fatal) };
         let mut progress = raft.watch_snapshot_progress();
         let is_known = |snapshot: &Option<LogId>| snapshot.as_ref().is_some_and(|id| id.index >= upto.get());
         while !is_known(&progress.get()) {
@@ -268,8 +300,27 @@ impl Replica {
         drop(self.watch().wait_for(|role| role.stopped().is_some()).await);
     }
 
-    fn stop_reason(&self, fatal: &Fatal<TypeConfig>) -> Arc<str> {
-        self.0.role.borrow().stopped().cloned().unwrap_or_else(|| Arc::from(fatal.to_string()))
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.0
+    }
+}
+
+impl Inner {
+    pub(crate) fn stop_reason(&self, fatal: &Fatal<TypeConfig>) -> Arc<str> {
+        self.role.borrow().stopped().cloned().unwrap_or_else(|| Arc::from(fatal.to_string()))
+    }
+
+    pub(crate) fn read_error(
+        &self,
+        error: RaftError<TypeConfig, LinearizableReadError<TypeConfig>>,
+    ) -> ReadError {
+        match error {
+            RaftError::APIError(LinearizableReadError::ForwardToLeader(forward)) => {
+                ReadError::NotLeader { leader: forward.leader_id }
+            }
+            RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => ReadError::NoQuorum,
+            RaftError::Fatal(fatal) => ReadError::Stopped { reason: self.stop_reason(&fatal) },
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use tidemill_log::wal::{EntryId, RecoveredShard, Wal, WalEntry};
 use tidemill_protocol::{LogIndex, ShardId};
+use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError};
 use crate::recent::RecentEntries;
@@ -24,12 +25,16 @@ pub(crate) struct SharedLog {
     state: Mutex<State>,
     flushed: Mutex<Flushed>,
     flush: Condvar,
+    /// Told whenever entries were applied.
+    applied: Notify,
 }
 
 struct State {
     vote: Option<Vote>,
     ends: LogEnds,
     recent: RecentEntries,
+    /// One past the last entry that is known to be applied.
+    applied: u64,
 }
 
 /// The positions that delimit a log.
@@ -77,7 +82,7 @@ impl SharedLog {
         let last = recovered.last.as_ref().map(log_id).max(purged);
         let first = recovered.first.map_or_else(|| purged.map_or(0, |id| id.index + 1), LogIndex::get);
         let ends = LogEnds { purged, first, last, committed: committed.filter(|id| Some(*id) <= last) };
-        let state = State { vote, ends, recent: RecentEntries::new(decoded_cache_bytes_max) };
+        let state = State { vote, ends, recent: RecentEntries::new(decoded_cache_bytes_max), applied: 0 };
         let flushed = Flushed { last: last.map(|id| id.index), failed: None };
         Ok(Arc::new(Self {
             shard,
@@ -86,6 +91,7 @@ impl SharedLog {
             state: Mutex::new(state),
             flushed: Mutex::new(flushed),
             flush: Condvar::new(),
+            applied: Notify::new(),
         }))
     }
 
@@ -150,7 +156,14 @@ impl SharedLog {
             if flushed.last >= needed {
                 return Ok(());
             }
-            self.flush.wait_for(&mut flushed, FLUSH_RECHECK);
+            match self.wal.background().one_thread() {
+                None => drop(self.flush.wait_for(&mut flushed, FLUSH_RECHECK)),
+                // What it waits for is done on this very thread.
+                Some(one_thread) => {
+                    drop(flushed);
+                    one_thread.help();
+                }
+            }
             if let Some(error) = self.wal.poisoned() {
                 return Err(io::Error::other(error.to_string()));
             }
@@ -190,8 +203,24 @@ impl SharedLog {
 
     /// Lets both caches go of what no longer has to be at hand.
     pub(crate) fn applied(&self, index: u64) {
-        self.state.lock().recent.applied(index);
+        let mut state = self.state.lock();
+        state.applied = state.applied.max(index + 1);
+        state.recent.applied(index);
+        drop(state);
         self.wal.applied(self.shard, LogIndex::new(index));
+        self.applied.notify_waiters();
+    }
+
+    /// Whether more than `bytes_max` of what is known to be committed waits to be applied.
+    pub(crate) fn apply_lags(&self, bytes_max: usize) -> bool {
+        let state = self.state.lock();
+        let committed = state.ends.committed.map_or(0, |id| id.index + 1);
+        state.recent.bytes_between(state.applied, committed, bytes_max) > bytes_max
+    }
+
+    /// Waits until entries are applied, for a moment at most.
+    pub(crate) async fn wait_some_applied(&self, moment: Duration) {
+        drop(tokio::time::timeout(moment, self.applied.notified()).await);
     }
 
     /// The entries of `from..to` that the decoded ones begin with, or what is to be read from the log instead.

@@ -1,21 +1,25 @@
 //! Bringing a replica up: what is refused, what is repaired, what is applied before it takes part.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use openraft::errors::{InitializeError, RaftError};
 use openraft::vote::RaftVote;
 use openraft::{EmptyNode, Raft};
 use tidemill_log::wal::{EntryId, RecoveredShard, Recovery, Wal, WalError};
-use tidemill_protocol::{LogIndex, ShardId};
+use tidemill_protocol::{LogIndex, NodeId, ShardId};
 use tidemill_shard::Shard;
 use tokio::sync::oneshot;
 
 use crate::codec;
-use crate::config::{ReplicaConfig, openraft_config};
+use crate::config::{Begin, ReplicaConfig, openraft_config};
 use crate::error::ReplicaStartError;
 use crate::log_store::LogStore;
 use crate::network::NoPeers;
+use crate::peer_network::{PeerLinks, PeerNetworks};
+use crate::runtime::blocking;
 use crate::shared_log::SharedLog;
+use crate::snapshot::take_up_install;
 use crate::state_machine::{Machine, StateMachine};
 use crate::types::{LeaderId, TypeConfig, Vote};
 
@@ -24,6 +28,7 @@ pub(crate) struct Started {
     pub(crate) raft: Raft<TypeConfig, StateMachine>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) log: Arc<SharedLog>,
+    pub(crate) links: Option<Arc<PeerLinks>>,
 }
 
 pub(crate) async fn start(
@@ -35,10 +40,17 @@ pub(crate) async fn start(
     let settings = openraft_config(config)
         .map_err(|error| ReplicaStartError::BadConfig { shard: config.shard, reason: error.to_string() })?;
     let applied = shard.applied().last;
+    check_begin(config)?;
+    if config.retired {
+        recovered = begin_anew(config, &wal, recovered, applied).await?;
+    }
+    forget_broken_off_forming(config, &mut recovered, applied.as_ref());
     let pristine = applied.is_none() && recovered.last.is_none() && recovered.vote.is_none();
-    if pristine && recovered.doubtful.is_none() && !config.init {
+    if pristine && recovered.doubtful.is_none() && config.begin == Begin::Existing && !config.retired {
         return Err(ReplicaStartError::Missing { shard: config.shard });
     }
+    take_up_install(&wal, config.shard, &mut recovered, applied)
+        .map_err(|error| unreadable(config, "the note of an installed snapshot", error.to_string()))?;
     check_trust(config, &recovered, applied.as_ref())?;
     check_sizes(config, &wal)?;
     if config.accept_data_loss {
@@ -49,7 +61,7 @@ pub(crate) async fn start(
     let log =
         SharedLog::open(config.shard, wal, &recovered, limits.read_bytes_max, limits.decoded_cache_bytes_max)
             .map_err(|error| unreadable(config, "what recovery found", error.to_string()))?;
-    let machine = Machine::open(config.shard, shard, config.home.clone(), Arc::clone(&log), limits)
+    let machine = Machine::open(config.shard, shard, Arc::clone(&log), limits)
         .map_err(|error| unreadable(config, "the shard's membership", error.to_string()))?;
     if config.accept_data_loss {
         if recovered.doubtful.is_some() {
@@ -63,16 +75,18 @@ pub(crate) async fn start(
     metrics::gauge!("tidemill_raft_replayed_bytes", "shard" => config.shard.to_string()).set(behind as f64);
     replay(config, &machine, behind).await?;
 
-    let raft = Raft::<TypeConfig, StateMachine>::new(
-        config.node,
-        Arc::new(settings),
-        NoPeers,
-        LogStore::new(Arc::clone(&log)),
-        StateMachine::new(Arc::clone(&machine)),
-    )
-    .await
-    .map_err(|error| failed(config, error.to_string()))?;
-    let started = Started { raft, machine, log };
+    let links = config.peers.as_ref().map(|dialer| {
+        let (bytes_max, limiter) = (limits.append_in_flight_bytes_max, Arc::clone(&config.snapshot_limiter));
+        PeerLinks::new(Arc::clone(dialer), config.shard, config.node, bytes_max, limiter)
+    });
+    let (node, settings) = (config.node, Arc::new(settings));
+    let (store, state) = (LogStore::new(Arc::clone(&log)), StateMachine::new(Arc::clone(&machine)));
+    let raft = match &links {
+        Some(links) => Raft::new(node, settings, PeerNetworks(Arc::clone(links)), store, state).await,
+        None => Raft::new(node, settings, NoPeers, store, state).await,
+    };
+    let raft = raft.map_err(|error| failed(config, error.to_string()))?;
+    let started = Started { raft, machine, log, links };
     match take_part(config, &started.raft, pristine).await {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -97,6 +111,70 @@ fn check_sizes(config: &ReplicaConfig, wal: &Wal) -> Result<(), ReplicaStartErro
         wal.entry_bytes_max()
     );
     Err(ReplicaStartError::BadConfig { shard: config.shard, reason })
+}
+
+fn check_begin(config: &ReplicaConfig) -> Result<(), ReplicaStartError> {
+    let bad = |reason: String| Err(ReplicaStartError::BadConfig { shard: config.shard, reason });
+    let Begin::Form(members) = &config.begin else { return Ok(()) };
+    if !members.contains(&config.node) {
+        return bad(format!("node {} is to form a group that it is not a member of", config.node));
+    }
+    if config.retired {
+        return bad(format!("node {} takes the place of a retired one, and can't form a group", config.node));
+    }
+    if members.len() > 1 && config.peers.is_none() {
+        return bad("a group of several nodes needs a way between them".to_owned());
+    }
+    Ok(())
+}
+
+/// Forming a group saves a vote of term 0 for oneself, then the first entry. Where a crash came between, the vote promises
+/// nothing to anybody, and would only keep the group from being formed.
+fn forget_broken_off_forming(
+    config: &ReplicaConfig,
+    recovered: &mut RecoveredShard,
+    applied: Option<&EntryId>,
+) {
+    let is_empty = applied.is_none() && recovered.last.is_none() && recovered.doubtful.is_none();
+    let vote = recovered.vote.as_deref().and_then(|vote| codec::decode_vote(vote).ok());
+    if is_empty
+        && matches!(config.begin, Begin::Form(_))
+        && vote.is_some_and(|vote| vote.leader_id().term == 0)
+    {
+        recovered.vote = None;
+    }
+}
+
+/// Cuts the log to what the checkpoint holds, and forgets what the node id before this one promised. What the checkpoint holds
+/// was applied, so the group has it; whatever follows comes from the leader.
+async fn begin_anew(
+    config: &ReplicaConfig,
+    wal: &Wal,
+    found: RecoveredShard,
+    applied: Option<EntryId>,
+) -> Result<RecoveredShard, ReplicaStartError> {
+    let shard = config.shard;
+    tracing::info!(
+        %shard, node = %config.node, applied = applied.map(|applied| applied.index.get()),
+        last = found.last.map(|last| last.index.get()), doubt = found.doubtful.as_ref().map(ToString::to_string),
+        "beginning anew from the checkpoint"
+    );
+    let (done, synced) = oneshot::channel();
+    let done: tidemill_log::wal::Completion = Box::new(move |result| drop(done.send(result)));
+    let Some(applied) = applied else {
+        wal.forget(shard, done);
+        wait_synced(config, synced).await?;
+        return Ok(RecoveredShard::default());
+    };
+    wal.forget(shard, Box::new(|_| ()));
+    wal.purge(shard, applied, Box::new(|_| ()));
+    // Whoever proposed that entry led: a vote that promises nothing new, and that no leader's is behind.
+    let leader = LeaderId { term: applied.term.get(), node_id: NodeId::from_raw(applied.leader_node) };
+    let vote = codec::encode_vote(&Vote::from_leader_id(leader, true));
+    wal.save_vote(shard, vote.clone(), done);
+    wait_synced(config, synced).await?;
+    let (last, purged) = (Some(applied), Some(applied));
+    Ok(RecoveredShard { last, purged, vote: Some(vote), ..RecoveredShard::default() })
 }
 
 /// What recovery knows of one shard. Where the log lost something and says nothing of the shard, that is in doubt too:
@@ -212,7 +290,7 @@ async fn replay(
     behind: u64,
 ) -> Result<(), ReplicaStartError> {
     let replaying = Arc::clone(machine);
-    let replayed = tokio::task::spawn_blocking(move || replaying.replay_committed()).await;
+    let replayed = blocking(machine.background(), move || replaying.replay_committed()).await;
     match replayed {
         Ok(Ok(entries)) => {
             tracing::info!(shard = %config.shard, entries, bytes_behind_checkpoint = behind, "replayed the log");
@@ -230,26 +308,43 @@ async fn take_part(
     pristine: bool,
 ) -> Result<(), ReplicaStartError> {
     if pristine {
-        if !config.init {
-            return Err(ReplicaStartError::Missing { shard: config.shard });
-        }
-        let alone = BTreeMap::from([(config.node, EmptyNode::new())]);
-        // Elects at once by itself.
-        return raft.initialize(alone).await.map_err(|error| failed(config, error.to_string()));
+        return match &config.begin {
+            Begin::Form(members) => form(config, raft, members).await,
+            Begin::Existing | Begin::Join => Ok(()),
+        };
     }
     let members = raft
         .with_raft_state(|state| state.membership_state.effective().membership().clone())
         .await
         .map_err(|error| failed(config, error.to_string()))?;
     if members.get_node(&config.node).is_none() {
+        if config.peers.is_some() {
+            // To be taken in, or on its way out.
+            return Ok(());
+        }
         let members = members.nodes().map(|(node, _)| node.to_string()).collect::<Vec<_>>().join(", ");
         return Err(ReplicaStartError::NotAMember { shard: config.shard, node: config.node, members });
     }
-    if members.voter_ids().all(|voter| voter == config.node) {
+    if members.voter_ids().eq([config.node]) {
         // Nobody to ask and nobody to disturb: no reason to wait for an election time-out.
         raft.trigger().elect(false).await.map_err(|error| failed(config, error.to_string()))?;
     }
     Ok(())
+}
+
+/// Every member of a new group does this by itself, with the same set: whoever is elected brings the others to its own log.
+async fn form(
+    config: &ReplicaConfig,
+    raft: &Raft<TypeConfig, StateMachine>,
+    members: &BTreeSet<NodeId>,
+) -> Result<(), ReplicaStartError> {
+    let members: BTreeMap<_, _> = members.iter().map(|node| (*node, EmptyNode::new())).collect();
+    // Elects at once by itself.
+    match raft.initialize(members).await {
+        // Another member was faster, and this one voted for it or has its entries already.
+        Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+        Err(error) => Err(failed(config, error.to_string())),
+    }
 }
 
 fn unreadable(config: &ReplicaConfig, what: &'static str, reason: String) -> ReplicaStartError {
@@ -265,10 +360,9 @@ mod tests {
     use bytes::Bytes;
     use tidemill_log::fs::MemoryStorage;
     use tidemill_log::wal::{LogRange, WalConfig, WalEntry};
-    use tidemill_protocol::{Term, Timestamp};
+    use tidemill_protocol::{NodeId, Term, Timestamp};
 
     use super::*;
-    use crate::node::NodeId;
 
     const SHARD: ShardId = ShardId::new(1);
 

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use parking_lot::{Mutex, RwLock};
+use tidemill_log::background::Background;
 use tidemill_log::wal::EntryId;
 use tidemill_protocol::ShardId;
 use tidemill_shard::{CheckpointDone, Shard, UnitResult};
@@ -16,23 +17,29 @@ use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError};
 use crate::config::ReplicaLimits;
+use crate::runtime::blocking;
 use crate::shared_log::{Lookup, SharedLog};
-use crate::snapshot::{ShardHome, Snapshot};
+use crate::snapshot::{Snapshot, StagingTurns, note_install, stage_here};
 use crate::types::{
-    LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, entry_id, log_id,
+    LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, entry_id,
+    log_id,
 };
+
+/// How often whoever waits looks for itself. An installed snapshot replaces the shard, and needs it let go of.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A shard as openraft's callbacks, the checkpoint and the start see it.
 pub(crate) struct Machine {
     id: ShardId,
     /// Replaced when a snapshot is installed.
     shard: RwLock<Shard>,
-    home: Option<ShardHome>,
+    staging: StagingTurns,
     log: Arc<SharedLog>,
     state: Mutex<MachineState>,
     checkpoint_due: Notify,
     checkpoint_bytes: u64,
     write_behind_bytes_max: u64,
+    apply_backlog_bytes_max: usize,
 }
 
 struct MachineState {
@@ -49,6 +56,10 @@ impl MachineState {
 
     fn checkpointed(&mut self, last: Option<LogId>) {
         let Some(last) = last else { return };
+        // One that was under way when a snapshot took the shard's place.
+        if self.checkpoint.as_ref().is_some_and(|meta| meta.last_log_id > Some(last)) {
+            return;
+        }
         let within =
             |stored: &StoredMembership| stored.log_id().as_ref().is_none_or(|id| id.index <= last.index);
         let kept = self.memberships.iter().rposition(within).unwrap_or(0);
@@ -63,7 +74,6 @@ impl Machine {
     pub(crate) fn open(
         id: ShardId,
         shard: Shard,
-        home: Option<ShardHome>,
         log: Arc<SharedLog>,
         limits: &ReplicaLimits,
     ) -> Result<Arc<Self>, CodecError> {
@@ -81,17 +91,32 @@ impl Machine {
         let state = Mutex::new(MachineState { memberships: vec![membership], checkpoint });
         let checkpoint_due = Notify::new();
         let shard = RwLock::new(shard);
-        let &ReplicaLimits { checkpoint_bytes, write_behind_bytes_max, .. } = limits;
+        let &ReplicaLimits { checkpoint_bytes, write_behind_bytes_max, apply_backlog_bytes_max, .. } = limits;
         Ok(Arc::new(Self {
             id,
             shard,
-            home,
+            staging: StagingTurns::new(),
             log,
             state,
             checkpoint_due,
             checkpoint_bytes,
             write_behind_bytes_max,
+            apply_backlog_bytes_max,
         }))
+    }
+
+    pub(crate) fn id(&self) -> ShardId {
+        self.id
+    }
+
+    /// The vote that was saved last.
+    pub(crate) fn vote(&self) -> Option<Vote> {
+        self.log.vote()
+    }
+
+    /// Who may stage a snapshot beside the shard.
+    pub(crate) fn staging_turns(&self) -> &StagingTurns {
+        &self.staging
     }
 
     pub(crate) fn shard(&self) -> Shard {
@@ -112,10 +137,20 @@ impl Machine {
         self.write_behind_lag_bytes() > self.write_behind_bytes_max
     }
 
+    /// Waits until a follower may take more entries from its leader: what is committed is nearly applied, and what is applied
+    /// nearly in segments. Else memory would hold the difference between the leader's disks and this one's.
+    pub(crate) async fn room_to_append(&self) {
+        loop {
+            self.caught_up().await;
+            if !self.log.apply_lags(self.apply_backlog_bytes_max) || self.poisoned().is_some() {
+                return;
+            }
+            self.log.wait_some_applied(LOOK_INTERVAL).await;
+        }
+    }
+
     /// Waits until it does not lag any more, or has stopped.
     pub(crate) async fn caught_up(&self) {
-        /// An installed snapshot replaces the shard, and needs it let go of.
-        const LOOK_INTERVAL: Duration = Duration::from_millis(100);
         while self.lags() && self.poisoned().is_none() {
             let shard = self.shard();
             let written = shard.written_up_to(self.write_behind_bytes_max);
@@ -123,6 +158,21 @@ impl Machine {
                 return;
             }
         }
+    }
+
+    /// The same; blocks.
+    fn wait_caught_up(&self) {
+        let Some(one_thread) = self.background().one_thread() else {
+            return Handle::current().block_on(self.caught_up());
+        };
+        while self.lags() && self.poisoned().is_none() {
+            one_thread.help();
+        }
+    }
+
+    /// On what the log works.
+    pub(crate) fn background(&self) -> &Arc<dyn Background> {
+        self.log.wal().background()
     }
 
     /// Why the shard stopped, if it has.
@@ -177,7 +227,7 @@ impl Machine {
             }
             self.log.applied(next - 1);
             if self.lags() {
-                Handle::current().block_on(self.caught_up());
+                self.wait_caught_up();
             }
         }
         Ok(count)
@@ -201,23 +251,40 @@ impl Machine {
 
     fn snapshot(&self) -> Option<RaftSnapshot> {
         let meta = self.state.lock().checkpoint.clone()?;
-        let snapshot = Snapshot::new(self.shard(), meta.last_log_id);
+        let snapshot = Snapshot::source(self.shard(), meta.last_log_id);
         Some(RaftSnapshot { meta, snapshot })
     }
 
-    /// Puts a snapshot in the place of the shard, which is closed for it and opened again; blocks. Whoever else holds
-    /// the old one must have let go of it.
-    fn install(&self, meta: &SnapshotMeta, snapshot: &Snapshot) -> io::Result<()> {
-        let home = self.home.as_ref().ok_or_else(|| io::Error::other("this replica takes no snapshots"))?;
-        let mut shard = self.shard.write();
-        snapshot.install(home)?;
-        *shard = Shard::open(home.config.clone(), &home.files).map_err(io::Error::other)?;
-        if shard.applied().last.as_ref().map(log_id) != meta.last_log_id {
-            return Err(io::Error::other("the installed snapshot does not end where it was said to"));
+    /// Puts a snapshot in the place of the shard, which goes on until then; blocks. Whoever holds the old one may finish reading; whoever
+    /// follows it is led to the new one.
+    fn install(&self, meta: &SnapshotMeta, snapshot: Snapshot) -> io::Result<()> {
+        #[allow(clippy::disallowed_methods, reason = "measured, and nothing depends on it")]
+        let started = std::time::Instant::now();
+        let old = self.shard();
+        let staged = match snapshot {
+            Snapshot::Staged(staged) => staged,
+            Snapshot::Source { shard, last } => stage_here(&shard, last, &old, &self.staging)?,
+        };
+        let install = staged.take().ok_or_else(|| io::Error::other("the snapshot was installed already"))?;
+        let last = Some(log_id(&install.manifest().applied())).filter(|last| Some(*last) == meta.last_log_id);
+        let last = last.ok_or_else(|| io::Error::other("the snapshot does not end where it was said to"))?;
+        // Before anything of the shard changes: see the module for the order.
+        note_install(self.log.wal(), self.id, &last)?;
+        let closed = old.close().map_err(io::Error::other)?;
+        let opened = install.finish(&closed).map_err(|error| {
+            tracing::error!(shard = %self.id, %error, "a snapshot could not be put in its place");
+            io::Error::other(error)
+        })?;
+        *self.shard.write() = opened.clone();
+        {
+            let mut state = self.state.lock();
+            state.memberships = vec![meta.last_membership.clone()];
+            state.checkpoint = Some(meta.clone());
         }
-        let mut state = self.state.lock();
-        state.memberships = vec![meta.last_membership.clone()];
-        state.checkpoint = Some(meta.clone());
+        self.log.applied(last.index);
+        closed.give_way(&opened);
+        metrics::histogram!("tidemill_snapshot_install_seconds", "shard" => self.id.to_string())
+            .record(started.elapsed());
         Ok(())
     }
 }
@@ -286,8 +353,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Snapshot) -> io::Result<()> {
         let (machine, meta) = (Arc::clone(&self.0), meta.clone());
-        let installed = tokio::task::spawn_blocking(move || machine.install(&meta, &snapshot)).await;
-        installed.map_err(io::Error::other)?
+        blocking(self.0.background(), move || machine.install(&meta, snapshot)).await?
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
@@ -301,13 +367,13 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> io::Result<RaftSnapshot> {
         if self.write {
             let machine = Arc::clone(&self.machine);
-            let written = tokio::task::spawn_blocking(move || machine.checkpoint()).await;
-            written.map_err(io::Error::other)?.map_err(io::Error::other)?;
+            let written = blocking(self.machine.background(), move || machine.checkpoint()).await?;
+            written.map_err(io::Error::other)?;
         }
         // Nothing is applied yet: the snapshot of nothing.
         let nothing = || RaftSnapshot {
             meta: SnapshotMeta::default(),
-            snapshot: Snapshot::new(self.machine.shard(), None),
+            snapshot: Snapshot::source(self.machine.shard(), None),
         };
         Ok(self.machine.snapshot().unwrap_or_else(nothing))
     }

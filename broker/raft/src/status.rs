@@ -5,9 +5,8 @@ use std::sync::Arc;
 use openraft::ServerState;
 use openraft::metrics::RaftServerMetrics;
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{ShardId, Term};
+use tidemill_protocol::{NodeId, ShardId, Term};
 
-use crate::node::NodeId;
 use crate::types::TypeConfig;
 
 /// A replica's part in its group.

@@ -10,6 +10,7 @@ use tidemill_protocol::ShardId;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::members::GroupMembers;
 use crate::proposer::Proposer;
 use crate::shared_log::SharedLog;
 use crate::state_machine::{Machine, StateMachine};
@@ -24,9 +25,11 @@ pub(crate) fn spawn(
     raft: &Arc<Raft<TypeConfig, StateMachine>>,
     proposer: &Arc<Proposer>,
     health: Health,
-) -> watch::Receiver<ReplicaRole> {
+) -> (watch::Receiver<ReplicaRole>, watch::Receiver<GroupMembers>) {
     let server = raft.server_metrics();
     let (role, watched) = watch::channel(ReplicaRole::of(&server.borrow_watched()));
+    let (members, watched_members) =
+        watch::channel(GroupMembers::of(&server.borrow_watched().committed_membership_config));
     let supervisor = Supervisor {
         shard,
         server,
@@ -35,11 +38,12 @@ pub(crate) fn spawn(
         proposer: Arc::downgrade(proposer),
         health,
         role,
+        members,
         telemetry: StateTelemetry::new(shard),
     };
     let interval = proposer.sweep_interval();
     tokio::spawn(supervisor.run(interval));
-    watched
+    (watched, watched_members)
 }
 
 /// Where a failure shows that openraft does not notice by itself while nothing is written or applied.
@@ -66,6 +70,7 @@ struct Supervisor {
     metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     proposer: Weak<Proposer>,
     role: watch::Sender<ReplicaRole>,
+    members: watch::Sender<GroupMembers>,
     telemetry: StateTelemetry,
 }
 
@@ -75,7 +80,9 @@ impl Supervisor {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.announce();
         loop {
+            // In a set order; roles change rarely.
             tokio::select! {
+                biased;
                 changed = self.server.changed() => match changed {
                     Ok(()) => self.announce(),
                     // The core is gone, and with it the sender.
@@ -96,7 +103,18 @@ impl Supervisor {
     }
 
     fn announce(&mut self) {
-        let role = ReplicaRole::of(&self.server.borrow_watched());
+        let (role, members) = {
+            let server = self.server.borrow_watched();
+            (ReplicaRole::of(&server), GroupMembers::of(&server.committed_membership_config))
+        };
+        self.members.send_if_modified(|current| {
+            let changed = *current != members;
+            if changed {
+                tracing::info!(shard = %self.shard, ?members, "the shard's members changed");
+                *current = members;
+            }
+            changed
+        });
         self.telemetry.leading.set(if role.is_leader() { 1.0 } else { 0.0 });
         self.telemetry.term.set(role.term.get() as f64);
         self.role.send_if_modified(|current| {

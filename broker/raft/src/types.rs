@@ -4,15 +4,15 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use openraft::impls::{BoxedErrorSource, InlineBatch, TokioRuntime, leader_id_adv};
+use openraft::impls::{BoxedErrorSource, InlineBatch, leader_id_adv};
 use openraft::{EmptyNode, OptionalSend, RaftTypeConfig};
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{LogIndex, Term};
+use tidemill_protocol::{LogIndex, NodeId, Term};
 use tidemill_shard::{Entry, UnitResult};
 
 use crate::codec;
-use crate::node::NodeId;
 use crate::responder::CallbackResponder;
+use crate::runtime::Runtime;
 
 /// Several leaders may share a term (a vote is compared by term, then node), which spares a split vote its second
 /// round; the node is therefore part of every entry's id.
@@ -42,7 +42,7 @@ impl RaftTypeConfig for TypeConfig {
     type Vote = Vote;
     type Payload = Payload;
     type Entry = RaftLogEntry;
-    type AsyncRuntime = TokioRuntime;
+    type AsyncRuntime = Runtime;
     type Responder<T>
         = CallbackResponder<T>
     where

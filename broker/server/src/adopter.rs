@@ -37,7 +37,7 @@ pub(crate) struct Adopter {
 
 impl Adopter {
     pub(crate) async fn run(mut self, stopping: CancellationToken) {
-        let all: BTreeSet<ShardId> = self.shards.data().map(|(shard, _)| shard).collect();
+        let all: BTreeSet<ShardId> = self.shards.numbers().collect();
         // Until it was led here, and took what was found.
         let mut to_look_at = all.clone();
         loop {
@@ -66,9 +66,9 @@ impl Adopter {
                 continue;
             }
             let looks = deletes || to_look_at.contains(&shard);
-            let left_over = if looks { self.left_over(replica) } else { Vec::new() };
+            let left_over = if looks { self.left_over(&replica) } else { Vec::new() };
             let mut taken = true;
-            for unit in self.missing(&view, shard, replica).into_iter().chain(left_over) {
+            for unit in self.missing(&view, shard, &replica).into_iter().chain(left_over) {
                 match replica.propose(unit).await {
                     Ok(UnitResult::Adopted | UnitResult::Stale { .. } | UnitResult::Group(_)) => {}
                     Ok(other) => {
@@ -162,11 +162,30 @@ impl Adopter {
         }
     }
 
+    /// Whether every replica here shows all that its shard has adopted: one that is behind may not know yet what is to be forgotten.
+    async fn is_current(&self) -> bool {
+        for (_, replica) in self.shards.data() {
+            if replica.read_barrier().await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// Tells the controller which deletions every shard has adopted.
     async fn forget(&self, view: &ClusterView) -> bool {
+        // Each broker looks for itself, and asks only for what its own replicas show: without all of them it can't know.
+        if !self.shards.are_all_here() {
+            return true;
+        }
+        let any_deleted = view.controller().topics().any(|topic| topic.deleted)
+            || view.controller().deployments().any(|record| record.deleted);
+        if any_deleted && !self.is_current().await {
+            return false;
+        }
         let mut commands = Vec::new();
         for topic in view.controller().topics().filter(|topic| topic.deleted) {
-            if self.shards.data().all(|(_, replica)| topic_gone(replica, topic)) {
+            if self.shards.data().all(|(_, replica)| topic_gone(&replica, topic)) {
                 commands.push(ControllerCommand::ForgetTopic { id: topic.id });
             }
         }
@@ -179,7 +198,7 @@ impl Adopter {
         };
         for record in deleted {
             let remembered = view.controller().topics().any(|topic| topic.remembers(record.id));
-            let gone = self.shards.data().all(|(_, replica)| deployment_gone(replica, record));
+            let gone = self.shards.data().all(|(_, replica)| deployment_gone(&replica, record));
             if gone && !remembered && !untold.contains(&record.id) {
                 commands.push(ControllerCommand::ForgetDeployment { id: record.id });
             }

@@ -1,41 +1,48 @@
 //! Start and stop of a broker.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tidemill_controller::{BrokerRegistration, ClusterIdentity, ControllerCommand, Durability};
+use tidemill_controller::ControllerCommand;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
-use tidemill_log::wal::{self, Wal, WalConfig, WalOpenError};
-use tidemill_net::{BindError, ClientAuthentication, DevCa, Listener, NetConfig, ServerTls, TlsError};
+use tidemill_log::wal::{self, Recovery, Wal, WalConfig, WalOpenError};
+use tidemill_net::{
+    BindError, ClientAuthentication, DevCa, Listener, NetConfig, PeerEndpoint, PeerNetConfig, PeerTls,
+    ServerTls, TlsError,
+};
 use tidemill_protocol::{BrokerId, ClusterId, ShardId};
 use tidemill_raft::{
-    CheckpointConfig, CheckpointDriver, NodeId, ReadError, Replica, ReplicaConfig, ReplicaLimits,
-    ReplicaStartError, recovered_shard,
+    CheckpointConfig, CheckpointDriver, ReadError, ReplicaLimits, ReplicaStartError, SnapshotLimiter,
 };
-use tidemill_shard::{Shard, ShardConfig, ShardOpenError, Unit, UnitResult};
+use tidemill_shard::{ShardConfig, ShardOpenError, Unit, UnitResult};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::adopter::Adopter;
-use crate::config::{BrokerConfig, ConfigError, DurabilitySetting, SHARDS_DEFAULT};
+use crate::cluster::registration::{self, register};
+use crate::cluster::replicas::ReplicaStarter;
+use crate::cluster::{
+    ClusterDirectoryError, ClusterPlan, JoinError, Lives, Origin, handover, membership, steering,
+};
+use crate::config::{BrokerConfig, ConfigError, DurabilitySetting};
 use crate::context::Context;
 use crate::data_dir::{DataDir, DataDirError, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
-use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
+use crate::limits::{batch_bytes_max, net_limits, peer_limits, unit_bytes_max};
 use crate::machine::Machine;
 use crate::metrics_endpoint::MetricsEndpoint;
 use crate::outbox::OutboxSignals;
+use crate::peers::messages::KnownBroker;
+use crate::peers::{Myself, PeerServices, Peers, ReplicaDialer};
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
 use crate::{components, connection, errors, maintenance, outbox, telemetry, wiring};
-
-/// How long a shard may take to lead after its log was read: a group of one needs milliseconds.
-const LEADING_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running broker.
 pub struct Broker {
@@ -47,6 +54,12 @@ pub struct Broker {
     checkpoints: CheckpointDriver,
     accepting: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
+    peers: Peers,
+    /// They are needed to the end: the last leads are handed over by them.
+    peers_stopping: CancellationToken,
+    running_peers: JoinHandle<()>,
+    /// Why the cluster does not want this broker, once it has said so.
+    dismissed: watch::Receiver<Option<String>>,
 }
 
 /// Why a broker did not start.
@@ -130,6 +143,39 @@ pub enum StartError {
     /// The data directory's identity can't be written.
     #[error("the data directory can't be written: {0}")]
     Write(std::io::Error),
+    /// The directory of `tidemill cluster init`.
+    #[error(transparent)]
+    Cluster(#[from] ClusterDirectoryError),
+    /// This broker is not among those that form the cluster.
+    #[error(
+        "broker {broker} is not one of those that form the cluster of {directory}; name one of them with --broker-id, or let it join the \
+         running cluster with a token of `tidemill cluster add`"
+    )]
+    NotPlanned {
+        /// Who is to start.
+        broker: BrokerId,
+        /// The cluster's plan.
+        directory: PathBuf,
+    },
+    /// The cluster does not take the broker in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The data directory belongs to another cluster than the settings name.
+    #[error(
+        "the data directory {path} belongs to cluster {found}, and the settings name cluster {asked}; name the right directory, or take the \
+         setting `cluster` out"
+    )]
+    OtherCluster {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: ClusterId,
+        /// Which one the settings name.
+        asked: ClusterId,
+    },
+    /// The socket for other brokers.
+    #[error("peers.listen: {0}")]
+    Peers(BindError),
     /// Starting was interrupted.
     #[error("starting was interrupted")]
     Interrupted,
@@ -152,17 +198,37 @@ impl Broker {
         config.check()?;
         let metrics = telemetry::recorder();
         let clock = machine.clock.clone();
-        let mut data_dir = open_data_dir(&config)?;
+        let (mut data_dir, known) = open_data_dir(&config).await?;
         let meta = data_dir.meta().clone();
+        let alone = meta.forming == [BrokerId::new(meta.broker_id)];
+        let lives = Lives::open(data_dir.storage(), &meta, data_dir.created()).map_err(StartError::Write)?;
+        let lives = Arc::new(lives);
+        if data_dir.created() && !alone {
+            // Its group counts on what it answers from here on: the directory may not begin anew any more.
+            data_dir.complete().map_err(StartError::Write)?;
+        }
         let disk = Arc::new(DiskState::default());
         let disk_watch = Arc::new(disk_watch(&config, &data_dir, &disk));
         disk_watch.look();
 
-        let (wal, replicas) = open_shards(&config, &data_dir, &machine).await?;
+        let peers_stopping = CancellationToken::new();
+        let peers = open_peers(&config, &data_dir, &peers_stopping)?;
+        peers.hear(known).await;
+        let running_peers = tokio::spawn(peers.clone().run(config.peers.seeds.clone()));
+
+        let (wal, recovery) = open_wal(&config, &data_dir, &machine).await?;
         let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
-        let shards = Shards::new(replicas, Arc::new(Admission::new(wal.clone(), &config.wal)));
-        if data_dir.created() {
-            init_cluster(&shards, &meta).await?;
+        let shards = Shards::new(meta.shards, Arc::new(Admission::new(wal.clone(), &config.wal)));
+        let (offer_context, context_there) = watch::channel(None);
+        peers.serve(PeerServices {
+            shards: shards.clone(),
+            lives: Arc::clone(&lives),
+            context: context_there,
+        });
+        let starter = replica_starter(&config, &data_dir, &machine, &wal, recovery, &lives, &peers);
+        let lost = starter.start_all(&shards).await?;
+        if data_dir.created() && alone {
+            control(&shards, steering::forming(&meta)).await?;
             data_dir.complete().map_err(StartError::Write)?;
         }
 
@@ -177,10 +243,31 @@ impl Broker {
             [] => vec![listener.local_addr().to_string()],
             named => named.to_vec(),
         };
-        register(&shards, &meta, &addresses).await?;
 
         let stopping = CancellationToken::new();
-        let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping)?;
+        let registration =
+            registration::registration(&config, &meta, &addresses, &peers.myself().peer_addresses);
+        let (refused, dismissed) = watch::channel(None);
+        let mut background = Vec::new();
+        if alone && peers.said().is_empty() {
+            register(&shards, registration, &stopping).await.map_err(StartError::Init)?;
+        } else {
+            let (shards, stopping, refused) = (shards.clone(), stopping.clone(), refused.clone());
+            background.push(tokio::spawn(async move {
+                if let Err(reason) = register(&shards, registration, &stopping).await {
+                    refused.send_replace(Some(reason));
+                }
+            }));
+        }
+        let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping);
+        background.push(tokio::spawn(registration::stay(meta.clone(), view.clone(), refused)));
+        background.push(tokio::spawn(starter.tend(
+            lost,
+            shards.clone(),
+            view.clone(),
+            peers.clone(),
+            stopping.clone(),
+        )));
         let outboxes = OutboxSignals::new(&shards);
         let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &clock)?;
         let context = Arc::new(Context {
@@ -199,36 +286,66 @@ impl Broker {
             meta,
             view,
             shards,
+            peers: Some(peers.clone()),
+            freshness: Default::default(),
             hosting,
             outboxes,
             clock,
             metrics,
         });
+        offer_context.send_replace(Some(Arc::clone(&context)));
         let checkpoints = CheckpointDriver::start(
             CheckpointConfig {
                 wal_bytes_max: Admission::log_bytes_high(&context.config.wal),
                 ..CheckpointConfig::default()
             },
             wal.clone(),
-            context.shards.iter().map(|(_, replica)| replica.clone()).collect(),
+            {
+                let shards = context.shards.clone();
+                move || shards.iter().map(|(_, replica)| replica).collect()
+            },
             context.disk.watch(),
         );
         context.shards.admission().relieve_with(checkpoints.pressure());
-        let mut background = start_background(&context, &stopping);
+        background.extend(start_background(&context, &stopping));
         background.push(tokio::spawn(disk_watch.run(context.shards.clone(), stopping.clone())));
         background.extend(endpoint.map(|endpoint| tokio::spawn(endpoint.run(stopping.clone()))));
         background.push(follower);
 
         let listener = Arc::new(listener);
         let accepting = tokio::spawn(accept(Arc::clone(&listener), Arc::clone(&context)));
-        tracing::info!(address = %listener.local_addr(), cluster = %context.meta.cluster, "serving");
-        Ok(Self { context, listener, metrics_addr, data_dir, wal, checkpoints, accepting, background })
+        tracing::info!(
+            address = %listener.local_addr(),
+            peers = %peers.local_addr(),
+            cluster = %context.meta.cluster,
+            "serving"
+        );
+        Ok(Self {
+            context,
+            listener,
+            metrics_addr,
+            data_dir,
+            wal,
+            checkpoints,
+            accepting,
+            background,
+            peers,
+            peers_stopping,
+            running_peers,
+            dismissed,
+        })
     }
 
     /// Where it listens.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.listener.local_addr()
+    }
+
+    /// Where other brokers reach it.
+    #[must_use]
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peers.local_addr()
     }
 
     /// Where it answers for metrics over HTTP, if it does.
@@ -245,29 +362,39 @@ impl Broker {
 
     /// PEM file of the authority that signed the broker's certificate; `None` where it was given one.
     #[must_use]
-    pub fn authority(&self) -> Option<std::path::PathBuf> {
+    pub fn authority(&self) -> Option<PathBuf> {
         self.context.config.tls_certificate.is_none().then(|| self.data_dir.path("tls").join("ca.pem"))
     }
 
-    /// Waits until a shard has stopped for good, and says which and why: nothing of it can be acknowledged any more.
+    /// Waits until a shard has stopped for good, and says which and why: nothing of it can be acknowledged any more by this broker.
     pub async fn failed(&self) -> (ShardId, String) {
-        let watches = self.context.shards.iter().map(|(shard, replica)| {
-            let mut role = replica.watch();
-            Box::pin(async move {
-                let stopped = role.wait_for(|role| role.stopped().is_some()).await;
-                let reason = match &stopped {
-                    Ok(role) => role.stopped().map(ToString::to_string).unwrap_or_default(),
-                    Err(_) => "its replica is gone".to_owned(),
-                };
-                (shard, reason)
-            })
-        });
-        futures::future::select_all(watches).await.0
+        /// Replicas come and go: all are looked at, now and then.
+        const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+        loop {
+            for (shard, replica) in self.context.shards.iter() {
+                if let Some(reason) = replica.watch().borrow().stopped() {
+                    return (shard, reason.to_string());
+                }
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Waits until the cluster has said that this broker is none of its own, and why: it was removed, say.
+    pub async fn dismissed(&self) -> String {
+        let mut dismissed = self.dismissed.clone();
+        match dismissed.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // It was registered at once.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Stops cleanly: clients are told, what is under way gets its time, everything is written down.
     pub async fn shutdown(mut self, reason: &str) {
         tracing::info!(reason, "shutting down");
+        // First, so that whoever is told to go finds the new leaders.
+        handover::hand_over_all(&self.context.shards).await;
         self.context.stopping.cancel();
         // Tasks would go on for as long as there is something to read.
         self.context.hosting.reconcile(Vec::new());
@@ -290,6 +417,8 @@ impl Broker {
             }
             replica.stop().await;
         }
+        self.peers_stopping.cancel();
+        let _ = self.running_peers.await;
         let wal = self.wal.clone();
         let closed = tokio::task::spawn_blocking(move || wal.close()).await;
         clean &= matches!(closed, Ok(Ok(())));
@@ -322,19 +451,52 @@ async fn metrics_endpoint(
     bound.map(Some).map_err(|source| StartError::Metrics { address, source })
 }
 
-fn open_data_dir(config: &BrokerConfig) -> Result<DataDir, StartError> {
-    let new = || {
-        let cluster = ClusterId::new(uuid::Uuid::new_v4());
-        let shards = config.shards.unwrap_or(SHARDS_DEFAULT);
-        Meta::new(cluster, config.broker_id, shards, config.durability.unwrap_or(DurabilitySetting::Fsync))
+/// Opens the data directory; where there is none, finds out to which cluster a new one belongs. Answers whom that knows.
+async fn open_data_dir(config: &BrokerConfig) -> Result<(DataDir, Vec<KnownBroker>), StartError> {
+    let origin = match config.data_dir.join("meta").exists() {
+        true => Origin::Alone,
+        false => Origin::of(config).await?,
     };
+    let new = || origin.meta(config);
     let mut data_dir = DataDir::open(&config.data_dir, config.storage.disk_reserve_bytes, new)?;
     check_identity(config, data_dir.meta())?;
     data_dir.begin().map_err(StartError::Write)?;
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
     }
-    Ok(data_dir)
+    Ok((data_dir, origin.known().to_vec()))
+}
+
+fn open_peers(
+    config: &BrokerConfig,
+    data_dir: &DataDir,
+    stopping: &CancellationToken,
+) -> Result<Peers, StartError> {
+    let meta = data_dir.meta();
+    let broker = BrokerId::new(meta.broker_id);
+    let tls = data_dir.path("tls");
+    // A broker that is a cluster of its own may have made its authority long ago, for its clients.
+    let authority = DevCa::open_or_create(&tls)?;
+    let certificate = authority.issue_peer(meta.cluster, broker, &tls)?;
+    let endpoint = PeerEndpoint::bind(PeerNetConfig {
+        listen: config.peer_listen(),
+        tls: PeerTls::new(certificate, &authority),
+        limits: peer_limits(config),
+    })
+    .map_err(StartError::Peers)?;
+    let peer_addresses = match config.peers.advertise.as_slice() {
+        [] => vec![endpoint.local_addr().to_string()],
+        named => named.to_vec(),
+    };
+    let myself = Myself {
+        cluster: meta.cluster,
+        broker,
+        incarnation: meta.incarnation,
+        directory: meta.directory,
+        starts: meta.starts,
+        peer_addresses,
+    };
+    Peers::new(myself, endpoint, data_dir.storage(), stopping).map_err(StartError::Write)
 }
 
 /// Refuses settings that say otherwise than the directory was made.
@@ -347,6 +509,12 @@ fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> 
         let path = path.clone();
         Err(StartError::Fixed { setting, path, stored, asked })
     };
+    if let Some(directory) = &config.cluster {
+        let asked = ClusterPlan::read(directory)?.cluster;
+        if asked != meta.cluster {
+            return Err(StartError::OtherCluster { path, found: meta.cluster, asked });
+        }
+    }
     match (config.shards, config.durability) {
         (Some(asked), _) if asked != meta.shards => {
             fixed("shards", meta.shards.to_string(), asked.to_string())
@@ -379,60 +547,63 @@ fn disk_watch(config: &BrokerConfig, data_dir: &DataDir, state: &Arc<DiskState>)
     }
 }
 
-/// Opens the write-ahead log and every shard, and waits until all of them serve.
-async fn open_shards(
+async fn open_wal(
     config: &BrokerConfig,
     data_dir: &DataDir,
     machine: &Machine,
-) -> Result<(Wal, BTreeMap<ShardId, Replica>), StartError> {
-    let (storage, meta) = (data_dir.storage(), data_dir.meta());
-    let (opening, wal_config) = (Arc::clone(storage), wal_config(config, meta.durability, machine));
+) -> Result<(Wal, Recovery), StartError> {
+    let opening = Arc::clone(data_dir.storage());
+    let wal_config = wal_config(config, data_dir.meta().durability, machine);
     let (wal, recovery) = tokio::task::spawn_blocking(move || Wal::open(opening, &wal_config))
         .await
         .map_err(|_| StartError::Interrupted)??;
     for line in &recovery.report {
         tracing::warn!("write-ahead log: {line}");
     }
-    let node = NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation);
-    let files = SegmentFiles::new(Arc::clone(storage), segment_files_config(config));
-    let unit_bytes_max = unit_bytes_max(&wal);
+    Ok((wal, recovery))
+}
+
+fn replica_starter(
+    config: &BrokerConfig,
+    data_dir: &DataDir,
+    machine: &Machine,
+    wal: &Wal,
+    recovery: Recovery,
+    lives: &Arc<Lives>,
+    peers: &Peers,
+) -> ReplicaStarter {
+    let meta = data_dir.meta().clone();
+    let unit_bytes_max = unit_bytes_max(wal);
     let defaults = ReplicaLimits::default();
-    let mut starting = JoinSet::new();
-    for number in 0..=meta.shards {
-        let shard_id = ShardId::new(number);
-        let recovered = recovered_shard(&recovery, shard_id);
-        let replica_config = ReplicaConfig {
-            init: data_dir.created(),
-            accept_data_loss: config.accept_data_loss,
-            limits: ReplicaLimits {
-                pending_bytes_max: config.limits.proposal_bytes_max,
-                write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, meta),
-                checkpoint_bytes: config.storage.checkpoint_bytes,
-                unit_bytes_max,
-                entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
-                ..ReplicaLimits::default()
-            },
-            ..ReplicaConfig::new(shard_id, node, machine.clock.clone())
-        };
-        let shard_config = shard_config(config, meta, shard_id);
-        let (files, wal) = (Arc::clone(&files), wal.clone());
-        starting.spawn(async move {
-            let opened = tokio::task::spawn_blocking(move || Shard::open(shard_config, &files)).await;
-            let shard = opened
-                .map_err(|_| StartError::Interrupted)?
-                .map_err(|source| StartError::Shard { shard: shard_id, source: Box::new(source) })?;
-            let replica = Replica::start(replica_config, wal, recovered, shard).await?;
-            let leading = replica.wait_leading(LEADING_PATIENCE).await;
-            leading.map_err(|source| StartError::NotLeading { shard: shard_id, source })?;
-            Ok::<_, StartError>((shard_id, replica))
-        });
+    let limits = ReplicaLimits {
+        pending_bytes_max: config.limits.proposal_bytes_max,
+        write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, &meta),
+        checkpoint_bytes: config.storage.checkpoint_bytes,
+        unit_bytes_max,
+        entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
+        ..defaults
+    };
+    let dialer = ReplicaDialer { peers: peers.clone(), lives: Arc::clone(lives) };
+    let shard_config = {
+        let (config, meta) = (config.clone(), meta.clone());
+        Arc::new(move |shard| shard_config(&config, &meta, shard))
+    };
+    ReplicaStarter {
+        meta,
+        lives: Arc::clone(lives),
+        wal: wal.clone(),
+        recovery: Arc::new(recovery),
+        started: Arc::default(),
+        leaving: Arc::default(),
+        files: SegmentFiles::new(Arc::clone(data_dir.storage()), segment_files_config(config)),
+        shard_config,
+        limits,
+        snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
+        clock: machine.clock.clone(),
+        dialer: Some(Arc::new(dialer)),
+        accept_data_loss: config.accept_data_loss,
+        others_may_help: !config.accept_data_loss && !peers.said().is_empty(),
     }
-    let mut replicas = BTreeMap::new();
-    while let Some(started) = starting.join_next().await {
-        let (shard, replica) = started.map_err(|_| StartError::Interrupted)??;
-        replicas.insert(shard, replica);
-    }
-    Ok((wal, replicas))
 }
 
 /// Bytes of frames that the write-ahead log writes at once: the largest gathered entry and what frames it, so that its
@@ -488,28 +659,6 @@ fn per_shard(bytes: usize, meta: &Meta) -> u64 {
     (bytes / usize::from(meta.shards).max(1)) as u64
 }
 
-async fn init_cluster(shards: &Shards, meta: &Meta) -> Result<(), StartError> {
-    let identity = ClusterIdentity {
-        cluster: meta.cluster,
-        data_shards: meta.shards,
-        durability: match meta.durability {
-            DurabilitySetting::Fsync => Durability::Fsync,
-            DurabilitySetting::Replicated => Durability::Replicated,
-        },
-    };
-    control(shards, ControllerCommand::InitCluster(identity)).await
-}
-
-async fn register(shards: &Shards, meta: &Meta, addresses: &[String]) -> Result<(), StartError> {
-    let registration = BrokerRegistration {
-        broker: BrokerId::new(meta.broker_id),
-        incarnation: meta.starts,
-        addresses: addresses.to_vec(),
-        software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
-    };
-    control(shards, ControllerCommand::RegisterBroker(registration)).await
-}
-
 async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), StartError> {
     match shards.propose(ShardId::CONTROLLER, Unit::Control(command)).await {
         Ok(UnitResult::Control(Ok(_))) => Ok(()),
@@ -518,29 +667,32 @@ async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), Star
     }
 }
 
-/// Keeps the view up to date with the controller's shard.
+/// Keeps the view up to date with the controller's shard; where that is not here yet, it shows nothing.
 fn follow_controller(
     shards: &Shards,
     meta: &Meta,
     addresses: Vec<String>,
     stopping: &CancellationToken,
-) -> Result<(ViewReader, JoinHandle<()>), StartError> {
-    let controller = shards.controller().ok_or(StartError::Interrupted)?.handle();
+) -> (ViewReader, JoinHandle<()>) {
+    /// How often it is looked whether the controller's replica has come up.
+    const LOOK_INTERVAL: Duration = Duration::from_millis(100);
     let broker = BrokerId::new(meta.broker_id);
-    let mut changes = controller.changes();
-    let picture = move || {
-        let state = controller.now().controller()?;
+    let (shards, stopping) = (shards.clone(), stopping.clone());
+    let picture = move |shards: &Shards| {
+        let state = shards.state(ShardId::CONTROLLER)?.controller()?;
         Some(ClusterView::new(state, broker, addresses.clone()))
     };
-    let (publish, view) = ViewReader::channel(picture().ok_or(StartError::Interrupted)?);
-    let stopping = stopping.clone();
+    let (publish, view) = ViewReader::channel(picture(&shards).unwrap_or_default());
     let follower = tokio::spawn(async move {
         loop {
-            tokio::select! {
-                () = changes.changed() => {}
-                () = stopping.cancelled() => return,
-            }
-            if let Some(view) = picture() {
+            let Some(controller) = shards.controller() else {
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK_INTERVAL) => continue,
+                    () = stopping.cancelled() => return,
+                }
+            };
+            let mut changes = controller.handle().changes();
+            if let Some(view) = picture(&shards) {
                 publish.send_if_modified(|held| {
                     let newer = view.version() != held.version();
                     if newer {
@@ -549,9 +701,13 @@ fn follow_controller(
                     newer
                 });
             }
+            tokio::select! {
+                () = changes.changed() => {}
+                () = stopping.cancelled() => return,
+            }
         }
     });
-    Ok((view, follower))
+    (view, follower)
 }
 
 fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec<JoinHandle<()>> {
@@ -570,11 +726,20 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
         )),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
         tokio::spawn(components::follow(Arc::clone(context))),
+        tokio::spawn(components::fetch_missing(Arc::clone(context))),
+        tokio::spawn(steering::steer(
+            shards.clone(),
+            context.meta.clone(),
+            context.clock.clone(),
+            stopping.clone(),
+        )),
+        tokio::spawn(handover::spread(shards.clone(), view.clone(), stopping.clone())),
         tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
     tasks.extend(outbox::start(shards, view, &context.outboxes, &context.disk, stopping));
-    tasks.extend(shards.data().map(|(_, replica)| {
-        tokio::spawn(maintenance::ticks(replica.clone(), context.clock.clone(), stopping.clone()))
+    tasks.extend(membership::start(shards, view, stopping));
+    tasks.extend(shards.numbers().map(|shard| {
+        tokio::spawn(maintenance::ticks(shards.clone(), shard, context.clock.clone(), stopping.clone()))
     }));
     tasks
 }

@@ -1,13 +1,25 @@
-//! Components that no plugin version and no deployment names any more go from the disk, with what was compiled of them.
+//! Components of plugins on this broker: those that are registered come here from the other brokers, and those that no plugin version and no
+//! deployment names any more go from the disk, with what was compiled of them.
+//!
+//! An upload is registered when a majority of the brokers keep its component: it outlives the broker that took it in.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tidemill_controller::Controller;
+use tidemill_net::Stream;
+use tidemill_protocol::messages::{Error, PayloadChunk};
+use tidemill_protocol::{BrokerId, ErrorCode};
 use tidemill_raft::Replica;
 
 use crate::context::Context;
+use crate::errors;
+use crate::peers::Peers;
+use crate::peers::messages::{ComponentOpen, ComponentReply, Purpose};
 
 /// Looked at unasked: for uploads that were never registered.
 const LOOK_INTERVAL: Duration = Duration::from_secs(300);
@@ -37,7 +49,7 @@ pub(crate) async fn follow(context: Arc<Context>) {
 }
 
 async fn let_go(context: &Context) {
-    let Some(controller) = context.shards.controller().cloned() else { return };
+    let Some(controller) = context.shards.controller() else { return };
     // What is registered must be known as of now: a component must not go because the registry is behind.
     if controller.read_barrier().await.is_err() {
         return;
@@ -57,4 +69,205 @@ fn registered(controller: &Replica) -> Option<HashSet<[u8; 32]>> {
 fn named(controller: &Controller) -> HashSet<[u8; 32]> {
     let versions = controller.plugins().map(|plugin| plugin.digest);
     versions.chain(controller.deployments().map(|deployment| deployment.digest)).collect()
+}
+
+/// A component travels in pieces of this size.
+const PIECE_BYTES: usize = 1 << 20;
+/// For one component to come from another broker, or to be kept by it: it is compiled there.
+const TRAVEL_DEADLINE: Duration = Duration::from_secs(180);
+/// How long an upload waits for brokers beyond the majority.
+const REST_PATIENCE: Duration = Duration::from_secs(15);
+/// A registered component that nobody had is looked for again after this long.
+const FETCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Fetches what is registered and not here, whenever there is such a thing.
+pub(crate) async fn fetch_missing(context: Arc<Context>) {
+    let Some(peers) = context.peers.clone() else { return };
+    let mut view = context.view.clone();
+    let mut here: HashSet<[u8; 32]> = HashSet::new();
+    loop {
+        let mut missing = false;
+        for digest in named(view.now().controller()) {
+            if here.contains(&digest) {
+                continue;
+            }
+            match ensure(&context, &peers, digest, &peers.connected()).await {
+                Ok(()) => _ = here.insert(digest),
+                Err(error) => {
+                    missing = true;
+                    tracing::debug!(%error, "a plugin's component is not here yet");
+                }
+            }
+        }
+        tokio::select! {
+            changed = view.changed() => {
+                if changed.is_none() {
+                    return;
+                }
+                let now = named(view.now().controller());
+                here.retain(|digest| now.contains(digest));
+            }
+            () = tokio::time::sleep(FETCH_INTERVAL), if missing => {}
+            () = context.stopping.cancelled() => return,
+        }
+    }
+}
+
+/// Has a component kept by as many brokers as make a majority, this one included, and waits a while for the others: whichever is asked for the
+/// plugin next has it.
+pub(crate) async fn spread(context: &Arc<Context>, digest: [u8; 32]) -> Result<(), Error> {
+    let Some(peers) = &context.peers else { return Ok(()) };
+    let view = context.view.now();
+    let me = BrokerId::new(context.meta.broker_id);
+    let all: Vec<BrokerId> =
+        view.controller().brokers().filter(|record| record.is_member()).map(|record| record.broker).collect();
+    let majority = all.len() / 2 + 1;
+    let mut kept = usize::from(all.contains(&me));
+    let mut asked: FuturesUnordered<_> = all
+        .iter()
+        .filter(|broker| **broker != me)
+        .map(|broker| async move {
+            let kept = tokio::time::timeout(TRAVEL_DEADLINE, keep_there(peers, *broker, digest)).await;
+            kept.unwrap_or_else(|_| Err("no answer in time".to_owned())).map_err(|reason| (*broker, reason))
+        })
+        .collect();
+    let mut troubles = Vec::new();
+    while kept < majority {
+        match asked.next().await {
+            Some(Ok(())) => kept += 1,
+            Some(Err((broker, reason))) => troubles.push(format!("broker {broker}: {reason}")),
+            None => {
+                let message = format!(
+                    "the component is kept by {kept} of {} brokers, and a majority must; upload it again when more of them are there ({})",
+                    all.len(),
+                    troubles.join("; ")
+                );
+                return Err(Error::new(ErrorCode::NoQuorum, message));
+            }
+        }
+    }
+    let rest = async { while asked.next().await.is_some() {} };
+    let _ = tokio::time::timeout(REST_PATIENCE, rest).await;
+    Ok(())
+}
+
+async fn keep_there(peers: &Peers, broker: BrokerId, digest: [u8; 32]) -> Result<(), String> {
+    let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
+    let mut stream = peers.open(broker, Purpose::Keep(open)).await.map_err(|error| error.to_string())?;
+    stream.writer.finish().await.map_err(|error| error.to_string())?;
+    let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
+    let reply: Option<ComponentReply> = answer.and_then(|answer| answer.message().ok());
+    match reply.map(|reply| reply.error) {
+        Some(None) => Ok(()),
+        Some(Some(error)) => Err(error.message),
+        None => Err("it ended the stream without an answer".to_owned()),
+    }
+}
+
+/// Keeps a component that another broker asks to be kept, and says when it is.
+pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &ComponentOpen, mut stream: Stream) {
+    let error = match (<[u8; 32]>::try_from(open.digest.as_ref()), &context.peers) {
+        (Ok(digest), Some(peers)) => match context.hosting.hold(digest).await {
+            Ok(mut hold) => {
+                // Until it is registered.
+                hold.outlast();
+                ensure(context, peers, digest, &[from]).await.err()
+            }
+            Err(_) => Some(errors::stopping()),
+        },
+        _ => Some(errors::bad_message("a component's digest has 32 bytes")),
+    };
+    if stream.writer.send(&ComponentReply { error, size: 0 }, &[]).await.is_ok() {
+        let _ = stream.writer.finish().await;
+    }
+}
+
+/// Has a component here: found, or fetched from one of these brokers, checked and compiled.
+async fn ensure(
+    context: &Arc<Context>,
+    peers: &Peers,
+    digest: [u8; 32],
+    from: &[BrokerId],
+) -> Result<(), Error> {
+    if context.hosting.component(digest).await.is_ok() {
+        return Ok(());
+    }
+    let mut last = Error::new(ErrorCode::UnknownPlugin, "no broker that has the component is connected");
+    for broker in from {
+        let fetched = tokio::time::timeout(TRAVEL_DEADLINE, fetch(context, peers, *broker, digest)).await;
+        let component = match fetched {
+            Ok(Ok(component)) => component,
+            Ok(Err(reason)) => {
+                last = Error::new(ErrorCode::UnknownPlugin, format!("broker {broker}: {reason}"));
+                continue;
+            }
+            Err(_) => continue,
+        };
+        let _place = context.compiles.acquire().await.map_err(|_| errors::stopping())?;
+        match context.hosting.check_upload(component).await {
+            Ok(_) => return Ok(()),
+            Err(error) => last = errors::upload(&error),
+        }
+    }
+    Err(last)
+}
+
+async fn fetch(
+    context: &Context,
+    peers: &Peers,
+    broker: BrokerId,
+    digest: [u8; 32],
+) -> Result<Bytes, String> {
+    let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
+    let mut stream = peers.open(broker, Purpose::Component(open)).await.map_err(|error| error.to_string())?;
+    stream.writer.finish().await.map_err(|error| error.to_string())?;
+    let next = stream.reader.next().await.map_err(|error| error.to_string())?;
+    let reply: ComponentReply =
+        next.and_then(|frame| frame.message().ok()).ok_or_else(|| "its answer does not read".to_owned())?;
+    if let Some(error) = reply.error {
+        return Err(error.message);
+    }
+    if reply.size > context.config.limits.plugin_bytes_max {
+        return Err(format!("its component has {} bytes, more than this broker takes", reply.size));
+    }
+    let mut bytes = BytesMut::new();
+    while let Some(frame) = stream.reader.next().await.map_err(|error| error.to_string())? {
+        if (bytes.len() + frame.payload.len()) as u64 > reply.size {
+            return Err("it sends more than it announced".to_owned());
+        }
+        bytes.extend_from_slice(&frame.payload);
+    }
+    match *blake3::hash(&bytes).as_bytes() == digest {
+        true => Ok(bytes.freeze()),
+        false => Err("what it sends has another digest".to_owned()),
+    }
+}
+
+/// Sends a component to another broker.
+pub(crate) async fn serve(context: &Context, open: &ComponentOpen, mut stream: Stream) {
+    let found = match <[u8; 32]>::try_from(open.digest.as_ref()) {
+        Ok(digest) => context.hosting.component(digest).await.map_err(|error| {
+            Error::new(ErrorCode::UnknownPlugin, format!("the component is not here: {error}"))
+        }),
+        Err(_) => Err(errors::bad_message("a component's digest has 32 bytes")),
+    };
+    let sending = async {
+        let component = match found {
+            Ok(component) => component,
+            Err(error) => {
+                stream.writer.send(&ComponentReply { error: Some(error), size: 0 }, &[]).await?;
+                return stream.writer.finish().await;
+            }
+        };
+        stream.writer.send(&ComponentReply { error: None, size: component.len() as u64 }, &[]).await?;
+        let mut rest = component;
+        while !rest.is_empty() {
+            let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+            stream.writer.send(&PayloadChunk {}, std::slice::from_ref(&piece)).await?;
+        }
+        stream.writer.finish().await
+    };
+    if let Err(error) = sending.await {
+        tracing::debug!(%error, "a component was not sent");
+    }
 }

@@ -24,6 +24,12 @@ pub struct BrokerConfig {
     pub advertise: Vec<String>,
     /// This broker's number in the cluster.
     pub broker_id: u32,
+    /// Where this broker stands: replicas of a shard are put into distinct racks where there are such. Empty: nowhere in particular.
+    pub rack: String,
+    /// The directory that `tidemill cluster init` wrote: for the first start of a broker that forms the cluster with others.
+    pub cluster: Option<PathBuf>,
+    /// A token of `tidemill cluster add`: for the first start of a broker that an existing cluster takes in.
+    pub join: Option<String>,
     /// Number of data shards, fixed when the cluster is initialised; `None`: as it was, [`SHARDS_DEFAULT`] for a new one.
     pub shards: Option<u16>,
     /// When a record counts as written, fixed when the cluster is initialised; `None`: as it was, `fsync` for a new one.
@@ -40,6 +46,8 @@ pub struct BrokerConfig {
     pub tls_names: Vec<String>,
     /// Start although entries that were acknowledged may be lost (`--accept-data-loss`).
     pub accept_data_loss: bool,
+    /// The other brokers.
+    pub peers: PeerSettings,
     /// The write-ahead log.
     pub wal: WalSettings,
     /// Checkpoints and caches of the shards.
@@ -62,6 +70,18 @@ pub enum DurabilitySetting {
     Fsync,
     /// In the page cache of a majority, flushed soon after.
     Replicated,
+}
+
+/// The other brokers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PeerSettings {
+    /// The UDP address for other brokers; none: that of `listen`, ten ports further.
+    pub listen: Option<SocketAddr>,
+    /// `host:port` that other brokers are told to use; empty: the listening address.
+    pub advertise: Vec<String>,
+    /// `host:port` of other brokers' `peers.listen`, from which all of them are found the first time.
+    pub seeds: Vec<String>,
 }
 
 /// The write-ahead log.
@@ -177,6 +197,9 @@ impl Default for BrokerConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], DEFAULT_PORT)),
             advertise: Vec::new(),
             broker_id: 1,
+            rack: String::new(),
+            cluster: None,
+            join: None,
             shards: None,
             durability: None,
             insecure: false,
@@ -185,6 +208,7 @@ impl Default for BrokerConfig {
             tls_key: None,
             tls_names: Vec::new(),
             accept_data_loss: false,
+            peers: PeerSettings::default(),
             wal: WalSettings::default(),
             storage: StorageSettings::default(),
             limits: LimitSettings::default(),
@@ -197,6 +221,12 @@ impl Default for BrokerConfig {
 
 /// Data shards of a cluster that is made without a word about it.
 pub const SHARDS_DEFAULT: u16 = 4;
+
+/// The same for one that several brokers form.
+pub const SHARDS_OF_SEVERAL_DEFAULT: u16 = 12;
+
+/// Between the port for clients and the one for brokers, where none is named: brokers on one machine have ports side by side.
+const PEER_PORT_DISTANCE: u16 = 10;
 
 /// UDP port of a broker where none is named.
 pub const DEFAULT_PORT: u16 = 9630;
@@ -331,6 +361,18 @@ impl BrokerConfig {
         Ok(settings)
     }
 
+    /// Where other brokers reach this one.
+    #[must_use]
+    pub fn peer_listen(&self) -> SocketAddr {
+        self.peers.listen.unwrap_or_else(|| {
+            let port = match self.listen.port() {
+                0 => 0,
+                port => port.saturating_add(PEER_PORT_DISTANCE),
+            };
+            SocketAddr::new(self.listen.ip(), port)
+        })
+    }
+
     /// Whether the settings fit together.
     ///
     /// # Errors
@@ -352,6 +394,22 @@ impl BrokerConfig {
         }
         if self.shards.is_some_and(|shards| shards == 0 || shards > 1024) {
             return invalid("shards", "between 1 and 1024");
+        }
+        if self.broker_id == 0 {
+            return invalid("broker_id", "brokers are numbered from 1");
+        }
+        if self.peer_listen().ip().is_unspecified() && self.peers.advertise.is_empty() {
+            return invalid(
+                "peers.advertise",
+                "other brokers can't reach an address that stands for all of this machine's: name one with --peers-advertise HOST:PORT, or \
+                 listen on one with --peers-listen",
+            );
+        }
+        if self.cluster.is_some() && self.join.is_some() {
+            return invalid(
+                "join",
+                "a broker forms a cluster with others (cluster) or is taken in by one (join), not both",
+            );
         }
         if self.tls_certificate.is_some() != self.tls_key.is_some() {
             return invalid("tls_certificate", "a certificate and its key go together");
@@ -392,7 +450,7 @@ impl BrokerConfig {
 }
 
 /// Settings that are lists: their items stand between commas.
-const LISTS: [&str; 2] = ["advertise", "tls_names"];
+const LISTS: [&str; 4] = ["advertise", "tls_names", "peers.advertise", "peers.seeds"];
 
 #[cfg(test)]
 mod tests {
@@ -459,8 +517,22 @@ mod tests {
         let open = flags(&[("listen", "0.0.0.0:9630")]);
         let error = BrokerConfig::load(None, &open).expect_err("refused").to_string();
         assert!(error.contains("--client-ca") && error.contains("--insecure"), "{error}");
-        let decided = flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true")]);
+        let decided =
+            flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true"), ("peers.advertise", "log1:9640")]);
         BrokerConfig::load(None, &decided).expect("said so");
+    }
+
+    #[test]
+    fn other_brokers_are_told_an_address_that_leads_somewhere() {
+        let nowhere = flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true")]);
+        let error = BrokerConfig::load(None, &nowhere).expect_err("refused").to_string();
+        assert!(error.contains("--peers-advertise") && error.contains("--peers-listen"), "{error}");
+        let alone =
+            flags(&[("listen", "0.0.0.0:9630"), ("insecure", "true"), ("peers.listen", "127.0.0.1:9640")]);
+        let config = BrokerConfig::load(None, &alone).expect("said so");
+        assert_eq!(config.peer_listen(), SocketAddr::from(([127, 0, 0, 1], 9640)));
+        let beside = BrokerConfig::default();
+        assert_eq!(beside.peer_listen(), SocketAddr::from(([127, 0, 0, 1], 9640)));
     }
 
     #[test]
@@ -478,6 +550,7 @@ mod tests {
     fn settings_that_contradict_are_refused() {
         for (key, value) in [
             ("shards", "0"),
+            ("broker_id", "0"),
             ("wal.bytes_max", "1"),
             ("storage.write_behind_bytes_max", "1"),
             ("limits.decompressed_bytes_max", "268435457"),

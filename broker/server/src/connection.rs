@@ -9,6 +9,7 @@ use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
 use tokio::task::JoinSet;
 
+use crate::cluster::{leader_elsewhere, relay};
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::produce::Producing;
@@ -23,6 +24,15 @@ const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// What a client said of itself, for logs.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientName(pub(crate) Arc<str>);
+
+/// How a client's stream came to this broker.
+#[derive(Debug, Clone)]
+pub(crate) enum Hop {
+    /// From the client itself, whose certificate had this subject.
+    Direct(Option<Arc<str>>),
+    /// From another broker: it is served here or not at all.
+    Forwarded,
+}
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(context: Arc<Context>, connection: Connection) {
@@ -75,6 +85,7 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
     let unpacker = context.unpacking.for_connection();
+    let hop = Hop::Direct(connection.peer().identity.as_deref().map(Arc::from));
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -85,7 +96,8 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                     }
                     // The control stream is one of them.
                     if streams.len() + 1 < streams_max {
-                        streams.spawn(serve_stream(Arc::clone(context), client.clone(), unpacker.clone(), stream));
+                        let (context, client, unpacker) = (Arc::clone(context), client.clone(), unpacker.clone());
+                        streams.spawn(serve_stream(context, client, unpacker, stream, hop.clone()));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
                         let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
@@ -115,11 +127,23 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
     }
 }
 
-async fn serve_stream(context: Arc<Context>, client: ClientName, unpacker: Unpacker, stream: Stream) {
+/// Serves one stream of a client to its end.
+pub(crate) async fn serve_stream(
+    context: Arc<Context>,
+    client: ClientName,
+    unpacker: Unpacker,
+    stream: Stream,
+    hop: Hop,
+) {
     let (kind, stream) = match first_frame(stream).await {
         Ok(opened) => opened,
         Err(error) => return refusals::stream(&client.0, &error),
     };
+    if let Hop::Direct(identity) = &hop
+        && let Some(leader) = leader_elsewhere(&context, &kind)
+    {
+        return relay(&context, &client, identity.as_deref(), leader, kind, stream).await;
+    }
     match kind {
         stream_open::Kind::Produce(open) => {
             intake::serve::<Producing>(context, client, unpacker, stream, open).await;

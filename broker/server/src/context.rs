@@ -1,14 +1,18 @@
 //! What every handler reaches: the broker's parts, shared by all connections.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures::future::join_all;
 use tidemill_hosting::Hosting;
+use tidemill_net::ClusterCa;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::record_batch::BatchLimits;
-use tidemill_protocol::{ErrorCode, ShardId, TopicPartition};
-use tidemill_raft::Replica;
+use tidemill_protocol::{ErrorCode, NodeId, ShardId, Term, TopicPartition};
+use tidemill_raft::{ReadError, Replica, ReplicaState};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admitted, NoRoom};
@@ -19,6 +23,7 @@ use crate::disk::DiskState;
 use crate::errors;
 use crate::generations::Generations;
 use crate::machine::Clock;
+use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::unpacking::UnpackPool;
@@ -30,6 +35,9 @@ pub(crate) struct Context {
     pub(crate) meta: Meta,
     pub(crate) view: ViewReader,
     pub(crate) shards: Shards,
+    /// The way to the other brokers; `None`: there are none, and never will be.
+    pub(crate) peers: Option<Peers>,
+    pub(crate) freshness: Freshness,
     pub(crate) hosting: Hosting,
     pub(crate) attempts: Arc<Attempts>,
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
@@ -66,6 +74,20 @@ pub(crate) const fn compiles() -> tokio::sync::Semaphore {
     tokio::sync::Semaphore::const_new(COMPILES_MAX)
 }
 
+/// When this broker last made sure that it knows all that the controller decided.
+#[derive(Debug, Default)]
+pub(crate) struct Freshness(tokio::sync::Mutex<Option<Instant>>);
+
+/// Who leads a shard, as far as this broker has heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ShardLeader {
+    pub(crate) node: NodeId,
+    pub(crate) term: Term,
+}
+
+/// How long a request waits for this broker to hear of what the controller decided before.
+const VIEW_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Requests that have no answer yet.
 #[derive(Debug, Default)]
 pub(crate) struct Requests(AtomicUsize);
@@ -88,6 +110,13 @@ impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// Whether what a replica shows is all that was acknowledged: it leads, and has applied something of its own reign.
+pub(crate) fn shows_all(replica: &Replica) -> bool {
+    let status = replica.status();
+    status.state == ReplicaState::Leader
+        && status.last_applied.is_some_and(|applied| applied.term == status.term)
 }
 
 impl Context {
@@ -162,7 +191,90 @@ impl Context {
                 format!("shard {shard} is not on this broker; refresh the metadata"),
             )
         })?;
-        Ok((Arc::clone(topic), replica.clone()))
+        Ok((Arc::clone(topic), replica))
+    }
+
+    /// As [`Self::find`], for a stream that somebody opens: the topic may be newer than what this broker has heard.
+    pub(crate) async fn find_fresh(
+        &self,
+        partition: TopicPartition,
+    ) -> Result<(Arc<tidemill_controller::TopicRecord>, Replica), Error> {
+        match self.find(&self.view.now(), partition) {
+            Err(error) if error.error_code() == Some(ErrorCode::UnknownTopic) => {
+                let view = self.fresh_view().await;
+                self.find(&view, partition)
+            }
+            found => found,
+        }
+    }
+
+    /// Who leads a shard: its replica here may know better than what the leader told the controller, or have heard less.
+    pub(crate) fn leader(&self, shard: ShardId) -> Option<ShardLeader> {
+        let here = self.shards.replica(shard).and_then(|replica| {
+            let role = replica.watch().borrow().clone();
+            Some(ShardLeader { node: role.leader?, term: role.term })
+        });
+        let view = self.view.now();
+        let told = view.controller().shard(shard).and_then(|record| record.members.as_ref());
+        let told = told.and_then(|members| Some(ShardLeader { node: members.leader?, term: members.term }));
+        here.into_iter().chain(told).max_by_key(|leader| leader.term)
+    }
+
+    /// The cluster's metadata with everything that was decided before the call. Who asks meanwhile shares the answer; where the controller
+    /// can't be asked, it is what this broker has heard.
+    pub(crate) async fn fresh_view(&self) -> Arc<ClusterView> {
+        let Some(controller) = self.shards.controller() else { return self.view.now() };
+        if controller.watch().borrow().is_leader() {
+            return self.view.now();
+        }
+        let asked = Instant::now();
+        // Held while the controller is asked: whoever comes meanwhile would ask the same.
+        let mut looked = self.freshness.0.lock().await;
+        if looked.is_some_and(|looked| looked > asked) {
+            return self.view.now();
+        }
+        let begun = Instant::now();
+        if controller.read_barrier().await.is_ok() {
+            self.view_shows(&controller).await;
+            *looked = Some(begun);
+        }
+        self.view.now()
+    }
+
+    /// Waits until the view shows what this broker's replica of the controller has applied.
+    pub(crate) async fn view_shows(&self, controller: &Replica) {
+        let Some(applied) = controller.shard().controller() else { return };
+        let mut view = self.view.clone();
+        let shown = async {
+            while view.now().version() < applied.version() {
+                if view.changed().await.is_none() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(VIEW_PATIENCE, shown).await;
+    }
+
+    /// Waits until the replicas here of these shards show all that was acknowledged; those that lead do.
+    pub(crate) async fn settle(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
+        let shards: BTreeSet<ShardId> = shards.into_iter().collect();
+        let following = shards.into_iter().filter_map(|shard| self.shards.replica(shard));
+        let following = following.filter(|replica| !shows_all(replica));
+        let settled = join_all(following.map(|replica| async move {
+            match replica.read_barrier().await {
+                // One that has stopped shows what it had, and says so where it matters.
+                Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),
+                Err(error) => Err(error),
+            }
+        }));
+        let settled: Result<Vec<()>, _> = settled.await.into_iter().collect();
+        settled.map(drop).map_err(|error| errors::barrier(&error))
+    }
+
+    /// The cluster's authority, whose key every broker has.
+    pub(crate) fn authority(&self) -> Result<ClusterCa, Error> {
+        ClusterCa::open(self.config.data_dir.join("tls"))
+            .map_err(|error| Error::new(ErrorCode::StorageFailed, error.to_string()))
     }
 
     /// A request's deadline.

@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use tidemill_log::fs::{
     DirectoryLock, DiskReserve, DiskStorage, LockError, OpenMode, ReservedStorage, Storage,
 };
-use tidemill_protocol::ClusterId;
+use tidemill_protocol::{BrokerId, ClusterId};
+use uuid::Uuid;
 
 use crate::config::DurabilitySetting;
 use crate::disk;
 
 /// Newest format of the data directory that this release reads and writes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// What this release calls itself where it writes.
 const RELEASE: &str = concat!("tidemill ", env!("CARGO_PKG_VERSION"));
@@ -55,6 +56,13 @@ pub(crate) struct Meta {
     /// Fixed when the directory was made; one from before that was noted waits for every sync.
     #[serde(default = "fsync")]
     pub(crate) durability: DurabilitySetting,
+    /// Random, of this very directory: another one under the same broker id and incarnation is a stranger to the peers. A directory from
+    /// before that was noted gets its own with the next start.
+    #[serde(default = "Uuid::new_v4")]
+    pub(crate) directory: Uuid,
+    /// The brokers that form the cluster together, this one among them; none where this one was taken in by them.
+    #[serde(default)]
+    pub(crate) forming: Vec<BrokerId>,
     /// Counts starts.
     pub(crate) starts: u64,
     /// The last stop wrote everything down.
@@ -102,7 +110,7 @@ impl DataDir {
         let storage: Arc<dyn Storage> = Arc::new(ReservedStorage::new(disk, Arc::clone(&reserve)));
         let lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))?;
         let path = root.join("meta");
-        let stored = read_meta(storage.as_ref()).map_err(io(&path))?;
+        let stored = read_text(storage.as_ref(), "meta").map_err(io(&path))?;
         let created = stored.is_none();
         let meta = match stored {
             Some(text) => {
@@ -162,21 +170,28 @@ impl DataDir {
     /// Writes `meta` durably; `clean` says that everything else is written down too.
     pub(crate) fn save(&mut self, clean: bool) -> io::Result<()> {
         self.meta.clean = clean;
+        self.meta.format = FORMAT;
         RELEASE.clone_into(&mut self.meta.written_by);
         let text = toml::to_string(&self.meta).map_err(io::Error::other)?;
-        let (beside, path) = (Path::new("meta.new"), Path::new("meta"));
-        let file = self.storage.open(beside, OpenMode::CREATE)?;
-        file.set_len(0)?;
-        file.write_all_at(0, text.as_bytes())?;
-        file.sync_data()?;
-        self.storage.rename(beside, path)?;
-        self.storage.sync_dir(Path::new(""))
+        write_text(&*self.storage, "meta", &text)
     }
 }
 
-fn read_meta(storage: &dyn Storage) -> io::Result<Option<String>> {
-    const META_BYTES_MAX: u64 = 64 << 10;
-    let file = match storage.open(Path::new("meta"), OpenMode::READ) {
+/// Puts a small file in the directory in the place of an older one, durably: whole or not at all.
+pub(crate) fn write_text(storage: &dyn Storage, name: &str, text: &str) -> io::Result<()> {
+    let beside = format!("{name}.new");
+    let file = storage.open(Path::new(&beside), OpenMode::CREATE)?;
+    file.set_len(0)?;
+    file.write_all_at(0, text.as_bytes())?;
+    file.sync_data()?;
+    storage.rename(Path::new(&beside), Path::new(name))?;
+    storage.sync_dir(Path::new(""))
+}
+
+/// A small file of the directory; `None` where it is not there.
+pub(crate) fn read_text(storage: &dyn Storage, name: &str) -> io::Result<Option<String>> {
+    const META_BYTES_MAX: u64 = 4 << 20;
+    let file = match storage.open(Path::new(name), OpenMode::READ) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
@@ -219,7 +234,21 @@ fn parse_meta(text: &str) -> Result<Meta, String> {
 fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError> {
     let entries =
         storage.list(Path::new("")).map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
-    const OURS: [&str; 7] = ["lock", CREATING, "meta.new", "artifacts", "artifact-digests", "reserve", "tls"];
+    const OURS: [&str; 13] = [
+        "lock",
+        CREATING,
+        "meta.new",
+        "artifacts",
+        "artifact-digests",
+        "reserve",
+        "tls",
+        "peers",
+        "peers.new",
+        "replicas",
+        "replicas.new",
+        "joining",
+        "joining.new",
+    ];
     let data = |name: &str| name == "wal" || name.starts_with("shard-");
     if let Some(entry) =
         entries.iter().find(|entry| !OURS.contains(&entry.name.as_str()) && !data(&entry.name))
@@ -268,6 +297,8 @@ impl Meta {
             incarnation: 1,
             shards,
             durability,
+            directory: Uuid::new_v4(),
+            forming: vec![BrokerId::new(broker_id)],
             starts: 0,
             clean: false,
         }
@@ -280,12 +311,12 @@ const fn fsync() -> DurabilitySetting {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
 
     use super::*;
 
     fn meta() -> Meta {
-        Meta::new(ClusterId::new(Uuid::from_u128(9)), 4, 3, DurabilitySetting::Replicated)
+        let new = Meta::new(ClusterId::new(Uuid::from_u128(9)), 4, 3, DurabilitySetting::Replicated);
+        Meta { directory: Uuid::from_u128(11), ..new }
     }
 
     fn open(root: &Path, new: impl FnOnce() -> Meta) -> Result<DataDir, DataDirError> {
@@ -347,6 +378,24 @@ mod tests {
         let text = include_str!("../../../tests/fixtures/format-1/meta");
         let read = parse_meta(text).expect("format 1");
         let written = Meta {
+            format: 1,
+            written_by: "tidemill 0.1.0".to_owned(),
+            incarnation: 2,
+            directory: read.directory,
+            forming: Vec::new(),
+            starts: 17,
+            clean: true,
+            ..meta()
+        };
+        assert_eq!(read, written);
+        assert_ne!(read.directory, parse_meta(text).expect("format 1").directory, "each has its own");
+    }
+
+    #[test]
+    fn meta_of_format_2_reads_as_it_always_did() {
+        let text = include_str!("../../../tests/fixtures/format-2/meta");
+        let read = parse_meta(text).expect("format 2");
+        let written = Meta {
             written_by: "tidemill 0.1.0".to_owned(),
             incarnation: 2,
             starts: 17,
@@ -381,11 +430,11 @@ mod tests {
         let write = |text: &str| std::fs::write(dir.path().join("meta"), text).expect("written");
         let refusal = || open(dir.path(), meta).err().expect("refused").to_string();
         // Whatever else a newer one says, and whatever it no longer does.
-        write("format = 2\nwritten_by = \"tidemill 9.8.7\"\n");
+        write("format = 3\nwritten_by = \"tidemill 9.8.7\"\n");
         let newer = refusal();
-        assert!(newer.contains("has format 2, written by tidemill 9.8.7"), "{newer}");
+        assert!(newer.contains("has format 3, written by tidemill 9.8.7"), "{newer}");
         assert!(newer.contains(RELEASE) && newer.contains("start that release or a newer one"), "{newer}");
-        write("format = 2\n");
+        write("format = 3\n");
         assert!(refusal().contains("written by a newer release"));
         write("hello");
         assert!(refusal().contains("not the meta file"));

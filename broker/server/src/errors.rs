@@ -1,7 +1,7 @@
 //! Where the errors of other rooms become wire errors: the one place, so that codes stay stable. And what more than one handler says.
 //! What a handler alone finds wrong with a request has its code there.
 
-use tidemill_controller::{ControllerError, ControllerReply, NameError};
+use tidemill_controller::{ControllerError, ControllerReply, MembershipError, NameError};
 use tidemill_coordinator::GroupRefusal;
 use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, PluginProblem, UploadError};
 use tidemill_net::ReadError as StreamError;
@@ -67,10 +67,15 @@ pub(crate) fn stream(error: &StreamError) -> Error {
     Error::new(code, error.to_string())
 }
 
+/// This broker does not lead the shard, and can't send on what it was asked for.
+pub(crate) fn led_elsewhere(shard: ShardId) -> Error {
+    Error::new(ErrorCode::NotLeader, format!("this broker does not lead shard {shard}; refresh the metadata"))
+}
+
 pub(crate) fn barrier(error: &ReadError) -> Error {
     let code = match error {
         ReadError::NotLeader { .. } => ErrorCode::NotLeader,
-        ReadError::NoQuorum => ErrorCode::Overloaded,
+        ReadError::NoQuorum => ErrorCode::NoQuorum,
         ReadError::Stopped { .. } => ErrorCode::StorageFailed,
     };
     Error::new(code, error.to_string())
@@ -89,7 +94,8 @@ pub(crate) fn reshape(error: &ReshapeError) -> Error {
 
 pub(crate) fn controller(error: &ControllerError) -> Error {
     let code = match error {
-        ControllerError::NotInitialised | ControllerError::AlreadyInitialised(_) => ErrorCode::Internal,
+        ControllerError::NotInitialised => ErrorCode::NotYetAdopted,
+        ControllerError::AlreadyInitialised(_) => ErrorCode::Internal,
         ControllerError::UnknownTopic(_) => ErrorCode::UnknownTopic,
         ControllerError::TopicExists(_) => ErrorCode::TopicExists,
         ControllerError::InvalidTopic { .. } => ErrorCode::InvalidTopic,
@@ -101,8 +107,39 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::DeploymentExists { .. } => ErrorCode::DeploymentExists,
         ControllerError::InvalidDeployment { .. } => ErrorCode::InvalidDeployment,
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
+        ControllerError::Membership(error) => membership(error),
     };
     Error::new(code, error.to_string())
+}
+
+const fn membership(error: &MembershipError) -> ErrorCode {
+    match error {
+        MembershipError::UnknownBroker(_) | MembershipError::RemovedAlready(_) => ErrorCode::UnknownBroker,
+        MembershipError::UnknownToken
+        | MembershipError::TokenExpired
+        | MembershipError::TokenUsed(_)
+        | MembershipError::TokenOfAnother { .. }
+        | MembershipError::IdInUse(_) => ErrorCode::JoinRefused,
+        MembershipError::NotInvited(_)
+        | MembershipError::Removed(_)
+        | MembershipError::OldIncarnation { .. }
+        | MembershipError::UnknownIncarnation { .. }
+        | MembershipError::OtherDirectory(_)
+        | MembershipError::FeaturesTooOld { .. }
+        | MembershipError::InvalidBroker { .. } => ErrorCode::PeerRefused,
+        MembershipError::TokenExists
+        | MembershipError::NowhereToGo { .. }
+        | MembershipError::QuorumLost { .. }
+        | MembershipError::LastBroker(_)
+        | MembershipError::UnknownShard(_)
+        | MembershipError::StaleVersion { .. }
+        | MembershipError::InvalidReplicas { .. }
+        | MembershipError::UnknownReplica { .. }
+        | MembershipError::InvalidSettings(_)
+        | MembershipError::InvalidCluster(_)
+        | MembershipError::LevelFalls { .. }
+        | MembershipError::LevelUnknown { .. } => ErrorCode::ClusterChangeRefused,
+    }
 }
 
 /// An answer of the controller to another command.

@@ -13,6 +13,7 @@ mod admission;
 mod adopter;
 mod attempts;
 mod broker;
+mod cluster;
 mod components;
 mod config;
 mod connection;
@@ -28,6 +29,7 @@ mod maintenance;
 mod metrics_endpoint;
 mod naming;
 mod outbox;
+mod peers;
 mod plans;
 mod producer_ids;
 mod refusals;
@@ -39,9 +41,10 @@ mod view;
 mod wiring;
 
 pub use broker::{Broker, StartError};
+pub use cluster::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX, JoinError};
 pub use config::{
-    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, MetricsSettings,
-    PluginSettings, SHARDS_DEFAULT, StorageSettings, WalSettings,
+    BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, MetricsSettings, PeerSettings,
+    PluginSettings, SHARDS_DEFAULT, SHARDS_OF_SEVERAL_DEFAULT, StorageSettings, WalSettings,
 };
 pub use data_dir::DataDirError;
 pub use machine::{Clock, Machine, system_clock};

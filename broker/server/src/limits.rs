@@ -1,7 +1,7 @@
 //! Limits that follow from others, so that all of them agree.
 
 use tidemill_log::wal::Wal;
-use tidemill_net::NetLimits;
+use tidemill_net::{NetLimits, PeerLimits};
 use tidemill_protocol::frame::FrameLimits;
 use tidemill_raft::ReplicaLimits;
 
@@ -36,5 +36,16 @@ pub(crate) fn net_limits(config: &BrokerConfig) -> NetLimits {
         connection_receiving_bytes_max: (config.limits.receiving_bytes_max / 4)
             .max(config.limits.frame_bytes_max),
         ..NetLimits::default()
+    }
+}
+
+/// What the network lets other brokers do. They were configured alike, more or less: what one takes from a client, another must take from it.
+pub(crate) fn peer_limits(config: &BrokerConfig) -> PeerLimits {
+    let defaults = PeerLimits::default();
+    let frames = defaults.net.frames;
+    let frame_bytes_max = frames.frame_bytes_max.max(config.limits.frame_bytes_max);
+    PeerLimits {
+        net: NetLimits { frames: FrameLimits { frame_bytes_max, ..frames }, ..defaults.net },
+        ..defaults
     }
 }

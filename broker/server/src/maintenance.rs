@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidemill_protocol::Timestamp;
+use tidemill_protocol::{ShardId, Timestamp};
 use tidemill_raft::Replica;
 use tidemill_shard::Unit;
 use tokio::sync::watch;
@@ -28,7 +28,7 @@ pub(crate) async fn retention(
             () = stopping.cancelled() => return,
         }
         for (_, replica) in shards.data().filter(|(_, replica)| replica.watch().borrow().is_leader()) {
-            retain(replica, &clock).await;
+            retain(&replica, &clock).await;
         }
     }
 }
@@ -56,22 +56,21 @@ async fn retain(replica: &Replica, clock: &Clock) {
 
 /// Proposes a tick when the log's time stands still while a timer is due, while there are keys that have expired or rows of
 /// deleted tasks, and now and then where something was written.
-pub(crate) async fn ticks(replica: Replica, clock: Clock, stopping: CancellationToken) {
+pub(crate) async fn ticks(shards: Shards, shard: ShardId, clock: Clock, stopping: CancellationToken) {
     const LOOK_INTERVAL: Duration = Duration::from_millis(200);
     const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
     const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
     let mut interval = tokio::time::interval(LOOK_INTERVAL);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let (mut swept_at, mut looked_at) = (tokio::time::Instant::now(), tokio::time::Instant::now());
-    let mut applied = replica.shard().applied().last;
+    let mut applied = None;
     loop {
         tokio::select! {
             _ = interval.tick() => {}
             () = stopping.cancelled() => return,
         }
-        if !replica.watch().borrow().is_leader() {
-            continue;
-        }
+        let led = shards.replica(shard).filter(|replica| replica.watch().borrow().is_leader());
+        let Some(replica) = led else { continue };
         let sweep = swept_at.elapsed() >= SWEEP_INTERVAL && replica.shard().applied().last != applied;
         let look = looked_at.elapsed() >= EXPIRY_INTERVAL;
         if look {

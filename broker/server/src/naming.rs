@@ -8,6 +8,8 @@ use crate::view::ClusterView;
 
 /// So many letters more, less or other are a typing error.
 const LETTERS_MAX: usize = 2;
+/// And a name has one error for so many letters, no more.
+const LETTERS_PER_ERROR: usize = 3;
 /// A longer name is compared with none: a request may bring one of some MiB, and whoever asks for it by hand reads what he typed.
 const COMPARED_BYTES_MAX: usize = 64;
 /// So many versions of a plugin are named, the newest of them.
@@ -74,11 +76,13 @@ pub(crate) fn nearest<'a>(names: impl Iterator<Item = &'a str>, asked: &str) -> 
         return None;
     }
     let letters = asked.chars().count();
+    // Of a short name two letters less are nearly all of it.
+    let most = LETTERS_MAX.min(letters / LETTERS_PER_ERROR).max(1);
     let near = names
-        .filter(|name| name.chars().count().abs_diff(letters) <= LETTERS_MAX)
+        .filter(|name| name.chars().count().abs_diff(letters) <= most)
         .map(|name| (distance(name, asked), name))
         .min();
-    near.filter(|(distance, _)| *distance <= LETTERS_MAX).map(|(_, name)| name)
+    near.filter(|(distance, _)| *distance <= most).map(|(_, name)| name)
 }
 
 /// How many letters must be added, removed or changed (Levenshtein).

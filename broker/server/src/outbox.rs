@@ -34,7 +34,7 @@ pub(crate) struct OutboxSignals(BTreeMap<ShardId, Notify>);
 
 impl OutboxSignals {
     pub(crate) fn new(shards: &Shards) -> Arc<Self> {
-        Arc::new(Self(shards.data().map(|(shard, _)| (shard, Notify::new())).collect()))
+        Arc::new(Self(shards.numbers().map(|shard| (shard, Notify::new())).collect()))
     }
 
     pub(crate) fn wake(&self, source: ShardId) {
@@ -64,11 +64,13 @@ pub(crate) struct OutboxDispatcher {
 
 impl OutboxDispatcher {
     pub(crate) async fn run(self, stopping: CancellationToken) {
-        let Some(replica) = self.shards.replica(self.source).cloned() else { return };
         loop {
-            // What is in the outbox is on the disk already; delivered it would be there twice for a while.
-            let may = replica.watch().borrow().is_leader() && !self.disk.is_nearly_full();
-            let more = if may { self.round(&replica).await } else { Round::Idle };
+            let led = self.shards.replica(self.source).filter(|replica| replica.watch().borrow().is_leader());
+            let more = match led {
+                // What is in the outbox is on the disk already; delivered it would be there twice for a while.
+                Some(replica) if !self.disk.is_nearly_full() => self.round(&replica).await,
+                _ => Round::Idle,
+            };
             let retry = match more {
                 Round::More => continue,
                 Round::Idle => false,
@@ -144,7 +146,7 @@ impl OutboxDispatcher {
         let unit = Unit::Deliver { stream, number, batch: item.batch };
         let replica = self.shards.replica(target)?;
         let admitted = self.shards.admission().admit(unit.bytes()).await.ok()?;
-        match replica.reserve(unit.bytes()).await {
+        match replica.reserve_anywhere(unit.bytes()).await {
             Ok(permit) => {
                 let answer = permit.submit(unit);
                 Some(async move {
@@ -251,8 +253,8 @@ pub(crate) fn start(
     stopping: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     shards
-        .data()
-        .map(|(source, _)| {
+        .numbers()
+        .map(|source| {
             let dispatcher = OutboxDispatcher {
                 source,
                 shards: shards.clone(),

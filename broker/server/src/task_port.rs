@@ -47,7 +47,7 @@ impl ShardPort {
         self.shards
             .data()
             .find(|(_, replica)| replica.shard().partition(partition).is_some())
-            .map(|(_, replica)| replica.clone())
+            .map(|(_, replica)| replica)
             .ok_or_else(|| PortError(format!("partition {partition} is not on this broker")))
     }
 }

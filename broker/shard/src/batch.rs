@@ -12,6 +12,7 @@
 //! All big-endian (KIP-98). The first 16 bytes are the log's to set; the body behind them is stored as it came.
 
 use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 use tidemill_partition::{AppendRequest, ProducerBatch};
 use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence, Timestamp};
 
@@ -40,7 +41,7 @@ const TRANSACTIONAL: u16 = 1 << 4;
 const CONTROL: u16 = 1 << 5;
 
 /// Why bytes can't be appended as a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum BatchFault {
     /// Shorter than a header, or its length field says something else.
     #[error("its length field does not agree with its {0} bytes")]

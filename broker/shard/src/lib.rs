@@ -29,6 +29,7 @@ mod codec;
 mod keys;
 mod partition_log;
 mod result;
+mod result_codec;
 mod shard;
 mod snapshot;
 mod state;
@@ -36,6 +37,7 @@ mod store;
 #[cfg(test)]
 mod testing;
 mod unit;
+mod watched;
 mod wire;
 
 pub use apply::{LOG_TIME_STEP_MAX_MS, TASK_KEY_BYTES_MAX};
@@ -43,8 +45,9 @@ pub use batch::BatchFault;
 pub use codec::EntryError;
 pub use partition_log::{Batches, DiskRead, Fetch, FetchError, PartitionView};
 pub use result::{ProgressRefusal, UnitError, UnitResult};
+pub use result_codec::ResultError;
 pub use shard::{
-    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, OutboxItem,
+    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, ClosedShard, OutboxItem,
     RoutedAttempt, Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
 };
 pub use snapshot::{

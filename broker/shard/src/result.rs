@@ -1,6 +1,7 @@
 //! What a unit answers.
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 use tidemill_controller::{ControllerError, ControllerReply};
 use tidemill_coordinator::GroupReply;
 use tidemill_partition::AppendError;
@@ -9,9 +10,10 @@ use tidemill_protocol::{
 };
 
 use crate::batch::BatchFault;
+use crate::wire;
 
 /// The result of one unit: the same on every replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnitResult {
     /// The batch is in the partition.
     Appended {
@@ -73,7 +75,7 @@ pub enum UnitResult {
 }
 
 /// Why a unit was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum UnitError {
     /// The controller's decision has not reached this shard.
     #[error("topic {0} is not known to its shard yet; try again")]
@@ -185,7 +187,7 @@ impl UnitError {
 }
 
 /// Why a task's step was refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ProgressRefusal {
     /// No such deployment or task here.
     #[error("there is no such task in this shard")]
@@ -211,6 +213,7 @@ pub enum ProgressRefusal {
     #[error("a timer that was handled is not set for that time, or is not due yet")]
     WrongTimer {
         /// Its key.
+        #[serde(with = "wire::bytes")]
         key: Bytes,
     },
     /// Too much is on the way to this target.

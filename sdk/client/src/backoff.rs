@@ -25,6 +25,11 @@ impl Backoff {
         half + half.mul_f64(random_fraction())
     }
 
+    /// Whether nothing failed since the last success.
+    pub(crate) fn is_fresh(&self) -> bool {
+        self.next == self.min
+    }
+
     /// The last attempt succeeded.
     pub(crate) const fn reset(&mut self) {
         self.next = self.min;
@@ -32,7 +37,7 @@ impl Backoff {
 }
 
 /// From 0 up to 1. Not for secrets.
-fn random_fraction() -> f64 {
+pub(crate) fn random_fraction() -> f64 {
     f64::from(random_number()) / (f64::from(u32::MAX) + 1.0)
 }
 

@@ -5,15 +5,16 @@ use crate::{ClientConfig, ConnectError, ProducerBuilder, RequestError};
 
 /// A connection to a cluster. Cheap to clone; every method may be called from many tasks at once.
 ///
-/// One QUIC connection per broker carries everything. A connection that breaks is made again when it is needed, with
-/// growing pauses; producers and consumers go on where they were.
+/// One QUIC connection per broker carries everything. While topics are in use, up to three brokers are listened to, so that news of
+/// who leads what come from those that live when one dies. A connection that breaks is made again with growing pauses; meanwhile
+/// requests, producers and consumers go on at other brokers, where they were.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) cluster: Arc<Cluster>,
 }
 
 impl Client {
-    /// Connects to the first configured address that answers.
+    /// Connects to whichever configured address answers first.
     ///
     /// # Errors
     /// None did, or the settings do not stand.

@@ -39,6 +39,7 @@ pub struct ClientConfig {
     pub(crate) backoff_min: Duration,
     pub(crate) backoff_max: Duration,
     pub(crate) receive_window_bytes: u32,
+    pub(crate) rack: Option<String>,
 }
 
 impl std::fmt::Debug for ClientConfig {
@@ -67,6 +68,7 @@ impl ClientConfig {
             backoff_min: Duration::from_millis(20),
             backoff_max: Duration::from_secs(1),
             receive_window_bytes: 64 << 20,
+            rack: None,
         }
     }
 
@@ -113,6 +115,14 @@ impl ClientConfig {
     #[must_use]
     pub fn client_id(mut self, client_id: impl Into<String>) -> Self {
         self.client_id = client_id.into();
+        self
+    }
+
+    /// Where this client runs, as the brokers name their racks: consumers read from a replica in it, where there is one. By
+    /// default they read where a partition is led.
+    #[must_use]
+    pub fn rack(mut self, rack: impl Into<String>) -> Self {
+        self.rack = Some(rack.into());
         self
     }
 

@@ -16,6 +16,13 @@
 //! again, and the broker drops what it has. Where a delivery fails with [`DeliveryError::TimedOut`] after it was sent, or with
 //! [`DeliveryError::Unknown`], the outcome stays unknown; [`DeliveryError::PartlyStored`] says what of a routed batch is stored. A [`Consumer`] reads each record once as long as it lives; across
 //! restarts it reads from what was committed, so commit after processing for at least once.
+//!
+//! # Several brokers
+//!
+//! Who leads a partition changes; nothing has to be done about it. A producer sends to the leader and moves when another one is
+//! named, within [`ProducerBuilder::delivery_timeout`]; a consumer goes on at another replica when its broker does not answer, and
+//! follows the leader after a few seconds otherwise. With [`ConsumerBuilder::rack`] it reads from a replica nearby. Requests go to
+//! any broker that answers.
 
 mod admin;
 mod backoff;

@@ -169,6 +169,16 @@ error_codes! {
     DiskFull = 611, "DISK_FULL", retry;
     /// The request may or may not have taken effect; an idempotent one can be repeated.
     OutcomeUnknown = 620, "OUTCOME_UNKNOWN", retry;
+    /// A majority of the shard's replicas can't be reached: nothing can be written or confirmed until enough are back.
+    NoQuorum = 630, "NO_QUORUM", retry;
+    /// The cluster has no broker of this number.
+    UnknownBroker = 640, "UNKNOWN_BROKER", fatal;
+    /// A change of the cluster's brokers or settings that would lose data, a quorum, or makes no sense.
+    ClusterChangeRefused = 641, "CLUSTER_CHANGE_REFUSED", fatal;
+    /// A broker may not join: its token is unknown, expired, used, or another broker's.
+    JoinRefused = 642, "JOIN_REFUSED", fatal;
+    /// Between brokers: the other side is of another cluster, of an older life, removed, or speaks another version.
+    PeerRefused = 650, "PEER_REFUSED", fatal;
     /// The broker is at fault: a defect.
     Internal = 690, "INTERNAL", fatal;
 

@@ -129,13 +129,18 @@ pub fn encode_head(header: &impl Message, payload_len: usize) -> Bytes {
 
 /// Puts what stands before a payload; answers the bytes of the whole frame. After an error nothing is put.
 fn put_head(to: &mut BytesMut, header: &impl Message, payload_len: usize) -> Result<usize, FrameTooLong> {
-    let header_length = header.encoded_len();
-    let length = header_length.saturating_add(payload_len).saturating_add(HEADER_LENGTH_BYTES);
+    let bytes = put_lengths(to, header.encoded_len(), payload_len)?;
+    header.encode_raw(to);
+    Ok(bytes)
+}
+
+/// Puts a frame's two lengths; answers the bytes of the whole frame. After an error nothing is put.
+fn put_lengths(to: &mut BytesMut, header_len: usize, payload_len: usize) -> Result<usize, FrameTooLong> {
+    let length = header_len.saturating_add(payload_len).saturating_add(HEADER_LENGTH_BYTES);
     let Ok(frame_length) = u32::try_from(length) else { return Err(FrameTooLong { length }) };
     to.put_u32(frame_length);
     // Smaller than the frame's, which fits.
-    to.put_u32(header_length as u32);
-    header.encode_raw(to);
+    to.put_u32(header_len as u32);
     Ok(FRAME_LENGTH_BYTES + length)
 }
 

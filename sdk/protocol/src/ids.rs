@@ -192,6 +192,10 @@ identity!(
     /// A cluster, from `cluster init` on.
     ClusterId
 );
+identity!(
+    /// A broker's data directory, from its first use on: an emptied one has another.
+    DirectoryId
+);
 
 /// One partition of one topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -16,6 +16,7 @@ mod error_code;
 pub mod frame;
 mod ids;
 pub mod messages;
+mod node_id;
 pub mod partitioner;
 pub mod record_batch;
 #[doc(hidden)]
@@ -23,6 +24,7 @@ pub mod testing;
 
 pub use error_code::ErrorCode;
 pub use ids::{
-    BrokerId, ClusterId, DeploymentId, LeaderEpoch, LogIndex, Offset, PartitionId, ProducerEpoch, ProducerId,
-    Sequence, ShardId, Term, Timestamp, TopicId, TopicPartition,
+    BrokerId, ClusterId, DeploymentId, DirectoryId, LeaderEpoch, LogIndex, Offset, PartitionId,
+    ProducerEpoch, ProducerId, Sequence, ShardId, Term, Timestamp, TopicId, TopicPartition,
 };
+pub use node_id::NodeId;

@@ -1,23 +1,27 @@
 //! Side-by-side measurements: a real broker beside what the machine gives without it, as ratios within one run.
 //!
-//! `cargo xtask bench single` builds everything for release and runs the binary `bench`. Numbers depend on the machine and on what else it
-//! does; ratios of legs that were run in turn depend on it much less. What each row means is in docs/benchmarks.md.
+//! `cargo xtask bench single` and `cargo xtask bench cluster` build everything for release and run the binary `bench`.
+//! Numbers depend on the machine and on what else it does; ratios of legs that were run in turn depend on it much less. What each row means is in docs/benchmarks.md.
 //!
-//! - [`run`]: the command; `rows/`: one file per family of rows; `legs`: rounds of legs in turn, medians, spreads;
+//! - [`run`]: the command; `suite`: the families of rows of a command, one after the other; `rows/`: one file per family;
+//!   `legs`: rounds of legs in turn, medians, spreads;
 //! - `peer/`: the bare quinn peer, a process of its own; `disk`: bare writes with fdatasync;
-//! - `broker`: the broker under measurement; `usage`: what a process uses; `report`: the table and the JSON document.
+//! - `broker`, `cluster`: what is under measurement; `steady`: a steady load, record by record; `usage`: what a process uses;
+//!   `report`: the table and the JSON document.
 
 mod arguments;
 mod broker;
+mod cluster;
 mod disk;
 mod legs;
 mod peer;
 mod report;
 mod rows;
 mod scale;
-mod single;
 mod space;
 mod stats;
+mod steady;
+mod suite;
 mod usage;
 mod work;
 
@@ -42,11 +46,8 @@ pub fn run() -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         match arguments.command {
-            // Ended in good order, so that the processes which it started end with it.
-            arguments::Command::Single(single) => tokio::select! {
-                outcome = single::run(&single) => outcome,
-                interrupted = interrupted() => interrupted.and(Err("interrupted".into())),
-            },
+            arguments::Command::Single(options) => measure(&suite::SINGLE, &options).await,
+            arguments::Command::Cluster(options) => measure(&suite::CLUSTER, &options).await,
             arguments::Command::Peer(peer) => peer::serve(&peer.tls_dir).await,
         }
     });
@@ -56,6 +57,14 @@ pub fn run() -> ExitCode {
             eprintln!("bench: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Ended in good order, so that the processes which it started end with it.
+async fn measure(suite: &suite::Suite, options: &arguments::Options) -> Outcome<()> {
+    tokio::select! {
+        outcome = suite.run(options) => outcome,
+        interrupted = interrupted() => interrupted.and(Err("interrupted".into())),
     }
 }
 

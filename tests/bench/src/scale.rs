@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use crate::arguments::Single;
+use crate::arguments::Options;
 
 /// How long and how often things are measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,13 +38,29 @@ impl Scale {
         quick: true,
     };
 
-    pub(crate) fn of(arguments: &Single) -> Self {
-        let preset = if arguments.quick { Self::QUICK } else { Self::FULL };
+    /// Of three brokers: shorter, for what lies between the legs takes its time.
+    const CLUSTER_FULL: Self =
+        Self { leg: Duration::from_secs(10), settle: Duration::from_secs(10), ..Self::FULL };
+
+    const CLUSTER_QUICK: Self = Self { fill_bytes: 256 << 20, ..Self::QUICK };
+
+    /// Of one broker.
+    pub(crate) fn single(arguments: &Options) -> Self {
+        Self::of(arguments, Self::FULL, Self::QUICK)
+    }
+
+    /// Of three brokers.
+    pub(crate) fn cluster(arguments: &Options) -> Self {
+        Self::of(arguments, Self::CLUSTER_FULL, Self::CLUSTER_QUICK)
+    }
+
+    fn of(arguments: &Options, full: Self, short: Self) -> Self {
+        let preset = if arguments.quick { short } else { full };
         let leg =
             arguments.leg_seconds.map_or(preset.leg, |seconds| Duration::from_secs_f64(seconds.max(0.1)));
         let rounds = arguments.rounds.map_or(preset.rounds, |rounds| rounds.max(1));
         // Fewer or shorter legs than demanded are a quick run, whatever they are called.
-        let quick = arguments.quick || leg < Self::FULL.leg || rounds < Self::FULL.rounds;
+        let quick = arguments.quick || leg < full.leg || rounds < full.rounds;
         Self { leg, rounds, quick, ..preset }
     }
 
@@ -62,11 +78,24 @@ mod tests {
     use crate::arguments::{Arguments, Command};
 
     fn scale(arguments: &[&str]) -> Scale {
-        let all = ["bench", "single"].iter().chain(arguments);
+        scale_of("single", arguments)
+    }
+
+    fn scale_of(command: &str, arguments: &[&str]) -> Scale {
+        let all = ["bench", command].into_iter().chain(arguments.iter().copied());
         match Arguments::try_parse_from(all).expect("they parse").command {
-            Command::Single(single) => Scale::of(&single),
+            Command::Single(options) => Scale::single(&options),
+            Command::Cluster(options) => Scale::cluster(&options),
             Command::Peer(peer) => panic!("{peer:?}"),
         }
+    }
+
+    #[test]
+    fn three_brokers_have_legs_of_their_own() {
+        let full = scale_of("cluster", &[]);
+        assert!(full.leg == Duration::from_secs(10) && full.rounds == 5 && !full.quick);
+        assert!(scale_of("cluster", &["--leg-seconds", "9"]).quick);
+        assert!(scale_of("cluster", &["--quick"]).quick);
     }
 
     #[test]

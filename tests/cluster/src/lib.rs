@@ -1,9 +1,9 @@
 //! Tests of whole brokers: real processes, real clients, kill -9.
 //!
-//! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again;
+//! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again; [`TestCluster`]: several;
 //! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`]: what tests do again and again;
 //! - [`fixtures`], [`plays`]: records to send; [`skips`]: tests that can't run here;
-//! - [`chaos`]: a broker killed at random under load, and the checks of what is left.
+//! - [`chaos`]: brokers struck by faults at random under load, and the checks of what is left.
 //!
 //! `cargo xtask demo` runs the binary `demo`, `cargo xtask chaos` the binary `chaos`.
 
@@ -18,7 +18,7 @@ pub mod skips;
 pub mod waiting;
 mod world;
 
-pub use world::{BrokerOptions, TestBroker, WorldError, tidemill_binary};
+pub use world::{BrokerOptions, TestBroker, TestCluster, WorldError, tidemill_binary};
 
 /// What a test or a step of one comes to; any error will do.
 pub type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;

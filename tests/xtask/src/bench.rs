@@ -13,13 +13,14 @@ use crate::run::{Failed, cargo, root, step, target};
 #[command(after_help = "\
 Examples:
   cargo xtask bench single                                  one broker, all rows; about 40 minutes
+  cargo xtask bench cluster                                 three brokers, all rows; about 25 minutes
   cargo xtask bench single --quick --rows produce,latency   a look at some rows
   cargo xtask bench single --help                           what else it takes")]
 pub(crate) struct Arguments {
     /// Install system packages for the WebAssembly target where they are needed.
     #[arg(long)]
     install: bool,
-    /// What to measure, and how: `single` is one broker.
+    /// What to measure, and how: `single` is one broker, `cluster` are three.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true, value_name = "WHAT")]
     what: Vec<String>,
 }

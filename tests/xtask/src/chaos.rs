@@ -1,4 +1,4 @@
-//! Kills under load, and the checks.
+//! Brokers under fire and under load, and the checks.
 
 use std::process::Command;
 
@@ -14,6 +14,15 @@ pub(crate) struct Arguments {
     /// Of the random choices; printed at the start, so that a run can be repeated.
     #[arg(long)]
     seed: Option<u64>,
+    /// Brokers; one is a broker alone.
+    #[arg(long, default_value_t = 3)]
+    brokers: u32,
+    /// Only these faults, by their names with commas between; a wrong name lists them.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    faults: Vec<String>,
+    /// Faults that can't be done on this machine are a failure, instead of SKIPPED.
+    #[arg(long)]
+    require_all: bool,
     /// Install system packages for the WebAssembly target where they are needed.
     #[arg(long)]
     install: bool,
@@ -25,6 +34,13 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
     let minutes = arguments.minutes.to_string();
     let mut chaos = Command::new(target().join("debug").join("chaos"));
     chaos.current_dir(root()).args(["--minutes", &minutes]).env("TIDEMILL_COMPONENTS", &components);
+    chaos.args(["--brokers", &arguments.brokers.to_string()]);
+    if !arguments.faults.is_empty() {
+        chaos.args(["--faults", &arguments.faults.join(",")]);
+    }
+    if arguments.require_all {
+        chaos.arg("--require-all");
+    }
     if let Some(seed) = arguments.seed {
         chaos.args(["--seed", &seed.to_string()]);
     }

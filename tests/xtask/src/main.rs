@@ -6,6 +6,7 @@ mod check;
 mod demo;
 mod plugins;
 mod run;
+mod sim;
 mod test;
 
 use std::process::ExitCode;
@@ -36,8 +37,10 @@ enum Command {
     Fix,
     /// Build the plugins in plugins/ to components in target/plugins/components.
     Plugins(plugins::Arguments),
-    /// Kill the broker at random under load for a while, and check that nothing was lost, doubled or reordered.
+    /// Strike brokers with faults under load for a while, and check that nothing was lost, doubled or reordered.
     Chaos(chaos::Arguments),
+    /// Run clusters on one thread with simulated time, disks and network, from seeds.
+    Sim(sim::Arguments),
     /// Measure a release build beside what the machine gives without a broker.
     Bench(bench::Arguments),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Fix => check::fix(),
         Command::Plugins(arguments) => plugins::run(&arguments).map(|_| ()),
         Command::Chaos(arguments) => chaos::run(&arguments),
+        Command::Sim(arguments) => sim::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
     match outcome {

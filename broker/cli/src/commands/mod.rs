@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 pub(crate) mod bench;
+pub(crate) mod cluster;
 pub(crate) mod completions;
 pub(crate) mod consume;
 pub(crate) mod context;
@@ -29,6 +30,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), CliError> {
     match command {
         Command::Dev(dev) => server::dev(dev, json).await,
         Command::Server(server) => server::run(server, json).await,
+        Command::Cluster(cluster) => cluster::run(cluster, &connection).await,
         Command::Context(context) => context::run(context, &connection),
         Command::Plugin(plugin) => plugin::run(plugin, &connection).await,
         Command::Produce(produce) => {

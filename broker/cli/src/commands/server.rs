@@ -63,7 +63,12 @@ under [wal] in the file. `tidemill server --print-config` shows all of them.
 Examples:
   tidemill server --config /etc/tidemill.toml
   tidemill server --data-dir /var/lib/tidemill --listen 0.0.0.0:9630 --client-ca clients.pem
-  tidemill server --set durability=replicated --set shards=12")]
+  tidemill server --set durability=replicated --set shards=12
+  tidemill server --cluster plan --broker-id 1 --data-dir tidemill-1 --seed 127.0.0.1:9641
+  tidemill server --broker-id 4 --data-dir tidemill-4 --seed 127.0.0.1:9640 --join TOKEN
+
+The last two are of a cluster: `tidemill cluster init` and `tidemill cluster add` print whole
+lines.")]
 pub(crate) struct Server {
     #[command(flatten)]
     sources: Sources,
@@ -76,6 +81,29 @@ pub(crate) struct Server {
     /// Address that clients are told; may be repeated.
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Vec<String>,
+    /// This broker's number in its cluster; 1 where nothing else is said.
+    #[arg(long, value_name = "N")]
+    broker_id: Option<u32>,
+    /// What `tidemill cluster init` wrote: form that cluster with its other brokers. The first start
+    /// needs it.
+    #[arg(long, value_name = "DIR")]
+    cluster: Option<PathBuf>,
+    /// A token of `tidemill cluster add`: become a broker of that cluster. The first start needs it.
+    /// TIDEMILL_JOIN keeps it from who lists processes.
+    #[arg(long, value_name = "TOKEN")]
+    join: Option<String>,
+    /// Where another broker listens for brokers; may be repeated. One that is up is enough.
+    #[arg(long, value_name = "HOST:PORT")]
+    seed: Vec<String>,
+    /// UDP address to listen on for other brokers; unless said that of --listen, ten ports further.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    peers_listen: Option<String>,
+    /// Address that other brokers are told; may be repeated.
+    #[arg(long, value_name = "HOST:PORT")]
+    peers_advertise: Vec<String>,
+    /// What fails together with this broker: a shard's replicas go to distinct racks where there are such.
+    #[arg(long, value_name = "NAME")]
+    rack: Option<String>,
     /// Authorities of clients' certificates: every client must show one.
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
@@ -95,15 +123,28 @@ pub(crate) async fn dev(dev: Dev, json: bool) -> Result<(), CliError> {
         ("data_dir", dev.data_dir.map(|path| path.display().to_string())),
         ("listen", dev.port.map(|port| format!("127.0.0.1:{port}"))),
     ])?;
-    serve(config, "another port with --port", json).await
+    let elsewhere = Elsewhere {
+        clients: "another port with --port",
+        peers: "another port with --port, or --set peers.listen=ADDRESS:PORT",
+    };
+    serve(config, elsewhere, json).await
 }
 
 pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
-    let advertise = (!server.advertise.is_empty()).then(|| server.advertise.join(","));
+    let list = |items: &[String]| (!items.is_empty()).then(|| items.join(","));
+    let (advertise, seeds) = (list(&server.advertise), list(&server.seed));
+    let peers_advertise = list(&server.peers_advertise);
     let config = server.sources.load([
         ("data_dir", server.data_dir.map(|path| path.display().to_string())),
         ("listen", server.listen),
         ("advertise", advertise),
+        ("broker_id", server.broker_id.map(|number| number.to_string())),
+        ("cluster", server.cluster.map(|path| path.display().to_string())),
+        ("join", server.join),
+        ("peers.seeds", seeds),
+        ("peers.listen", server.peers_listen),
+        ("peers.advertise", peers_advertise),
+        ("rack", server.rack),
         ("client_ca", server.client_ca.map(|path| path.display().to_string())),
         ("insecure", server.insecure.then(|| "true".to_owned())),
         ("accept_data_loss", server.accept_data_loss.then(|| "true".to_owned())),
@@ -113,16 +154,21 @@ pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
         let toml = with_unset(&toml);
         return output::print(json, &serde_json::to_value(&config)?, || print!("{toml}"));
     }
-    serve(config, "another address with --listen", json).await
+    let elsewhere =
+        Elsewhere { clients: "another address with --listen", peers: "another address with --peers-listen" };
+    serve(config, elsewhere, json).await
 }
 
 /// Settings that may be left unset: the table that each stands in, its name, and what holds then, as a comment says it.
-const UNSET: [(&str, &str, &str); 6] = [
+const UNSET: [(&str, &str, &str); 9] = [
+    ("", "cluster", "unset: a new broker forms no cluster; a directory of `tidemill cluster init`"),
+    ("", "join", "unset: a new broker joins no cluster; a token of `tidemill cluster add`"),
     ("", "shards", "unset: as the data directory has it, and 4 for a new one"),
     ("", "durability", "unset: as the data directory has it, and \"fsync\" for a new one"),
     ("", "client_ca", "unset: clients show no certificate"),
     ("", "tls_certificate", "unset: the broker makes its own, in data_dir/tls"),
     ("", "tls_key", "unset: of the certificate that the broker makes"),
+    ("peers", "listen", "unset: the address of the setting listen, ten ports further"),
     ("metrics", "listen", "unset: no metrics over HTTP; such as \"127.0.0.1:9631\""),
 ];
 
@@ -159,13 +205,29 @@ fn with_unset(toml: &str) -> String {
     out
 }
 
-/// `elsewhere` is what may be chosen where the address can't be had.
-async fn serve(config: BrokerConfig, elsewhere: &str, json: bool) -> Result<(), CliError> {
+/// What may be chosen where an address can't be had.
+struct Elsewhere {
+    clients: &'static str,
+    peers: &'static str,
+}
+
+/// Why a broker is to stop.
+enum Stop {
+    /// Somebody said so.
+    Signal(&'static str),
+    /// The cluster says that it is none of its own.
+    Dismissed(String),
+}
+
+async fn serve(config: BrokerConfig, elsewhere: Elsewhere, json: bool) -> Result<(), CliError> {
     let data_dir = config.data_dir.clone();
     let asks_clients = config.client_ca.is_some();
     let broker = Broker::start(config).await.map_err(|error| {
-        let concerns_address = matches!(&error, StartError::Bind(bind) if bind.concerns_address());
-        let choice = if concerns_address { format!("; choose {elsewhere}") } else { String::new() };
+        let choice = match &error {
+            StartError::Bind(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.clients),
+            StartError::Peers(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.peers),
+            _ => String::new(),
+        };
         CliError::other(format!("{error}{choice}"))
     })?;
     let address = broker.local_addr();
@@ -181,16 +243,30 @@ async fn serve(config: BrokerConfig, elsewhere: &str, json: bool) -> Result<(), 
     if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), first_command.as_deref(), json) {
         tracing::debug!(%error, "nobody reads where the broker listens");
     }
-    let reason = tokio::select! {
-        reason = signal() => reason,
-        (shard, reason) = broker.failed() => {
+    let stop = {
+        let failed = async {
+            let (shard, reason) = broker.failed().await;
             tracing::error!(%shard, %reason, "a shard stopped; what it acknowledged is on the disk");
             // It serves what it still can until somebody stops it: other shards are not concerned.
-            signal().await
+            std::future::pending::<Stop>().await
+        };
+        tokio::select! {
+            reason = signal() => Stop::Signal(reason),
+            reason = broker.dismissed() => Stop::Dismissed(reason),
+            stop = failed => stop,
         }
     };
-    broker.shutdown(reason).await;
-    Ok(())
+    match stop {
+        Stop::Signal(reason) => {
+            broker.shutdown(reason).await;
+            Ok(())
+        }
+        Stop::Dismissed(reason) => {
+            tracing::error!(%reason, "the cluster does not want this broker, which stops");
+            broker.shutdown("the cluster does not want this broker").await;
+            Err(CliError::other(format!("the cluster does not want this broker: {reason}")))
+        }
+    }
 }
 
 /// One line that programs may wait for.
@@ -206,6 +282,7 @@ fn announce(
     if json {
         let document = serde_json::json!({
             "listening": broker.local_addr().to_string(),
+            "peers": broker.peer_addr().to_string(),
             "cluster": broker.cluster().to_string(),
             "data_dir": data_dir,
             "ca": authority,
@@ -214,6 +291,7 @@ fn announce(
         writeln!(out, "{document}")?;
     } else {
         writeln!(out, "tidemill listens on {} (data in {})", broker.local_addr(), data_dir.display())?;
+        writeln!(out, "it listens for other brokers on {}", broker.peer_addr())?;
         if let Some(authority) = authority {
             writeln!(
                 out,
@@ -297,10 +375,13 @@ mod tests {
         assert_eq!(without_value(&config).into_iter().collect::<std::collections::BTreeSet<_>>(), expected);
         let printed = with_unset(&toml::to_string(&config).expect("it is written"));
         for (_, name, _) in UNSET {
-            assert_eq!(printed.matches(&format!("# {name} = ")).count(), 1, "{name} in {printed}");
+            let tables = UNSET.iter().filter(|(_, other, _)| *other == name).count();
+            assert_eq!(printed.matches(&format!("# {name} = ")).count(), tables, "{name} in {printed}");
         }
         assert!(printed.find("# shards =") < printed.find("[wal]"), "{printed}");
-        assert!(printed.find("[metrics]") < printed.find("# listen ="), "{printed}");
+        let listen = (printed.find("# listen ="), printed.rfind("# listen ="));
+        assert!(printed.find("[peers]") < listen.0 && listen.0 < printed.find("[wal]"), "{printed}");
+        assert!(printed.find("[metrics]") < listen.1, "{printed}");
         // It reads as what it was.
         assert_eq!(toml::from_str::<BrokerConfig>(&printed).expect("it is read"), config);
         config.shards = Some(7);

@@ -22,6 +22,7 @@ pub struct SegmentImport {
     key: KeyHasher,
     config: SegmentConfig,
     segment: Arc<Segment>,
+    finished: bool,
 }
 
 impl SegmentImport {
@@ -40,7 +41,7 @@ impl SegmentImport {
         files.storage().create_dir_all(&dir)?;
         let segment = Segment::new(files, &dir, end);
         files.handle(&segment.log, true)?;
-        Ok(Self { files: Arc::clone(files), key: KeyHasher::new(key), config, segment })
+        Ok(Self { files: Arc::clone(files), key: KeyHasher::new(key), config, segment, finished: false })
     }
 
     /// How many bytes are there already, in order: where a resumed transfer goes on.
@@ -64,12 +65,21 @@ impl SegmentImport {
         handle.write_all_at(position, bytes)
     }
 
+    /// Throws away what was received: it is not what was described.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn restart(&self) -> io::Result<()> {
+        self.segment.distrust_header();
+        self.files.handle(&self.segment.log, true)?.set_len(0)
+    }
+
     /// Checks every frame and the digest, makes the index, syncs, and returns the end to record: the one described,
     /// with this broker's index.
     ///
     /// # Errors
     /// `Damaged` with the first range that is not what was described: receive it again.
-    pub fn finish(self) -> Result<SegmentEnd, ReadError> {
+    pub fn finish(mut self) -> Result<SegmentEnd, ReadError> {
         let described = self.segment.end();
         let file = self.segment.log_file(&self.files, &self.key)?;
         file.set_len(described.bytes).map_err(|source| self.segment.io_error(source))?;
@@ -92,8 +102,20 @@ impl SegmentImport {
         rebuild_index(&self.files, &self.key, &self.segment, self.config.index_interval_bytes)?;
         for file in [&self.segment.log, &self.segment.index] {
             self.files.sync(file).map_err(|source| ReadError::Io { file: file.path(), source })?;
-            self.files.close(file);
         }
+        self.finished = true;
         Ok(self.segment.end())
+    }
+}
+
+impl Drop for SegmentImport {
+    /// Nobody opens these files under this name again: they are moved. What was received so far is kept for the next try,
+    /// unless the device did not take it.
+    fn drop(&mut self) {
+        let files = [&self.segment.log, &self.segment.index];
+        if !self.finished && self.files.sync(&self.segment.log).is_err() {
+            let _tried = self.files.remove(&self.segment.log);
+        }
+        files.into_iter().for_each(|file| self.files.close(file));
     }
 }

@@ -287,6 +287,16 @@ impl SegmentStore {
         Ok(unused)
     }
 
+    /// Closes the files, for whoever puts others in their place: reads under way finish on the handles that they hold, later ones
+    /// open what then stands under the name.
+    pub fn close_files(&self) {
+        let writer = self.writer.lock();
+        for segment in self.view().iter().chain(&writer.dropped) {
+            self.files.close(&segment.log);
+            self.files.close(&segment.index);
+        }
+    }
+
     /// How far the segments go now, whether that is durable or not.
     pub(super) fn written_ends(&self) -> PartitionEnds {
         PartitionEnds { segments: self.view.read().iter().map(|segment| segment.end()).collect() }

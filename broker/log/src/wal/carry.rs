@@ -63,7 +63,7 @@ pub(super) fn carry_forward(
     }
     queue.admit_flush(done);
     if queue.urge() {
-        shared.queue.work.notify_one();
+        shared.queue.wake_writer(&mut queue);
     }
     Ok(count)
 }

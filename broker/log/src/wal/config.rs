@@ -1,9 +1,11 @@
 //! How a log is set up.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::block::{BLOCK_BYTES, PAYLOAD_BYTES};
+use crate::background::{Background, Threads};
 
 /// Smallest segment: less makes the header and the repeated state outweigh the entries.
 pub(super) const SEGMENT_BYTES_MIN: u64 = 16 * BLOCK_BYTES as u64;
@@ -36,6 +38,8 @@ pub struct WalConfig {
     pub boot_id: Option<[u8; 16]>,
     /// Where segments' salts come from: a seed in tests, the system's randomness for `None`.
     pub salt_seed: Option<u64>,
+    /// On what the log writes and prepares its files.
+    pub background: Arc<dyn Background>,
 }
 
 impl WalConfig {
@@ -54,6 +58,7 @@ impl WalConfig {
             durability: Durability::Fsync,
             boot_id: None,
             salt_seed: None,
+            background: Arc::new(Threads),
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, MutexGuard};
@@ -13,13 +12,14 @@ use super::config::{DirectIo, Durability, WalConfig};
 use super::entry::{EntryBytes, EntryId, WalEntry};
 use super::error::{WalCarryError, WalError, WalOpenError, WalReadError};
 use super::frame::{FrameKind, NO_ENTRY};
-use super::pool::{Pool, READY_MIN};
+use super::pool::{Pool, Preparer, READY_MIN};
 use super::queue::{Completion, Queue, Queued, SharedQueue, WhenRoom};
 use super::read;
 use super::recovery::{self, Recovered, Recovery};
 use super::shard_log::{ShardLog, Slot, SlotAt};
 use super::state::State;
 use super::writer::{Shared, Writer};
+use crate::background::{Background, Running};
 use crate::fs::{AlignedBuffer, OpenMode, Storage};
 
 /// The write-ahead log of a broker: one for all shards, one stream of writes. Cheap to clone; the last clone to go
@@ -35,7 +35,8 @@ pub struct Wal {
 
 struct Inner {
     shared: Arc<Shared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
+    workers: Mutex<Vec<Box<dyn Running>>>,
+    background: Arc<dyn Background>,
     entry_bytes_max: usize,
 }
 
@@ -75,7 +76,8 @@ impl Wal {
         });
         let inner = Inner {
             shared: Arc::clone(&shared),
-            threads: Mutex::new(start_threads(shared, pool, config, recovered)?),
+            workers: Mutex::new(start_workers(shared, &pool, config, recovered)?),
+            background: Arc::clone(&config.background),
             entry_bytes_max: config.entry_bytes_max(),
         };
         Ok((Self { inner: Arc::new(inner) }, recovery))
@@ -342,6 +344,12 @@ impl Wal {
         self.inner.entry_bytes_max
     }
 
+    /// On what the log works beside its callers.
+    #[must_use]
+    pub fn background(&self) -> &Arc<dyn Background> {
+        &self.inner.background
+    }
+
     /// The failure that stopped the log, if one did.
     #[must_use]
     pub fn poisoned(&self) -> Option<WalError> {
@@ -400,7 +408,7 @@ impl Wal {
 
     fn wake(&self, queue: &mut Queue) {
         if queue.urge() {
-            self.inner.shared.queue.work.notify_one();
+            self.inner.shared.queue.wake_writer(queue);
         }
     }
 
@@ -436,13 +444,16 @@ impl std::fmt::Debug for Wal {
 
 impl Inner {
     fn stop(&self) {
-        self.shared.queue.queue.lock().closing = true;
-        self.shared.queue.work.notify_one();
-        let threads = std::mem::take(&mut *self.threads.lock());
-        // The last handle may go with a completion, on the writer's own thread: both end by themselves then.
-        if threads.iter().all(|thread| thread.thread().id() != thread::current().id()) {
-            for thread in threads {
-                drop(thread.join());
+        {
+            let mut queue = self.shared.queue.queue.lock();
+            queue.closing = true;
+            self.shared.queue.wake_writer(&mut queue);
+        }
+        let workers = std::mem::take(&mut *self.workers.lock());
+        // The last handle may go with a completion, in the writer's own work: both end by themselves then.
+        if workers.iter().all(|worker| !worker.is_caller()) {
+            for worker in workers {
+                drop(worker.join());
             }
         }
     }
@@ -505,28 +516,16 @@ fn is_refusal(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::InvalidInput | std::io::ErrorKind::Unsupported)
 }
 
-#[allow(
-    clippy::disallowed_methods,
-    reason = "one thread writes, so that one write is in flight; `close` joins both"
-)]
-fn start_threads(
+/// One worker writes, so that one write is in flight, and one prepares files; `close` joins both.
+fn start_workers(
     shared: Arc<Shared>,
-    pool: Arc<Pool>,
+    pool: &Arc<Pool>,
     config: &WalConfig,
     recovered: Recovered,
-) -> Result<Vec<JoinHandle<()>>, WalOpenError> {
+) -> Result<Vec<Box<dyn Running>>, WalOpenError> {
     let writer = Writer::new(shared, config, recovered);
-    let helper = Arc::clone(&pool);
-    let preparing = thread::Builder::new()
-        .name("wal-segments".to_owned())
-        .spawn(move || helper.run())
-        .map_err(WalOpenError::Thread)?;
-    let writing = thread::Builder::new().name("wal-writer".to_owned()).spawn(move || writer.run());
-    match writing {
-        Ok(writing) => Ok(vec![writing, preparing]),
-        Err(error) => {
-            pool.close();
-            Err(WalOpenError::Thread(error))
-        }
-    }
+    let start = |name, worker| config.background.start(name, worker).map_err(WalOpenError::Thread);
+    let preparing = start("wal-segments", Box::new(Preparer::new(Arc::clone(pool))))?;
+    let writing = start("wal-writer", Box::new(writer)).inspect_err(|_| pool.close())?;
+    Ok(vec![writing, preparing])
 }

@@ -13,6 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Waker;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -20,6 +21,7 @@ use super::block::BLOCK_BYTES;
 use super::config::WalConfig;
 use super::recovery::SEGMENT_EXTENSION;
 use super::scan::SegmentFile;
+use crate::background::{Step, Worker};
 use crate::fs::{AlignedBuffer, OpenMode, Storage};
 
 /// Files that the helper keeps ready.
@@ -41,6 +43,25 @@ pub(super) struct Pool {
     changed: Condvar,
 }
 
+/// The helper: keeps files ready until the pool is closed.
+pub(super) struct Preparer(Arc<Pool>);
+
+impl Preparer {
+    pub(super) fn new(pool: Arc<Pool>) -> Self {
+        Self(pool)
+    }
+}
+
+impl Worker for Preparer {
+    fn run(&mut self) {
+        while self.0.work(self.0.next_job(None)) != Step::Ended {}
+    }
+
+    fn step(&mut self, waker: &Waker) -> Step {
+        self.0.work(self.0.next_job(Some(waker)))
+    }
+}
+
 struct Inner {
     ready: VecDeque<SegmentFile>,
     to_erase: VecDeque<SegmentFile>,
@@ -48,6 +69,8 @@ struct Inner {
     /// Set after a failure or for want of room, until something changes: the helper does not hammer a full disk.
     paused: bool,
     closing: bool,
+    /// Of a helper that waits without blocking.
+    waker: Option<Waker>,
 }
 
 impl Pool {
@@ -76,6 +99,7 @@ impl Pool {
                 next_name: numbers.max().map_or(1, |newest| newest + 1),
                 paused: false,
                 closing: false,
+                waker: None,
             }),
             changed: Condvar::new(),
         }))
@@ -87,7 +111,7 @@ impl Pool {
             let file = {
                 let mut inner = self.inner.lock();
                 inner.paused = false;
-                self.changed.notify_one();
+                self.wake_helper(&mut inner);
                 if let Some(ready) = inner.ready.pop_front() {
                     return Ok(ready);
                 }
@@ -114,45 +138,58 @@ impl Pool {
         let mut inner = self.inner.lock();
         inner.to_erase.extend(files);
         inner.paused = false;
-        self.changed.notify_one();
+        self.wake_helper(&mut inner);
     }
 
-    /// Ends the helper thread's work.
+    /// Ends the helper's work.
     pub(super) fn close(&self) {
-        self.inner.lock().closing = true;
-        self.changed.notify_one();
+        let mut inner = self.inner.lock();
+        inner.closing = true;
+        self.wake_helper(&mut inner);
     }
 
-    /// What the helper thread does until the pool is closed.
-    pub(super) fn run(&self) {
-        while let Some(job) = self.next_job() {
-            let done = match job {
-                Job::Erase(file) => self.erase(file),
-                Job::Create => self.prepare(),
-            };
-            if let Err(error) = done {
-                tracing::warn!(dir = %self.dir.display(), %error, "cannot prepare a segment of the write-ahead log");
-                self.inner.lock().paused = true;
-            }
+    fn wake_helper(&self, inner: &mut Inner) {
+        self.changed.notify_one();
+        if let Some(waker) = inner.waker.take() {
+            waker.wake();
         }
     }
 
-    fn next_job(&self) -> Option<Job> {
+    /// What the helper does next. Without a waker it blocks until there is something.
+    fn next_job(&self, waker: Option<&Waker>) -> Job {
         let mut inner = self.inner.lock();
         loop {
             if inner.closing {
-                return None;
+                return Job::End;
             }
             if !inner.paused {
                 if let Some(file) = inner.to_erase.pop_front() {
-                    return Some(Job::Erase(file));
+                    return Job::Erase(file);
                 }
                 if inner.ready.len() < READY_MIN {
-                    return Some(Job::Create);
+                    return Job::Create;
                 }
+            }
+            if let Some(waker) = waker {
+                inner.waker = Some(waker.clone());
+                return Job::Wait;
             }
             self.changed.wait(&mut inner);
         }
+    }
+
+    fn work(&self, job: Job) -> Step {
+        let done = match job {
+            Job::Erase(file) => self.erase(file),
+            Job::Create => self.prepare(),
+            Job::Wait => return Step::Idle { until: None },
+            Job::End => return Step::Ended,
+        };
+        if let Err(error) = done {
+            tracing::warn!(dir = %self.dir.display(), %error, "cannot prepare a segment of the write-ahead log");
+            self.inner.lock().paused = true;
+        }
+        Step::Worked
     }
 
     /// Makes sure that a file's old life can't come back, and keeps it if it is wanted.
@@ -232,4 +269,6 @@ fn erase_header(file: &SegmentFile) -> io::Result<()> {
 enum Job {
     Erase(SegmentFile),
     Create,
+    Wait,
+    End,
 }

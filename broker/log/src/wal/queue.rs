@@ -12,6 +12,7 @@
 //! copy and the checksums run beside the device and a lone entry costs no further hand-over.
 
 use std::collections::VecDeque;
+use std::task::Waker;
 
 use parking_lot::{Condvar, Mutex};
 use tidemill_protocol::ShardId;
@@ -54,6 +55,8 @@ pub(super) struct Queue {
     /// Who waits for room: called once, outside of the lock.
     waiting: Vec<WhenRoom>,
     pub(super) writer_waits: bool,
+    /// Of a writer that waits without blocking.
+    pub(super) waker: Option<Waker>,
     pub(super) closing: bool,
     pub(super) poison: Option<WalError>,
 }
@@ -165,10 +168,19 @@ impl SharedQueue {
                 queue_bytes_max: config.queue_bytes_max,
                 waiting: Vec::new(),
                 writer_waits: false,
+                waker: None,
                 closing: false,
                 poison: None,
             }),
             work: Condvar::new(),
+        }
+    }
+
+    /// Lets a writer that waits look at the queue.
+    pub(super) fn wake_writer(&self, queue: &mut Queue) {
+        self.work.notify_one();
+        if let Some(waker) = queue.waker.take() {
+            waker.wake();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The one thread that writes.
+//! The one worker that writes.
 //!
 //! Each turn takes whatever was queued while the last write was under way, writes it with one call, syncs once, and
 //! runs the completions. The first failure poisons the log: every pending and later operation gets the error, and
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -27,6 +28,7 @@ use super::queue::{Batch, Completion, Queued, SharedQueue, WhenRoom};
 use super::recovery::Recovered;
 use super::scan::SegmentFile;
 use super::state::{Freed, LiveSegment, SegmentPlace, State};
+use crate::background::{Background, Step, Worker};
 
 /// What callers, the writer and readers share.
 pub(super) struct Shared {
@@ -38,6 +40,7 @@ pub(super) struct Shared {
 /// The writer's own knowledge.
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    background: Arc<dyn Background>,
     flush_interval: Option<Duration>,
     boot_id: Option<[u8; 16]>,
     salts: StdRng,
@@ -53,6 +56,8 @@ pub(super) struct Writer {
     cut_off: Vec<SegmentFile>,
     notes: Notes,
     unsynced: Unsynced,
+    /// Between two steps.
+    in_hand: Option<Box<InHand>>,
 }
 
 struct Active {
@@ -72,9 +77,40 @@ struct Unsynced {
 }
 
 enum Turn {
-    Write(Box<(Gather, Batch)>),
+    Write(Box<InHand>),
     Flush,
     Close,
+    Wait { until: Option<Instant> },
+}
+
+/// A batch on its way. Each part of it is a step of its own, so that whoever drives the writer can let time pass, or the
+/// power go, between the write, the sync and the completions.
+struct InHand {
+    gather: Gather,
+    waiting: Waiting,
+    sync: bool,
+    closes: bool,
+    queued_bytes: usize,
+    next: Part,
+}
+
+enum Part {
+    Write(Batch),
+    Sync,
+    Complete,
+}
+
+impl InHand {
+    fn new(gather: Gather, mut batch: Batch) -> Self {
+        Self {
+            gather,
+            waiting: Waiting(std::mem::take(&mut batch.completions)),
+            sync: batch.sync,
+            closes: batch.closes,
+            queued_bytes: batch.queued_bytes,
+            next: Part::Write(batch),
+        }
+    }
 }
 
 type Failure = (&'static str, io::Error);
@@ -85,6 +121,7 @@ impl Writer {
         let end = recovered.previous.map_or(Position::block(0), |previous| previous.end);
         Self {
             shared,
+            background: Arc::clone(&config.background),
             flush_interval: match config.durability {
                 Durability::Fsync => None,
                 Durability::Replicated { flush_interval } => Some(flush_interval),
@@ -101,36 +138,39 @@ impl Writer {
             cut_off: recovered.cut_off,
             notes,
             unsynced: Unsynced::default(),
+            in_hand: None,
         }
     }
 
-    /// Works until the log is closed or fails.
-    pub(super) fn run(mut self) {
-        // Even a panic must not leave callers waiting for ever.
-        let mut guard = PoisonOnPanic { shared: Arc::clone(&self.shared), panicking: true };
-        loop {
-            let done = match self.next_turn() {
-                Turn::Write(taken) => self.write_batch(taken.0, taken.1),
+    /// Does what is next: a part of the batch in hand, else what the queue has. Without a waker it blocks until there is
+    /// something.
+    fn turn(&mut self, waker: Option<&Waker>) -> Step {
+        let done = match self.in_hand.take() {
+            Some(in_hand) => self.go_on(in_hand),
+            None => match self.next_turn(waker) {
+                Turn::Write(in_hand) => self.go_on(in_hand),
                 Turn::Flush => self.flush(),
-                Turn::Close => break,
-            };
-            if let Err((action, source)) = done {
-                fail(&self.shared, action, source);
-                break;
-            }
-        }
+                Turn::Wait { until } => return Step::Idle { until },
+                Turn::Close => {
+                    self.shared.pool.close();
+                    return Step::Ended;
+                }
+            },
+        };
+        let Err((action, source)) = done else { return Step::Worked };
+        fail(&self.shared, action, source);
         self.shared.pool.close();
-        guard.panicking = false;
+        Step::Ended
     }
 
-    fn next_turn(&mut self) -> Turn {
+    fn next_turn(&mut self, waker: Option<&Waker>) -> Turn {
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.queue.queue.lock();
         loop {
             if queue.has_work()
-                && let Some(taken) = queue.take_batch()
+                && let Some((gather, batch)) = queue.take_batch()
             {
-                return Turn::Write(Box::new(taken));
+                return Turn::Write(Box::new(InHand::new(gather, batch)));
             }
             if queue.closing {
                 if self.active.is_none() {
@@ -140,30 +180,66 @@ impl Writer {
                 queue.admit(Queued::of_log(FrameKind::Close, 0).sync(true));
                 continue;
             }
+            let until =
+                self.flush_interval.zip(self.unsynced.since).map(|(interval, since)| since + interval);
             queue.writer_waits = true;
-            match (self.flush_interval, self.unsynced.since) {
-                (Some(interval), Some(since)) => {
-                    let timed_out = shared.queue.work.wait_until(&mut queue, since + interval).timed_out();
+            if let Some(waker) = waker {
+                if until.is_some_and(|until| until <= self.background.now()) {
+                    queue.writer_waits = false;
+                    return Turn::Flush;
+                }
+                queue.waker = Some(waker.clone());
+                return Turn::Wait { until };
+            }
+            match until {
+                Some(until) => {
+                    let timed_out = shared.queue.work.wait_until(&mut queue, until).timed_out();
                     if timed_out {
                         queue.writer_waits = false;
                         return Turn::Flush;
                     }
                 }
-                _ => shared.queue.work.wait(&mut queue),
+                None => shared.queue.work.wait(&mut queue),
             }
             queue.writer_waits = false;
         }
     }
 
-    fn write_batch(&mut self, mut gather: Gather, mut batch: Batch) -> Result<(), Failure> {
-        let waiting = Waiting(std::mem::take(&mut batch.completions));
-        let closes = batch.closes;
-        let queued_bytes = batch.queued_bytes;
-        if let Err((action, source)) = self.write_and_sync(&mut gather, batch) {
+    /// Does the next part of a batch, and keeps what is left of it in hand.
+    fn go_on(&mut self, mut in_hand: Box<InHand>) -> Result<(), Failure> {
+        let done = match std::mem::replace(&mut in_hand.next, Part::Complete) {
+            Part::Write(batch) => {
+                in_hand.next = Part::Sync;
+                if in_hand.gather.blocks() > 0 { self.write(&mut in_hand.gather, batch) } else { Ok(()) }
+            }
+            Part::Sync => self.sync(in_hand.sync),
+            Part::Complete => {
+                self.complete(*in_hand);
+                return Ok(());
+            }
+        };
+        if let Err((action, source)) = done {
             let error = poison(&self.shared, action, source);
-            waiting.complete(&Err(error));
+            in_hand.waiting.complete(&Err(error));
             return Err(("write", io::ErrorKind::Other.into()));
         }
+        self.in_hand = Some(in_hand);
+        Ok(())
+    }
+
+    fn sync(&mut self, sync: bool) -> Result<(), Failure> {
+        let is_due = match (self.flush_interval, self.unsynced.since) {
+            (Some(interval), Some(since)) => {
+                self.background.now().saturating_duration_since(since) >= interval
+            }
+            (None, Some(_)) => true,
+            (_, None) => false,
+        };
+        if is_due || (sync && self.unsynced.since.is_some()) { self.flush() } else { Ok(()) }
+    }
+
+    fn complete(&mut self, in_hand: InHand) {
+        let InHand { gather, waiting, closes, queued_bytes, .. } = in_hand;
         waiting.complete(&Ok(()));
         let (is_last, waited) = {
             let mut queue = self.shared.queue.queue.lock();
@@ -174,20 +250,6 @@ impl Writer {
         if is_last {
             self.active = None;
         }
-        Ok(())
-    }
-
-    fn write_and_sync(&mut self, gather: &mut Gather, batch: Batch) -> Result<(), Failure> {
-        let sync = batch.sync;
-        if gather.blocks() > 0 {
-            self.write(gather, batch)?;
-        }
-        let is_due = match (self.flush_interval, self.unsynced.since) {
-            (Some(interval), Some(since)) => since.elapsed() >= interval,
-            (None, Some(_)) => true,
-            (_, None) => false,
-        };
-        if is_due || (sync && self.unsynced.since.is_some()) { self.flush() } else { Ok(()) }
     }
 
     fn write(&mut self, gather: &mut Gather, batch: Batch) -> Result<(), Failure> {
@@ -210,7 +272,7 @@ impl Writer {
         self.next_sequence = first_sequence + u64::from(blocks);
         let end = Position { sequence: first_sequence + u64::from(end.block), offset: end.offset };
         self.previous = Some(PreviousSegment { number: active.header.number, end });
-        self.unsynced.since.get_or_insert_with(now);
+        self.unsynced.since.get_or_insert_with(|| self.background.now());
         self.note_written(first_sequence, batch);
         Ok(())
     }
@@ -243,9 +305,10 @@ impl Writer {
         let Some(active) = &self.active else {
             return Ok(());
         };
-        let begin = now();
+        let begin = self.background.now();
         active.file.file.sync_data().map_err(|source| ("fdatasync", source))?;
-        metrics::histogram!("tidemill_wal_sync_seconds").record(begin.elapsed().as_secs_f64());
+        let took = self.background.now().saturating_duration_since(begin);
+        metrics::histogram!("tidemill_wal_sync_seconds").record(took.as_secs_f64());
         self.flushed = self.next_sequence;
         let Unsynced { ends, freed, release, .. } = std::mem::take(&mut self.unsynced);
         let mut over = std::mem::take(&mut self.cut_off);
@@ -332,18 +395,26 @@ impl Writer {
     }
 }
 
+impl Worker for Writer {
+    /// Works until the log is closed or fails.
+    fn run(&mut self) {
+        // Even a panic must not leave callers waiting for ever.
+        let mut guard = PoisonOnPanic { shared: Arc::clone(&self.shared), panicking: true };
+        while self.turn(None) != Step::Ended {}
+        guard.panicking = false;
+    }
+
+    fn step(&mut self, waker: &Waker) -> Step {
+        self.turn(Some(waker))
+    }
+}
+
 #[allow(
     clippy::disallowed_methods,
     reason = "salts tell lives apart: only the configuration knows better, in tests"
 )]
 fn random_seed() -> u64 {
     rand::random()
-}
-
-/// How long writes may stay unflushed is a promise about the machine's own time.
-#[allow(clippy::disallowed_methods, reason = "`flush_interval` is of this machine, and syncs are measured")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Remembers the failure for everyone who comes later. The error to hand out.

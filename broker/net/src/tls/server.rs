@@ -1,9 +1,12 @@
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use rustls::RootCertStore;
+use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use super::files::{read_certificates, read_key};
 use crate::reset::ResetKey;
@@ -37,41 +40,58 @@ pub struct ServerTls {
 impl ServerTls {
     /// The handshake's settings, and the key of stateless resets.
     pub(crate) fn quic_config(&self) -> Result<(QuicServerConfig, Arc<ResetKey>), TlsError> {
-        let wrong = |error: &dyn std::fmt::Display| TlsError::Config(error.to_string());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| wrong(&error))?;
-
         let authorities = match &self.clients {
             ClientAuthentication::None => None,
-            ClientAuthentication::Asked { authorities } => {
-                let mut roots = RootCertStore::empty();
-                for certificate in read_certificates(authorities)? {
-                    roots.add(certificate).map_err(|error| wrong(&error))?;
-                }
-                Some(Arc::new(roots))
-            }
+            ClientAuthentication::Asked { authorities } => Some(read_roots(authorities)?),
         };
-        let builder = match authorities {
-            None => builder.with_no_client_auth(),
-            Some(roots) => {
-                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-                let verifier = verifier.allow_unauthenticated();
-                builder.with_client_cert_verifier(verifier.build().map_err(|error| wrong(&error))?)
-            }
-        };
-
-        let chain = read_certificates(&self.certificate)?;
-        let key = read_key(&self.key)?;
-        let reset = ResetKey::derive(&key);
-        let mut config = builder.with_single_cert(chain, key).map_err(|error| wrong(&error))?;
-        config.alpn_protocols = vec![ALPN.to_vec()];
-        // No data before the handshake is done, and no resumption either: a client whose certificate is no longer
-        // accepted does not come back by a ticket from better days.
-        config.max_early_data_size = 0;
-        config.send_tls13_tickets = 0;
-        let config = QuicServerConfig::try_from(config).map_err(|error| wrong(&error))?;
-        Ok((config, reset))
+        let (chain, key) = (read_certificates(&self.certificate)?, read_key(&self.key)?);
+        accepting(authorities, chain, key, ALPN)
     }
+}
+
+/// Settings of the side that accepts. A certificate that is shown to it must be signed by one of the `authorities`, where
+/// there are any; nobody has to show one.
+pub(super) fn accepting(
+    authorities: Option<Arc<RootCertStore>>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    alpn: &[u8],
+) -> Result<(QuicServerConfig, Arc<ResetKey>), TlsError> {
+    let provider = provider();
+    let builder = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(wrong)?;
+    let builder = match authorities {
+        None => builder.with_no_client_auth(),
+        Some(roots) => {
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+            builder.with_client_cert_verifier(verifier.allow_unauthenticated().build().map_err(wrong)?)
+        }
+    };
+    let reset = ResetKey::derive(&key);
+    let mut config = builder.with_single_cert(chain, key).map_err(wrong)?;
+    config.alpn_protocols = vec![alpn.to_vec()];
+    // No data before the handshake is done, and no resumption either: a client whose certificate is no longer
+    // accepted does not come back by a ticket from better days.
+    config.max_early_data_size = 0;
+    config.send_tls13_tickets = 0;
+    let config = QuicServerConfig::try_from(config).map_err(wrong)?;
+    Ok((config, reset))
+}
+
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+pub(super) fn wrong(error: impl Display) -> TlsError {
+    TlsError::Config(error.to_string())
+}
+
+/// The authorities of a PEM file.
+pub(super) fn read_roots(path: &Path) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(wrong)?;
+    }
+    Ok(Arc::new(roots))
 }

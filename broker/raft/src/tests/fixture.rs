@@ -11,14 +11,13 @@ use tidemill_log::fs::{MemoryStorage, Storage};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{Wal, WalConfig};
 use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
-use tidemill_protocol::{Offset, PartitionId, ShardId, Timestamp, TopicId, TopicPartition};
+use tidemill_protocol::{NodeId, Offset, PartitionId, ShardId, Timestamp, TopicId, TopicPartition};
 use tidemill_shard::{AdoptTopic, Shard, ShardConfig, Unit, UnitResult};
 
-use crate::config::{ReplicaConfig, ReplicaLimits};
+use crate::config::{Begin, RaftTiming, ReplicaConfig, ReplicaLimits};
 use crate::error::ReplicaStartError;
-use crate::node::NodeId;
+use crate::peers::PeerDialer;
 use crate::replica::Replica;
-use crate::snapshot::ShardHome;
 use crate::start::recovered_shard;
 
 pub(super) const SHARD: ShardId = ShardId::new(1);
@@ -32,6 +31,11 @@ pub(super) struct Broker {
     files: Arc<SegmentFiles>,
     pub(super) limits: ReplicaLimits,
     pub(super) init: bool,
+    /// Instead of what `init` says.
+    pub(super) begin: Option<Begin>,
+    pub(super) peers: Option<Arc<dyn PeerDialer>>,
+    pub(super) retired: bool,
+    pub(super) timing: RaftTiming,
     pub(super) accept_data_loss: bool,
     pub(super) node: NodeId,
     pub(super) shard_config: fn(ShardId) -> ShardConfig,
@@ -52,7 +56,20 @@ impl Broker {
         };
         let files = SegmentFiles::new(storage, SegmentFilesConfig::default());
         let shard_config = ShardConfig::new;
-        Self { wal, recovery, files, limits, init: true, accept_data_loss: false, node: NODE, shard_config }
+        Self {
+            wal,
+            recovery,
+            files,
+            limits,
+            init: true,
+            begin: None,
+            peers: None,
+            retired: false,
+            timing: RaftTiming::default(),
+            accept_data_loss: false,
+            node: NODE,
+            shard_config,
+        }
     }
 
     pub(super) fn in_memory(storage: &MemoryStorage) -> Self {
@@ -61,10 +78,6 @@ impl Broker {
 
     pub(super) fn shard(&self, shard: ShardId) -> Shard {
         Shard::open((self.shard_config)(shard), &self.files).unwrap()
-    }
-
-    pub(super) fn home(&self, shard: ShardId) -> ShardHome {
-        ShardHome { config: ShardConfig::new(shard), files: Arc::clone(&self.files) }
     }
 
     pub(super) fn recovered(&self, shard: ShardId) -> tidemill_log::wal::RecoveredShard {
@@ -84,7 +97,14 @@ impl Broker {
         let clock = Arc::new(|| Timestamp::new(1_700_000_000_000));
         let mut config = ReplicaConfig::new(shard, self.node, clock);
         config.limits = self.limits;
-        config.init = self.init;
+        config.begin = match &self.begin {
+            Some(begin) => begin.clone(),
+            None if self.init => Begin::Form([self.node].into()),
+            None => Begin::Existing,
+        };
+        config.peers = self.peers.clone();
+        config.retired = self.retired;
+        config.timing = self.timing;
         config.accept_data_loss = self.accept_data_loss;
         Replica::start(config, self.wal.clone(), self.recovered(shard), opened).await
     }

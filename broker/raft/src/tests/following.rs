@@ -17,14 +17,14 @@ use crate::types::{SnapshotMeta, StoredMembership, log_id};
 
 fn machine_of(broker: &Broker) -> Arc<Machine> {
     let log = SharedLog::open(SHARD, broker.wal.clone(), &broker.recovered(SHARD), 1 << 20, 0).unwrap();
-    Machine::open(SHARD, broker.shard(SHARD), Some(broker.home(SHARD)), log, &broker.limits).unwrap()
+    Machine::open(SHARD, broker.shard(SHARD), log, &broker.limits).unwrap()
 }
 
 /// Puts the latest checkpoint of `source` in the place of the machine's shard.
 async fn install(machine: &Arc<Machine>, source: Shard) {
     let last_log_id = source.checkpointed().as_ref().map(log_id);
     let meta = SnapshotMeta { last_log_id, last_membership: StoredMembership::default() };
-    let snapshot = Snapshot::new(source, last_log_id);
+    let snapshot = Snapshot::source(source, last_log_id);
     StateMachine::new(Arc::clone(machine)).install_snapshot(&meta, snapshot).await.unwrap();
 }
 

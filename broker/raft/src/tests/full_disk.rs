@@ -67,7 +67,15 @@ async fn retention_frees_a_disk_that_is_full() {
     assert!(!matches!(let_go, UnitResult::Refused(_)), "{let_go:?}");
     let (_, short_of_room) = watch::channel(true);
     let config = CheckpointConfig { interval: Duration::from_millis(5), ..CheckpointConfig::default() };
-    let _driver = CheckpointDriver::start(config, broker.wal.clone(), vec![replica.clone()], short_of_room);
+    let _driver = CheckpointDriver::start(
+        config,
+        broker.wal.clone(),
+        {
+            let replica = replica.clone();
+            move || vec![replica.clone()]
+        },
+        short_of_room,
+    );
     let room = async {
         while memory.free_space().unwrap().free < before + (3 << 20) {
             tokio::time::sleep(Duration::from_millis(5)).await;

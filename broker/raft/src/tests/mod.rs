@@ -1,13 +1,21 @@
 //! Tests of several parts together.
 
+mod cluster;
 mod fixture;
 mod following;
 mod format;
 mod format_history;
 mod full_disk;
 mod full_log;
+mod installing;
+mod membership;
+mod network;
 mod proposing;
+mod replicas;
 mod replicating;
 mod slow_segments;
 mod stopped_shard;
+mod strangers;
+mod streaming;
 mod suite;
+mod wire;

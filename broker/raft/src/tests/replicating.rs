@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_log::fs::{Call, Effect, FaultyStorage, MemoryStorage, Storage};
-use tidemill_protocol::ShardId;
+use tidemill_protocol::{NodeId, ShardId};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::watch;
 
@@ -14,7 +14,6 @@ use super::fixture::{Broker, PATIENCE, SHARD, bulk, commit_all, commit_position,
 use crate::config::ReplicaLimits;
 use crate::driver::{CheckpointConfig, CheckpointDriver};
 use crate::error::{CheckpointFailed, ProposeError, ReplicaStartError};
-use crate::node::NodeId;
 use crate::status::ReplicaState;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,7 +128,8 @@ async fn the_driver_keeps_the_log_bounded_by_bytes() {
     };
     let replicas = vec![busy.clone(), idle.clone()];
     let (_room, short_of_room) = watch::channel(false);
-    let _driver = CheckpointDriver::start(config, broker.wal.clone(), replicas, short_of_room);
+    let _driver =
+        CheckpointDriver::start(config, broker.wal.clone(), move || replicas.clone(), short_of_room);
     for _ in 0..100 {
         busy.propose(bulk(100 << 10)).await.unwrap();
     }

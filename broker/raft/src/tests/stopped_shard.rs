@@ -40,7 +40,7 @@ async fn one_stops(log: Arc<dyn Storage>, segments: Arc<dyn Storage>) {
     };
     let (_room, short_of_room) = watch::channel(false);
     let replicas = vec![stopping.clone(), other.clone()];
-    let driver = CheckpointDriver::start(config, broker.wal.clone(), replicas, short_of_room);
+    let driver = CheckpointDriver::start(config, broker.wal.clone(), move || replicas.clone(), short_of_room);
     for _ in 0..300 {
         // As admission does, which waits for room.
         let room = async {

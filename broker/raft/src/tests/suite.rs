@@ -70,9 +70,8 @@ impl RaftStateMachine<TypeConfig> for GapsFilled {
 fn stores(broker: &Broker) -> (LogStore, GapsFilled) {
     let recovered = broker.recovered(SHARD);
     let log = SharedLog::open(SHARD, broker.wal.clone(), &recovered, 1 << 20, 0).unwrap();
-    let home = Some(broker.home(SHARD));
     let limits = ReplicaLimits { checkpoint_bytes: u64::MAX, ..ReplicaLimits::default() };
-    let machine = Machine::open(SHARD, broker.shard(SHARD), home, Arc::clone(&log), &limits).unwrap();
+    let machine = Machine::open(SHARD, broker.shard(SHARD), Arc::clone(&log), &limits).unwrap();
     (LogStore::new(log), GapsFilled(StateMachine::new(machine)))
 }
 

@@ -192,8 +192,9 @@ async fn settled(context: &Context, record: &DeploymentRecord) {
             .and_then(|topic| seen.topic(*topic))
             .is_some_and(|topic| topic.partitions_of(shard).next().is_some());
         let mut changes = replica.handle().changes();
-        while holds && deployment_version(replica, record.id).is_none_or(|version| version < record.version) {
-            if record.deleted && deployment_version(replica, record.id).is_none() {
+        while holds && deployment_version(&replica, record.id).is_none_or(|version| version < record.version)
+        {
+            if record.deleted && deployment_version(&replica, record.id).is_none() {
                 break;
             }
             changes.changed().await;

@@ -25,6 +25,9 @@ pub(crate) async fn commit(
 ) -> Result<CommitOffsetsReply, Error> {
     context.room_for_positions()?;
     let view = context.view.now();
+    let named = request.offsets.iter().filter(|offset| offset.offset >= 0);
+    let named = named.filter_map(|offset| view.shard_of(offset.partition.as_ref()?.parse()?));
+    context.settle(named).await?;
     let mut positions = Vec::with_capacity(request.offsets.len());
     for offset in request.offsets {
         let partition = topics::partition(offset.partition.as_ref())?;
@@ -104,7 +107,7 @@ async fn propose(context: &Context, group: &str, command: GroupCommand) -> Resul
     let deletes = matches!(command, GroupCommand::Delete { .. });
     let unit = Unit::Group(command);
     let _admitted = if deletes { None } else { Some(context.admit_to_log(unit.bytes()).await?) };
-    match replica.propose(unit).await.map_err(|error| errors::propose(&error))? {
+    match replica.propose_anywhere(unit).await.map_err(|error| errors::propose(&error))? {
         UnitResult::Group(GroupReply::Done) => Ok(()),
         UnitResult::Group(GroupReply::Refused(refusal)) => Err(errors::group(&refusal)),
         other => Err(errors::unit(&other)),
@@ -112,7 +115,7 @@ async fn propose(context: &Context, group: &str, command: GroupCommand) -> Resul
 }
 
 /// The replica of the group's home shard.
-fn home<'a>(context: &'a Context, group: &str) -> Result<&'a Replica, Error> {
+fn home(context: &Context, group: &str) -> Result<Replica, Error> {
     context
         .view
         .now()

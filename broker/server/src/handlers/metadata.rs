@@ -1,6 +1,7 @@
 //! Metadata: brokers, topics, who leads what.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tidemill_controller::{TopicConfig, TopicRecord};
 use tidemill_partition::leader_epoch;
@@ -15,9 +16,17 @@ use crate::view::ClusterView;
 
 /// Topics that a request may name; a name that is repeated counts once.
 const NAMES_MAX: usize = 10_000;
+/// How long a topic that was not heard of is asked after.
+const NEWS_PATIENCE: Duration = Duration::from_millis(250);
 
-pub(crate) fn answer(context: &Context, request: &MetadataRequest) -> Result<Metadata, Error> {
-    let view = context.view.now();
+/// From what this broker has heard; only for a topic that it has not heard of it asks the controller, and not for long: whoever looks for a
+/// leader asks just when there may be none.
+pub(crate) async fn answer(context: &Context, request: &MetadataRequest) -> Result<Metadata, Error> {
+    let mut view = context.view.now();
+    if request.topics.iter().any(|name| view.topic_by_name(name).is_none()) {
+        let fresh = tokio::time::timeout(NEWS_PATIENCE, context.fresh_view()).await;
+        view = fresh.unwrap_or(view);
+    }
     if request.all {
         let topics = view.live_topics().into_iter().map(|topic| info(context, &view, topic)).collect();
         return Ok(Metadata { topics, ..brokers_only(&view) });
@@ -36,10 +45,20 @@ pub(crate) fn brokers_only(view: &ClusterView) -> Metadata {
     let mut brokers: Vec<BrokerInfo> = view
         .controller()
         .brokers()
-        .map(|broker| BrokerInfo { broker_id: broker.broker.get(), addresses: broker.addresses.clone() })
+        // One that is expected, or gone, is not to be dialled.
+        .filter(|broker| broker.is_member() && !broker.addresses.is_empty())
+        .map(|broker| BrokerInfo {
+            broker_id: broker.broker.get(),
+            addresses: broker.addresses.clone(),
+            rack: broker.rack.clone(),
+        })
         .collect();
     if brokers.is_empty() {
-        brokers.push(BrokerInfo { broker_id: view.broker.get(), addresses: view.addresses.clone() });
+        brokers.push(BrokerInfo {
+            broker_id: view.broker.get(),
+            addresses: view.addresses.clone(),
+            ..BrokerInfo::default()
+        });
     }
     Metadata { version: view.version(), brokers, topics: Vec::new() }
 }
@@ -68,11 +87,19 @@ pub(crate) fn info(context: &Context, view: &ClusterView, topic: &TopicRecord) -
     let partitions = (0u32..)
         .zip(&topic.shards)
         .map(|(partition, shard)| {
-            let replica = context.shards.replica(*shard);
-            let status = replica.map(|replica| replica.watch().borrow().clone());
-            let leader = status.as_ref().and_then(|role| role.leader).map_or(0, |node| node.broker().get());
-            let epoch = leader_epoch(status.map_or(Term::new(0), |role| role.term));
-            PartitionInfo { partition, shard: u32::from(shard.get()), leader, leader_epoch: epoch.get() }
+            let known = context.leader(*shard);
+            let leader = known.map_or(0, |leader| leader.node.broker().get());
+            let epoch = leader_epoch(known.map_or(Term::new(0), |leader| leader.term));
+            let record = view.controller().shard(*shard);
+            let replicas =
+                record.map(|record| record.replicas.iter().map(|node| node.broker().get()).collect());
+            PartitionInfo {
+                partition,
+                shard: u32::from(shard.get()),
+                leader,
+                leader_epoch: epoch.get(),
+                replicas: replicas.unwrap_or_default(),
+            }
         })
         .collect();
     let partitioner = topic.partitioner.deployment.map(|id| PartitionerInfo {

@@ -8,6 +8,7 @@ pub(crate) mod routed;
 pub(crate) mod subscribe;
 
 mod acks;
+mod brokers;
 mod deployments;
 mod groups;
 mod metadata;
@@ -16,5 +17,5 @@ mod page;
 mod plugins;
 mod produce_filter;
 mod state;
-mod status;
-mod topics;
+pub(crate) mod status;
+pub(crate) mod topics;

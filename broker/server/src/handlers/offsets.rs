@@ -23,6 +23,9 @@ pub(crate) async fn list(
             format!("at most {QUERIES_MAX} queries in one request"),
         ));
     }
+    let view = context.view.now();
+    let named = request.queries.iter().filter_map(|query| view.shard_of(query.partition.as_ref()?.parse()?));
+    context.settle(named).await?;
     let mut answers = Vec::with_capacity(request.queries.len());
     for query in &request.queries {
         answers.push(match find(context, query).await {

@@ -87,6 +87,7 @@ pub(crate) async fn upload(
             })
             .collect(),
     };
+    crate::components::spread(context, upload.digest).await?;
     // Should this request end before its answer is there, the version may still be registered.
     hold.outlast();
     let registered = control(context, ControllerCommand::RegisterPlugin(upload)).await;

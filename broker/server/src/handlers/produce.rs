@@ -47,7 +47,12 @@ impl ProduceStream for Producing {
 
     async fn open(context: &Arc<Context>, unpacker: Unpacker, open: &ProduceOpen) -> Result<Self, Error> {
         let partition = topics::partition(open.partition.as_ref())?;
-        let (topic, replica) = context.find(&context.view.now(), partition)?;
+        let (topic, replica) = context.find_fresh(partition).await?;
+        let role = replica.watch().borrow().clone();
+        // One that has stopped says so of each batch, with the reason.
+        if !role.is_leader() && role.stopped().is_none() {
+            return Err(errors::led_elsewhere(replica.shard_id()));
+        }
         let leader_epoch = leader_epoch(replica.status().term);
         let pinned = known_epoch(open.leader_epoch, leader_epoch)?;
         let producer = Producer {

@@ -9,7 +9,7 @@ use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
 
 use crate::connection::{ClientName, Opened};
 use crate::context::Context;
-use crate::handlers::{deployments, groups, metadata, offsets, plugins, state, status, topics};
+use crate::handlers::{brokers, deployments, groups, metadata, offsets, plugins, state, status, topics};
 use crate::refusals::{self, Refused};
 
 /// A client that does not take its reply for so long has the stream given up.
@@ -57,13 +57,17 @@ async fn answer(
     payload: bytes::Bytes,
 ) -> Result<reply::Body, Error> {
     use request::Body;
+    if is_about_metadata(&body) {
+        // Whoever did something by another broker finds it here with his next request.
+        context.fresh_view().await;
+    }
     let done = |()| reply::Body::Empty(Empty {});
     Ok(match body {
-        Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request)?),
+        Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request).await?),
         Body::CreateTopic(request) => reply::Body::Topic(topics::create(context, request).await?),
         Body::DeleteTopic(request) => topics::delete(context, request).await.map(done)?,
         Body::AlterTopic(request) => reply::Body::Topic(topics::alter(context, request).await?),
-        Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(context, &request.name)?),
+        Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(context, &request.name).await?),
         Body::DeleteRecords(request) => {
             reply::Body::DeleteRecords(topics::delete_records(context, &request).await?)
         }
@@ -96,7 +100,30 @@ async fn answer(
         Body::DeploymentLogs(request) => reply::Body::DeploymentLogs(deployments::logs(context, &request)?),
         Body::StateGet(request) => reply::Body::StateGet(state::get(context, request).await?),
         Body::StateScan(request) => reply::Body::StateScan(state::scan(context, request).await?),
-        Body::ClusterStatus(_) => reply::Body::ClusterStatus(status::cluster(context)),
+        Body::ClusterStatus(_) => reply::Body::ClusterStatus(status::cluster(context).await),
         Body::Metrics(_) => reply::Body::Metrics(status::metrics(context)),
+        Body::CreateJoinToken(request) => {
+            reply::Body::JoinToken(brokers::create_join_token(context, &request).await?)
+        }
+        Body::DrainBroker(request) => brokers::drain(context, &request).await.map(done)?,
+        Body::RemoveBroker(request) => brokers::remove(context, &request).await.map(done)?,
+        Body::AlterCluster(request) => brokers::alter(context, &request).await.map(done)?,
     })
+}
+
+/// Whether the answer depends on what the controller decided, and is asked for seldom enough to make sure that it is known here.
+const fn is_about_metadata(body: &request::Body) -> bool {
+    use request::Body;
+    !matches!(
+        body,
+        Body::Metadata(_)
+            | Body::ListOffsets(_)
+            | Body::InitProducer(_)
+            | Body::CommitOffsets(_)
+            | Body::DescribeGroup(_)
+            | Body::ListGroups(_)
+            | Body::DeleteGroup(_)
+            | Body::ClusterStatus(_)
+            | Body::Metrics(_)
+    )
 }

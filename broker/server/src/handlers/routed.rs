@@ -55,8 +55,14 @@ impl ProduceStream for Routing {
 
     async fn open(context: &Arc<Context>, unpacker: Unpacker, open: &RoutedOpen) -> Result<Self, Error> {
         let id = TopicId::from_slice(&open.topic_id).ok_or_else(errors::not_an_id)?;
-        let topic =
-            context.view.now().topic(id).cloned().ok_or_else(|| errors::unknown_topic(&id.to_string()))?;
+        let known = context.view.now().topic(id).cloned();
+        let topic = match known {
+            Some(topic) => topic,
+            None => {
+                let view = context.fresh_view().await;
+                view.topic(id).cloned().ok_or_else(|| errors::unknown_topic(&id.to_string()))?
+            }
+        };
         let producer = Producer {
             id: open.producer_id,
             epoch: open.producer_epoch,
@@ -64,6 +70,10 @@ impl ProduceStream for Routing {
             acks: open.acks,
         };
         let shards = shards_of(&topic);
+        if topic.produce_filter.is_some() || !topic.past_filters.is_empty() {
+            // What an earlier stream of the producer left in the logs must show here: a retry passes what it passed then.
+            context.settle(shards.iter().copied()).await?;
+        }
         let intake = Intake::open(context, unpacker, topic, Target::Routed(id), producer).await?;
         Ok(Self { intake, shards, partitioners: BTreeMap::new() })
     }
@@ -264,17 +274,20 @@ impl Routing {
         self.shards.iter().map(unit).collect()
     }
 
+    /// Hands the units on in the order of the stream, each to its shard's leader, here or elsewhere.
     async fn propose(&self, units: Vec<(ShardId, Unit)>) -> Result<Vec<Pending>, Error> {
         let mut permits = Vec::with_capacity(units.len());
         for (shard, unit) in units {
-            let replica: &Replica = self
+            let replica = self
                 .intake
                 .context
                 .shards
                 .replica(shard)
                 .ok_or_else(|| errors::propose(&ProposeError::NotLeader { leader: None }))?;
-            let permit =
-                replica.reserve(unit.bytes()).await.map_err(|error| self.not_reserved(shard, &error))?;
+            let permit = replica
+                .reserve_anywhere(unit.bytes())
+                .await
+                .map_err(|error| self.not_reserved(shard, &error))?;
             permits.push((permit, unit));
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
@@ -305,7 +318,7 @@ impl Routing {
         )
     }
 
-    fn replicas(&self) -> impl Iterator<Item = &Replica> {
+    fn replicas(&self) -> impl Iterator<Item = Replica> {
         self.shards.iter().filter_map(|shard| self.intake.context.shards.replica(*shard))
     }
 

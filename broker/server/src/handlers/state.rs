@@ -97,9 +97,7 @@ fn tasks(
     let tasks: Vec<_> = (0u32..)
         .zip(shards.unwrap_or_default())
         .filter(|(partition, _)| only.is_none_or(|only| only == *partition))
-        .filter_map(|(partition, shard)| {
-            Some((PartitionId::new(partition), context.shards.replica(shard)?.clone()))
-        })
+        .filter_map(|(partition, shard)| Some((PartitionId::new(partition), context.shards.replica(shard)?)))
         .collect();
     if tasks.is_empty() {
         return Err(Error::new(

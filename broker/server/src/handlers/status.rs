@@ -1,11 +1,182 @@
 //! How the broker is doing.
 
-use tidemill_protocol::messages::{ClusterStatus, MetricsReply, ShardStatus};
-use tidemill_raft::ReplicaState;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use tidemill_controller::{BrokerState, Controller, risks};
+use tidemill_protocol::messages::{
+    BrokerStatus, ClusterSettings, ClusterStatus, MetricsReply, ShardPlacement, ShardReplica, ShardStatus,
+};
+use tidemill_protocol::{BrokerId, LogIndex, ShardId};
+use tidemill_raft::{Replica, ReplicaState};
 
 use crate::context::Context;
+use crate::peers::Peers;
+use crate::peers::messages::{Purpose, StatusOpen};
 
-pub(crate) fn cluster(context: &Context) -> ClusterStatus {
+/// What is at risk before there is a cluster.
+const FORMING: &str = "the cluster is still being formed: a majority of its brokers must have started";
+/// How long another broker may take to say how it is.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How the cluster is: what the controller says, and what each broker that answers says of itself.
+pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
+    let mut status = own(context);
+    let view = context.fresh_view().await;
+    let controller = view.controller();
+    let others = others(context, controller).await;
+    let mut placement: BTreeMap<u32, ShardPlacement> = BTreeMap::new();
+    let said = std::iter::once(&status).chain(others.values()).flat_map(|status| &status.placement);
+    for shard in said {
+        let newer = placement.get(&shard.shard).is_none_or(|known| known.term < shard.term);
+        if newer {
+            placement.insert(shard.shard, shard.clone());
+        }
+    }
+    for record in controller.shards() {
+        let shard = u32::from(record.shard.get());
+        let entry = placement.entry(shard).or_insert_with(|| unled(context, record.shard));
+        entry.planned = record.replicas.iter().map(|node| node.broker().get()).collect();
+    }
+    status.placement = placement.into_values().collect();
+    status.brokers = brokers(context, controller, &status, &others);
+    status.risks = match controller.identity() {
+        Some(_) => risks(controller).into_iter().map(|risk| risk.to_string()).collect(),
+        None => vec![FORMING.to_owned()],
+    };
+    let settings = controller.settings();
+    status.settings = Some(ClusterSettings {
+        rebuild_delay_ms: settings.rebuild_delay_ms,
+        snapshot_bytes_per_second: settings.snapshot_bytes_per_second.unwrap_or(0),
+        replication_factor: u32::from(settings.replication_factor_max),
+    });
+    status
+}
+
+/// What the other brokers say of themselves, as far as they answer.
+async fn others(context: &Context, controller: &Controller) -> BTreeMap<BrokerId, ClusterStatus> {
+    let Some(peers) = &context.peers else { return BTreeMap::new() };
+    let me = BrokerId::new(context.meta.broker_id);
+    let asked = controller.brokers().map(|record| record.broker).filter(|broker| *broker != me);
+    let answers = join_all(asked.map(|broker| async move {
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, ask(peers, broker)).await;
+        Some((broker, answer.ok().flatten()?))
+    }));
+    answers.await.into_iter().flatten().collect()
+}
+
+async fn ask(peers: &Peers, broker: BrokerId) -> Option<ClusterStatus> {
+    let mut stream = peers.open(broker, Purpose::Status(StatusOpen {})).await.ok()?;
+    stream.writer.finish().await.ok()?;
+    stream.reader.next().await.ok()??.message().ok()
+}
+
+fn brokers(
+    context: &Context,
+    controller: &Controller,
+    status: &ClusterStatus,
+    others: &BTreeMap<BrokerId, ClusterStatus>,
+) -> Vec<BrokerStatus> {
+    let replicas_of = |broker: u32| {
+        // Who only follows the controller, as every broker does, holds nothing that would be missed.
+        let counts = |shard: &ShardPlacement, replica: &ShardReplica| shard.shard != 0 || replica.voter;
+        let of = status.placement.iter().flat_map(|shard| {
+            shard.replicas.iter().filter(move |replica| replica.broker_id == broker && counts(shard, replica))
+        });
+        u32::try_from(of.count()).unwrap_or(u32::MAX)
+    };
+    let leads_of = |broker: u32| {
+        let of = status.placement.iter().filter(|shard| shard.leader == broker);
+        u32::try_from(of.count()).unwrap_or(u32::MAX)
+    };
+    controller
+        .brokers()
+        .map(|record| {
+            let id = record.broker.get();
+            let said = if id == context.meta.broker_id { Some(status) } else { others.get(&record.broker) };
+            BrokerStatus {
+                broker_id: id,
+                incarnation: record.incarnation,
+                addresses: record.addresses.clone(),
+                peer_addresses: record.peer_addresses.clone(),
+                rack: record.rack.clone(),
+                software: record.software.clone(),
+                alive: record.alive,
+                state: match record.state {
+                    BrokerState::Active => "active",
+                    BrokerState::Draining => "draining",
+                    BrokerState::Removed => "removed",
+                }
+                .to_owned(),
+                starts: record.starts,
+                replicas: replicas_of(id),
+                leaders: leads_of(id),
+                disk_free_bytes: said.map_or(0, |said| said.disk_free_bytes),
+            }
+        })
+        .collect()
+}
+
+/// A shard whose leader said nothing: its members as this broker knows them.
+fn unled(context: &Context, shard: ShardId) -> ShardPlacement {
+    let known = context.leader(shard);
+    let record = context.view.now();
+    let members = record.controller().shard(shard).and_then(|record| record.members.clone());
+    let voters = members.iter().flat_map(|members| members.voters.iter().map(|node| (*node, true)));
+    let learners = members.iter().flat_map(|members| members.learners.iter().map(|node| (*node, false)));
+    let replicas = voters.chain(learners).map(|(node, voter)| ShardReplica {
+        broker_id: node.broker().get(),
+        incarnation: node.incarnation(),
+        voter,
+        behind: 0,
+        silent_ms: -1,
+    });
+    ShardPlacement {
+        shard: u32::from(shard.get()),
+        leader: known.map_or(0, |leader| leader.node.broker().get()),
+        term: known.map_or(0, |leader| leader.term.get()),
+        committed: 0,
+        replicas: replicas.collect(),
+        planned: Vec::new(),
+    }
+}
+
+/// A shard that this broker leads, as it sees its followers.
+fn led(replica: &Replica) -> ShardPlacement {
+    let status = replica.status();
+    let last = status.last_entry.map_or(0, |id| id.index.get());
+    let (members, followers) = (replica.members(), replica.followers());
+    let all = members.voters.iter().chain(&members.learners);
+    let replicas = all.map(|node| {
+        let progress = followers.get(node);
+        let matched = progress.and_then(|progress| progress.matched).map_or(0, LogIndex::get);
+        let silent = progress.and_then(|progress| progress.last_ack);
+        let own = *node == replica.node();
+        ShardReplica {
+            broker_id: node.broker().get(),
+            incarnation: node.incarnation(),
+            voter: members.voters.contains(node),
+            behind: if own { 0 } else { last.saturating_sub(matched) },
+            silent_ms: match silent {
+                _ if own => 0,
+                Some(ago) => i64::try_from(ago.as_millis()).unwrap_or(i64::MAX),
+                None => -1,
+            },
+        }
+    });
+    ShardPlacement {
+        shard: u32::from(replica.shard_id().get()),
+        leader: replica.node().broker().get(),
+        term: status.term.get(),
+        committed: status.last_applied.map_or(0, |id| id.index.get()),
+        replicas: replicas.collect(),
+        planned: Vec::new(),
+    }
+}
+
+/// How this broker is, and the shards that it leads.
+pub(crate) fn own(context: &Context) -> ClusterStatus {
     let space = context.disk.space();
     let shards = context
         .shards
@@ -40,6 +211,13 @@ pub(crate) fn cluster(context: &Context) -> ClusterStatus {
         produce_refused: context.disk.is_nearly_full(),
         disk_full: context.disk.is_full(),
         wal_bytes: context.wal.bytes(),
+        placement: context
+            .shards
+            .iter()
+            .filter(|(_, replica)| replica.watch().borrow().is_leader())
+            .map(|(_, replica)| led(&replica))
+            .collect(),
+        ..ClusterStatus::default()
     }
 }
 

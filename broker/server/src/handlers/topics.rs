@@ -52,9 +52,11 @@ pub(crate) async fn delete(context: &Arc<Context>, request: DeleteTopicRequest) 
     Ok(())
 }
 
-pub(crate) fn describe(context: &Context, name: &str) -> Result<TopicDescription, Error> {
+pub(crate) async fn describe(context: &Context, name: &str) -> Result<TopicDescription, Error> {
     let view = context.view.now();
     let topic = view.topic_by_name(name).ok_or_else(|| errors::unknown_topic(name))?;
+    // What a replica here has not heard yet is shown as it stands there: a description is better than none.
+    let _ = context.settle(topic.shards.iter().copied()).await;
     description(context, &view, topic)
 }
 
@@ -65,6 +67,7 @@ pub(crate) async fn delete_records(
     let partition = partition(request.partition.as_ref())?;
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
+    context.settle([replica.shard_id()]).await?;
     let known = replica
         .shard()
         .partition(partition)
@@ -81,7 +84,7 @@ pub(crate) async fn delete_records(
         ));
     }
     let unit = Unit::AdvanceLogStart { partition, offset };
-    match replica.propose(unit).await.map_err(|error| errors::propose(&error))? {
+    match replica.propose_anywhere(unit).await.map_err(|error| errors::propose(&error))? {
         UnitResult::LogStart { offset } => Ok(DeleteRecordsReply { log_start_offset: offset.get() }),
         other => Err(errors::unit(&other)),
     }
@@ -105,12 +108,10 @@ pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Re
         context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
         UnitResult::Control(Ok(reply)) => {
-            let applied = context.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
-            let mut view = context.view.clone();
-            while applied.as_ref().is_some_and(|applied| view.now().version() < applied.version()) {
-                if view.changed().await.is_none() {
-                    break;
-                }
+            // Decided elsewhere, this broker hears of it a little later.
+            context.fresh_view().await;
+            if let Some(controller) = context.shards.controller() {
+                context.view_shows(&controller).await;
             }
             Ok(reply)
         }

@@ -25,6 +25,8 @@ use tidemill_log::segment::{
 use tidemill_protocol::{LeaderEpoch, Offset, TopicPartition};
 use tokio::sync::watch;
 
+use crate::watched::Watched;
+
 pub use batches::Batches;
 use tail::Tail;
 pub(crate) use tail::{Chunk, tail_bytes};
@@ -149,7 +151,7 @@ pub(crate) struct PartitionLog {
     store: OnceLock<SegmentStore>,
     opening: Mutex<()>,
     deleted: AtomicBool,
-    high_watermark: watch::Sender<Offset>,
+    high_watermark: Watched<Offset>,
     /// The ends in the last durable checkpoint. Only the checkpoint changes them.
     recorded: Mutex<PartitionEnds>,
 }
@@ -174,7 +176,7 @@ impl PartitionLog {
             store: OnceLock::new(),
             opening: Mutex::new(()),
             deleted: AtomicBool::new(false),
-            high_watermark: watch::Sender::new(view.high_watermark),
+            high_watermark: Watched::new(view.high_watermark),
             recorded: Mutex::new(recorded),
         })
     }
@@ -237,11 +239,7 @@ impl PartitionLog {
             return;
         }
         let high_watermark = self.view().high_watermark;
-        self.high_watermark.send_if_modified(|published| {
-            let moved = *published != high_watermark;
-            *published = high_watermark;
-            moved
-        });
+        self.high_watermark.set(high_watermark);
     }
 
     pub(crate) fn configure(&self, config: TopicConfig) {
@@ -261,7 +259,23 @@ impl PartitionLog {
     pub(crate) fn mark_deleted(&self) {
         self.deleted.store(true, Ordering::Release);
         // Waiters wake, whatever they wait for, ask for records, and learn that it is unknown.
-        self.high_watermark.send_replace(Offset::new(i64::MAX));
+        self.high_watermark.modify(|published| *published = Offset::new(i64::MAX));
+    }
+
+    /// Another shard has taken this one's place, where the partition begins at `log_start`, or is gone. Who follows it is let go of,
+    /// and who still reads here is told why files are missing.
+    pub(crate) fn give_way(&self, log_start: Option<Offset>) {
+        match log_start {
+            Some(log_start) => {
+                let view = &mut self.inner.lock().view;
+                view.log_start = view.log_start.max(log_start);
+            }
+            None => self.mark_deleted(),
+        }
+        self.high_watermark.end();
+        if let Some(store) = self.opened() {
+            store.close_files();
+        }
     }
 
     /// Lets go of what is in memory. Answers the tail's bytes: all, unwritten.

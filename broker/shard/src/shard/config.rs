@@ -1,7 +1,9 @@
 //! How one broker runs a shard. Nothing here changes what entries do.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use tidemill_log::background::{Background, Threads};
 use tidemill_log::segment::SegmentConfig;
 use tidemill_protocol::ShardId;
 
@@ -23,6 +25,8 @@ pub struct ShardConfig {
     pub state_cache_bytes: usize,
     /// How segments are written.
     pub segment: SegmentConfig,
+    /// On what batches are moved to segments.
+    pub background: Arc<dyn Background>,
 }
 
 impl ShardConfig {
@@ -37,6 +41,7 @@ impl ShardConfig {
             write_coalesce_bytes: 512 << 10,
             state_cache_bytes: 16 << 20,
             segment: SegmentConfig::default(),
+            background: Arc::new(Threads),
         }
     }
 }

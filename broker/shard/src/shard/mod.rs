@@ -2,6 +2,7 @@
 
 mod apply;
 mod checkpoint;
+mod close;
 mod config;
 mod open;
 mod pin;
@@ -17,18 +18,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use parking_lot::{Mutex, RwLock};
 use tidemill_log::segment::SegmentFiles;
 use tidemill_protocol::TopicPartition;
-use tokio::sync::watch;
 
 use crate::partition_log::{LogFiles, PartitionLog};
 use crate::state::State;
 use crate::store::StateFile;
+use crate::watched::Watched;
 
 pub use apply::AppliedState;
 pub use checkpoint::{CheckpointDone, CheckpointError};
+pub use close::ClosedShard;
 pub use config::ShardConfig;
 pub(crate) use open::STATE_FILE;
 pub use open::ShardOpenError;
-pub(crate) use pin::PinnedCheckpoint;
+pub(crate) use pin::{OwnSegments, PinnedCheckpoint};
 pub use poison::ShardStopped;
 pub use readers::{AdoptedDeployment, AdoptedTopic, RoutedAttempt};
 pub use task_readers::{OutboxItem, StateEntry, StatePage, TaskView};
@@ -37,11 +39,11 @@ use checkpoint::Recorded;
 use poison::Poison;
 use write_behind::{WriteBehind, Writer};
 
-/// One shard: clones share it. The last clone to go stops its background thread.
+/// One shard: clones share it. The last clone to go stops what moves its batches to segments.
 #[derive(Clone)]
 pub struct Shard {
     inner: Arc<Inner>,
-    _thread: Arc<write_behind::Thread>,
+    moving: Arc<write_behind::Moving>,
 }
 
 impl std::fmt::Debug for Shard {
@@ -50,7 +52,7 @@ impl std::fmt::Debug for Shard {
     }
 }
 
-/// What the shard's clones and its thread share.
+/// What the shard's clones and its worker share.
 ///
 /// Locks, in the order in which they may nest: `recorded`, `writer`, `state`, `logs`, one partition's log. Only the
 /// first two are ever held across I/O, and apply takes neither.
@@ -71,10 +73,20 @@ struct Inner {
     /// Held by the checkpoint that is under way.
     recorded: Mutex<Recorded>,
     bytes_since_checkpoint: AtomicU64,
-    changes: watch::Sender<u64>,
+    changes: Watched<u64>,
     /// Where the next look at the outboxes begins, so that all get their turn.
     outbox_turn: AtomicU64,
     poison: Poison,
+}
+
+impl Shard {
+    pub(crate) fn config(&self) -> &ShardConfig {
+        &self.inner.config
+    }
+
+    pub(crate) fn files(&self) -> &Arc<SegmentFiles> {
+        &self.inner.files
+    }
 }
 
 impl Inner {
@@ -84,7 +96,7 @@ impl Inner {
 
     /// Tells who follows topics, deployments, tasks or the shard's health.
     fn note_change(&self) {
-        self.changes.send_modify(|count| *count += 1);
+        self.changes.modify(|count| *count += 1);
     }
 }
 

@@ -11,17 +11,17 @@ use tidemill_log::fs::{DirEntry, Storage};
 use tidemill_log::segment::{OpenError, PartitionEnds, SegmentFiles};
 use tidemill_partition::Partition;
 use tidemill_protocol::{LeaderEpoch, TopicPartition};
-use tokio::sync::watch;
 
 use super::checkpoint::Recorded;
 use super::poison::Poison;
-use super::write_behind::{Thread, WriteBehind, Writer};
+use super::write_behind::{Moving, WriteBehind, Writer};
 use super::{Inner, Shard, ShardConfig};
 use crate::keys::{key, space};
 use crate::partition_log::{LogFiles, PartitionLog, PartitionView, directory_name};
 use crate::snapshot::complete_install;
 use crate::state::{Object, SegmentEnds, State, read_all};
 use crate::store::{StateFile, StoreError};
+use crate::watched::Watched;
 
 /// Name of the state file in the shard's directory.
 pub(crate) const STATE_FILE: &str = "state";
@@ -103,13 +103,13 @@ impl Shard {
             writer: Mutex::new(Writer::default()),
             recorded: Mutex::new(recorded),
             bytes_since_checkpoint: AtomicU64::new(0),
-            changes: watch::Sender::new(0),
+            changes: Watched::new(0),
             outbox_turn: AtomicU64::new(0),
             poison: Poison::default(),
             config,
         });
-        let thread = Thread::start(Arc::clone(&inner)).map_err(io_error)?;
-        Ok(Self { inner, _thread: Arc::new(thread) })
+        let moving = Moving::start(Arc::clone(&inner)).map_err(io_error)?;
+        Ok(Self { inner, moving: Arc::new(moving) })
     }
 }
 

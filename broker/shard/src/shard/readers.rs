@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidemill_controller::Controller;
 use tidemill_coordinator::CommittedPosition;
+use tidemill_log::background::Background;
 use tidemill_partition::RetentionRules;
 use tidemill_protocol::record_batch::{BatchLimits, RecordBatch, TimestampType};
 use tidemill_protocol::{
@@ -61,7 +62,14 @@ impl Shard {
         self.inner.poison.reason()
     }
 
-    /// A number that rises when topics, deployments, tasks or metadata change, or the shard stops.
+    /// On what the shard works beside its callers.
+    #[must_use]
+    pub fn background(&self) -> &Arc<dyn Background> {
+        &self.inner.config.background
+    }
+
+    /// A number that rises when topics, deployments, tasks or metadata change, or the shard stops. Ends when another shard
+    /// has taken this one's place.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.inner.changes.subscribe()
@@ -98,7 +106,8 @@ impl Shard {
         fetched
     }
 
-    /// Follows a partition's high watermark. Ends, or wakes without a change, when the partition is gone.
+    /// Follows a partition's high watermark. Ends, or wakes without a change, when the partition is gone, or another shard has
+    /// taken this one's place.
     #[must_use]
     pub fn watch(&self, id: TopicPartition) -> Option<watch::Receiver<Offset>> {
         self.inner.log(id).map(|log| log.watch())

@@ -4,9 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::task::Waker;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use tidemill_log::background::{Running, Step, Worker};
 use tidemill_log::segment::{AppendError, OpenError};
 use tidemill_protocol::Offset;
 use tokio::sync::Notify;
@@ -41,6 +42,24 @@ struct Queue {
     waiting: Vec<Arc<PartitionLog>>,
     work: bool,
     stop: bool,
+    /// Of a worker that waits without blocking.
+    waker: Option<Waker>,
+}
+
+impl Queue {
+    fn wake(&mut self, woken: &Condvar) {
+        woken.notify_one();
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// What the worker finds when it looks at the queue.
+enum Look {
+    Work,
+    Nothing,
+    Stop,
 }
 
 /// What whoever writes to segments keeps: tails that may be trimmed, in the order in which they were written.
@@ -99,23 +118,28 @@ impl WriteBehind {
         queue.waiting.extend(logs);
         if enough && !queue.work {
             queue.work = true;
-            self.woken.notify_one();
+            queue.wake(&self.woken);
         }
     }
 
-    /// Blocks until there is work; `false` when it is time to stop.
-    fn wait(&self) -> bool {
+    /// Without a waker it blocks until there is work, or it is time to stop.
+    fn look(&self, waker: Option<&Waker>) -> Look {
         let mut queue = self.queue.lock();
         while !queue.work && !queue.stop {
+            if let Some(waker) = waker {
+                queue.waker = Some(waker.clone());
+                return Look::Nothing;
+            }
             self.woken.wait(&mut queue);
         }
         queue.work = false;
-        !queue.stop
+        if queue.stop { Look::Stop } else { Look::Work }
     }
 
     fn stop(&self) {
-        self.queue.lock().stop = true;
-        self.woken.notify_all();
+        let mut queue = self.queue.lock();
+        queue.stop = true;
+        queue.wake(&self.woken);
     }
 
     /// Takes the partitions that wait, those with most first, and forgets those that do not any more.
@@ -147,7 +171,7 @@ impl Shard {
     }
 
     /// Waits until no more than `lag_bytes_max` (at least [`ShardConfig::write_behind_bytes`](super::ShardConfig), which
-    /// may always wait) are applied and not in segments, or the shard has stopped.
+    /// may always wait) are applied and not in segments, or the shard has stopped or was closed.
     pub async fn written_up_to(&self, lag_bytes_max: u64) {
         let write_behind = &self.inner.write_behind;
         let lag_bytes_max = lag_bytes_max.max(self.inner.config.write_behind_bytes);
@@ -155,7 +179,7 @@ impl Shard {
             let mut less = std::pin::pin!(write_behind.less.notified());
             // From here on nothing is missed.
             less.as_mut().enable();
-            if self.write_behind_lag_bytes() <= lag_bytes_max || self.poisoned().is_some() {
+            if self.write_behind_lag_bytes() <= lag_bytes_max || self.inner.poison.check().is_err() {
                 return;
             }
             less.await;
@@ -177,6 +201,9 @@ impl Inner {
         let enough = self.config.write_behind_bytes / 2;
         let mut left = Vec::new();
         for (bytes, log) in waiting {
+            if self.poison.is_closed() {
+                return Ok(());
+            }
             let lag = self.write_behind.unwritten.load(Ordering::Relaxed);
             if bytes >= self.config.write_coalesce_bytes || lag > enough {
                 // Bounded by what is there now: apply may add as fast as this writes.
@@ -243,41 +270,60 @@ impl Inner {
     }
 }
 
-/// The shard's background thread; stopped and joined when this goes.
-pub(super) struct Thread {
+/// What moves the shard's batches to segments beside apply; stopped and joined when this goes.
+pub(super) struct Moving {
     inner: Arc<Inner>,
-    handle: Option<JoinHandle<()>>,
+    running: Mutex<Option<Box<dyn Running>>>,
 }
 
-impl Thread {
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "writing behind is what runs beside apply; dropping this joins it"
-    )]
+impl Moving {
     pub(super) fn start(inner: Arc<Inner>) -> std::io::Result<Self> {
         let name = format!("write-behind-{}", inner.config.shard);
-        let shared = Arc::clone(&inner);
-        let handle = std::thread::Builder::new().name(name).spawn(move || run(&shared))?;
-        Ok(Self { inner, handle: Some(handle) })
+        let worker = Mover(Arc::clone(&inner));
+        let running = inner.config.background.start(&name, Box::new(worker))?;
+        Ok(Self { inner, running: Mutex::new(Some(running)) })
     }
-}
 
-fn run(inner: &Inner) {
-    while inner.write_behind.wait() {
-        if let Err(error) = inner.write_behind_pass() {
-            inner.stop(&format!("{error}; free the disk or repair it, then restart the broker"));
-            return;
-        }
-    }
-}
-
-impl Drop for Thread {
-    fn drop(&mut self) {
+    /// Returns once it has ended; what it is writing just now is written.
+    pub(super) fn end(&self) {
         self.inner.write_behind.stop();
-        if let Some(handle) = self.handle.take()
-            && handle.join().is_err()
+        // Held while it is waited for: a second caller returns when it has ended, too.
+        let mut running = self.running.lock();
+        if let Some(running) = running.take()
+            && running.join().is_err()
         {
             tracing::error!(shard = %self.inner.config.shard, "the write-behind thread panicked");
         }
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Mover(Arc<Inner>);
+
+impl Mover {
+    fn turn(&self, waker: Option<&Waker>) -> Step {
+        match self.0.write_behind.look(waker) {
+            Look::Work => {}
+            Look::Nothing => return Step::Idle { until: None },
+            Look::Stop => return Step::Ended,
+        }
+        let Err(error) = self.0.write_behind_pass() else { return Step::Worked };
+        self.0.stop(&format!("{error}; free the disk or repair it, then restart the broker"));
+        Step::Ended
+    }
+}
+
+impl Worker for Mover {
+    fn run(&mut self) {
+        while self.turn(None) != Step::Ended {}
+    }
+
+    fn step(&mut self, waker: &Waker) -> Step {
+        self.turn(Some(waker))
     }
 }

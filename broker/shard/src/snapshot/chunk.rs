@@ -10,6 +10,8 @@ use super::install::InstallError;
 
 /// A chunk is closed when it has so many bytes; one larger row makes a larger chunk.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
+/// The largest chunk that a receiver takes: a row is at most as large as an entry of the log.
+pub(super) const CHUNK_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) fn put_row(chunk: &mut BytesMut, key: &[u8], value: &[u8]) {
     for part in [key, value] {

@@ -1,38 +1,38 @@
-//! The receiver's side: everything is gathered in a staging directory, and one durable mark makes it the shard.
+//! The receiver's side: everything is gathered in a staging directory beside the open shard, and one durable mark makes it the
+//! shard.
 //!
 //! ```text
-//! shard-NN/state, <partition>/...        the shard as it is, untouched until the mark
-//! shard-NN/staging/manifest              whose parts these are: another manifest begins anew
-//! shard-NN/staging/state                 rows of finished chunks, ends of finished segments
+//! shard-NN/state, <partition>/...        the shard as it is, open and serving, untouched until the mark
+//! shard-NN/staging/manifest              whose parts these are
+//! shard-NN/staging/state                 rows of finished chunks, notes of finished segments
 //! shard-NN/staging/<partition>/...       segment files
 //! shard-NN/staging/complete              the mark: from now on the shard is what is staged
 //! ```
-//! A segment that the shard has already, by its recorded end and digest, stays where it is. After the mark files are
-//! moved one by one, the state file last; after a crash [`Shard::open`](crate::Shard::open) goes on with it.
+//! A segment that the shard has already, by its recorded end and digest, stays where it is, pinned as long as the install lives: the
+//! shard's checkpoints leave it alone. What the shard wrote behind the recorded end since then is cut off when the new one is opened. Of
+//! a segment that it has the beginning of, that is copied. Nothing of this is noted in the staging: after a restart the shard may have let
+//! these files go.
+//!
+//! With another manifest (the source made a newer checkpoint, or another source is asked) segments that it names too, or the beginning
+//! of them, are kept; the state is fetched anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use bytes::Bytes;
-use tidemill_log::fs::{OpenMode, Storage};
-use tidemill_log::segment::{ReadError, SegmentEnd, SegmentFiles, SegmentImport};
+use tidemill_log::segment::{ReadError, SegmentEnd, SegmentImport};
 use tidemill_protocol::{ShardId, TopicPartition};
 
 use super::chunk::rows;
 use super::manifest::SnapshotManifest;
-use crate::keys::{key, space};
+use super::staging::{self, Staging};
 use crate::partition_log::{directory_name, stream_key};
-use crate::shard::{STATE_FILE, ShardConfig};
-use crate::state::{SegmentEnds, encode_end, read_ends};
-use crate::store::{StateFile, StoreError};
+use crate::shard::{ClosedShard, OwnSegments, Shard, ShardOpenError};
+use crate::store::StoreError;
 
-const STAGING: &str = "staging";
-const MANIFEST: &str = "manifest";
-const COMPLETE: &str = "complete";
-/// Rows that note finished chunks, while the staging lasts.
-const PROGRESS: u8 = 0xff;
+/// Bytes of an own segment copied at once.
+const COPY_BYTES: usize = 1 << 20;
 
 /// Why a snapshot can't be installed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,9 @@ pub enum InstallError {
         /// Which shard asked.
         expected: ShardId,
     },
+    /// The shard was replaced since the install began.
+    #[error("another snapshot took the shard's place meanwhile; begin again")]
+    Replaced,
     /// The storage refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -65,8 +68,8 @@ pub enum InstallError {
     /// A chunk's rows do not read, though its digest is right.
     #[error("a chunk's rows are malformed; the sender's release may be newer")]
     Malformed,
-    /// The shard's own state does not decode.
-    #[error("the shard's own state is damaged: {0}")]
+    /// What is staged does not decode.
+    #[error("the staged state is damaged: {0}")]
     Damaged(String),
     /// A part that the manifest does not name.
     #[error("the manifest has no such part")]
@@ -79,17 +82,32 @@ pub enum InstallError {
         /// Segments that are missing.
         segments: usize,
     },
+    /// It is in its place, and can't be opened there.
+    #[error("the installed snapshot can't be opened: {0}")]
+    Open(#[from] ShardOpenError),
 }
 
-/// A snapshot on its way into a shard's directory. The shard must be closed.
+impl InstallError {
+    /// Whether a part was not what the manifest says, and nothing else is wrong: it can be fetched again.
+    #[must_use]
+    pub fn is_of_part(&self) -> bool {
+        matches!(self, Self::Digest(_) | Self::Malformed | Self::Segment(ReadError::Damaged(_)))
+    }
+}
+
+/// A snapshot on its way into a shard's directory, beside the shard, which is open and goes on. One at a time for a shard.
 pub struct SnapshotInstall {
-    files: Arc<SegmentFiles>,
-    config: ShardConfig,
+    live: Shard,
     manifest: SnapshotManifest,
-    staged: StateFile,
+    staged: Staging,
     missing_chunks: BTreeSet<usize>,
     missing_segments: BTreeSet<usize>,
     imports: BTreeMap<usize, SegmentImport>,
+    own: OwnSegments,
+    /// Ends to record: of what is staged, and of what stays where it is.
+    ends: BTreeMap<usize, SegmentEnd>,
+    /// Segments whose beginning is not taken from the shard's own: it was, and it was not what is wanted.
+    afresh: BTreeSet<usize>,
 }
 
 impl std::fmt::Debug for SnapshotInstall {
@@ -99,35 +117,44 @@ impl std::fmt::Debug for SnapshotInstall {
 }
 
 impl SnapshotInstall {
-    /// Begins, or goes on where an earlier try with the same manifest ended. Blocking, like all of it.
+    /// Begins, or goes on where an earlier try ended. Blocking, like all of it.
     ///
     /// # Errors
     /// See [`InstallError`].
-    pub fn begin(
-        files: &Arc<SegmentFiles>,
-        config: &ShardConfig,
-        manifest: SnapshotManifest,
-    ) -> Result<Self, InstallError> {
+    pub fn begin(live: &Shard, manifest: SnapshotManifest) -> Result<Self, InstallError> {
+        let config = live.config();
         if manifest.shard != config.shard {
             return Err(InstallError::OtherShard { found: manifest.shard, expected: config.shard });
         }
-        let storage = &**files.storage();
-        let staging = config.dir.join(STAGING);
-        let has = own_ends(storage, config)?;
-        prepare(storage, &staging, &manifest)?;
-        let staged = StateFile::open(storage, &staging.join(STATE_FILE), config.state_cache_bytes)?;
+        let staged = Staging::open(live.files(), config, &manifest)?;
         let mut install = Self {
-            files: Arc::clone(files),
-            config: config.clone(),
+            live: live.clone(),
             missing_chunks: (0..manifest.chunks.len()).collect(),
             missing_segments: (0..manifest.segments.len()).collect(),
             imports: BTreeMap::new(),
+            own: live.own_segments(&manifest.bases()),
+            ends: BTreeMap::new(),
+            afresh: BTreeSet::new(),
             manifest,
             staged,
         };
         install.resume()?;
-        install.reuse(&has)?;
+        install.reuse();
         Ok(install)
+    }
+
+    /// Throws away what was staged for a shard: it is needed no more.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn discard(live: &Shard) -> io::Result<()> {
+        staging::discard(&**live.files().storage(), &live.config().dir)
+    }
+
+    /// What is being installed.
+    #[must_use]
+    pub fn manifest(&self) -> &SnapshotManifest {
+        &self.manifest
     }
 
     /// The chunks to fetch, by their number in the manifest.
@@ -149,11 +176,7 @@ impl SnapshotInstall {
         if *blake3::hash(&chunk).as_bytes() != wanted.digest {
             return Err(InstallError::Digest(number));
         }
-        let rows = rows(chunk)?;
-        self.staged.commit(|put| {
-            rows.iter().try_for_each(|(key, value)| put(key, Some(value)))?;
-            put(&key(PROGRESS, &(number as u64)), Some(&[]))
-        })?;
+        self.staged.put_chunk(number, &rows(chunk)?)?;
         self.missing_chunks.remove(&number);
         Ok(())
     }
@@ -163,8 +186,14 @@ impl SnapshotInstall {
     /// # Errors
     /// What the storage says.
     pub fn received(&mut self, number: usize) -> Result<u64, InstallError> {
-        let path = self.config.dir.join(STAGING);
-        self.import(number)?.received().map_err(|source| InstallError::Io { path, source })
+        let path = self.staged.dir().to_owned();
+        let io_error = |source| InstallError::Io { path: path.clone(), source };
+        let received = self.import(number)?.received().map_err(io_error)?;
+        if received > 0 || self.afresh.contains(&number) {
+            return Ok(received);
+        }
+        self.copy_own(number)?;
+        self.import(number)?.received().map_err(io_error)
     }
 
     /// Takes bytes of a segment's log file, in order.
@@ -172,44 +201,56 @@ impl SnapshotInstall {
     /// # Errors
     /// What the storage says.
     pub fn put_segment(&mut self, number: usize, position: u64, bytes: &[u8]) -> Result<(), InstallError> {
-        let path = self.config.dir.join(STAGING);
+        let path = self.staged.dir().to_owned();
         self.import(number)?.write(position, bytes).map_err(|source| InstallError::Io { path, source })
     }
 
     /// Checks a segment that is all there, frame by frame.
     ///
     /// # Errors
-    /// `Segment` where it is not what the manifest says: fetch it again from its start.
+    /// `Segment` where it is not what the manifest says. It is thrown away then: fetch it again from its start.
     pub fn finish_segment(&mut self, number: usize) -> Result<(), InstallError> {
-        let partition = self.segment(number)?.0;
+        let (partition, _) = self.segment(number)?;
         self.import(number)?;
         let import = self.imports.remove(&number).ok_or(InstallError::UnknownPart)?;
-        let end = import.finish()?;
-        let dir = self.config.dir.join(STAGING).join(directory_name(partition));
-        let storage = &**self.files.storage();
-        storage.sync_dir(&dir).map_err(|source| InstallError::Io { path: dir, source })?;
-        self.record_end(number, partition, &end)
+        let end = match import.finish() {
+            Ok(end) => end,
+            Err(error) => {
+                self.afresh.insert(number);
+                let path = self.staged.dir().to_owned();
+                let restarted = self.import(number)?.restart();
+                restarted.map_err(|source| InstallError::Io { path, source })?;
+                return Err(error.into());
+            }
+        };
+        self.staged.note_segment(partition, &end)?;
+        self.has(number, end);
+        Ok(())
     }
 
-    /// Makes the snapshot the shard's state: [`Shard::open`](crate::Shard::open) finds it.
+    /// Makes the snapshot the shard's state, and opens it.
     ///
     /// # Errors
-    /// `Incomplete` while parts are missing. After any other error it can be begun again.
-    pub fn finish(self) -> Result<(), InstallError> {
+    /// `Incomplete` while parts are missing. After any other error the shard on the disk is the old or the new one: the broker is to be
+    /// restarted.
+    pub fn finish(mut self, closed: &ClosedShard) -> Result<Shard, InstallError> {
         let missing = (self.missing_chunks.len(), self.missing_segments.len());
         if missing != (0, 0) {
             return Err(InstallError::Incomplete { chunks: missing.0, segments: missing.1 });
         }
-        let chunks = self.manifest.chunks.len() as u64;
-        self.staged.commit(|put| (0..chunks).try_for_each(|number| put(&key(PROGRESS, &number), None)))?;
-        let Self { files, config, staged, .. } = self;
-        // Closed before it is moved.
-        drop(staged);
-        let storage = &**files.storage();
-        let staging = config.dir.join(STAGING);
-        write_file(storage, &staging.join(COMPLETE), &[])?;
-        storage.sync_dir(&staging).map_err(|source| InstallError::Io { path: staging.clone(), source })?;
-        complete_install(storage, &config.dir).map_err(|source| InstallError::Io { path: staging, source })
+        if !closed.shard().is_same(&self.live) {
+            return Err(InstallError::Replaced);
+        }
+        self.refresh_own();
+        let ends = self.ends.iter().map(|(number, end)| self.segment(*number).map(|(id, _)| (id, *end)));
+        let ends = ends.collect::<Result<Vec<_>, _>>()?;
+        self.imports.clear();
+        let Self { live, manifest, staged, own, .. } = self;
+        staged.complete(manifest.chunks.len(), &ends)?;
+        let opened = Shard::open(live.config().clone(), live.files())?;
+        // The pins go last.
+        drop(own);
+        Ok(opened)
     }
 
     fn segment(&self, number: usize) -> Result<(TopicPartition, SegmentEnd), InstallError> {
@@ -217,143 +258,93 @@ impl SnapshotInstall {
         Ok((segment.partition, segment.end))
     }
 
+    fn has(&mut self, number: usize, end: SegmentEnd) {
+        self.ends.insert(number, end);
+        self.missing_segments.remove(&number);
+    }
+
     fn import(&mut self, number: usize) -> Result<&SegmentImport, InstallError> {
         let (partition, end) = self.segment(number)?;
-        let dir = self.config.dir.join(STAGING).join(directory_name(partition));
         let begun = match self.imports.remove(&number) {
             Some(import) => import,
             None => {
-                let config = self.config.segment;
-                let begun = SegmentImport::begin(&self.files, &dir, stream_key(partition), config, end);
+                let dir = self.staged.dir().join(directory_name(partition));
+                let segment = self.live.config().segment;
+                let begun =
+                    SegmentImport::begin(self.live.files(), &dir, stream_key(partition), segment, end);
                 begun.map_err(|source| InstallError::Io { path: dir, source })?
             }
         };
         Ok(self.imports.entry(number).or_insert(begun))
     }
 
-    fn record_end(
-        &mut self,
-        number: usize,
-        partition: TopicPartition,
-        end: &SegmentEnd,
-    ) -> Result<(), InstallError> {
-        let row = key(space::SEGMENT_END, &(partition, end.base_offset));
-        self.staged.commit(|put| put(&row, Some(&encode_end(end))))?;
-        self.missing_segments.remove(&number);
-        Ok(())
-    }
-
     /// What an earlier try finished need not be fetched.
     fn resume(&mut self) -> Result<(), InstallError> {
-        let Some(rows) = self.staged.rows()? else { return Ok(()) };
-        for number in self.missing_chunks.clone() {
-            if rows.get(&key(PROGRESS, &(number as u64)))?.is_some() {
-                self.missing_chunks.remove(&number);
-            }
-        }
+        let (chunks, segments) = self.staged.progress()?;
+        self.missing_chunks.retain(|number| !chunks.contains(number));
         for number in self.missing_segments.clone() {
-            let (partition, end) = self.segment(number)?;
-            if rows.get(&key(space::SEGMENT_END, &(partition, end.base_offset)))?.is_some() {
-                self.missing_segments.remove(&number);
+            let (partition, wanted) = self.segment(number)?;
+            let staged = segments.get(&(partition, wanted.base_offset));
+            if let Some(end) = staged.filter(|end| same_bytes(end, &wanted)) {
+                // It may have been open still when it was fetched.
+                self.has(number, SegmentEnd { sealed: wanted.sealed, ..*end });
             }
         }
         Ok(())
     }
 
     /// What the shard has need not be fetched.
-    fn reuse(&mut self, has: &SegmentEnds) -> Result<(), InstallError> {
+    fn reuse(&mut self) {
         for number in self.missing_segments.clone() {
-            let (partition, wanted) = self.segment(number)?;
-            let own = has.get(&partition).and_then(|ends| ends.find(wanted.base_offset));
-            if let Some(own) = own.copied().filter(|own| same_bytes(own, &wanted)) {
-                self.record_end(number, partition, &own)?;
+            let Ok((partition, wanted)) = self.segment(number) else { continue };
+            if wanted.is_empty() {
+                self.has(number, wanted);
+            } else if let Some(own) = self.own.find(partition, wanted.base_offset)
+                && same_bytes(own, &wanted)
+            {
+                self.has(number, SegmentEnd { sealed: wanted.sealed, ..*own });
             }
         }
-        Ok(())
     }
-}
 
-/// Whether two recorded ends describe the same log file; their indexes are each broker's own.
-fn same_bytes(own: &SegmentEnd, wanted: &SegmentEnd) -> bool {
-    SegmentEnd { index_entries: wanted.index_entries, indexed_to: wanted.indexed_to, ..*own } == *wanted
-}
-
-/// The segments that the shard's last checkpoint names.
-fn own_ends(storage: &dyn Storage, config: &ShardConfig) -> Result<SegmentEnds, InstallError> {
-    let path = config.dir.join(STATE_FILE);
-    match storage.open(&path, OpenMode::READ) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(SegmentEnds::new()),
-        Err(source) => return Err(InstallError::Io { path, source }),
-        Ok(_) => {}
-    }
-    let store = StateFile::open(storage, &path, config.state_cache_bytes)?;
-    match store.rows()? {
-        Some(rows) => read_ends(&rows).map_err(|error| InstallError::Damaged(error.to_string())),
-        None => Ok(SegmentEnds::new()),
-    }
-}
-
-/// Makes the staging directory, or finds it with the same manifest.
-fn prepare(storage: &dyn Storage, staging: &Path, manifest: &SnapshotManifest) -> Result<(), InstallError> {
-    let path = staging.join(MANIFEST);
-    let encoded = manifest.encode();
-    if read_file(storage, &path, encoded.len()).is_ok_and(|found| found == encoded) {
-        return Ok(());
-    }
-    let made = storage
-        .remove_dir_all(staging)
-        .and_then(|()| storage.create_dir_all(staging))
-        .and_then(|()| storage.sync_dir(staging.parent().unwrap_or(Path::new(""))));
-    made.map_err(|source| InstallError::Io { path: staging.to_owned(), source })?;
-    write_file(storage, &path, &encoded)?;
-    storage.sync_dir(staging).map_err(|source| InstallError::Io { path, source })
-}
-
-fn read_file(storage: &dyn Storage, path: &Path, expected: usize) -> io::Result<Vec<u8>> {
-    let file = storage.open(path, OpenMode::READ)?;
-    if file.size()? != expected as u64 {
-        return Ok(Vec::new());
-    }
-    let mut bytes = vec![0; expected];
-    file.read_exact_at(0, &mut bytes)?;
-    Ok(bytes)
-}
-
-fn write_file(storage: &dyn Storage, path: &Path, bytes: &[u8]) -> Result<(), InstallError> {
-    let written = storage.open(path, OpenMode::CREATE).and_then(|file| {
-        file.set_len(0)?;
-        file.write_all_at(0, bytes)?;
-        file.sync_data()
-    });
-    written.map_err(|source| InstallError::Io { path: path.to_owned(), source })
-}
-
-/// Moves what is staged and complete into its place; again after a crash. Does nothing where nothing is complete.
-pub(crate) fn complete_install(storage: &dyn Storage, dir: &Path) -> io::Result<()> {
-    let staging = dir.join(STAGING);
-    match storage.open(&staging.join(COMPLETE), OpenMode::READ) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-        Ok(_) => {}
-    }
-    let staged = storage.list(&staging)?;
-    for entry in staged.iter().filter(|entry| entry.is_dir) {
-        let (from, to) = (staging.join(&entry.name), dir.join(&entry.name));
-        storage.create_dir_all(&to)?;
-        for file in storage.list(&from)? {
-            storage.rename(&from.join(&file.name), &to.join(&file.name))?;
+    /// The shard may have rebuilt indexes of its own since the install began.
+    fn refresh_own(&mut self) {
+        let now = self.live.own_segments(&self.manifest.bases());
+        for number in 0..self.manifest.segments.len() {
+            let Ok((partition, wanted)) = self.segment(number) else { continue };
+            let kept =
+                self.own.find(partition, wanted.base_offset).is_some_and(|own| same_bytes(own, &wanted));
+            let staged = self.staged.has_segment(partition, wanted.base_offset);
+            let found = now.find(partition, wanted.base_offset).filter(|own| same_bytes(own, &wanted));
+            if let Some(own) = found.filter(|_| kept && !staged) {
+                self.ends.insert(number, SegmentEnd { sealed: wanted.sealed, ..*own });
+            }
         }
-        storage.sync_dir(&to)?;
     }
-    storage.sync_dir(dir)?;
-    // The state last: while it is staged, all of this is done again.
-    if staged.iter().any(|entry| entry.name == STATE_FILE) {
-        storage.rename(&staging.join(STATE_FILE), &dir.join(STATE_FILE))?;
-        storage.sync_dir(dir)?;
+
+    /// Begins a segment with what the shard has of it.
+    fn copy_own(&mut self, number: usize) -> Result<(), InstallError> {
+        let (partition, wanted) = self.segment(number)?;
+        self.import(number)?;
+        let own = self.own.find(partition, wanted.base_offset).filter(|own| own.bytes <= wanted.bytes);
+        let Some((_, pin)) = own.zip(self.own.pin(partition)) else { return Ok(()) };
+        let Some(import) = self.imports.get(&number) else { return Ok(()) };
+        let mut buffer = vec![0; COPY_BYTES];
+        let mut position = 0;
+        loop {
+            // Damage of one's own is no reason not to fetch the rest: the segment is checked as a whole.
+            let read = pin.read_raw(wanted.base_offset, position, &mut buffer).unwrap_or(0);
+            let Some(bytes) = buffer.get(..read).filter(|bytes| !bytes.is_empty()) else { return Ok(()) };
+            let path = || self.staged.dir().to_owned();
+            import.write(position, bytes).map_err(|source| InstallError::Io { path: path(), source })?;
+            position += read as u64;
+        }
     }
-    // The mark before the rest: without it nothing of a half-removed staging counts.
-    storage.remove(&staging.join(COMPLETE))?;
-    storage.sync_dir(&staging)?;
-    storage.remove_dir_all(&staging)?;
-    storage.sync_dir(dir)
+}
+
+/// Whether two recorded ends describe the same log file; their indexes are each broker's own. One that the wanted end says is sealed may
+/// not be yet: then nothing is ever added behind it either.
+fn same_bytes(own: &SegmentEnd, wanted: &SegmentEnd) -> bool {
+    let SegmentEnd { index_entries, indexed_to, sealed, .. } = *wanted;
+    SegmentEnd { index_entries, indexed_to, sealed, ..*own } == *wanted
 }

@@ -4,11 +4,15 @@
 //! format u8 (1) | postcard of the manifest
 //! ```
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidemill_log::segment::SegmentEnd;
+use tidemill_log::segment::{PartitionEnds, SegmentEnd};
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{LogIndex, ShardId, Term, TopicPartition};
+use tidemill_protocol::{LogIndex, Offset, ShardId, Term, TopicPartition};
+
+use super::chunk::CHUNK_BYTES_MAX;
 
 const FORMAT: u8 = 1;
 
@@ -52,6 +56,9 @@ pub enum ManifestError {
     /// Cut short or damaged.
     #[error("the snapshot's manifest is damaged: {0}")]
     Damaged(String),
+    /// What it says can't be.
+    #[error("the snapshot's manifest contradicts itself: {0}")]
+    Contradiction(String),
 }
 
 impl SnapshotManifest {
@@ -92,6 +99,36 @@ impl SnapshotManifest {
         segments + self.chunks.iter().map(|chunk| chunk.bytes).sum::<u64>()
     }
 
+    /// The base offsets of each partition's segments, rising.
+    pub(crate) fn bases(&self) -> BTreeMap<TopicPartition, Vec<Offset>> {
+        let mut bases = BTreeMap::<_, Vec<Offset>>::new();
+        for segment in &self.segments {
+            bases.entry(segment.partition).or_default().push(segment.end.base_offset);
+        }
+        bases
+    }
+
+    /// What an install relies on: each partition's segments follow one another, and no part is larger than is kept in memory.
+    fn check(self) -> Result<Self, ManifestError> {
+        if self.chunks.is_empty() {
+            return Err(ManifestError::Contradiction("it has no state".to_owned()));
+        }
+        if let Some(at) = self.chunks.iter().position(|chunk| chunk.bytes > CHUNK_BYTES_MAX) {
+            return Err(ManifestError::Contradiction(format!("chunk {at} is too large")));
+        }
+        if !self.segments.is_sorted_by_key(|segment| (segment.partition, segment.end.base_offset)) {
+            return Err(ManifestError::Contradiction("its segments are out of order".to_owned()));
+        }
+        for segments in self.segments.chunk_by(|a, b| a.partition == b.partition) {
+            let ends = PartitionEnds { segments: segments.iter().map(|segment| segment.end).collect() };
+            let Err(error) = ends.check() else { continue };
+            let partition = segments.first().map(|segment| segment.partition.to_string());
+            let partition = partition.unwrap_or_default();
+            return Err(ManifestError::Contradiction(format!("partition {partition}: {error}")));
+        }
+        Ok(self)
+    }
+
     /// The manifest for the wire and for the receiver's staging directory.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -101,11 +138,11 @@ impl SnapshotManifest {
     /// Reads a manifest.
     ///
     /// # Errors
-    /// [`ManifestError`] where it is of another format or damaged.
+    /// [`ManifestError`] where it is of another format, damaged, or contradicts itself.
     pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
         match bytes.split_first() {
             Some((&FORMAT, rest)) => match postcard::take_from_bytes(rest) {
-                Ok((manifest, [])) => Ok(manifest),
+                Ok((manifest, [])) => Self::check(manifest),
                 Ok(_) => Err(ManifestError::Damaged("bytes are left over".to_owned())),
                 Err(error) => Err(ManifestError::Damaged(error.to_string())),
             },

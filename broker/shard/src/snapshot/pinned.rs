@@ -19,6 +19,9 @@ pub enum SnapshotError {
     /// Nothing was applied, or no checkpoint was made since.
     #[error("the shard has no checkpoint yet")]
     Nothing,
+    /// A snapshot takes the shard's own place just now.
+    #[error("the shard is being replaced by a snapshot itself; ask again")]
+    Closed,
     /// The state store can't be read.
     #[error(transparent)]
     Store(#[from] StoreError),

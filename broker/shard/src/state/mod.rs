@@ -21,7 +21,7 @@ pub(crate) use objects::{
     TaskState, TopicState,
 };
 pub(crate) use stored::{
-    Frozen, Put, ReadStateError, SegmentEnds, encode_end, read_all, read_ends, read_header,
+    Frozen, Put, ReadStateError, SegmentEnds, decode_end, encode_end, read_all, read_ends, read_header,
 };
 pub(crate) use tracked::Tracked;
 

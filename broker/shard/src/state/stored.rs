@@ -299,7 +299,7 @@ pub(crate) fn encode_end(end: &SegmentEnd) -> Vec<u8> {
     postcard::to_extend(end, vec![END_FORMAT]).expect("plain data always encodes into memory")
 }
 
-fn decode_end(value: &[u8]) -> Result<SegmentEnd, ObjectError> {
+pub(crate) fn decode_end(value: &[u8]) -> Result<SegmentEnd, ObjectError> {
     match value.split_first() {
         Some((&END_FORMAT, rest)) => match postcard::take_from_bytes(rest) {
             Ok((end, [])) => Ok(end),

@@ -4,15 +4,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tidemill_protocol::messages::{
-    self, ClientControl, ClientHello, Interest, ServerControl, ServerHello, StreamOpen, client_control,
+    self, ClientControl, ClientHello, Interest, Ping, ServerControl, ServerHello, StreamOpen, client_control,
     server_control, stream_open,
 };
 use tidemill_protocol::{BrokerId, ErrorCode};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
+use super::health::{Health, Verdict};
 use super::pool::Cluster;
 use crate::error::server_error;
-use crate::transport::{FrameReader, FrameWriter, ReadError, SendOrder, Wire, decode};
+use crate::transport::{FrameReader, FrameWriter, ReadError, SendOrder, Wire, WriteError, decode};
 use crate::{ClientConfig, ConnectError, ServerError};
 
 /// The protocol versions that this client speaks.
@@ -60,6 +62,8 @@ pub(crate) struct BrokerConnection {
     /// Of the batches on all its streams.
     pub(crate) order: SendOrder,
     going_away: AtomicBool,
+    /// Somebody waits here for longer than usual.
+    doubted: Notify,
 }
 
 impl BrokerConnection {
@@ -99,6 +103,7 @@ impl BrokerConnection {
             software: answer.software,
             order: SendOrder::default(),
             going_away: AtomicBool::new(false),
+            doubted: Notify::new(),
         });
         if let Some(metadata) = answer.metadata {
             cluster.learn(metadata);
@@ -112,37 +117,61 @@ impl BrokerConnection {
         self.quinn.close_reason().is_none() && !self.going_away.load(Ordering::Relaxed)
     }
 
-    /// Tells the broker what the client is interested in, and takes what it pushes, until the connection ends.
+    /// Somebody waits here for longer than usual: the broker should show that it lives.
+    pub(crate) fn doubt(&self) {
+        self.doubted.notify_one();
+    }
+
+    /// Whether the connection is over, whatever ended it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.quinn.close_reason().is_some()
+    }
+
+    /// Runs the control stream until the connection ends, and leaves the cluster's list then.
     async fn control(
         self: Arc<Self>,
         wire: Wire,
         cluster: std::sync::Weak<Cluster>,
+        interest: watch::Receiver<InterestList>,
+    ) {
+        self.listen(wire, &cluster, interest).await;
+        // Without its control stream a connection cannot tell when it is no longer wanted.
+        self.going_away.store(true, Ordering::Relaxed);
+        if let Some(cluster) = cluster.upgrade() {
+            cluster.lost(&self);
+        }
+    }
+
+    /// Tells the broker what the client is interested in, takes what it pushes, and looks whether it lives.
+    async fn listen(
+        self: &Arc<Self>,
+        wire: Wire,
+        cluster: &std::sync::Weak<Cluster>,
         mut interest: watch::Receiver<InterestList>,
     ) {
         let Wire { mut reader, mut writer } = wire;
+        let mut health = Health::new(Instant::now());
+        let mut pings = 0;
         interest.mark_changed();
         loop {
+            let is_writing = writer.has_queued();
+            let look_at = health.next_look(!interest.borrow().is_empty());
             tokio::select! {
+                written = writer.flush(), if is_writing => if written.is_err() { break },
                 changed = interest.changed() => {
                     if changed.is_err() {
                         break;
                     }
                     let topics = interest.borrow_and_update().iter().map(ToString::to_string).collect();
-                    let message = ClientControl { kind: Some(client_control::Kind::Interest(Interest { topics })) };
-                    if send_control(&mut writer, &message).await.is_err() {
+                    if say(&mut writer, client_control::Kind::Interest(Interest { topics })).is_err() {
                         break;
                     }
                 }
                 news = next_news(&mut reader) => match news {
-                    Ok(ServerControl { kind: Some(server_control::Kind::Metadata(metadata)) }) => {
+                    Ok(message) => {
                         let Some(cluster) = cluster.upgrade() else { break };
-                        cluster.learn(metadata);
+                        self.hear(message, &cluster);
                     }
-                    Ok(ServerControl { kind: Some(server_control::Kind::GoingAway(notice)) }) => {
-                        tracing::info!(broker = %self.broker, reason = notice.reason, "the broker is going away");
-                        self.going_away.store(true, Ordering::Relaxed);
-                    }
-                    Ok(_) => {}
                     Err(error) => {
                         if error.is_nonsense() {
                             tracing::warn!(broker = %self.broker, %error, "the broker's control stream makes no sense");
@@ -150,11 +179,50 @@ impl BrokerConnection {
                         }
                         break;
                     }
+                },
+                () = self.doubted.notified() => health.hurry(),
+                () = sleep_until(look_at) => {
+                    let Some(cluster) = cluster.upgrade() else { break };
+                    match health.look(Instant::now(), self.quinn.stats().udp_rx.datagrams) {
+                        Verdict::Nothing => {}
+                        // One that waits to be written is as good as another.
+                        Verdict::Ask if writer.has_queued() => {}
+                        Verdict::Ask => {
+                            pings += 1;
+                            if say(&mut writer, client_control::Kind::Ping(Ping { nonce: pings })).is_err() {
+                                break;
+                            }
+                        }
+                        Verdict::Unwell => {
+                            if cluster.unwell(self.broker) {
+                                tracing::info!(broker = %self.broker, "the broker does not answer");
+                            }
+                        }
+                        Verdict::Well => cluster.well(self.broker),
+                        // Where there is nobody else, there is nothing to be won by giving up before QUIC does.
+                        Verdict::Dead if !cluster.known().has_well_beside(self.broker) => {}
+                        Verdict::Dead => {
+                            tracing::info!(broker = %self.broker, "the broker has not answered for long: giving the connection up");
+                            self.quinn.close(0u32.into(), b"no sign of life");
+                            break;
+                        }
+                    }
                 }
             }
         }
-        // Without its control stream a connection cannot tell when it is no longer wanted.
-        self.going_away.store(true, Ordering::Relaxed);
+    }
+
+    fn hear(self: &Arc<Self>, message: ServerControl, cluster: &Cluster) {
+        match message.kind {
+            Some(server_control::Kind::Metadata(metadata)) => cluster.learn(metadata),
+            Some(server_control::Kind::GoingAway(notice)) => {
+                tracing::info!(broker = %self.broker, reason = notice.reason, "the broker is going away");
+                self.going_away.store(true, Ordering::Relaxed);
+                cluster.is_going_away(self, Duration::from_millis(notice.grace_ms.into()));
+            }
+            // A pong has done its duty by arriving.
+            _ => {}
+        }
     }
 }
 
@@ -172,7 +240,7 @@ fn not_greeted(quinn: &quinn::Connection, address: &str, error: &ReadError) -> C
 }
 
 async fn hello(quinn: &quinn::Connection, config: &ClientConfig) -> Result<(ServerHello, Wire), ReadError> {
-    let lost = |error: crate::transport::WriteError| ReadError::Connection(error.to_string());
+    let lost = |error: WriteError| ReadError::Connection(error.to_string());
     let mut wire = Wire::open(quinn).await.map_err(lost)?;
     wire.writer.set_priority(CONTROL_PRIORITY);
     let hello = ClientHello {
@@ -187,12 +255,16 @@ async fn hello(quinn: &quinn::Connection, config: &ClientConfig) -> Result<(Serv
     Ok((answer, wire))
 }
 
-async fn send_control(writer: &mut FrameWriter, message: &ClientControl) -> Result<(), ()> {
-    /// A control frame that the broker does not take for this long means that the connection is dead.
-    const PATIENCE: Duration = Duration::from_secs(30);
-    match tokio::time::timeout(PATIENCE, writer.send(message, &[])).await {
-        Ok(Ok(())) => Ok(()),
-        _ => Err(()),
+/// Queues a control message. Writing is for the loop: it must go on where a silent broker takes nothing any more.
+fn say(writer: &mut FrameWriter, kind: client_control::Kind) -> Result<(), WriteError> {
+    writer.feed(&ClientControl { kind: Some(kind) }, &[])
+}
+
+/// Never, where there is no instant.
+async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
     }
 }
 

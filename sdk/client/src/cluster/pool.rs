@@ -1,56 +1,75 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidemill_protocol::messages::{self, MetadataRequest, reply, request};
 use tidemill_protocol::{BrokerId, ErrorCode, PartitionId, TopicId};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{BrokerConnection, InterestList};
-use super::metadata::{Metadata, TopicMetadata};
+use super::dials::Dials;
+use super::metadata::{Lead, Metadata, TopicMetadata};
 use super::request::Repeat;
 use super::trouble::{Trouble, Troubles};
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, random_number};
 use crate::transport::Dialer;
 use crate::{ClientConfig, ConnectError, RequestError, ServerError};
+
+/// How long a broker may take to be connected to before another is asked in its place. The attempt goes on meanwhile.
+const DIRECT_PATIENCE: Duration = Duration::from_millis(500);
+/// The least time for which a broker that said that it is going away is left alone.
+const GOING_AWAY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Answers about a topic from brokers that are behind, before the last of them is believed.
+const STALE_ANSWERS_MAX: usize = 10;
 
 /// The client's one object: everything else holds it.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(super) config: ClientConfig,
     dialer: Dialer,
-    open: Mutex<HashMap<BrokerId, Arc<BrokerConnection>>>,
-    /// One attempt at a time per broker, and `None` for any of the configured addresses.
-    attempts: Mutex<HashMap<Option<BrokerId>, Arc<tokio::sync::Mutex<Attempts>>>>,
-    metadata: watch::Sender<Metadata>,
-    interest: watch::Sender<InterestList>,
+    pub(super) dials: Dials,
+    open: Mutex<Open>,
+    /// A whole at a time, so that whoever looks holds no lock.
+    known: watch::Sender<Arc<Metadata>>,
+    pub(super) interest: watch::Sender<InterestList>,
+    /// Somebody has reason to think that the metadata are out of date.
+    pub(super) wanted: Arc<Notify>,
+    pub(super) is_scouting: AtomicBool,
+    /// Any number, by which this client chooses among brokers that are as good as each other.
+    pub(super) choice: u32,
     troubles: Troubles,
     pub(crate) closed: CancellationToken,
 }
 
-/// When the next attempt may begin.
-#[derive(Debug)]
-struct Attempts {
-    backoff: Backoff,
-    not_before: Option<Instant>,
-    /// Where among the addresses to begin.
-    next_address: usize,
+/// The connections. Each leaves by itself when it ends ([`Cluster::lost`]).
+#[derive(Debug, Default)]
+struct Open {
+    by_broker: HashMap<BrokerId, Arc<BrokerConnection>>,
+    /// Whom requests go to as long as it answers: what one request did the next one finds done.
+    preferred: Option<BrokerId>,
 }
 
 impl Cluster {
-    pub(crate) fn new(config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
+    pub(crate) fn new(mut config: ClientConfig) -> Result<Arc<Self>, ConnectError> {
         if config.addresses.is_empty() {
             return Err(ConnectError::NoAddress);
         }
+        // Clients that are configured alike do not all ask the same broker.
+        let first = random_number() as usize % config.addresses.len();
+        config.addresses.rotate_left(first);
         Ok(Arc::new(Self {
             dialer: Dialer::new(&config)?,
             config,
+            dials: Dials::default(),
             open: Mutex::default(),
-            attempts: Mutex::default(),
-            metadata: watch::Sender::default(),
+            known: watch::Sender::default(),
             interest: watch::Sender::default(),
+            wanted: Arc::default(),
+            is_scouting: AtomicBool::new(false),
+            choice: random_number(),
             troubles: Troubles::default(),
             closed: CancellationToken::new(),
         }))
@@ -61,124 +80,308 @@ impl Cluster {
     }
 
     /// How long a stream that was opened may go unanswered.
-    pub(crate) const fn answer_timeout(&self) -> std::time::Duration {
+    pub(crate) const fn answer_timeout(&self) -> Duration {
         self.config.request_timeout
     }
 
-    /// A connection to `broker`, or to any where `None`. Where the broker's own addresses do not answer (behind NAT,
-    /// say), any other broker does: it forwards.
+    /// The rack that partitions are read in by default.
+    pub(crate) fn rack(&self) -> Option<&str> {
+        self.config.rack.as_deref()
+    }
+
+    /// A connection to `broker`, or to any where `None`. Where the broker does not answer at once (it is dead, or behind NAT),
+    /// any other broker does: it forwards.
     pub(crate) async fn connection(
         self: &Arc<Self>,
         broker: Option<BrokerId>,
     ) -> Result<Arc<BrokerConnection>, ConnectError> {
-        let addresses = broker.and_then(|id| self.metadata.borrow().brokers.get(&id).cloned());
-        if let Some(addresses) = addresses.filter(|addresses| !addresses.is_empty()) {
-            match self.connect(broker, &addresses).await {
-                Err(error) if error != ConnectError::Closed => {
-                    tracing::debug!(?broker, %error, "asking any broker instead");
-                }
-                done => return done,
-            }
+        if let Some(broker) = broker
+            && let Some(direct) = self.direct(broker).await
+        {
+            return Ok(direct);
         }
-        self.connect(None, &self.config.addresses).await
+        self.any(None).await
     }
 
-    async fn connect(
+    /// A connection to any broker that answers; to `avoid` only where there is no other.
+    pub(crate) async fn any(
         self: &Arc<Self>,
-        broker: Option<BrokerId>,
-        addresses: &[String],
+        avoid: Option<BrokerId>,
     ) -> Result<Arc<BrokerConnection>, ConnectError> {
-        if let Some(connection) = self.usable(broker) {
+        if self.closed.is_cancelled() {
+            return Err(ConnectError::Closed);
+        }
+        if let Some(connection) = self.connected_well(avoid) {
             return Ok(connection);
         }
-        let attempts = Arc::clone(self.attempts.lock().entry(broker).or_insert_with(|| {
-            let attempts = Attempts { backoff: self.backoff(), not_before: None, next_address: 0 };
-            Arc::new(tokio::sync::Mutex::new(attempts))
-        }));
-        tokio::select! {
+        let Some(poor) = self.connected() else { return self.race(self.addresses()).await };
+        // Whoever is connected already is no better at another of its addresses.
+        let others: Vec<_> = self.addresses().into_iter().filter(|a| !self.leads_to_connected(a)).collect();
+        match tokio::time::timeout(DIRECT_PATIENCE, self.race(others)).await {
+            Ok(Ok(better)) => Ok(better),
+            Ok(Err(ConnectError::Closed)) => Err(ConnectError::Closed),
+            _ => Ok(poor),
+        }
+    }
+
+    /// A connection to this very broker.
+    pub(crate) async fn connection_to(
+        self: &Arc<Self>,
+        broker: BrokerId,
+    ) -> Result<Arc<BrokerConnection>, ConnectError> {
+        if let Some(connection) = self.open.lock().by_broker.get(&broker).filter(|c| c.is_usable()) {
+            return Ok(Arc::clone(connection));
+        }
+        let dialled = tokio::time::timeout(DIRECT_PATIENCE, self.race(self.addresses_of(broker))).await;
+        if let Ok(Ok(connection)) = &dialled
+            && connection.broker == broker
+        {
+            return Ok(Arc::clone(connection));
+        }
+        // Perhaps it is not where it says, as behind NAT, and is where the configuration has it.
+        self.unwell(broker);
+        let other = self.any(None).await?;
+        if other.broker == broker {
+            return Ok(other);
+        }
+        Err(match dialled {
+            Ok(Err(error)) => error,
+            _ => ConnectError::TimedOut {
+                address: self.addresses_of(broker).join(","),
+                after: DIRECT_PATIENCE,
+            },
+        })
+    }
+
+    /// The connection to a broker that answers, as far as is known.
+    async fn direct(self: &Arc<Self>, broker: BrokerId) -> Option<Arc<BrokerConnection>> {
+        if !self.known().is_well(broker) {
+            return None;
+        }
+        let present = self.open.lock().by_broker.get(&broker).cloned();
+        match present {
+            Some(present) if present.is_usable() => return Some(present),
+            // It broke just now, and who looks after it has not come to it yet.
+            Some(present) => {
+                self.lost(&present);
+                return None;
+            }
+            None => {}
+        }
+        let addresses = self.addresses_of(broker);
+        if addresses.is_empty() || self.closed.is_cancelled() {
+            return None;
+        }
+        let dialled = tokio::select! {
             biased;
-            () = self.closed.cancelled() => Err(ConnectError::Closed),
-            done = self.attempt(broker, addresses, &attempts) => done,
+            dialled = tokio::time::timeout(DIRECT_PATIENCE, self.race(addresses)) => dialled,
+            () = self.until_unwell(broker) => return None,
+        };
+        match dialled {
+            Ok(Ok(connection)) => return (connection.broker == broker).then_some(connection),
+            Ok(Err(error)) => tracing::debug!(%broker, %error, "asking any broker instead"),
+            Err(_) => tracing::debug!(%broker, "does not answer at once: asking any broker instead"),
         }
+        self.unwell(broker);
+        None
     }
 
-    /// One round over the addresses, after the pause that earlier failures ask for.
-    async fn attempt(
-        self: &Arc<Self>,
-        broker: Option<BrokerId>,
-        addresses: &[String],
-        attempts: &tokio::sync::Mutex<Attempts>,
-    ) -> Result<Arc<BrokerConnection>, ConnectError> {
-        let mut attempts = attempts.lock().await;
-        if let Some(connection) = self.usable(broker) {
-            return Ok(connection);
-        }
-        if let Some(instant) = attempts.not_before {
-            tokio::time::sleep_until(instant).await;
-        }
-        let mut last = ConnectError::NoAddress;
-        for step in 0..addresses.len() {
-            let Some(address) = addresses.get((attempts.next_address + step) % addresses.len()) else {
-                continue;
-            };
-            match self.dial(address).await {
-                Ok(connection) => {
-                    attempts.backoff.reset();
-                    self.is_well();
-                    // A broker that takes connections and drops them at once is not asked without pause either.
-                    attempts.not_before = Some(Instant::now() + self.config.backoff_min);
-                    return Ok(connection);
-                }
-                Err(error) => last = error,
-            }
-        }
-        attempts.next_address = attempts.next_address.wrapping_add(1) % addresses.len().max(1);
-        attempts.not_before = Some(Instant::now() + attempts.backoff.pause());
-        self.is_troubled(&last);
-        Err(last)
-    }
-
-    async fn dial(self: &Arc<Self>, address: &str) -> Result<Arc<BrokerConnection>, ConnectError> {
+    /// Connects and says hello.
+    pub(super) async fn dial(self: &Arc<Self>, address: &str) -> Result<Arc<BrokerConnection>, ConnectError> {
         let quinn = self.dialer.dial(address).await?;
         let interest = self.interest.subscribe();
         let connection = BrokerConnection::greet(quinn, address, &self.config, self, interest).await?;
         tracing::debug!(address, broker = %connection.broker, software = connection.software, "connected");
-        self.open.lock().insert(connection.broker, Arc::clone(&connection));
-        Ok(connection)
+        Ok(self.admit(connection))
     }
 
-    fn usable(&self, broker: Option<BrokerId>) -> Option<Arc<BrokerConnection>> {
+    /// One connection per broker is kept.
+    fn admit(&self, connection: Arc<BrokerConnection>) -> Arc<BrokerConnection> {
+        let broker = connection.broker;
+        let is_well = self.known().is_well(broker);
         let mut open = self.open.lock();
-        open.retain(|_, connection| connection.is_usable());
-        match broker {
-            Some(broker) => open.get(&broker).cloned(),
-            None => open.values().next().cloned(),
+        let present = open.by_broker.get(&broker).filter(|present| present.is_usable() && is_well).cloned();
+        let (kept, superfluous) = match present {
+            Some(present) => (present, Some(connection)),
+            None => (Arc::clone(&connection), open.by_broker.insert(broker, connection)),
+        };
+        drop(open);
+        if let Some(superfluous) = superfluous {
+            superfluous.quinn.close(0u32.into(), b"another connection takes its place");
         }
+        self.is_well();
+        self.well(broker);
+        kept
+    }
+
+    fn connected_well(&self, avoid: Option<BrokerId>) -> Option<Arc<BrokerConnection>> {
+        let known = self.known();
+        let mut open = self.open.lock();
+        let is_good = |connection: &&Arc<BrokerConnection>| {
+            connection.is_usable() && known.is_well(connection.broker) && Some(connection.broker) != avoid
+        };
+        if let Some(preferred) = open.preferred.and_then(|broker| open.by_broker.get(&broker)).filter(is_good)
+        {
+            return Some(Arc::clone(preferred));
+        }
+        let found = open.by_broker.values().find(is_good).cloned();
+        if let Some(found) = &found {
+            open.preferred = Some(found.broker);
+        }
+        found
+    }
+
+    fn connected(&self) -> Option<Arc<BrokerConnection>> {
+        self.open.lock().by_broker.values().find(|connection| connection.is_usable()).cloned()
+    }
+
+    /// All that can be asked for news.
+    pub(super) fn all_connected_well(&self) -> Vec<Arc<BrokerConnection>> {
+        let known = self.known();
+        let open = self.open.lock();
+        let is_good =
+            |connection: &&Arc<BrokerConnection>| connection.is_usable() && known.is_well(connection.broker);
+        open.by_broker.values().filter(is_good).cloned().collect()
+    }
+
+    fn leads_to_connected(&self, address: &str) -> bool {
+        self.broker_at(address).is_some_and(|broker| self.open.lock().by_broker.contains_key(&broker))
+    }
+
+    /// Who answered at an address last, else who should be there.
+    fn broker_at(&self, address: &str) -> Option<BrokerId> {
+        self.dials.broker_at(address).or_else(|| {
+            let known = self.known();
+            let mut brokers = known.brokers.iter();
+            let found = brokers.find(|(_, broker)| broker.addresses.iter().any(|a| a == address));
+            found.map(|(broker, _)| *broker)
+        })
+    }
+
+    pub(super) fn addresses_of(&self, broker: BrokerId) -> Vec<String> {
+        self.known().brokers.get(&broker).map(|broker| broker.addresses.clone()).unwrap_or_default()
+    }
+
+    /// Every address of the cluster: as configured, then as the brokers say; those that failed last come last.
+    fn addresses(&self) -> Vec<String> {
+        let known = self.known();
+        let advertised = known.brokers.values().flat_map(|broker| &broker.addresses);
+        let mut addresses: Vec<String> = Vec::new();
+        for address in self.config.addresses.iter().chain(advertised) {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses.sort_by_key(|address| self.dials.is_failing(address));
+        addresses
+    }
+
+    /// A connection has ended.
+    pub(super) fn lost(&self, connection: &Arc<BrokerConnection>) {
+        if self.take_out(connection) && !self.closed.is_cancelled() {
+            self.unwell(connection.broker);
+        }
+    }
+
+    /// The broker asks for no new streams, which go elsewhere from now on.
+    pub(super) fn is_going_away(&self, connection: &Arc<BrokerConnection>, grace: Duration) {
+        if self.take_out(connection) {
+            let pause = grace.clamp(GOING_AWAY_PAUSE_MIN, self.config.backoff_max.max(GOING_AWAY_PAUSE_MIN));
+            self.dials.put_off(&self.addresses_of(connection.broker), pause);
+            self.unwell(connection.broker);
+        }
+    }
+
+    fn take_out(&self, connection: &Arc<BrokerConnection>) -> bool {
+        let mut open = self.open.lock();
+        let is_present =
+            open.by_broker.get(&connection.broker).is_some_and(|present| Arc::ptr_eq(present, connection));
+        if is_present {
+            open.by_broker.remove(&connection.broker);
+        }
+        is_present
+    }
+
+    /// Everything known, as it is now.
+    pub(crate) fn known(&self) -> Arc<Metadata> {
+        Arc::clone(&self.known.borrow())
+    }
+
+    /// Tells when anything of what is known changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Metadata>> {
+        self.known.subscribe()
+    }
+
+    /// A broker does not answer just now. Answers whether that is news.
+    pub(super) fn unwell(&self, broker: BrokerId) -> bool {
+        self.known.send_if_modified(|known| {
+            !known.unwell.contains(&broker) && Arc::make_mut(known).unwell.insert(broker)
+        })
+    }
+
+    /// A broker answers.
+    pub(super) fn well(&self, broker: BrokerId) {
+        self.known.send_if_modified(|known| {
+            known.unwell.contains(&broker) && Arc::make_mut(known).unwell.remove(&broker)
+        });
+    }
+
+    /// An attempt to connect failed: whoever should be there does not answer.
+    pub(super) fn did_not_answer(&self, address: &str) {
+        let is_connected =
+            |broker| self.open.lock().by_broker.get(&broker).is_some_and(|present| present.is_usable());
+        if let Some(broker) = self.broker_at(address).filter(|broker| !is_connected(*broker)) {
+            self.unwell(broker);
+        }
+    }
+
+    /// Whoever waits for this broker would like to know that it lives.
+    pub(crate) fn doubt(&self, broker: BrokerId) {
+        if let Some(connection) = self.open.lock().by_broker.get(&broker) {
+            connection.doubt();
+        }
+    }
+
+    /// Waits until a broker does not answer, and another does.
+    pub(crate) async fn until_unwell(&self, broker: BrokerId) {
+        let is_so = |known: &Arc<Metadata>| !known.is_well(broker) && known.has_well_beside(broker);
+        // The sender is here: the wait ends by what is waited for alone.
+        let _ = self.watch().wait_for(is_so).await;
     }
 
     /// Takes metadata that a broker sent.
     pub(super) fn learn(&self, news: messages::Metadata) {
-        self.metadata.send_modify(|metadata| metadata.merge(news));
+        let mut leaders = BTreeSet::new();
+        self.known.send_if_modified(|known| {
+            let learned = Arc::make_mut(known).merge(news);
+            leaders = learned.leaders;
+            learned.changed
+        });
+        for leader in leaders {
+            self.dials.forgive(&self.addresses_of(leader));
+        }
     }
 
     /// The topic as last heard of, without asking.
     pub(crate) fn known_topic(&self, name: &str) -> Option<Arc<TopicMetadata>> {
-        self.metadata.borrow().topics.get(name).cloned()
+        self.known.borrow().topics.get(name).cloned()
+    }
+
+    /// Whether this very topic is there, as far as is known. A broker that is behind may say otherwise.
+    pub(crate) fn knows(&self, name: &str, id: TopicId) -> bool {
+        self.known_topic(name).is_some_and(|topic| topic.id == id)
     }
 
     /// The topic, asked for where it is not known yet; from then on its changes are pushed.
     pub(crate) async fn topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
+        self.is_interested_in(name);
         match self.known_topic(name) {
             Some(topic) => Ok(topic),
             None => self.refresh_topic(name).await,
         }
     }
 
-    /// The topic as the cluster knows it now.
-    pub(crate) async fn refresh_topic(
-        self: &Arc<Self>,
-        name: &str,
-    ) -> Result<Arc<TopicMetadata>, RequestError> {
+    fn is_interested_in(self: &Arc<Self>, name: &str) {
         self.interest.send_if_modified(|interest| {
             let is_new = !interest.contains(name);
             if is_new {
@@ -188,28 +391,56 @@ impl Cluster {
             }
             is_new
         });
-        let body = request::Body::Metadata(MetadataRequest { topics: vec![name.to_owned()], all: false });
-        let reply::Body::Metadata(metadata) = self.call(body, Repeat::Freely).await? else {
-            return Err(RequestError::BadAnswer("expected metadata".to_owned()));
-        };
-        let said = metadata.topics.iter().find(|info| info.name == name);
-        crate::error::server_error(said.and_then(|info| info.error.clone()))?;
-        self.learn(metadata);
-        self.known_topic(name).ok_or_else(|| {
-            RequestError::Server(ServerError {
-                code: ErrorCode::UnknownTopic.code(),
-                message: format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
-                retriable: false,
-                rejections: Vec::new(),
-            })
-        })
+        self.begin_scouting();
+    }
+
+    /// The topic as the cluster knows it now.
+    async fn refresh_topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
+        let mut backoff = self.backoff();
+        for asked in 1.. {
+            let body = request::Body::Metadata(MetadataRequest { topics: vec![name.to_owned()], all: false });
+            let reply::Body::Metadata(metadata) = self.call(body, Repeat::Freely).await? else {
+                return Err(RequestError::BadAnswer("expected metadata".to_owned()));
+            };
+            let is_behind = metadata.version < self.known().newest;
+            let said = metadata.topics.iter().find(|info| info.name == name);
+            let refused = crate::error::server_error(said.and_then(|info| info.error.clone()));
+            self.learn(metadata);
+            if let Some(topic) = self.known_topic(name) {
+                return Ok(topic);
+            }
+            // Perhaps it has not heard of the topic yet.
+            if is_behind && asked < STALE_ANSWERS_MAX {
+                tokio::time::sleep(backoff.pause()).await;
+                continue;
+            }
+            refused?;
+            break;
+        }
+        Err(RequestError::Server(ServerError {
+            code: ErrorCode::UnknownTopic.code(),
+            message: format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
+            retriable: false,
+            rejections: Vec::new(),
+        }))
     }
 
     /// Who leads a partition, as far as is known. A topic that was deleted and made anew is another.
-    pub(crate) fn leader(&self, name: &str, id: TopicId, partition: PartitionId) -> Option<BrokerId> {
-        let topic = self.known_topic(name).filter(|topic| topic.id == id)?;
-        let index = usize::try_from(partition.get()).ok()?;
-        topic.partitions.get(index).map(|partition| partition.leader)
+    pub(crate) fn lead(&self, name: &str, id: TopicId, partition: PartitionId) -> Option<Lead> {
+        self.known.borrow().lead(name, id, partition)
+    }
+
+    /// Waits until something else than `seen` is known of who leads a partition.
+    pub(crate) async fn other_lead(
+        &self,
+        name: &str,
+        id: TopicId,
+        partition: PartitionId,
+        seen: Option<Lead>,
+    ) {
+        let is_other = |known: &Arc<Metadata>| known.lead(name, id, partition) != seen;
+        // The sender is here: the wait ends by what is waited for alone.
+        let _ = self.watch().wait_for(is_other).await;
     }
 
     /// An attempt at something failed, and is repeated.
@@ -229,6 +460,6 @@ impl Cluster {
     pub(crate) async fn close(&self) {
         self.closed.cancel();
         self.dialer.close().await;
-        self.open.lock().clear();
+        self.open.lock().by_broker.clear();
     }
 }

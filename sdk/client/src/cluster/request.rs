@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -5,6 +6,7 @@ use bytes::Bytes;
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{PayloadChunk, Reply, Request, StreamOpen, reply, request, stream_open};
 
+use super::connection::BrokerConnection;
 use super::pool::Cluster;
 use crate::error::server_error;
 use crate::transport::{ReadError, Wire, WriteError};
@@ -12,6 +14,8 @@ use crate::{ConnectError, RequestError, ServerError};
 
 /// Bytes of payload in one frame of an upload.
 const CHUNK_BYTES: usize = 1 << 20;
+/// After this an answer takes long enough to look whether the broker lives.
+const DOUBT_AFTER: Duration = Duration::from_millis(300);
 
 /// Whether a request may be sent again when nobody knows what became of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,14 +48,36 @@ impl Cluster {
         let mut last = None;
         let attempts = async {
             let mut backoff = self.backoff();
+            // Who has failed since the last pause.
+            let mut failed = BTreeSet::new();
             loop {
                 let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-                match self.call_once(&body, &payload, left).await {
+                let avoid = failed.last().copied();
+                let (asked, done) = match self.any(avoid).await {
+                    Ok(connection) => {
+                        let done = self.call_watched(&connection, &body, &payload, repeat, left).await;
+                        (Some(connection.broker), done)
+                    }
+                    Err(error) => (None, Err(error.into())),
+                };
+                match done {
                     Err(error) if may_repeat(&error, repeat) => {
                         tracing::debug!(%error, "a request is sent again");
                         self.is_troubled(&error);
+                        let may_go_elsewhere = asked.is_some_and(|asked| {
+                            may_go_elsewhere(&error)
+                                && self.known().has_well_beside(asked)
+                                && failed.insert(asked)
+                        });
+                        let is_server = matches!(error, RequestError::Server(_));
                         last = Some(Box::new(error));
-                        tokio::time::sleep(backoff.pause()).await;
+                        // A broker that is gone costs no pause where another has not been asked yet.
+                        if is_server || !may_go_elsewhere {
+                            tokio::time::sleep(backoff.pause()).await;
+                        }
+                        if !may_go_elsewhere {
+                            failed.clear();
+                        }
                     }
                     done => {
                         if done.is_ok() {
@@ -68,13 +94,37 @@ impl Cluster {
         }
     }
 
-    async fn call_once(
+    /// One attempt, which does not wait for a broker that has gone silent where the request may be repeated elsewhere.
+    async fn call_watched(
         self: &Arc<Self>,
+        connection: &BrokerConnection,
+        body: &request::Body,
+        payload: &Bytes,
+        repeat: Repeat,
+        left: Duration,
+    ) -> Result<reply::Body, RequestError> {
+        let mut calling = std::pin::pin!(self.call_once(connection, body, payload, left));
+        if let Ok(done) = tokio::time::timeout(DOUBT_AFTER, &mut calling).await {
+            return done;
+        }
+        connection.doubt();
+        tokio::select! {
+            biased;
+            done = calling => done,
+            () = self.until_unwell(connection.broker), if repeat == Repeat::Freely => {
+                Err(RequestError::OutcomeUnknown(format!("broker {} does not answer", connection.broker)))
+            }
+        }
+    }
+
+    /// Sends a request over this connection.
+    pub(super) async fn call_once(
+        &self,
+        connection: &BrokerConnection,
         body: &request::Body,
         payload: &Bytes,
         left: Duration,
     ) -> Result<reply::Body, RequestError> {
-        let connection = self.connection(None).await?;
         // Before the first byte is out, a failure means that nothing happened.
         let mut wire = Wire::open(&connection.quinn).await.map_err(|error| {
             let address = connection.quinn.remote_address().to_string();
@@ -132,4 +182,21 @@ fn may_repeat(error: &RequestError, repeat: Repeat) -> bool {
         RequestError::Server(error) => error.retriable,
         RequestError::Deadline { .. } | RequestError::BadAnswer(_) => false,
     }
+}
+
+/// Whether another broker may do what this one did not.
+fn may_go_elsewhere(error: &RequestError) -> bool {
+    match error {
+        RequestError::Connect(_) | RequestError::OutcomeUnknown(_) => true,
+        RequestError::Server(error) => error.error_code().is_some_and(is_of_this_broker),
+        RequestError::Deadline { .. } | RequestError::BadAnswer(_) => false,
+    }
+}
+
+/// Whether a refusal is about the broker that was asked: another may say otherwise, and newer metadata may tell which.
+pub(crate) const fn is_of_this_broker(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NotLeader | ErrorCode::NotYetAdopted | ErrorCode::NoQuorum | ErrorCode::ShuttingDown
+    )
 }

@@ -8,14 +8,15 @@ use tidemill_protocol::messages::{
     SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeStarted, subscribe_event,
 };
 use tidemill_protocol::record_batch::RecordBatch;
-use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
+use tidemill_protocol::{BrokerId, ErrorCode, Offset, TopicPartition};
 use tokio::time::Instant;
 
 use super::record::BATCH_LIMITS;
-use super::session::{Session, SessionEnd, View};
+use super::session::{Session, SessionEnd, Told, View};
 use super::state::{Counters, Event, PartitionState};
 use super::{ConsumeError, FetchedBatch, OutOfRange};
 use crate::backoff::Backoff;
+use crate::cluster::is_of_this_broker;
 use crate::transport::decode;
 use crate::{Position, ServerError};
 
@@ -64,13 +65,13 @@ impl Session {
         }
         let stop_at_end = self.shared.settings.stop_at_end;
         self.shared.with_partition(partition, |state| {
-            if state.generation != told.generation {
+            if !told.is_of(state) {
                 return;
             }
             let high_watermark = Offset::new(event.high_watermark);
             state.resume = Position::Offset(offset);
             state.next.get_or_insert(offset);
-            state.high_watermark = Some(high_watermark);
+            state.reaches(high_watermark.max(offset));
             if stop_at_end {
                 state.stop_at.get_or_insert(high_watermark);
             }
@@ -89,11 +90,15 @@ impl Session {
             return Err(SessionEnd::Retry("the broker sends more than it may".to_owned()));
         }
         told.credit = told.credit.saturating_sub_unsigned(bytes);
-        let (generation, wire_generation) = (told.generation, told.wire_generation);
         let next = offset(event.next_offset)?;
+        let told = &*told;
 
         let expected = self.shared.with_partition(partition, |state| {
-            let is_stale = event.generation != wire_generation || state.generation != generation;
+            if state.tenure != told.tenure {
+                // It is read elsewhere now, and has other credit there.
+                return None;
+            }
+            let is_stale = event.generation != told.wire_generation || !told.is_of(state);
             let resume = match state.resume {
                 Position::Offset(resume) if !is_stale => Some(resume),
                 _ => None,
@@ -110,7 +115,7 @@ impl Session {
         };
         match verify(payload, from, next) {
             Ok(batches) => {
-                self.queue(partition, generation, event, batches, from, next, payload.len());
+                self.queue(partition, told, event, batches, from, next, payload.len());
                 Ok(())
             }
             Err(reason) => self.damaged(partition, from, reason),
@@ -121,7 +126,7 @@ impl Session {
     fn queue(
         &self,
         partition: TopicPartition,
-        generation: u64,
+        told: &Told,
         event: &SubscribeData,
         batches: Vec<RecordBatch>,
         from: Offset,
@@ -130,9 +135,9 @@ impl Session {
     ) {
         let high_watermark = Offset::new(event.high_watermark);
         let waker = self.shared.with(|all| {
-            let state = all.partitions.get_mut(&partition).filter(|state| state.generation == generation)?;
+            let state = all.partitions.get_mut(&partition).filter(|state| told.is_of(state))?;
             state.resume = Position::Offset(next);
-            state.high_watermark = Some(high_watermark);
+            state.reaches(high_watermark.max(next));
             state.corruptions = 0;
             state.queued_bytes += bytes as u64;
             state.queued_frames += 1;
@@ -141,11 +146,11 @@ impl Session {
                 partition,
                 from,
                 until: state.stop_at.map_or(next, |stop_at| next.min(stop_at)),
-                high_watermark,
+                high_watermark: state.high_watermark.unwrap_or(high_watermark),
                 batches,
                 bytes,
                 incarnation: state.incarnation,
-                generation,
+                generation: told.generation,
                 next,
             };
             all.queue.push_back(Event::Data(batch));
@@ -180,9 +185,9 @@ impl Session {
         self.shared.with_partition(partition, |state| {
             // Before the start was told there is nothing to move; backwards never.
             let is_ahead = matches!(state.resume, Position::Offset(resume) if next >= resume);
-            if state.generation == told.generation && is_ahead {
+            if told.is_of(state) && is_ahead {
                 state.resume = Position::Offset(next);
-                state.high_watermark = Some(Offset::new(event.high_watermark));
+                state.reaches(Offset::new(event.high_watermark).max(next));
                 state.progress = Some(next);
                 state.settle_progress();
             }
@@ -194,8 +199,24 @@ impl Session {
     /// The broker ended a partition: again later, elsewhere, or an error for the consumer.
     fn failed(&self, event: SubscribeFailed, view: &mut View, backoff: &mut Backoff) {
         let Some(partition) = view.ids.remove(&event.id) else { return };
-        let told = view.told.remove(&partition);
+        let Some(told) = view.told.remove(&partition) else { return };
         let error = ServerError::from(event.error.unwrap_or_default());
+        if self.shared.with_partition(partition, |state| state.tenure == told.tenure) != Some(true) {
+            return;
+        }
+        if error.is(ErrorCode::OffsetOutOfRange)
+            && let Some(leader) = self.better_informed(partition)
+        {
+            tracing::debug!(%partition, %leader, %error, "asking the leader");
+            self.shared.send_to(partition, leader);
+            return;
+        }
+        if error.error_code().is_some_and(is_of_this_broker) || self.is_behind(partition, &error) {
+            tracing::debug!(%partition, broker = %self.broker, %error, "is refused here");
+            self.shared.cluster.wants_news();
+            view.again.push((Instant::now() + backoff.pause(), partition));
+            return;
+        }
         let is_out_of_range = error.is(ErrorCode::OffsetOutOfRange);
         let fallback = match self.shared.settings.out_of_range {
             OutOfRange::Fail => None,
@@ -212,7 +233,7 @@ impl Session {
                 }
             });
         } else if !error.retriable {
-            let position = told.map(|told| describe(told.asked)).unwrap_or_default();
+            let position = describe(told.asked);
             self.shared.with_partition(partition, fail);
             self.shared.queue(Event::Failed(if is_out_of_range {
                 ConsumeError::OutOfRange { partition, position, error }
@@ -222,6 +243,23 @@ impl Session {
             return;
         }
         view.again.push((Instant::now() + backoff.pause(), partition));
+    }
+
+    /// The leader, where this is another broker: one that has perhaps not got so far as what it refuses.
+    fn better_informed(&self, partition: TopicPartition) -> Option<BrokerId> {
+        let cluster = &self.shared.cluster;
+        let topic = self.shared.with_partition(partition, |state| Arc::clone(&state.topic))?;
+        let leader = cluster.lead(&topic, partition.topic, partition.partition)?.leader?;
+        // Where there is nobody else to ask it is believed.
+        (leader != self.broker && cluster.known().is_well(leader)).then_some(leader)
+    }
+
+    /// Whether the broker has not heard of a topic yet that this client knows.
+    fn is_behind(&self, partition: TopicPartition, error: &ServerError) -> bool {
+        let is_unknown =
+            matches!(error.error_code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition));
+        let topic = self.shared.with_partition(partition, |state| Arc::clone(&state.topic));
+        is_unknown && topic.is_some_and(|topic| self.shared.cluster.knows(&topic, partition.topic))
     }
 }
 
@@ -268,8 +306,15 @@ fn offset(wire: i64) -> Result<Offset, SessionEnd> {
     }
 }
 
+impl Told {
+    /// Whether what was told is still what the consumer wants.
+    const fn is_of(&self, state: &PartitionState) -> bool {
+        self.generation == state.generation && self.tenure == state.tenure
+    }
+}
+
 impl View {
-    fn find(&self, id: u32) -> Option<(TopicPartition, &super::session::Told)> {
+    fn find(&self, id: u32) -> Option<(TopicPartition, &Told)> {
         let partition = *self.ids.get(&id)?;
         Some((partition, self.told.get(&partition)?))
     }

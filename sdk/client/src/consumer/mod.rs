@@ -3,6 +3,7 @@
 mod builder;
 mod error;
 mod events;
+mod guide;
 mod record;
 mod session;
 mod state;
@@ -125,7 +126,7 @@ impl Consumer {
                     current.next = current.next.max(Some(batch.next));
                     current.settle_progress();
                     if current.should_return_credit() || current.is_over() {
-                        touched = Some((batch.partition, current.leader));
+                        touched = Some((batch.partition, current.place));
                     }
                     (!was_over).then_some(Poll::Ready(Some(Ok(batch))))
                 }
@@ -137,8 +138,8 @@ impl Consumer {
                     Some(Poll::Pending)
                 }
             });
-            if let Some((partition, leader)) = touched {
-                self.shared.touch(partition, leader);
+            if let Some((partition, place)) = touched {
+                self.shared.touch(partition, place);
             }
             // Of a partition that is no longer wanted: the next one.
             if let Some(polled) = polled {
@@ -176,14 +177,13 @@ impl Consumer {
     ) -> Result<TopicPartition, ConsumerError> {
         let start = start.into();
         let metadata = self.shared.cluster.topic(topic).await?;
-        let known =
-            metadata.partitions.iter().find(|known| known.partition == partition).ok_or_else(|| {
-                ConsumerError::NoPartition {
-                    topic: topic.to_owned(),
-                    partition: partition.get(),
-                    count: metadata.partition_count(),
-                }
-            })?;
+        if metadata.partition(partition).is_none() {
+            return Err(ConsumerError::NoPartition {
+                topic: topic.to_owned(),
+                partition: partition.get(),
+                count: metadata.partition_count(),
+            });
+        }
         let key = TopicPartition::new(metadata.id, partition);
         let committed = match &start {
             Start::Committed { group, .. } => {
@@ -193,30 +193,28 @@ impl Consumer {
         };
         let position = builder::position(&start, committed);
         self.remove(key);
-        let leader = known.leader;
         self.shared.with(|state| {
             let windows: Vec<u64> = state.partitions.values().map(|state| state.window_bytes).collect();
             let share = builder::share_beside(self.window, windows.into_iter())?;
             let incarnation = state.next_incarnation;
             state.next_incarnation += 1;
-            let new = PartitionState::new(Arc::clone(&metadata.name), leader, position, incarnation, share);
+            let floor = committed.unwrap_or(Offset::ZERO);
+            let new = PartitionState::new(Arc::clone(&metadata.name), position, floor, incarnation, share);
             state.partitions.insert(key, new);
             Ok::<_, ConsumerError>(())
         })?;
-        self.shared.touch(key, leader);
+        self.shared.settle([key], None);
         Ok(key)
     }
 
     /// Reads a partition no more.
     pub fn remove(&mut self, partition: TopicPartition) {
         self.drop_current(partition);
-        let leader = self.shared.with(|state| {
+        let place = self.shared.with(|state| {
             state.forget_queued(partition);
-            state.partitions.remove(&partition).map(|state| state.leader)
+            state.partitions.remove(&partition).and_then(|state| state.place)
         });
-        if let Some(leader) = leader {
-            self.shared.touch(partition, leader);
-        }
+        self.shared.touch(partition, place);
     }
 
     /// Where the consumer is: behind the last record that it handed out.
@@ -282,13 +280,11 @@ impl Consumer {
     }
 
     fn change(&self, partition: TopicPartition, change: impl FnOnce(&mut PartitionState)) {
-        let leader = self.shared.with_partition(partition, |state| {
+        let place = self.shared.with_partition(partition, |state| {
             change(state);
-            state.leader
+            state.place
         });
-        if let Some(leader) = leader {
-            self.shared.touch(partition, leader);
-        }
+        self.shared.touch(partition, place.flatten());
     }
 
     fn touch(&self, partition: TopicPartition) {

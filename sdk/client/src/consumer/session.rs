@@ -18,7 +18,7 @@ use crate::{Position, ServerError};
 /// The subscription with one broker: one stream after another, each brought in line with what the consumer wants.
 pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
-    pub(super) leader: BrokerId,
+    pub(super) broker: BrokerId,
     inbox: Arc<Inbox>,
     next_id: u32,
 }
@@ -36,6 +36,8 @@ pub(super) struct View {
 pub(super) struct Told {
     id: u32,
     incarnation: u64,
+    /// Of the partition at this broker.
+    pub(super) tenure: u64,
     /// Of the consumer's seeks.
     pub(super) generation: u64,
     /// As the broker counts seeks on this stream.
@@ -60,8 +62,8 @@ impl From<WriteError> for SessionEnd {
 }
 
 impl Session {
-    pub(super) const fn new(shared: Arc<Shared>, leader: BrokerId, inbox: Arc<Inbox>) -> Self {
-        Self { shared, leader, inbox, next_id: 0 }
+    pub(super) const fn new(shared: Arc<Shared>, broker: BrokerId, inbox: Arc<Inbox>) -> Self {
+        Self { shared, broker, inbox, next_id: 0 }
     }
 
     pub(super) async fn run(mut self) {
@@ -85,18 +87,19 @@ impl Session {
                     return self.shared.end();
                 }
                 SessionEnd::Retry(reason) => {
-                    tracing::debug!(broker = %self.leader, reason, "subscription");
+                    tracing::debug!(broker = %self.broker, reason, "subscription");
                     self.shared.cluster.is_troubled(&reason);
                     Counters::add(&self.shared.counters.reconnects, 1);
+                    self.shared.cluster.wants_news();
+                    self.go_elsewhere();
+                    if self.mine().is_empty() {
+                        continue;
+                    }
                     tokio::select! {
                         () = stopped.cancelled() => return self.shared.end(),
                         () = tokio::time::sleep(backoff.pause()) => {}
                     }
-                    let mine = self.mine();
-                    tokio::select! {
-                        () = stopped.cancelled() => return self.shared.end(),
-                        () = self.follow_leaders(&mine) => {}
-                    }
+                    self.go_elsewhere();
                 }
             }
         }
@@ -105,37 +108,20 @@ impl Session {
     /// The partitions that this session should have.
     fn mine(&self) -> Vec<TopicPartition> {
         self.shared.with(|state| {
-            let mine = state.partitions.iter().filter(|(_, p)| p.leader == self.leader && !p.is_over());
+            let mine = state.partitions.iter().filter(|(_, p)| p.place == Some(self.broker) && !p.is_over());
             mine.map(|(partition, _)| *partition).collect()
         })
     }
 
-    /// Asks who leads the partitions now, and hands over those that another broker leads.
-    pub(super) async fn follow_leaders(&self, partitions: &[TopicPartition]) {
-        let mut topics: Vec<Arc<str>> = self.shared.with(|state| {
-            let states = partitions.iter().filter_map(|partition| state.partitions.get(partition));
-            states.map(|state| Arc::clone(&state.topic)).collect()
-        });
-        topics.sort_unstable();
-        topics.dedup();
-        for topic in &topics {
-            if let Err(error) = self.shared.cluster.refresh_topic(topic).await {
-                tracing::debug!(%topic, %error, "could not ask who leads the partitions");
-            }
-        }
-        for partition in partitions {
-            let moved = self.shared.with_partition(*partition, |state| {
-                let leader =
-                    self.shared.cluster.leader(&state.topic, partition.topic, partition.partition)?;
-                (leader != self.leader).then(|| {
-                    state.leader = leader;
-                    leader
-                })
-            });
-            if let Some(leader) = moved.flatten() {
-                self.shared.touch(*partition, leader);
-            }
-        }
+    /// The stream is gone: its partitions go on at once where they should be read by now, those that came damaged wherever else
+    /// they are.
+    fn go_elsewhere(&self) {
+        let is_damaged = |partition: &TopicPartition| {
+            self.shared.with_partition(*partition, |state| state.corruptions > 0) == Some(true)
+        };
+        let (damaged, others): (Vec<_>, Vec<_>) = self.mine().into_iter().partition(is_damaged);
+        self.shared.settle(damaged, Some(self.broker));
+        self.shared.settle(others, None);
     }
 
     /// One stream, from its opening to its end.
@@ -182,7 +168,10 @@ impl Session {
                     view.again = later;
                     let due: Vec<(Instant, TopicPartition)> = due;
                     let due: Vec<TopicPartition> = due.into_iter().map(|(_, partition)| partition).collect();
-                    self.follow_leaders(&due).await;
+                    // Perhaps another broker has it.
+                    let mine = self.mine();
+                    let refused = due.iter().copied().filter(|partition| mine.contains(partition));
+                    self.shared.settle(refused, Some(self.broker));
                     due.into_iter().for_each(|partition| self.inbox.put(partition));
                 }
             }
@@ -192,7 +181,7 @@ impl Session {
     async fn open(&self) -> Result<Wire, SessionEnd> {
         let retry = |error: &dyn std::fmt::Display| SessionEnd::Retry(error.to_string());
         let connection =
-            self.shared.cluster.connection(Some(self.leader)).await.map_err(|error| retry(&error))?;
+            self.shared.cluster.connection_to(self.broker).await.map_err(|error| retry(&error))?;
         let mut wire = Wire::open(&connection.quinn).await?;
         let open = SubscribeOpen { filter: self.shared.settings.filter.clone(), ..SubscribeOpen::default() };
         let open = StreamOpen { kind: Some(stream_open::Kind::Subscribe(open)) };
@@ -214,14 +203,16 @@ impl Session {
     ) -> Result<(), WriteError> {
         use subscribe_control::Kind;
         let mut say = |kind| writer.feed(&SubscribeControl { kind: Some(kind) }, &[]);
-        let leader = self.leader;
+        let place = Some(self.broker);
         let waits = view.again.iter().any(|(_, waiting)| *waiting == partition);
         let next_id = &mut self.next_id;
         self.shared.with(|state| {
-            let wanted = state.partitions.get_mut(&partition).filter(|p| p.leader == leader && !p.is_over());
-            // Removed, or removed and added again.
+            let wanted = state.partitions.get_mut(&partition).filter(|p| p.place == place && !p.is_over());
+            // Removed, or removed and added again, or read elsewhere meanwhile.
             if let Some(told) = view.told.get(&partition)
-                && wanted.as_ref().is_none_or(|wanted| wanted.incarnation != told.incarnation)
+                && wanted.as_ref().is_none_or(|wanted| {
+                    (wanted.incarnation, wanted.tenure) != (told.incarnation, told.tenure)
+                })
             {
                 let id = told.id;
                 view.ids.remove(&id);
@@ -240,6 +231,7 @@ impl Session {
                     let told = Told {
                         id,
                         incarnation: wanted.incarnation,
+                        tenure: wanted.tenure,
                         generation: wanted.generation,
                         wire_generation: 0,
                         asked: wanted.resume,
@@ -254,6 +246,7 @@ impl Session {
                         start: Some(wanted.resume.into()),
                         credit_bytes,
                         paused: wanted.paused,
+                        floor_offset: wanted.floor.get(),
                     }))
                 }
                 (Some(wanted), Some(told)) => {
@@ -262,7 +255,8 @@ impl Session {
                         told.asked = wanted.resume;
                         told.wire_generation += 1;
                         let (id, generation) = (told.id, told.wire_generation);
-                        say(Kind::Seek(SubscribeSeek { id, start: Some(wanted.resume.into()), generation }))?;
+                        let (start, floor_offset) = (Some(wanted.resume.into()), wanted.floor.get());
+                        say(Kind::Seek(SubscribeSeek { id, start, generation, floor_offset }))?;
                     }
                     if wanted.paused != told.paused {
                         told.paused = wanted.paused;

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tidemill_protocol::messages::FilterSpec;
 use tidemill_protocol::{BrokerId, Offset, TopicPartition};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::session::Session;
@@ -31,6 +32,8 @@ pub(super) struct Settings {
     pub(super) filter: Option<FilterSpec>,
     pub(super) out_of_range: OutOfRange,
     pub(super) stop_at_end: bool,
+    /// Where to read, if there is a replica.
+    pub(super) rack: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +77,12 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct PartitionState {
     pub(super) topic: Arc<str>,
-    pub(super) leader: BrokerId,
+    /// The broker that it is read at; `None` while nobody is known to have it.
+    pub(super) place: Option<BrokerId>,
+    /// Rises with each change of place: what a place says after that is not heard any more.
+    pub(super) tenure: u64,
+    /// Since when another place would be better, though this one serves.
+    pub(super) astray_since: Option<Instant>,
     /// Tells a partition that was removed and added again from what it was.
     pub(super) incarnation: u64,
     /// Rises with each seek, so that what comes from before it is known.
@@ -85,6 +93,8 @@ pub(super) struct PartitionState {
     pub(super) next: Option<Offset>,
     pub(super) paused: bool,
     pub(super) high_watermark: Option<Offset>,
+    /// How far it reaches at least, by all that was seen of it. A replica that is behind that waits instead of going back.
+    pub(super) floor: Offset,
     pub(super) stop_at: Option<Offset>,
     /// Ended by an error.
     pub(super) failed: bool,
@@ -104,14 +114,16 @@ pub(super) struct PartitionState {
 impl PartitionState {
     pub(super) fn new(
         topic: Arc<str>,
-        leader: BrokerId,
         start: Position,
+        floor: Offset,
         incarnation: u64,
         window_bytes: u64,
     ) -> Self {
         Self {
             topic,
-            leader,
+            place: None,
+            tenure: 0,
+            astray_since: None,
             incarnation,
             generation: 0,
             resume: start,
@@ -121,6 +133,7 @@ impl PartitionState {
             },
             paused: false,
             high_watermark: None,
+            floor,
             stop_at: None,
             failed: false,
             window_bytes,
@@ -130,6 +143,12 @@ impl PartitionState {
             progress: None,
             corruptions: 0,
         }
+    }
+
+    /// A broker told how far it has the partition. What was seen before stands: a replica may be behind.
+    pub(super) fn reaches(&mut self, high_watermark: Offset) {
+        self.high_watermark = self.high_watermark.max(Some(high_watermark));
+        self.floor = self.floor.max(high_watermark);
     }
 
     /// Whether enough was handed out to tell the broker.
@@ -253,16 +272,17 @@ impl Shared {
         }
     }
 
-    /// Tells the partition's session to look at it; begins the session where there is none.
-    pub(super) fn touch(self: &Arc<Self>, partition: TopicPartition, leader: BrokerId) {
+    /// Tells the session with the partition's place to look at it; begins the session where there is none.
+    pub(super) fn touch(self: &Arc<Self>, partition: TopicPartition, place: Option<BrokerId>) {
+        let Some(broker) = place else { return };
         let mut is_new = false;
-        let inbox = Arc::clone(self.sessions.lock().entry(leader).or_insert_with(|| {
+        let inbox = Arc::clone(self.sessions.lock().entry(broker).or_insert_with(|| {
             is_new = true;
             Arc::default()
         }));
         inbox.put(partition);
         if is_new {
-            let session = Session::new(Arc::clone(self), leader, inbox);
+            let session = Session::new(Arc::clone(self), broker, inbox);
             self.runtime.spawn(session.run());
         }
     }

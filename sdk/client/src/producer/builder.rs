@@ -134,8 +134,9 @@ impl ProducerBuilder {
         let partition = |number| PartitionMetadata {
             partition: PartitionId::new(number),
             shard: ShardId::new(1),
-            leader: BrokerId::new(1),
+            leader: Some(BrokerId::new(1)),
             leader_epoch: LeaderEpoch::new(0),
+            replicas: Arc::default(),
         };
         let topic = TopicMetadata {
             id: TopicId::new(uuid::Uuid::nil()),

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::completion::{Completion, Delivery};
+use super::follow::Stay;
 use super::shared::Shared;
 use super::{DeliveryError, Record, SendError};
 
@@ -28,6 +29,8 @@ pub(super) struct Lane {
     state: Mutex<LaneState>,
     /// For the lane's task: there is something to look at.
     pub(super) wake: Notify,
+    /// Where the stream is, while there is one. Its opening and news of brokers take this lock, no batch does.
+    pub(super) stay: Mutex<Option<Stay>>,
     /// Bytes of the largest batch that topic and broker take.
     batch_limit: usize,
 }
@@ -108,6 +111,7 @@ impl Lane {
             producer: Arc::downgrade(producer),
             state: Mutex::new(state),
             wake: Notify::new(),
+            stay: Mutex::new(None),
             batch_limit: producer.batch_limit(),
         }
     }
@@ -355,8 +359,9 @@ mod tests {
         let partition = PartitionMetadata {
             partition: PartitionId::new(0),
             shard: ShardId::new(1),
-            leader: BrokerId::new(1),
+            leader: Some(BrokerId::new(1)),
             leader_epoch: LeaderEpoch::new(0),
+            replicas: Arc::default(),
         };
         let topic = TopicMetadata {
             id: TopicId::new(uuid::Uuid::nil()),

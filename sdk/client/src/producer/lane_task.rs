@@ -2,6 +2,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemill_protocol::messages::{InitProducerRequest, reply, request};
 use tidemill_protocol::record_batch::ProducerFields;
@@ -14,7 +15,7 @@ use super::lane::{Lane, ReadyBatch, Target};
 use super::shared::Shared;
 use super::{Acks, DeliveryError};
 use crate::backoff::Backoff;
-use crate::cluster::{Cluster, Repeat};
+use crate::cluster::{Cluster, Lead, Repeat, is_of_this_broker};
 use crate::{RequestError, ServerError};
 
 /// Sends the batches of one lane, in order, over one stream after another.
@@ -31,12 +32,20 @@ pub(super) struct LaneTask {
     /// A batch of this identity was given up: those behind it may be refused for the gap.
     pub(super) has_gap: bool,
     pub(super) last_problem: Option<String>,
+    /// What was known of the partition's leader when a stream was last tried.
+    pub(super) tried: Option<Lead>,
+    /// Times in a row that a broker did not know the producer's id.
+    pub(super) unknown_opens: u32,
 }
 
 /// How a stream came to its end.
 pub(super) enum StreamEnd {
     /// Open another after a pause.
     Retry(String),
+    /// The connection broke: open another stream elsewhere, at once where that has not been tried yet.
+    Lost(String),
+    /// The stream belongs over another broker now.
+    Moved,
     /// What is in flight must be numbered anew under another identity.
     Renumber,
     /// No use in trying again.
@@ -61,6 +70,8 @@ impl LaneTask {
             draining: false,
             has_gap: false,
             last_problem: None,
+            tried: None,
+            unknown_opens: 0,
         }
     }
 
@@ -96,15 +107,21 @@ impl LaneTask {
             }
             match self.stream(&mut backoff).await {
                 StreamEnd::Retry(reason) => {
-                    tracing::debug!(topic = %self.shared.topic.name, target = ?self.lane.target, reason, "produce stream");
-                    self.cluster.is_troubled(&reason);
-                    self.last_problem = Some(reason);
-                    self.give_up_unrepeatable();
+                    self.trouble(reason);
                     if let Err(end) = self.pause(&mut backoff).await {
                         return end;
                     }
                 }
-                StreamEnd::Finished => {}
+                StreamEnd::Lost(reason) => {
+                    self.trouble(reason);
+                    self.cluster.wants_news();
+                    let is_first = backoff.is_fresh();
+                    let pause = backoff.pause();
+                    if !is_first && let Err(end) = self.pause_for(pause, &mut backoff).await {
+                        return end;
+                    }
+                }
+                StreamEnd::Finished | StreamEnd::Moved => {}
                 StreamEnd::Renumber => match self.renumber(&mut backoff).await {
                     Ok(()) => {}
                     Err(end) => return end,
@@ -118,9 +135,37 @@ impl LaneTask {
         !self.in_flight.is_empty() || self.lane.oldest().is_some()
     }
 
+    fn trouble(&mut self, reason: String) {
+        tracing::debug!(topic = %self.shared.topic.name, target = ?self.lane.target, reason, "produce stream");
+        self.cluster.is_troubled(&reason);
+        self.last_problem = Some(reason);
+        self.give_up_unrepeatable();
+    }
+
     async fn pause(&mut self, backoff: &mut Backoff) -> Result<(), StreamEnd> {
         let pause = backoff.pause();
-        self.patiently(tokio::time::sleep(pause)).await
+        self.pause_for(pause, backoff).await
+    }
+
+    /// Pauses until it is worth trying again: the time is over, or something else is known of the partition's leader.
+    async fn pause_for(&mut self, pause: Duration, backoff: &mut Backoff) -> Result<(), StreamEnd> {
+        let (cluster, topic) = (Arc::clone(&self.cluster), Arc::clone(&self.shared.topic));
+        let (target, tried) = (self.lane.target, self.tried);
+        let waiting = async move {
+            let news = async {
+                match target {
+                    Target::Partition(partition) => {
+                        cluster.other_lead(&topic.name, topic.id, partition, tried).await;
+                    }
+                    Target::Routed => std::future::pending().await,
+                }
+            };
+            tokio::time::timeout(pause, news).await.is_ok()
+        };
+        if self.patiently(waiting).await? {
+            backoff.reset();
+        }
+        Ok(())
     }
 
     /// Waits for `future`, while batches whose time is up are given up.
@@ -240,6 +285,9 @@ impl LaneTask {
             return None;
         }
         if error.retriable {
+            if code.is_some_and(is_of_this_broker) {
+                self.cluster.wants_news();
+            }
             return Some(StreamEnd::Retry(error.to_string()));
         }
         // Only the shard knows its earlier attempts: these are its answers, every other one says nothing of them.

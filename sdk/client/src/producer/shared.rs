@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::DeliveryError;
+use super::follow::follow;
 use super::in_flight::Identity;
 use super::lane::{Lane, Target};
 use super::lane_task::{LaneTask, run_sink};
@@ -36,6 +37,8 @@ pub(super) struct Shared {
     pub(super) stats: Counters,
     /// `None`: a sink.
     cluster: Option<Arc<Cluster>>,
+    /// Set when the task that follows the partitions' leaders has begun.
+    following: OnceLock<()>,
     /// Bytes of the largest batch that topic and broker take.
     batch_limit: usize,
     runtime: tokio::runtime::Handle,
@@ -101,6 +104,7 @@ impl Shared {
             failed: Mutex::new(None),
             stats: Counters::default(),
             cluster,
+            following: OnceLock::new(),
             batch_limit,
             runtime: tokio::runtime::Handle::current(),
         }
@@ -120,6 +124,10 @@ impl Shared {
         let lane = Arc::new(Lane::new(target, self));
         match &self.cluster {
             Some(cluster) => {
+                self.following.get_or_init(|| {
+                    let follow = follow(Arc::downgrade(self), Arc::clone(cluster), self.stopped.clone());
+                    drop(self.runtime.spawn(follow));
+                });
                 let task = LaneTask::new(Arc::clone(self), Arc::clone(cluster), Arc::clone(&lane));
                 self.runtime.spawn(task.run());
             }

@@ -3,39 +3,45 @@
 use std::sync::Arc;
 
 use futures::FutureExt;
-use tidemill_protocol::messages::{
-    self, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, RoutedAcks, RoutedBatch, RoutedOpen,
-    RoutedOpened, StreamOpen, stream_open,
-};
+use tidemill_protocol::messages::{self, ProduceAcks, ProduceBatch, RoutedAcks, RoutedBatch};
 use tidemill_protocol::record_batch::ProducerFields;
-use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
+use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp};
 use tokio::time::Instant;
 
 use super::completion::{Placed, Placement};
+use super::follow::{Stay, look};
 use super::lane::Target;
 use super::lane_task::{Alarm, LaneTask, StreamEnd};
+use super::opening::{DOUBT_AFTER, StreamOpening};
 use super::{Acks, DeliveryError};
+use crate::ServerError;
 use crate::backoff::Backoff;
-use crate::cluster::BrokerConnection;
+use crate::cluster::{BrokerConnection, Lead, is_of_this_broker};
 use crate::error::server_error;
 use crate::transport::{ReadError, Wire, WriteError, decode};
 
 /// Bytes handed to the stream at once; further batches wait in their queue, where they can still grow.
 const QUEUED_BYTES_MAX: usize = 512 << 10;
+/// Opened in vain for want of the producer's id so often, one after the other, before that is believed.
+const UNKNOWN_OPENS_MAX: u32 = 8;
 
 /// A stream that the broker has agreed to.
 pub(super) struct Open {
     pub(super) wire: Wire,
-    connection: Arc<BrokerConnection>,
+    pub(super) connection: Arc<BrokerConnection>,
     window_bytes: usize,
     in_flight_max: usize,
     pub(super) next_request_id: u64,
     /// Partitioner epoch and partition count, in routed produce.
     route: Option<(u32, u32)>,
+    /// Frames of answers so far.
+    pub(super) answers: u64,
+    /// When to look whether there were any since, and how many there were.
+    doubt: Option<(Instant, u64)>,
 }
 
 /// One answer, of either kind of stream.
-struct Ack {
+pub(super) struct Ack {
     request_id: u64,
     error: Option<messages::Error>,
     placed: Placed,
@@ -54,33 +60,38 @@ impl LaneTask {
         for batch in &mut self.in_flight {
             batch.request_id = None;
         }
+        let leave = self.shared.stopped.child_token();
+        *self.lane.stay.lock() = Some(Stay::new(open.connection.broker, self.tried, leave.clone()));
+        // What was heard while the stream was being opened nobody has told the lane.
+        look(&self.shared, &self.cluster.known(), &self.lane);
         // Registered once for the whole stream rather than with each batch: a producer may have a thousand of these.
-        let (stopped, lane) = (self.shared.stopped.clone(), Arc::clone(&self.lane));
-        let mut stopped = std::pin::pin!(stopped.cancelled());
+        let lane = Arc::clone(&self.lane);
+        let mut leaves = std::pin::pin!(leave.cancelled());
         let mut woken = std::pin::pin!(lane.wake.notified());
         let mut alarm = Alarm::default();
         loop {
             if let Err(error) = self.feed_and_write(&mut open) {
-                return self.broke(open.next_request_id, error.reset_code(), error.to_string());
+                return self.broke(&open, error.reset_code(), error.to_string());
             }
             if self.is_to_end(&open) {
-                return self.finish(open).await;
+                let patience = self.cluster.answer_timeout();
+                return self.finish(open, patience).await;
             }
             let is_writing = open.wire.writer.has_queued();
             let takes_new = self.takes_new(&open);
-            alarm.set(self.next_timer(takes_new));
+            alarm.set(self.next_timer(&mut open, takes_new));
             let Wire { reader, writer } = &mut open.wire;
             tokio::select! {
                 biased;
-                () = &mut stopped => return StreamEnd::Stopped,
+                () = &mut leaves => return self.leave(open).await,
                 frame = reader.next() => {
                     let acks = match frame {
                         Ok(Some(frame)) => self.decode_acks(&frame),
                         Ok(None) => {
-                            return self.broke(open.next_request_id, None, "the broker ended the stream".to_owned());
+                            return self.broke(&open, None, "the broker ended the stream".to_owned());
                         }
                         Err(error) => {
-                            return self.broke(open.next_request_id, error.reset_code(), error.to_string());
+                            return self.broke(&open, error.reset_code(), error.to_string());
                         }
                     };
                     match acks {
@@ -89,6 +100,7 @@ impl LaneTask {
                                 open.wire.writer.reset();
                                 return end;
                             }
+                            open.answers += 1;
                             backoff.reset();
                             self.cluster.is_well();
                         }
@@ -100,14 +112,17 @@ impl LaneTask {
                 }
                 written = writer.flush(), if is_writing => {
                     if let Err(error) = written {
-                        return self.broke(open.next_request_id, error.reset_code(), error.to_string());
+                        return self.broke(&open, error.reset_code(), error.to_string());
                     }
                     if self.shared.options.acks == Acks::None {
                         self.all_sent();
                     }
                 }
                 () = &mut woken, if takes_new => woken.set(lane.wake.notified()),
-                () = alarm.rings() => self.expire(),
+                () = alarm.rings() => {
+                    self.expire();
+                    open.look();
+                }
             }
             if self.draining_is_done() {
                 return StreamEnd::Renumber;
@@ -120,72 +135,43 @@ impl LaneTask {
         self.draining && self.in_flight.iter().all(|batch| batch.refused)
     }
 
-    async fn open(&mut self) -> Result<Open, StreamEnd> {
-        let cluster = Arc::clone(&self.cluster);
-        let topic = Arc::clone(&self.shared.topic);
-        let target = self.lane.target;
-        let message = self.open_message();
-        let connecting = async move {
-            let leader = match target {
-                Target::Partition(partition) => cluster.leader(&topic.name, topic.id, partition),
-                Target::Routed => None,
-            };
-            let connection = cluster.connection(leader).await.map_err(|error| error.to_string())?;
-            let mut wire = Wire::open(&connection.quinn).await.map_err(|error| error.to_string())?;
-            wire.writer.send(&message, &[]).await.map_err(|error| error.to_string())?;
-            let opened = match target {
-                Target::Partition(_) => {
-                    let (opened, _) =
-                        wire.reader.message::<ProduceOpened>().await.map_err(|error| error.to_string())?;
-                    server_error(opened.error).map(|()| None)
-                }
-                Target::Routed => {
-                    let (opened, _) =
-                        wire.reader.message::<RoutedOpened>().await.map_err(|error| error.to_string())?;
-                    server_error(opened.error)
-                        .map(|()| Some((opened.partitioner_epoch, opened.partition_count)))
-                }
-            };
-            Ok::<_, String>(opened.map(|route| (wire, route, connection)))
-        };
-        let connecting = tokio::time::timeout(self.cluster.answer_timeout(), connecting);
-        let answer = self.patiently(connecting).await?;
-        match answer.unwrap_or_else(|_| Err("the broker did not answer in time".to_owned())) {
-            Ok(Ok((wire, route, connection))) => Ok(self.opened(wire, route, connection)),
-            Ok(Err(error)) => Err(self.not_opened(error).await),
-            Err(reason) => Err(StreamEnd::Retry(reason)),
+    /// What is known of the partition's leader.
+    fn lead(&self) -> Option<Lead> {
+        match self.lane.target {
+            Target::Partition(partition) => {
+                self.cluster.lead(&self.shared.topic.name, self.shared.topic.id, partition)
+            }
+            Target::Routed => None,
         }
     }
 
-    fn open_message(&mut self) -> StreamOpen {
+    async fn open(&mut self) -> Result<Open, StreamEnd> {
         self.generation += 1;
-        let fields = self.numbering.identity.map_or(ProducerFields::NONE, |identity| identity.fields);
-        let acks = match self.shared.options.acks {
-            Acks::Quorum => messages::Acks::Quorum,
-            Acks::None => messages::Acks::None,
+        self.tried = self.lead();
+        let cluster = Arc::clone(&self.cluster);
+        let opening = StreamOpening {
+            topic: Arc::clone(&self.shared.topic),
+            target: self.lane.target,
+            lead: self.tried,
+            fields: self.numbering.identity.map_or(ProducerFields::NONE, |identity| identity.fields),
+            generation: self.generation,
+            acks: self.shared.options.acks,
         };
-        let topic = &self.shared.topic;
-        let kind = match self.lane.target {
-            Target::Partition(partition) => stream_open::Kind::Produce(ProduceOpen {
-                partition: Some(TopicPartition::new(topic.id, partition).into()),
-                leader_epoch: -1,
-                producer_id: fields.id.get(),
-                producer_epoch: fields.epoch.get().into(),
-                generation: self.generation,
-                acks: acks.into(),
-            }),
-            Target::Routed => stream_open::Kind::Routed(RoutedOpen {
-                topic_id: topic.id.bytes().to_vec().into(),
-                producer_id: fields.id.get(),
-                producer_epoch: fields.epoch.get().into(),
-                generation: self.generation,
-                acks: acks.into(),
-            }),
-        };
-        StreamOpen { kind: Some(kind) }
+        let patience = self.cluster.answer_timeout();
+        let opened = tokio::time::timeout(patience, async move { opening.run(&cluster).await });
+        let opened = self.patiently(opened).await?;
+        match opened.unwrap_or_else(|_| Err("the broker did not answer in time".to_owned())) {
+            Ok(Ok((wire, route, connection))) => Ok(self.opened(wire, route, connection)),
+            Ok(Err(error)) => Err(self.not_opened(error)),
+            Err(reason) => {
+                self.cluster.wants_news();
+                Err(StreamEnd::Retry(reason))
+            }
+        }
     }
 
-    fn opened(&self, wire: Wire, route: Option<(u32, u32)>, connection: Arc<BrokerConnection>) -> Open {
+    fn opened(&mut self, wire: Wire, route: Option<(u32, u32)>, connection: Arc<BrokerConnection>) -> Open {
+        self.unknown_opens = 0;
         let limits = &connection.limits;
         Open {
             wire,
@@ -194,25 +180,35 @@ impl LaneTask {
             next_request_id: 0,
             route,
             connection,
+            answers: 0,
+            doubt: None,
         }
     }
 
-    async fn not_opened(&mut self, error: crate::ServerError) -> StreamEnd {
-        match error.error_code() {
+    fn not_opened(&mut self, error: ServerError) -> StreamEnd {
+        let code = error.error_code();
+        match code {
             Some(ErrorCode::ProducerFenced) => return StreamEnd::Fatal(DeliveryError::Fenced),
             Some(ErrorCode::UnknownProducer) if self.numbering.identity.is_some() => {
-                self.forgotten(&error);
-                return StreamEnd::Renumber;
-            }
-            Some(ErrorCode::NotLeader) => {
-                let cluster = Arc::clone(&self.cluster);
-                let name = Arc::clone(&self.shared.topic.name);
-                if let Err(end) = self.patiently(async move { cluster.refresh_topic(&name).await }).await {
-                    return end;
+                // The cluster gave the id out: most likely this broker has not heard of that yet.
+                self.unknown_opens += 1;
+                if self.unknown_opens >= UNKNOWN_OPENS_MAX {
+                    self.unknown_opens = 0;
+                    self.forgotten(&error);
+                    return StreamEnd::Renumber;
                 }
+            }
+            // As it has perhaps not heard of the topic. Where the topic is gone the metadata will say so.
+            Some(ErrorCode::UnknownTopic | ErrorCode::UnknownPartition)
+                if self.cluster.knows(&self.shared.topic.name, self.shared.topic.id) =>
+            {
+                self.cluster.wants_news();
             }
             _ if !error.retriable => return StreamEnd::Fatal(DeliveryError::Refused(error)),
             _ => {}
+        }
+        if code.is_some_and(is_of_this_broker) {
+            self.cluster.wants_news();
         }
         StreamEnd::Retry(error.to_string())
     }
@@ -312,16 +308,25 @@ impl LaneTask {
         Ok(())
     }
 
-    fn next_timer(&self, takes_new: bool) -> Option<Instant> {
+    fn next_timer(&self, open: &mut Open, takes_new: bool) -> Option<Instant> {
         let lingered = match self.lane.oldest() {
             // A complete batch that has no room waits for an answer, not for time.
             Some((opened, false)) if takes_new => Some(opened + self.shared.options.linger),
             _ => None,
         };
-        [lingered, self.next_deadline()].into_iter().flatten().min()
+        if self.in_flight.is_empty() {
+            open.doubt = None;
+        } else if open.doubt.is_none() {
+            open.doubt = Some((Instant::now() + DOUBT_AFTER, open.answers));
+        }
+        let doubted = open.doubt.map(|(due, _)| due);
+        [lingered, self.next_deadline(), doubted].into_iter().flatten().min()
     }
 
-    fn decode_acks(&self, frame: &tidemill_protocol::frame::RawFrame) -> Result<Vec<Ack>, ReadError> {
+    pub(super) fn decode_acks(
+        &self,
+        frame: &tidemill_protocol::frame::RawFrame,
+    ) -> Result<Vec<Ack>, ReadError> {
         Ok(match self.lane.target {
             Target::Partition(partition) => {
                 let acks = decode::<ProduceAcks>(frame)?.acks;
@@ -332,7 +337,7 @@ impl LaneTask {
     }
 
     /// Answers come in the order of the batches; those to batches that were given up meanwhile are passed over.
-    fn take_acks(&mut self, open: &Open, acks: Vec<Ack>) -> Option<StreamEnd> {
+    pub(super) fn take_acks(&mut self, open: &Open, acks: Vec<Ack>) -> Option<StreamEnd> {
         for ack in acks {
             let expected =
                 self.in_flight.iter().position(|batch| !batch.refused && batch.request_id.is_some());
@@ -363,10 +368,21 @@ impl LaneTask {
     }
 
     /// With `Acks::None`: handed over is all there is to know.
-    fn all_sent(&mut self) {
+    pub(super) fn all_sent(&mut self) {
         self.cluster.is_well();
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.request_id.is_some()) {
             self.settle(&batch.completion, batch.buffered_bytes, Ok(Placed::Sent));
+        }
+    }
+}
+
+impl Open {
+    /// Where nothing was answered for a while, the broker should show that it lives.
+    fn look(&mut self) {
+        if let Some((_, answers)) = self.doubt.take_if(|(due, _)| *due <= Instant::now())
+            && answers == self.answers
+        {
+            self.connection.doubt();
         }
     }
 }

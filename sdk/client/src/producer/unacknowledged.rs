@@ -3,6 +3,8 @@
 //! A broker that refuses a batch on such a stream resets it with the code. One that has dealt with everything answers the end of the
 //! stream with its own. So a flush ends the stream and waits for the answer; what comes later opens another.
 
+use std::time::Duration;
+
 use tidemill_protocol::ErrorCode;
 
 use super::completion::Placed;
@@ -22,19 +24,19 @@ impl LaneTask {
             && self.lane.is_to_end()
     }
 
-    /// The stream broke after `sent` batches, by the broker's code or without one.
-    pub(super) fn broke(&self, sent: u64, code: Option<u64>, reason: String) -> StreamEnd {
-        if self.shared.options.acks == Acks::None && sent > 0 {
+    /// The stream broke, by the broker's code or without one.
+    pub(super) fn broke(&self, open: &Open, code: Option<u64>, reason: String) -> StreamEnd {
+        if self.shared.options.acks == Acks::None && open.next_request_id > 0 {
             let code = code.and_then(|code| u32::try_from(code).ok()).and_then(ErrorCode::from_code);
             self.shared.broken(
                 code.map_or(DeliveryError::Lost, |code| DeliveryError::Unacknowledged(ServerError::of(code))),
             );
         }
-        StreamEnd::Retry(reason)
+        if open.connection.is_over() { StreamEnd::Lost(reason) } else { StreamEnd::Retry(reason) }
     }
 
     /// Ends the stream and waits for the broker's end of it, which it sends when it has dealt with every batch.
-    pub(super) async fn finish(&mut self, mut open: Open) -> StreamEnd {
+    pub(super) async fn finish(&mut self, mut open: Open, patience: Duration) -> StreamEnd {
         let ends = self.lane.take_ends();
         let ended = async {
             if let Err(error) = open.wire.writer.finish().await {
@@ -51,7 +53,7 @@ impl LaneTask {
         };
         let stopped = self.shared.stopped.clone();
         let ended = tokio::select! {
-            ended = tokio::time::timeout(self.cluster.answer_timeout(), ended) => ended,
+            ended = tokio::time::timeout(patience, ended) => ended,
             // Whoever waits for the flush hears that it was cut short.
             () = stopped.cancelled() => Ok(Err((None, "the producer was closed".to_owned()))),
         };
@@ -59,7 +61,7 @@ impl LaneTask {
             ended.unwrap_or_else(|_| Err((None, "the broker did not end the stream in time".to_owned())));
         if let Err((code, reason)) = ended {
             self.last_problem = Some(reason.clone());
-            let _ = self.broke(open.next_request_id, code, reason);
+            let _ = self.broke(&open, code, reason);
         }
         // How it went is remembered: a flush tells the first failure of all.
         ends.iter().for_each(|end| end.complete(Ok(Placed::Sent)));

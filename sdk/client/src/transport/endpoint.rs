@@ -2,12 +2,17 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use socket2::{Domain, Protocol, Socket, Type};
 use tidemill_transport::MTU_BYTES_MAX;
 
 use super::tls::client_tls;
 use crate::{ClientConfig, ConnectError};
 
+/// A handshake that nobody answers is tried ever more rarely, so another is begun beside it: a broker that starts meanwhile is found at once.
+/// Bounded by the time for an attempt to connect.
+const ANEW_AFTER: Duration = Duration::from_secs(1);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const IDLE_TIMEOUT_MS: u32 = 30_000;
 /// Unread bytes on one stream.
@@ -70,19 +75,32 @@ impl Dialer {
         name: &str,
     ) -> Result<quinn::Connection, ConnectError> {
         let failed = |reason: String| ConnectError::Handshake { address: address.to_owned(), reason };
-        let connecting = self
-            .endpoint
-            .connect_with(self.config.clone(), target, name)
-            .map_err(|error| failed(error.to_string()))?;
-        match tokio::time::timeout(self.connect_timeout, connecting).await {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(quinn::ConnectionError::TimedOut)) | Err(_) => {
+        let mut attempts = FuturesUnordered::new();
+        let attempting = async {
+            loop {
+                let connecting = self
+                    .endpoint
+                    .connect_with(self.config.clone(), target, name)
+                    .map_err(|error| failed(error.to_string()))?;
+                attempts.push(connecting);
+                tokio::select! {
+                    Some(connected) = attempts.next() => return Ok(connected),
+                    () = tokio::time::sleep(ANEW_AFTER) => {}
+                }
+            }
+        };
+        match tokio::time::timeout(self.connect_timeout, attempting).await {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(Ok(connection))) => Ok(connection),
+            Ok(Ok(Err(quinn::ConnectionError::TimedOut))) | Err(_) => {
                 Err(ConnectError::TimedOut { address: address.to_owned(), after: self.connect_timeout })
             }
-            Ok(Err(quinn::ConnectionError::TransportError(error))) if is_about_certificate(error.code) => {
+            Ok(Ok(Err(quinn::ConnectionError::TransportError(error))))
+                if is_about_certificate(error.code) =>
+            {
                 Err(ConnectError::Certificate { address: address.to_owned(), reason: error.reason })
             }
-            Ok(Err(error)) => Err(failed(error.to_string())),
+            Ok(Ok(Err(error))) => Err(failed(error.to_string())),
         }
     }
 

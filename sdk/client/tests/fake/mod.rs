@@ -3,19 +3,26 @@
 
 #![allow(dead_code, unreachable_pub, unused_imports, reason = "each test program uses its part")]
 
+mod cluster;
 mod model;
+mod produce;
 mod streams;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use prost::Message;
 use rustls_pki_types::PrivateKeyDer;
 use tidemill_client::{Client, ClientConfig};
 use tidemill_protocol::frame::{FrameDecoder, FrameLimits, RawFrame, encode_head};
-use tidemill_protocol::messages::{self, Limits, ServerHello, StreamOpen, stream_open};
+use tidemill_protocol::messages::{
+    ClientControl, GoingAway, Limits, ServerControl, ServerHello, StreamOpen, client_control, server_control,
+    stream_open,
+};
 
+pub use cluster::{FakeCluster, Node};
 pub use model::{Fault, Model, TOPIC, topic_id};
 
 pub struct FakeBroker {
@@ -28,23 +35,8 @@ impl FakeBroker {
     /// A broker with one topic of so many partitions.
     pub fn start(partitions: u32) -> Self {
         let model = Arc::new(Model::new(partitions));
-        let certified =
-            rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
-        let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).expect("a key");
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("TLS 1.3")
-            .with_no_client_auth()
-            .with_single_cert(vec![certified.cert.der().clone()], key)
-            .expect("a server");
-        tls.alpn_protocols = vec![b"tidemill/1".to_vec()];
-        let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("QUIC over TLS");
-        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
-        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
-        let address = endpoint.local_addr().expect("bound");
-        tokio::spawn(accept(endpoint.clone(), Arc::clone(&model)));
-        Self { address, model, endpoint }
+        let endpoint = listen(Arc::new(Node::new(1, Arc::clone(&model))));
+        Self { address: endpoint.local_addr().expect("bound"), model, endpoint }
     }
 
     pub fn config(&self) -> ClientConfig {
@@ -62,14 +54,33 @@ impl Drop for FakeBroker {
     }
 }
 
-async fn accept(endpoint: quinn::Endpoint, model: Arc<Model>) {
+/// Begins to serve as this broker.
+fn listen(node: Arc<Node>) -> quinn::Endpoint {
+    let certified = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = PrivateKeyDer::try_from(certified.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .expect("a server");
+    tls.alpn_protocols = vec![b"tidemill/1".to_vec()];
+    let tls = quinn::crypto::rustls::QuicServerConfig::try_from(tls).expect("QUIC over TLS");
+    let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+    let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).expect("a socket");
+    tokio::spawn(accept(endpoint.clone(), node));
+    endpoint
+}
+
+async fn accept(endpoint: quinn::Endpoint, node: Arc<Node>) {
     while let Some(incoming) = endpoint.accept().await {
-        let model = Arc::clone(&model);
+        let node = Arc::clone(&node);
         tokio::spawn(async move {
             let Ok(connection) = incoming.await else { return };
             while let Ok((send, receive)) = connection.accept_bi().await {
                 let pipe = Pipe { connection: connection.clone(), send, receive, decoder: decoder() };
-                tokio::spawn(serve(pipe, Arc::clone(&model)));
+                tokio::spawn(serve(pipe, Arc::clone(&node)));
             }
         });
     }
@@ -109,22 +120,22 @@ impl Pipe {
     }
 }
 
-async fn serve(mut pipe: Pipe, model: Arc<Model>) -> Option<()> {
+async fn serve(mut pipe: Pipe, node: Arc<Node>) -> Option<()> {
     let open: StreamOpen = pipe.next().await?.message().expect("a stream opening");
     match open.kind.expect("of some kind") {
-        stream_open::Kind::Hello(_) => control(pipe, &model).await,
-        stream_open::Kind::Produce(open) => streams::produce(pipe, &model, open).await,
-        stream_open::Kind::Routed(open) => streams::routed(pipe, &model, open).await,
-        stream_open::Kind::Subscribe(_) => streams::subscribe(pipe, &model).await,
-        stream_open::Kind::Request(request) => streams::request(pipe, &model, request).await,
+        stream_open::Kind::Hello(_) => control(pipe, &node).await,
+        stream_open::Kind::Produce(open) => produce::produce(pipe, &node, open).await,
+        stream_open::Kind::Routed(open) => produce::routed(pipe, &node, open).await,
+        stream_open::Kind::Subscribe(_) => streams::subscribe(pipe, &node).await,
+        stream_open::Kind::Request(request) => streams::request(pipe, &node, request).await,
     }
 }
 
-async fn control(mut pipe: Pipe, model: &Model) -> Option<()> {
+async fn control(mut pipe: Pipe, node: &Node) -> Option<()> {
     let hello = ServerHello {
         protocol: 1,
         cluster_id: Bytes::from_static(&[1; 16]),
-        broker_id: 1,
+        broker_id: node.id,
         software: "fake".to_owned(),
         limits: Some(Limits {
             batch_bytes_max: 1 << 20,
@@ -132,11 +143,36 @@ async fn control(mut pipe: Pipe, model: &Model) -> Option<()> {
             produce_window_bytes: 4 << 20,
             ..Limits::default()
         }),
-        metadata: Some(messages::Metadata { version: 1, ..model.metadata() }),
+        metadata: Some(node.metadata()),
         error: None,
     };
     pipe.say(&hello, &[]).await?;
-    // Interest and pings are read and left alone.
-    while pipe.next().await.is_some() {}
-    None
+    let mut news = node.model.version.subscribe();
+    let mut leaving = node.leaving.subscribe();
+    let mut is_interested = false;
+    loop {
+        let said = tokio::select! {
+            frame = pipe.next() => {
+                let control: ClientControl = frame?.message().expect("a control message");
+                match control.kind.expect("of some kind") {
+                    client_control::Kind::Interest(interest) => {
+                        is_interested = !interest.topics.is_empty();
+                        is_interested.then(|| server_control::Kind::Metadata(node.metadata()))
+                    }
+                    client_control::Kind::Ping(ping) => Some(server_control::Kind::Pong(ping)),
+                }
+            }
+            _ = news.changed() => {
+                let pushes = is_interested && node.pushes.load(Ordering::Relaxed);
+                pushes.then(|| server_control::Kind::Metadata(node.metadata()))
+            }
+            _ = leaving.changed() => {
+                let reason = "as the test has it".to_owned();
+                Some(server_control::Kind::GoingAway(GoingAway { reason, grace_ms: 1_000 }))
+            }
+        };
+        if said.is_some() {
+            pipe.say(&ServerControl { kind: said }, &[]).await?;
+        }
+    }
 }

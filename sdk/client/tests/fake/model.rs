@@ -1,12 +1,12 @@
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
 
 use bytes::Bytes;
-use tidemill_protocol::messages::{self, PartitionInfo, TopicInfo};
+use tidemill_protocol::messages::{self, BrokerInfo, PartitionInfo, TopicInfo};
 use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch};
 use tidemill_protocol::{ErrorCode, LeaderEpoch, Offset};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub const TOPIC: &str = "plays";
 
@@ -57,6 +57,20 @@ pub struct Model {
     /// Largest number of bytes sent to one partition without credit having come back.
     pub most_unreturned: AtomicUsize,
     pub uploaded: Mutex<Bytes>,
+    /// Leader and epoch of each partition.
+    pub leads: Mutex<Vec<(u32, i32)>>,
+    /// The brokers that metadata tell of.
+    pub brokers: Mutex<Vec<BrokerInfo>>,
+    /// Those that nobody can forward to.
+    pub down: Mutex<HashSet<u32>>,
+    /// Version of the metadata, and a bell for those who push them.
+    pub version: watch::Sender<u64>,
+    /// The newest stream of each producer to each partition; `u32::MAX` where the broker places the records.
+    pub generations: Mutex<HashMap<(i64, u32), u64>>,
+    /// Broker, partition and leader epoch of each produce stream that was opened.
+    pub opened: Mutex<Vec<(u32, u32, i32)>>,
+    /// Broker, partition, offset and floor of each subscription that began.
+    pub reads: Mutex<Vec<(u32, usize, i64, i64)>>,
 }
 
 #[derive(Default)]
@@ -83,6 +97,13 @@ impl Model {
             most_unanswered_bytes: AtomicUsize::new(0),
             most_unreturned: AtomicUsize::new(0),
             uploaded: Mutex::default(),
+            leads: Mutex::new(vec![(1, 0); partitions as usize]),
+            brokers: Mutex::default(),
+            down: Mutex::default(),
+            version: watch::Sender::new(1),
+            generations: Mutex::default(),
+            opened: Mutex::default(),
+            reads: Mutex::default(),
         }
     }
 
@@ -95,11 +116,15 @@ impl Model {
     }
 
     pub fn metadata(&self) -> messages::Metadata {
-        let partitions = (0..).take(self.logs.len()).map(|partition| PartitionInfo {
+        let brokers = self.brokers.lock().expect("no panic").clone();
+        let replicas: Vec<u32> = brokers.iter().map(|broker| broker.broker_id).collect();
+        let leads = self.leads.lock().expect("no panic").clone();
+        let partitions = (0..).zip(leads).map(|(partition, (leader, leader_epoch))| PartitionInfo {
             partition,
             shard: 1,
-            leader: 1,
-            leader_epoch: 0,
+            leader,
+            leader_epoch,
+            replicas: replicas.clone(),
         });
         let topic = TopicInfo {
             topic_id: topic_id(),
@@ -107,7 +132,29 @@ impl Model {
             partitions: partitions.collect(),
             ..TopicInfo::default()
         };
-        messages::Metadata { version: 1, brokers: vec![], topics: vec![topic] }
+        messages::Metadata { version: *self.version.borrow(), brokers, topics: vec![topic] }
+    }
+
+    /// Another leader, in the next epoch; 0: nobody yet. Brokers that push metadata do.
+    pub fn elect(&self, partition: usize, leader: u32) {
+        let mut leads = self.leads.lock().expect("no panic");
+        leads[partition] = (leader, leads[partition].1 + 1);
+        drop(leads);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Whether this stream is its producer's newest, or becomes it.
+    pub fn enter(&self, producer: i64, partition: u32, generation: u64) -> bool {
+        let mut generations = self.generations.lock().expect("no panic");
+        let newest = generations.entry((producer, partition)).or_insert(0);
+        let is_newer = producer < 0 || generation > *newest;
+        *newest = generation.max(*newest);
+        is_newer
+    }
+
+    pub fn is_newest(&self, producer: i64, partition: u32, generation: u64) -> bool {
+        let generations = self.generations.lock().expect("no panic");
+        producer < 0 || generations.get(&(producer, partition)) == Some(&generation)
     }
 
     /// How each batch of a partition was compressed, and how many records it has.

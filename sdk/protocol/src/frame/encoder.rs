@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 
-use super::{FrameTooLong, put_head};
+use super::{FrameTooLong, RawFrame, put_head, put_lengths};
 
 /// Payload parts up to this size are copied beside the header; a write of its own costs more.
 const JOINED_PART_BYTES_MAX: usize = 512;
@@ -37,15 +37,25 @@ impl FrameEncoder {
         }
         let payload_length = payload.iter().map(Bytes::len).fold(0, usize::saturating_add);
         self.queued_bytes += put_head(&mut self.joined, header, payload_length)?;
-        for part in payload {
-            if part.len() <= JOINED_PART_BYTES_MAX {
-                self.joined.put_slice(part);
-            } else {
-                self.close_joined();
-                self.queue.push(part.clone());
-            }
-        }
+        payload.iter().for_each(|part| self.queue_part(part));
         Ok(())
+    }
+
+    /// Queues a frame as it came from somewhere else, its header undecoded. After an error nothing of it is.
+    pub fn feed_raw(&mut self, frame: &RawFrame) -> Result<(), FrameTooLong> {
+        self.queued_bytes += put_lengths(&mut self.joined, frame.header.len(), frame.payload.len())?;
+        self.queue_part(&frame.header);
+        self.queue_part(&frame.payload);
+        Ok(())
+    }
+
+    fn queue_part(&mut self, part: &Bytes) {
+        if part.len() <= JOINED_PART_BYTES_MAX {
+            self.joined.put_slice(part);
+        } else {
+            self.close_joined();
+            self.queue.push(part.clone());
+        }
     }
 
     /// Bytes that were queued and not written.

@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -5,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::try_join_all;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::frames::{self, Reader};
-use super::{Kind, tls};
+use super::{COPY_CHUNK_BYTES, COPY_CHUNKS_AHEAD, Kind, tls};
 use crate::Outcome;
 use crate::stats::Latencies;
 use crate::work::noise;
@@ -138,9 +139,44 @@ impl PeerClient {
         Ok(rate)
     }
 
+    /// Copies a file to the peer's disk, until it is synced there. Bytes per second.
+    pub(crate) async fn copy(&self, file: &Path) -> Outcome<f64> {
+        let (mut send, mut reader) = self.open(Kind::Copy).await?;
+        let (chunks, mut read) = mpsc::channel(COPY_CHUNKS_AHEAD);
+        let file = file.to_owned();
+        let begun = Instant::now();
+        let reading = tokio::task::spawn_blocking(move || read_file(&file, &chunks));
+        let mut bytes = 0_u64;
+        while let Some(chunk) = read.recv().await {
+            bytes += chunk.len() as u64;
+            frames::send(&mut send, &[0; super::HEADER_BYTES], chunk).await?;
+        }
+        reading.await??;
+        send.finish()?;
+        let answer = reader.next().await?.ok_or("the bare peer ended its copy")?;
+        let rate = bytes as f64 / begun.elapsed().as_secs_f64();
+        match answer.header.first_chunk().copied().map(u64::from_be_bytes) {
+            Some(written) if written == bytes => Ok(rate),
+            written => Err(format!("the bare peer wrote {written:?} of {bytes} bytes").into()),
+        }
+    }
+
     pub(crate) async fn close(self) {
         self.connection.close(0_u32.into(), b"");
         self.endpoint.wait_idle().await;
+    }
+}
+
+/// A file's bytes in chunks, each in a buffer of its own.
+fn read_file(path: &Path, chunks: &mpsc::Sender<Bytes>) -> Outcome<()> {
+    let mut file = std::fs::File::open(path)?;
+    loop {
+        let mut chunk = Vec::with_capacity(COPY_CHUNK_BYTES);
+        let taken = Read::by_ref(&mut file).take(COPY_CHUNK_BYTES as u64).read_to_end(&mut chunk)?;
+        // Nobody takes them any more where sending failed, which says why.
+        if taken == 0 || chunks.blocking_send(chunk.into()).is_err() {
+            return Ok(());
+        }
     }
 }
 

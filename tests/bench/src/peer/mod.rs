@@ -12,6 +12,7 @@
 //! ```text
 //! P   produce-like: frames of a payload come in, each is read into a buffer of its own, acknowledged by a small frame, and dropped
 //! E   echo: each frame goes back as it came
+//! C   copy: frames of a file's bytes come in and are written to a file, which is synced at the end; a small frame says how many bytes
 //! F   fetch-like: u32 payload bytes of a frame, then u64s of credit in bytes; frames go out as long as there is credit
 //! ```
 
@@ -31,12 +32,17 @@ const HEADER_BYTES: usize = 8;
 const ACK_BYTES: usize = 24;
 /// Lengths beyond this are a defect of the benchmark.
 const FRAME_BYTES_MAX: usize = 16 << 20;
+/// A copied file goes in frames of this size.
+const COPY_CHUNK_BYTES: usize = 1 << 20;
+/// So many are read ahead of the network, and wait for the disk on the other side.
+const COPY_CHUNKS_AHEAD: usize = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Produce = b'P' as isize,
     Echo = b'E' as isize,
     Fetch = b'F' as isize,
+    Copy = b'C' as isize,
 }
 
 impl Kind {
@@ -49,6 +55,7 @@ impl Kind {
             b'P' => Some(Self::Produce),
             b'E' => Some(Self::Echo),
             b'F' => Some(Self::Fetch),
+            b'C' => Some(Self::Copy),
             _ => None,
         }
     }
@@ -66,7 +73,7 @@ mod tests {
     async fn connected(dir: &std::path::Path) -> PeerClient {
         let (endpoint, authority) = tls::server(dir).expect("an endpoint");
         let address = endpoint.local_addr().expect("an address");
-        tokio::spawn(server::accept(endpoint));
+        tokio::spawn(server::accept(endpoint, dir.into()));
         PeerClient::connect(address, &authority).await.expect("a connection")
     }
 
@@ -83,6 +90,18 @@ mod tests {
         // More than one window of credit.
         let rate = peer.fetch(1 << 20, LEG * 5).await.expect("pushed");
         assert!(rate > 0.0);
+        peer.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_file_is_copied_to_its_last_byte() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let peer = connected(dir.path()).await;
+        let file = dir.path().join("source");
+        std::fs::write(&file, vec![7; 3 * COPY_CHUNK_BYTES + 5]).expect("written");
+        // The other side says how many bytes it has, which must be all of them.
+        assert!(peer.copy(&file).await.expect("copied") > 0.0);
+        peer.copy(&dir.path().join("nothing")).await.expect_err("there is no such file");
         peer.close().await;
     }
 }

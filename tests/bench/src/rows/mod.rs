@@ -1,5 +1,6 @@
-//! The rows: one file per family, and the list of them.
+//! The rows: one file per family, and the lists of them.
 
+mod cluster;
 mod consume;
 mod filter;
 mod latency;
@@ -16,6 +17,8 @@ use futures::future::BoxFuture;
 use crate::Outcome;
 use crate::report::Row;
 use crate::scale::Scale;
+
+pub(crate) use cluster::FAMILIES as CLUSTER;
 
 /// What a family is given.
 #[derive(Debug, Clone)]
@@ -47,7 +50,8 @@ pub(crate) struct Family {
     pub(crate) run: fn(Bench) -> BoxFuture<'static, Outcome<Measured>>,
 }
 
-pub(crate) const FAMILIES: &[Family] = &[
+/// Of one broker.
+pub(crate) const SINGLE: &[Family] = &[
     produce::ONE_PARTITION,
     produce::EIGHT_PARTITIONS,
     produce::REPLICATED,
@@ -64,13 +68,13 @@ pub(crate) const FAMILIES: &[Family] = &[
 ];
 
 /// Those with these names, or those that run by default.
-pub(crate) fn choose(names: &[String]) -> Outcome<Vec<&'static Family>> {
+pub(crate) fn choose(families: &'static [Family], names: &[String]) -> Outcome<Vec<&'static Family>> {
     if names.is_empty() {
-        return Ok(FAMILIES.iter().filter(|family| family.by_default).collect());
+        return Ok(families.iter().filter(|family| family.by_default).collect());
     }
     let find = |name: &String| {
-        FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
-            let known: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
+        families.iter().find(|family| family.name == name).ok_or_else(|| {
+            let known: Vec<_> = families.iter().map(|family| family.name).collect();
             format!("there are no rows {name:?}; there are: {}", known.join(", ")).into()
         })
     };
@@ -92,17 +96,20 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_found() {
-        let mut names: Vec<_> = FAMILIES.iter().map(|family| family.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), FAMILIES.len());
-        let chosen = choose(&["small".to_owned(), "produce".to_owned()]).expect("known");
+        for families in [SINGLE, CLUSTER] {
+            let mut names: Vec<_> = families.iter().map(|family| family.name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), families.len());
+        }
+        let chosen = choose(SINGLE, &["small".to_owned(), "produce".to_owned()]).expect("known");
         assert_eq!(chosen.iter().map(|family| family.name).collect::<Vec<_>>(), ["small", "produce"]);
+        assert_eq!(choose(CLUSTER, &[]).expect("all").len(), CLUSTER.len());
     }
 
     #[test]
     fn an_unknown_name_is_an_error_that_names_the_known_ones() {
-        let error = choose(&["speed".to_owned()]).err().expect("unknown").to_string();
+        let error = choose(SINGLE, &["speed".to_owned()]).err().expect("unknown").to_string();
         assert!(error.contains("speed") && error.contains("produce-8"), "{error}");
     }
 }

@@ -90,7 +90,7 @@ async fn load_leg(
 }
 
 /// Whole batches of 64 KiB, encoded beforehand, one to each partition in turn: so every batch has the size that the row says.
-fn batches() -> Outcome<Vec<RecordBatch>> {
+pub(super) fn batches() -> Outcome<Vec<RecordBatch>> {
     let mut values = Values::new(RECORD_BYTES);
     let mut builder =
         BatchBuilder::new(BuilderOptions { batch_bytes_max: BATCH_BYTES, ..BuilderOptions::default() });
@@ -103,7 +103,12 @@ fn batches() -> Outcome<Vec<RecordBatch>> {
 }
 
 /// Bytes of batches per second, until the last was acknowledged.
-async fn load(client: &Client, topic: &str, batches: &[RecordBatch], until: Until) -> Outcome<f64> {
+pub(super) async fn load(
+    client: &Client,
+    topic: &str,
+    batches: &[RecordBatch],
+    until: Until,
+) -> Outcome<f64> {
     let producer = client.producer(topic).batch_bytes(BATCH_BYTES).build().await?;
     let partitions = producer.topic().partition_count().max(1);
     // The first to each partition opens its stream.

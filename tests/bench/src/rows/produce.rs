@@ -14,10 +14,10 @@ use crate::report::{Better, Row};
 use crate::usage::Meter;
 use crate::work::{Until, Values, produce};
 
-const RECORD_BYTES: usize = 1 << 10;
-const BATCH_BYTES: usize = 1 << 20;
+pub(super) const RECORD_BYTES: usize = 1 << 10;
+pub(super) const BATCH_BYTES: usize = 1 << 20;
 /// Long enough for the batches of eight partitions to become full: the rows say how large they are.
-const LINGER: Duration = Duration::from_millis(500);
+pub(super) const LINGER: Duration = Duration::from_millis(500);
 /// Batches that are encoded beforehand, and sent in turn.
 const ENCODED_BATCHES: usize = 64;
 
@@ -96,7 +96,7 @@ async fn beside_replicated(bench: Bench) -> Outcome<Measured> {
 }
 
 /// One leg with the client as applications use it: records are sent one by one, encoded, acknowledged.
-async fn produce_leg(
+pub(super) async fn produce_leg(
     broker: &Broker,
     partitions: u32,
     round: usize,

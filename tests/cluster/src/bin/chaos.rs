@@ -1,25 +1,34 @@
-//! Kills a broker at random under load, and checks what is left.
+//! Does to brokers under load what can happen to them, and checks what is left.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use tidemill_cluster_tests::chaos::{ChaosConfig, run};
+use tidemill_cluster_tests::chaos::{ChaosConfig, FaultKind, run};
 
-/// Kills a broker at random under load, and checks that nothing was lost, doubled or reordered.
+/// Kills brokers, cuts them off and breaks their disks at random under load, and checks that nothing was lost, doubled or reordered.
 #[derive(Parser)]
 struct Arguments {
-    /// How long the broker is under fire.
+    /// How long the brokers are under fire.
     #[arg(long, default_value_t = 15.0)]
     minutes: f64,
     /// All random choices follow from it. By default another one each time.
     #[arg(long)]
     seed: Option<u64>,
+    /// Brokers of the cluster. One is a broker alone, which is only killed and stopped.
+    #[arg(long, default_value_t = 3)]
+    brokers: u32,
+    /// Only these faults, by their names with commas between. By default all that are known to be survived.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    faults: Vec<FaultKind>,
+    /// Faults that can't be done on this machine are a failure, instead of SKIPPED.
+    #[arg(long)]
+    require_all: bool,
     /// Records per second of each of the five producers.
     #[arg(long, default_value_t = 100)]
     rate: u32,
-    /// Where the broker keeps its data, which stays there. By default a temporary directory.
+    /// Where the brokers keep their data, which stays there if something is found. By default a temporary directory.
     #[arg(long, value_name = "DIR")]
     directory: Option<PathBuf>,
 }
@@ -33,14 +42,18 @@ async fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut config = ChaosConfig::new(duration, seed);
+    config.brokers = arguments.brokers.max(1);
+    config.faults = arguments.faults;
+    config.require_all = arguments.require_all;
     config.rate = arguments.rate;
     config.directory = arguments.directory;
     config.verbose = true;
     println!(
-        "A broker is killed with kill -9 at random moments for {:.0} s while five producers, three readers",
+        "{} broker(s) under fire for {:.0} s while five producers, readers, and two hosted consumers use them;",
+        config.brokers,
         duration.as_secs_f64()
     );
-    println!("and two hosted consumers use it; then everything is read back and checked. Seed {seed}.\n");
+    println!("then everything is read back and checked. Seed {seed}.\n");
     match run(&config).await {
         Ok(report) => {
             println!("\n{report}");

@@ -1,10 +1,18 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::faults::FaultKind;
+
 /// What a run of chaos does. Everything is bounded: rates, records, and with them the disk.
 #[derive(Debug, Clone)]
 pub struct ChaosConfig {
-    /// How long the broker is killed again and again.
+    /// Brokers of the cluster; one is a broker alone.
+    pub brokers: u32,
+    /// What is done to them; nothing said: all that is known to be survived.
+    pub faults: Vec<FaultKind>,
+    /// A fault that can't be done here is a failure.
+    pub require_all: bool,
+    /// How long they are under fire.
     pub duration: Duration,
     /// All random choices follow from it, the kernel's and the network's aside.
     pub seed: u64,
@@ -12,7 +20,7 @@ pub struct ChaosConfig {
     pub rate: u32,
     /// Records of each producer at the most.
     pub records_max: u32,
-    /// Where the broker keeps its data; a temporary directory by default.
+    /// Where brokers keep their data; a temporary directory by default.
     pub directory: Option<PathBuf>,
     /// Says how it goes.
     pub verbose: bool,
@@ -27,6 +35,22 @@ impl ChaosConfig {
     /// Load that leaves a small machine room to recover in, for so long.
     #[must_use]
     pub const fn new(duration: Duration, seed: u64) -> Self {
-        Self { duration, seed, rate: 100, records_max: 200_000, directory: None, verbose: false }
+        Self {
+            brokers: 3,
+            faults: Vec::new(),
+            require_all: false,
+            duration,
+            seed,
+            rate: 100,
+            records_max: 400_000,
+            directory: None,
+            verbose: false,
+        }
+    }
+
+    /// What is wanted of these faults.
+    pub(super) fn wanted(&self, of: &[FaultKind]) -> Vec<FaultKind> {
+        let is_wanted = |kind: &FaultKind| self.faults.is_empty() || self.faults.contains(kind);
+        of.iter().copied().filter(is_wanted).collect()
     }
 }

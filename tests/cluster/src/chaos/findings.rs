@@ -55,6 +55,10 @@ pub enum ViolationKind {
     Read,
     /// Something came to an end that should have gone on.
     Stopped,
+    /// Replicas differ.
+    Replica,
+    /// What the checker of histories found.
+    History,
 }
 
 impl Findings {
@@ -69,6 +73,12 @@ impl Findings {
         } else {
             self.omitted += 1;
         }
+    }
+
+    /// Counts checks that were made elsewhere and held, and some that did not and of which no more is known here.
+    pub(super) const fn add(&mut self, held: u64, omitted: u64) {
+        self.checks += held + omitted;
+        self.omitted += omitted;
     }
 
     /// How many checks were made.

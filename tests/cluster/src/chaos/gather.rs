@@ -1,26 +1,111 @@
 //! Reading everything back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use tidemill_client::{Client, ConsumerRecord, PartitionId, StateRange};
+use tidemill_client::{Client, ConsumerRecord, PartitionId, Start, StateRange};
+use tokio::time::timeout;
 
 use super::check_tasks::RouteTarget;
 use super::findings::{Findings, ViolationKind};
 use super::history::{Logged, RecordId};
 use super::load::{Topic, recognise, song_of};
+use super::setup::TOPICS;
 use crate::Outcome;
-use crate::reading::{ByPartition, read_all};
+use crate::reading::digest;
+
+/// No topic takes longer to read.
+const READ_DEADLINE: Duration = Duration::from_secs(300);
+
+/// Where the partitions of each topic end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Ends(BTreeMap<&'static str, Vec<i64>>);
+
+impl Ends {
+    /// As the cluster says now.
+    pub(super) async fn now(client: &Client) -> Outcome<Self> {
+        let mut ends = BTreeMap::new();
+        for (topic, _) in TOPICS {
+            let description = client.topics().describe(topic).await?;
+            let of_partitions = description.partitions.iter().map(|status| status.high_watermark);
+            ends.insert(topic, of_partitions.collect());
+        }
+        Ok(Self(ends))
+    }
+
+    /// Of one topic.
+    pub(super) fn of(&self, topic: &str) -> &[i64] {
+        self.0.get(topic).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// It ends there or later.
+    pub(super) fn reach(&mut self, topic: &str, partition: u32, end: i64) {
+        if let Some(known) = self.0.get_mut(topic).and_then(|ends| ends.get_mut(partition as usize)) {
+            *known = (*known).max(end);
+        }
+    }
+
+    /// Whichever is further: an end that was there once is there for good.
+    pub(super) fn further(mut self, other: &Self) -> Self {
+        for (topic, ends) in &mut self.0 {
+            for (end, other) in ends.iter_mut().zip(other.of(topic)) {
+                *end = (*end).max(*other);
+            }
+        }
+        self
+    }
+}
+
+/// Reads a topic from its beginning to these ends, and hands out each record; in `rack`, if that is said.
+pub(super) async fn read_to(
+    client: &Client,
+    topic: &str,
+    ends: &[i64],
+    rack: Option<&str>,
+    mut each: impl FnMut(&ConsumerRecord),
+) -> Outcome<()> {
+    let builder = client.consumer().topic(topic).from(Start::Earliest);
+    let builder = match rack {
+        Some(rack) => builder.rack(rack),
+        None => builder,
+    };
+    let mut consumer = builder.build().await?;
+    let mut behind: BTreeSet<u32> =
+        (0u32..).zip(ends).filter(|(_, end)| **end > 0).map(|(partition, _)| partition).collect();
+    let reading = async {
+        while !behind.is_empty() {
+            let record = consumer.next().await.ok_or("a consumer came to an end")??;
+            let partition = record.partition.get();
+            let end = ends.get(partition as usize).copied().unwrap_or(0);
+            if record.offset.get() + 1 >= end {
+                behind.remove(&partition);
+            }
+            each(&record);
+        }
+        Outcome::Ok(())
+    };
+    let read = timeout(READ_DEADLINE, reading).await;
+    read.map_err(|_| {
+        format!("{topic} was not read to its ends {ends:?} in time; partitions {behind:?} are behind")
+    })?
+}
 
 /// A topic's records, by partition. What has other bytes than it must is a violation, and left out.
 pub(super) async fn log(
     client: &Client,
     seed: u64,
     topic: Topic,
+    ends: &Ends,
     findings: &mut Findings,
 ) -> Outcome<Vec<Vec<Logged>>> {
-    let mut read = read_all(client, topic.name()).await?;
-    let partitions = (0..topic.partitions()).map(|partition| read.remove(&partition).unwrap_or_default());
-    Ok(partitions.map(|records| recognised(seed, topic, &records, findings)).collect())
+    let mut log = vec![Vec::new(); topic.partitions() as usize];
+    read_to(client, topic.name(), ends.of(topic.name()), None, |record| {
+        if let Some(partition) = log.get_mut(record.partition.get() as usize) {
+            partition.extend(recognised(seed, topic, record, findings));
+        }
+    })
+    .await?;
+    Ok(log)
 }
 
 /// The records that a task sent on to a topic, by partition.
@@ -28,38 +113,41 @@ pub(super) async fn routed(
     client: &Client,
     seed: u64,
     target: &str,
+    ends: &Ends,
     findings: &mut Findings,
 ) -> Outcome<BTreeMap<RouteTarget, Vec<RecordId>>> {
-    let read = read_all(client, target).await?;
-    check_contiguous(target, &read, findings);
-    let ids = read.iter().map(|(partition, records)| {
-        let logged = recognised(seed, Topic::Routed, records, findings);
-        ((target.to_owned(), *partition), logged.iter().map(|record| record.id).collect())
+    let mut ids: BTreeMap<RouteTarget, Vec<RecordId>> = BTreeMap::new();
+    let mut contiguous = Contiguous::default();
+    read_to(client, target, ends.of(target), None, |record| {
+        contiguous.check(target, record, findings);
+        let of_target = ids.entry((target.to_owned(), record.partition.get())).or_default();
+        of_target.extend(recognised(seed, Topic::Routed, record, findings).map(|logged| logged.id));
+    })
+    .await?;
+    Ok(ids)
+}
+
+fn recognised(seed: u64, topic: Topic, record: &ConsumerRecord, findings: &mut Findings) -> Option<Logged> {
+    let offset = record.offset.get();
+    let read = recognise(seed, topic, offset, record.key.as_deref(), record.value.as_deref());
+    findings.check(read.is_ok(), ViolationKind::Damaged, || {
+        let reason = read.as_ref().err().cloned().unwrap_or_default();
+        format!("{}-{} offset {offset}: {reason}", record.topic, record.partition)
     });
-    Ok(ids.collect())
+    read.ok()
 }
 
-fn recognised(seed: u64, topic: Topic, records: &[ConsumerRecord], findings: &mut Findings) -> Vec<Logged> {
-    let mut all = Vec::with_capacity(records.len());
-    for record in records {
-        let offset = record.offset.get();
-        let read = recognise(seed, topic, offset, record.key.as_deref(), record.value.as_deref());
-        findings.check(read.is_ok(), ViolationKind::Damaged, || {
-            let reason = read.as_ref().err().cloned().unwrap_or_default();
-            format!("{}-{} offset {offset}: {reason}", record.topic, record.partition)
+/// The next offset of each partition.
+#[derive(Debug, Default)]
+struct Contiguous(BTreeMap<u32, i64>);
+
+impl Contiguous {
+    fn check(&mut self, topic: &str, record: &ConsumerRecord, findings: &mut Findings) {
+        let (partition, offset) = (record.partition.get(), record.offset.get());
+        let expected = self.0.insert(partition, offset + 1).unwrap_or(0);
+        findings.check(offset == expected, ViolationKind::Gap, || {
+            format!("{topic}-{partition}: offset {offset} follows {}", expected - 1)
         });
-        all.extend(read);
-    }
-    all
-}
-
-fn check_contiguous(topic: &str, read: &ByPartition, findings: &mut Findings) {
-    for (partition, records) in read {
-        for (expected, record) in (0i64..).zip(records) {
-            findings.check(record.offset.get() == expected, ViolationKind::Gap, || {
-                format!("{topic}-{partition}: offset {} follows {}", record.offset, expected - 1)
-            });
-        }
     }
 }
 
@@ -67,6 +155,7 @@ fn check_contiguous(topic: &str, read: &ByPartition, findings: &mut Findings) {
 pub(super) async fn counts(
     client: &Client,
     topic: &str,
+    ends: &Ends,
     findings: &mut Findings,
 ) -> Outcome<Vec<Vec<(u32, u64)>>> {
     #[derive(serde::Deserialize)]
@@ -74,28 +163,58 @@ pub(super) async fn counts(
         song_id: String,
         count: u64,
     }
-    let read = read_all(client, topic).await?;
-    check_contiguous(topic, &read, findings);
-    let mut partitions = Vec::new();
-    for (partition, records) in &read {
-        let mut counts = Vec::with_capacity(records.len());
-        for record in records {
-            let value = record.value.as_deref().unwrap_or_default();
-            let count: Option<Count> = serde_json::from_slice(value).ok();
-            let song = count.as_ref().and_then(|count| song_of(&count.song_id));
-            let has_key = count.as_ref().is_some_and(|c| record.key.as_deref() == Some(c.song_id.as_bytes()));
-            findings.check(song.is_some() && has_key, ViolationKind::Damaged, || {
-                format!(
-                    "{topic}-{partition} offset {}: no count of a song: {}",
-                    record.offset,
-                    value.escape_ascii()
-                )
-            });
-            counts.extend(song.zip(count.map(|count| count.count)));
+    let mut partitions: BTreeMap<u32, Vec<(u32, u64)>> = BTreeMap::new();
+    let mut contiguous = Contiguous::default();
+    read_to(client, topic, ends.of(topic), None, |record| {
+        contiguous.check(topic, record, findings);
+        let partition = record.partition.get();
+        let value = record.value.as_deref().unwrap_or_default();
+        let count: Option<Count> = serde_json::from_slice(value).ok();
+        let song = count.as_ref().and_then(|count| song_of(&count.song_id));
+        let has_key = count.as_ref().is_some_and(|c| record.key.as_deref() == Some(c.song_id.as_bytes()));
+        findings.check(song.is_some() && has_key, ViolationKind::Damaged, || {
+            let (offset, value) = (record.offset, value.escape_ascii());
+            format!("{topic}-{partition} offset {offset}: no count of a song: {value}")
+        });
+        partitions.entry(partition).or_default().extend(song.zip(count.map(|count| count.count)));
+    })
+    .await?;
+    Ok(partitions.into_values().collect())
+}
+
+/// What one broker has of a topic.
+#[derive(Debug)]
+pub(super) struct Held {
+    /// By partition: how many records, and a digest of all that can be told of them, in their order.
+    pub(super) digests: BTreeMap<u32, (u64, blake3::Hash)>,
+    /// The records by partition, where these are a producer's.
+    pub(super) log: Vec<Vec<Logged>>,
+}
+
+/// What a broker has of a topic: `client` knows only that one, and reads in the rack in which it stands alone.
+pub(super) async fn held(
+    client: &Client,
+    seed: u64,
+    (name, topic): (&'static str, Option<Topic>),
+    ends: &Ends,
+    rack: Option<&str>,
+    findings: &mut Findings,
+) -> Outcome<Held> {
+    let mut hashers: BTreeMap<u32, (u64, blake3::Hasher)> = BTreeMap::new();
+    let mut log = vec![Vec::new(); topic.map_or(0, |topic| topic.partitions() as usize)];
+    read_to(client, name, ends.of(name), rack, |record| {
+        let partition = record.partition.get();
+        let (count, hasher) = hashers.entry(partition).or_default();
+        *count += 1;
+        hasher.update(digest([record]).as_bytes());
+        if let (Some(topic), Some(of_partition)) = (topic, log.get_mut(partition as usize)) {
+            of_partition.extend(recognised(seed, topic, record, findings));
         }
-        partitions.push(counts);
-    }
-    Ok(partitions)
+    })
+    .await?;
+    let digests =
+        hashers.into_iter().map(|(partition, (count, hasher))| (partition, (count, hasher.finalize())));
+    Ok(Held { digests: digests.collect(), log })
 }
 
 /// The totals of one task of `count-by-field`.
@@ -122,5 +241,18 @@ pub(super) async fn totals(client: &Client, deployment: &str, partition: u32) ->
             Some(last) if page.more => start = [&last.key[..], &[0]].concat().into(),
             _ => return Ok(totals),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_further_end_counts() {
+        let ends = |one: i64, other: i64| Ends(BTreeMap::from([("direct", vec![one, other])]));
+        assert_eq!(ends(3, 9).further(&ends(5, 2)), ends(5, 9));
+        assert_eq!(ends(3, 9).further(&Ends::default()), ends(3, 9));
+        assert_eq!(ends(3, 9).of("routed"), [0i64; 0]);
     }
 }

@@ -95,6 +95,11 @@ pub(super) fn make(seed: u64, topic: Topic, id: RecordId) -> Made {
     Made { partition, key: user_name(user), value, song, device, user }
 }
 
+/// The device of a record, which a filter looks at.
+pub(super) fn device_of(seed: u64, topic: Topic, id: RecordId) -> u32 {
+    make(seed, topic, id).device
+}
+
 pub(super) fn user_name(user: u32) -> String {
     format!("u-{user}")
 }

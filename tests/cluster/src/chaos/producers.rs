@@ -1,22 +1,42 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tidemill_client::{Client, Compression, Delivery, DeliveryError, PartitionId, Producer, Receipt, Record};
+use tidemill_client::{
+    Client, Compression, Delivery, DeliveryError, ErrorCode, PartitionId, Producer, Receipt, Record,
+};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::failovers::Failovers;
 use super::findings::ViolationKind;
 use super::history::{Fate, RecordId};
 use super::load::{Topic, make};
+use super::recording::Recording;
 use crate::Outcome;
 
 /// How often a producer sends its share of the rate.
 const TICKS_PER_SECOND: u32 = 50;
 /// Deliveries that nobody has looked at yet.
 const PENDING_MAX: usize = 20_000;
-/// Longer than the broker is ever away.
+/// Longer than a majority of the brokers is ever away.
 const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// How it goes, for whoever looks on.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Records acknowledged, over all producers.
+    pub(super) acknowledged: AtomicU64,
+    /// Producers that still send.
+    pub(super) sending: AtomicU32,
+    /// Brokers have disks that fail: then a record may be refused for that.
+    pub(super) disks_fail: bool,
+    /// How many were.
+    pub(super) refused_by_disks: AtomicU64,
+    /// How long leaders are missed.
+    pub(super) failovers: Failovers,
+}
 
 /// One producer under fire.
 pub(super) struct Producing {
@@ -28,8 +48,8 @@ pub(super) struct Producing {
     pub(super) rate: u32,
     pub(super) records_max: u32,
     pub(super) stopped: watch::Receiver<bool>,
-    /// Over all producers.
-    pub(super) acknowledged: Arc<AtomicU64>,
+    pub(super) watch: Arc<Watch>,
+    pub(super) recording: Recording,
 }
 
 /// What became of what a producer sent.
@@ -58,9 +78,11 @@ impl Producing {
             .build()
             .await?;
         let (pending, outcomes) = mpsc::channel(PENDING_MAX);
-        let collecting =
-            tokio::spawn(collect(self.topic, self.number, outcomes, Arc::clone(&self.acknowledged)));
+        let collecting = tokio::spawn(collect(self.topic, self.number, outcomes));
+        self.recording.producer(self.topic, self.number);
+        self.watch.sending.fetch_add(1, Ordering::Relaxed);
         let sending = self.send(&producer, &pending).await;
+        self.watch.sending.fetch_sub(1, Ordering::Relaxed);
         // Failures are the deliveries' to tell.
         let _ = producer.flush().await;
         drop(pending);
@@ -74,7 +96,7 @@ impl Producing {
         Ok(produced)
     }
 
-    async fn send(&mut self, producer: &Producer, pending: &mpsc::Sender<Delivery>) -> Outcome<()> {
+    async fn send(&mut self, producer: &Producer, pending: &mpsc::Sender<JoinHandle<Told>>) -> Outcome<()> {
         let mut ticks = interval(Duration::from_secs(1) / TICKS_PER_SECOND);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sequence = 0;
@@ -90,11 +112,21 @@ impl Producing {
                 let id = RecordId { producer: self.number, sequence };
                 let made = make(self.seed, self.topic, id);
                 let record = Record::new(&made.value).key(&made.key);
-                let record = match self.topic {
-                    Topic::Direct => record.partition(PartitionId::new(made.partition)),
-                    Topic::Routed => record,
+                let (record, partition) = match self.topic {
+                    Topic::Direct => {
+                        (record.partition(PartitionId::new(made.partition)), Some(made.partition))
+                    }
+                    Topic::Routed => (record, None),
                 };
-                pending.send(producer.send(record).await?).await?;
+                self.recording.send(self.topic, id, partition);
+                let sent = Instant::now();
+                let delivery = producer.send(record).await?;
+                let (watch, recording) = (Arc::clone(&self.watch), self.recording.clone());
+                // A task each, so that one partition's records are heard of while another's wait.
+                let told = tokio::spawn(outcome(watch, recording, self.topic, id, sent, delivery));
+                if pending.send(told).await.is_err() {
+                    return Err("nobody collects the outcomes".into());
+                }
                 sequence += 1;
             }
         }
@@ -102,35 +134,73 @@ impl Producing {
     }
 }
 
-async fn collect(
+/// What became of one record, and what is wrong with that.
+type Told = (Fate, Option<(ViolationKind, String)>);
+
+async fn outcome(
+    watch: Arc<Watch>,
+    recording: Recording,
     topic: Topic,
-    number: u32,
-    mut outcomes: mpsc::Receiver<Delivery>,
-    acknowledged: Arc<AtomicU64>,
-) -> Produced {
-    let mut produced = Produced::default();
-    while let Some(delivery) = outcomes.recv().await {
-        let sequence = produced.fates.len();
-        let (fate, problem) = match delivery.await {
-            Ok(Receipt::Stored { partition, offset, .. }) => {
-                (Fate::Acknowledged { at: Some((partition.get(), offset.get())) }, None)
+    id: RecordId,
+    sent: Instant,
+    delivery: Delivery,
+) -> Told {
+    let problem = |kind, error: DeliveryError| {
+        (Fate::Unknown, Some((kind, format!("{id} to {}: {error}", topic.name()))))
+    };
+    match delivery.await {
+        Ok(Receipt::Stored { partition, offset, .. }) => {
+            let at = (partition.get(), offset.get());
+            recording.sent(topic, id, Some(at));
+            watch.acknowledged.fetch_add(1, Ordering::Relaxed);
+            if topic == Topic::Direct {
+                watch.failovers.acknowledged(at.0, sent);
             }
-            Ok(Receipt::Routed { .. } | Receipt::LeftOut { .. } | Receipt::Sent) => {
-                (Fate::Acknowledged { at: None }, None)
-            }
-            Err(error @ DeliveryError::TimedOut { .. }) => {
-                (Fate::Unknown, Some((ViolationKind::Stopped, error)))
-            }
-            Err(error) => (Fate::Unknown, Some((ViolationKind::Refused, error))),
-        };
-        produced.fates.push(fate);
-        match problem {
-            None => _ = acknowledged.fetch_add(1, Ordering::Relaxed),
-            Some((kind, error)) => {
-                let what = format!("record {sequence} of producer {number} to {}: {error}", topic.name());
-                produced.problems.push((kind, what));
-            }
+            (Fate::Acknowledged { at: Some(at) }, None)
         }
+        Ok(Receipt::Routed { .. } | Receipt::LeftOut { .. } | Receipt::Sent) => {
+            recording.sent(topic, id, None);
+            watch.acknowledged.fetch_add(1, Ordering::Relaxed);
+            (Fate::Acknowledged { at: None }, None)
+        }
+        Err(error @ DeliveryError::TimedOut { .. }) => {
+            recording.unknown(topic, id);
+            problem(ViolationKind::Stopped, error)
+        }
+        Err(error) => {
+            match &error {
+                DeliveryError::Refused(_) => recording.failed(topic, id),
+                _ => recording.unknown(topic, id),
+            }
+            if watch.disks_fail && is_of_a_disk(&error) {
+                watch.refused_by_disks.fetch_add(1, Ordering::Relaxed);
+                return (Fate::Unknown, None);
+            }
+            problem(ViolationKind::Refused, error)
+        }
+    }
+}
+
+/// Whether the broker's storage failed; the client does not try such again.
+fn is_of_a_disk(error: &DeliveryError) -> bool {
+    match error {
+        DeliveryError::Refused(error)
+        | DeliveryError::Unknown(error)
+        | DeliveryError::PartlyStored { error, .. } => error.is(ErrorCode::StorageFailed),
+        _ => false,
+    }
+}
+
+/// Gathers outcomes in the order in which records were sent.
+async fn collect(topic: Topic, number: u32, mut outcomes: mpsc::Receiver<JoinHandle<Told>>) -> Produced {
+    let mut produced = Produced::default();
+    while let Some(told) = outcomes.recv().await {
+        let (fate, problem) = told.await.unwrap_or_else(|error| {
+            let what = format!("producer {number} to {}: {error}", topic.name());
+            (Fate::Unknown, Some((ViolationKind::Stopped, what)))
+        });
+        produced.fates.push(fate);
+        produced.problems.extend(problem);
     }
     produced
 }

@@ -1,12 +1,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_client::{Client, Commit, ConsumerRecord, Offset, PartitionId, Start, TopicPartition};
+use tidemill_client::{
+    Client, Commit, ConsumeError, Consumer, ConsumerRecord, ErrorCode, Offset, PartitionId, Position, Start,
+    TopicPartition,
+};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::history::RecordId;
 use super::load::{DEVICES, Topic, recognise};
+use super::recording::Recording;
 use super::setup::FILTERED_DEVICE;
 use crate::Outcome;
 
@@ -18,9 +22,16 @@ const COMMIT_INTERVAL: Duration = Duration::from_millis(300);
 /// A live reader under fire: from the first record on, across all reconnects.
 pub(super) struct Reading {
     pub(super) client: Client,
+    /// As the history calls it.
+    pub(super) name: &'static str,
     pub(super) seed: u64,
     pub(super) topic: Topic,
     pub(super) is_filtered: bool,
+    /// Where it reads, if not at the leaders.
+    pub(super) rack: Option<&'static str>,
+    /// Brokers have disks that fail: then a partition may end for that, and goes on where it was.
+    pub(super) disks_fail: bool,
+    pub(super) recording: Recording,
     /// Where the partitions end, once nothing more is produced.
     pub(super) ends: watch::Receiver<Option<Vec<i64>>>,
     /// Where it is, for whoever commits that.
@@ -33,6 +44,8 @@ pub(super) struct Seen {
     /// By partition: offset and record.
     pub(super) records: Vec<Vec<(i64, RecordId)>>,
     pub(super) reconnects: u64,
+    /// Partitions that ended because a disk had failed, and went on.
+    pub(super) resumed: u64,
 }
 
 impl Reading {
@@ -46,9 +59,15 @@ impl Reading {
         } else {
             builder
         };
+        let builder = match self.rack {
+            Some(rack) => builder.rack(rack),
+            None => builder,
+        };
+        self.recording.consumer(self.name, self.is_filtered);
         let mut consumer = builder.build().await?;
         let mut seen = vec![Vec::new(); self.topic.partitions() as usize];
         let mut positions = vec![0; seen.len()];
+        let mut resumed = 0;
         loop {
             let ends = self.ends.borrow().clone();
             if let Some(ends) = &ends {
@@ -59,21 +78,36 @@ impl Reading {
                     found.and_then(|(_, position)| position.next).map_or(0, Offset::get)
                 };
                 if (0u32..).zip(ends).all(|(partition, end)| next(&partition) >= *end) {
+                    for (partition, _) in (0u32..).zip(ends) {
+                        self.recording.drained(self.name, self.topic, partition, next(&partition));
+                    }
                     break;
                 }
             }
             // With a look at the ends now and then, also where nothing comes any more.
             let Ok(record) = timeout(END_INTERVAL, consumer.next()).await else { continue };
-            let record = record.ok_or("the reader came to an end")??;
+            let record = match record {
+                Some(Err(ConsumeError::Partition { partition, error }))
+                    if self.disks_fail && error.is(ErrorCode::StorageFailed) =>
+                {
+                    sleep(END_INTERVAL).await;
+                    resume(&mut consumer, partition);
+                    resumed += 1;
+                    continue;
+                }
+                record => record.ok_or("the reader came to an end")??,
+            };
             let partition = record.partition.get() as usize;
             let read = self.recognise(&record)?;
+            let offset = record.offset.get();
+            self.recording.poll(self.name, self.topic, record.partition.get(), offset, read);
             seen.get_mut(partition).ok_or("a record of no partition")?.push((record.offset.get(), read));
             if let Some(position) = positions.get_mut(partition) {
                 *position = record.offset.get() + 1;
             }
             self.positions.send_replace(positions.clone());
         }
-        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects })
+        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects, resumed })
     }
 
     fn recognise(&self, record: &ConsumerRecord) -> Outcome<RecordId> {
@@ -84,6 +118,12 @@ impl Reading {
     }
 }
 
+/// Lets a partition that has ended go on where it was.
+fn resume(consumer: &mut Consumer, partition: TopicPartition) {
+    let next = consumer.positions().get(&partition).and_then(|position| position.next);
+    consumer.seek(partition, next.map_or(Position::Earliest, Position::Offset));
+}
+
 /// Commits a reader's positions under a group's name, again and again.
 pub(super) struct Committing {
     pub(super) client: Client,
@@ -91,6 +131,7 @@ pub(super) struct Committing {
     pub(super) topic: Topic,
     pub(super) positions: watch::Receiver<Vec<i64>>,
     pub(super) stopped: watch::Receiver<bool>,
+    pub(super) recording: Recording,
 }
 
 /// The last commits, by partition.
@@ -120,7 +161,9 @@ impl Committing {
                 })
                 .collect();
             committed.tried.clone_from(&positions);
+            self.recording.commit(self.group, self.topic, &positions);
             if self.client.groups().commit(self.group, &commits).await.is_ok() {
+                self.recording.committed(self.group, self.topic, &positions);
                 committed.acknowledged = positions;
                 committed.commits += 1;
             }

@@ -3,17 +3,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::findings::Findings;
-use super::killer::Kills;
+use super::fires::Fires;
 
 /// What a run of chaos did and found.
 #[derive(Debug)]
 pub struct Report {
     /// As configured.
     pub seed: u64,
-    /// How long the broker was under fire.
+    /// As configured.
+    pub brokers: u32,
+    /// As configured.
+    pub require_all: bool,
+    /// How long they were under fire.
     pub duration: Duration,
-    /// What was done to the broker.
-    pub kills: Kills,
+    /// What was done to them.
+    pub fires: Fires,
     /// Acknowledged records of the topic `direct`.
     pub direct_acknowledged: u64,
     /// Acknowledged records of the topic `routed`.
@@ -24,6 +28,10 @@ pub struct Report {
     pub reconnects: u64,
     /// Acknowledged commits of a reader's position.
     pub commits: u64,
+    /// Records that were refused because a broker's disk had failed.
+    pub refused_by_disks: u64,
+    /// Partitions that ended for a reader because of that, and went on.
+    pub resumed: u64,
     /// Records that tasks emitted.
     pub outputs: u64,
     /// What the checks found.
@@ -33,29 +41,24 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether all checks hold.
+    /// Whether all checks hold, and all faults were there that had to be.
     #[must_use]
-    pub const fn is_good(&self) -> bool {
-        self.findings.violation_count() == 0
+    pub fn is_good(&self) -> bool {
+        self.findings.violation_count() == 0 && !self.lacks_faults()
+    }
+
+    fn lacks_faults(&self) -> bool {
+        self.require_all && !self.fires.skipped.is_empty()
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kills, findings, .. } = self;
+        let Self { fires, findings, .. } = self;
         writeln!(f, "seed                  {}", self.seed)?;
-        writeln!(f, "under fire            {:.0} s", self.duration.as_secs_f64())?;
-        writeln!(
-            f,
-            "kill -9               {} ({} of them shortly after a start); stopped in order {} times",
-            kills.total(),
-            kills.starting,
-            kills.stops
-        )?;
-        if let Some((median, longest)) = kills.start_times() {
-            let (median, longest) = (median.as_secs_f64(), longest.as_secs_f64());
-            writeln!(f, "until it served again {median:.2} s median, {longest:.2} s at the longest")?;
-        }
+        let seconds = self.duration.as_secs_f64();
+        writeln!(f, "under fire            {} broker(s) for {seconds:.0} s", self.brokers)?;
+        write!(f, "{fires}")?;
         writeln!(
             f,
             "records acknowledged  {} ({} direct, {} routed); {} batches were sent again",
@@ -69,14 +72,24 @@ impl fmt::Display for Report {
             "readers               subscribed again {} times, committed {} times",
             self.reconnects, self.commits
         )?;
+        if self.refused_by_disks + self.resumed > 0 {
+            writeln!(
+                f,
+                "disks that failed     {} records refused with STORAGE_FAILED, {} partitions read on after it",
+                self.refused_by_disks, self.resumed
+            )?;
+        }
         writeln!(f, "tasks                 emitted {} records", self.outputs)?;
         writeln!(f, "checks made           {}", findings.checks())?;
         writeln!(f, "violations            {}", findings.violation_count())?;
         for violation in findings.violations() {
             writeln!(f, "  {violation}")?;
         }
+        if self.lacks_faults() {
+            writeln!(f, "FAILED: faults were SKIPPED, and all are required")?;
+        }
         if let Some(kept) = &self.kept {
-            writeln!(f, "data and log are in {}", kept.display())?;
+            writeln!(f, "data and logs are in {}", kept.display())?;
         }
         Ok(())
     }

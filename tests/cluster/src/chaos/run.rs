@@ -1,10 +1,11 @@
-//! The whole of it: set up, load, kills, calm, checks.
+//! The whole of it: set up, load, faults, calm, checks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tidemill_client::messages::DeploymentStatus;
 use tidemill_client::{Client, PartitionId, TopicPartition};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -14,111 +15,177 @@ use super::check_log::check_log;
 use super::check_readers::{check_positions, check_reader};
 use super::check_tasks::{check_counts, check_routes};
 use super::config::ChaosConfig;
+use super::faults::FaultKind;
 use super::findings::{Findings, ViolationKind};
-use super::gather;
+use super::fires::Fires;
+use super::fleet::{Fleet, rack_of};
+use super::gather::{self, Ends, Held};
 use super::history::{Fate, Logged};
-use super::killer::{Kills, kill_until};
-use super::load::{DEVICES, DIRECT_PARTITIONS, ROUTED_PARTITIONS, Topic, user_name};
-use super::producers::{Produced, Producing};
+use super::killer::{self, kill_until};
+use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic, user_name};
+use super::producers::{Produced, Producing, Watch};
 use super::readers::{Committed, Committing, Reading, Seen};
+use super::recording::{FILTERED_READER, Recording};
 use super::report::Report;
 use super::setup::*;
+use super::siege::Siege;
+use crate::Outcome;
 use crate::fixtures::Random;
-use crate::waiting::caught_up;
-use crate::{BrokerOptions, Outcome, TestBroker};
+use crate::waiting::eventually;
 
 /// Until all that was sent has its outcome, tasks have caught up, readers have read to the end. Each.
 const CALM_DEADLINE: Duration = Duration::from_secs(150);
 /// Between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// What tasks should not do after a start, they do within this time.
+const QUIET: Duration = Duration::from_secs(2);
 const GROUP: &str = "chaos-reader";
+/// Where one of the readers of a cluster reads, whoever leads.
+const NEAR_RACK: &str = "rack-1";
+/// In the log of a broker that found its log damaged.
+const RETIRED: &str = "it is retired, and comes back as a new one";
 
 /// Runs chaos and checks what is left.
 ///
 /// # Errors
-/// The run itself failed: the broker does not start any more, say. What the checks find is in the report.
+/// The run itself failed: a broker does not start any more, say. What the checks find is in the report.
 pub async fn run(config: &ChaosConfig) -> Outcome<Report> {
-    let mut broker = TestBroker::start(options(config)).await?;
-    let outcome = run_on(config, &mut broker).await;
+    let mut fleet = Fleet::start(config).await?;
+    let outcome = run_on(config, &mut fleet).await;
     match outcome {
         Ok(mut report) => {
             if !report.is_good() {
-                report.kept = Some(broker.keep());
+                report.kept = Some(fleet.keep());
             }
             Ok(report)
         }
         Err(error) => {
-            let kept = broker.keep();
-            Err(format!("{error}\n(seed {}; data and log are in {})", config.seed, kept.display()).into())
+            let kept = fleet.keep();
+            Err(format!("{error}\n(seed {}; data and logs are in {})", config.seed, kept.display()).into())
         }
     }
 }
 
-/// Small files and frequent checkpoints: a kill should find every kind of work under way.
-fn options(config: &ChaosConfig) -> BrokerOptions {
-    let options = BrokerOptions::default()
-        .set("wal.segment_bytes", 4 << 20)
-        .set("wal.bytes_max", 32 << 20)
-        .set("storage.checkpoint_bytes", 512 << 10);
-    match &config.directory {
-        Some(directory) => options.directory(directory),
-        None => options,
-    }
-}
-
-async fn run_on(config: &ChaosConfig, broker: &mut TestBroker) -> Outcome<Report> {
-    let client = broker.client().await?;
+async fn run_on(config: &ChaosConfig, fleet: &mut Fleet) -> Outcome<Report> {
+    let client = fleet.client().await?;
+    fleet.settled(&client).await?;
     set_up(&client).await?;
-    let load = Load::start(config, broker).await?;
-    let kills = under_fire(config, broker, &load.acknowledged).await?;
+    fleet.settled(&client).await?;
+    let recording = Recording::create(&fleet.directory(), config.seed)?;
+    let load = Load::start(config, fleet, &recording).await?;
+    let mut fires = under_fire(config, fleet, &client, &load.watch, &recording).await?;
+    fleet.settled(&client).await?;
     let loaded = load.finish(&client).await?;
-    // What is checked is what is on the disk.
-    broker.kill().await?;
-    broker.restart().await?;
-    check(config, &client, kills, loaded).await
+    let before = Ends::now(&client).await?;
+    // What is checked is what is on the disks.
+    fleet.begin_anew().await?;
+    fleet.settled(&client).await?;
+    tokio::time::sleep(QUIET).await;
+    let ends = Ends::now(&client).await?.further(&before);
+    fires.retired = fleet.logs().matches(RETIRED).count() as u64;
+    check(config, fleet, &client, &ends, &recording, fires, loaded).await
 }
 
 async fn under_fire(
     config: &ChaosConfig,
-    broker: &mut TestBroker,
-    acknowledged: &AtomicU64,
-) -> Outcome<Kills> {
+    fleet: &mut Fleet,
+    client: &Client,
+    watch: &Arc<Watch>,
+    recording: &Recording,
+) -> Outcome<Fires> {
     let begun = Instant::now();
     let mut random = Random::new(config.seed);
     let mut said = begun;
-    let progress = |kills: &Kills| {
+    let progress = |fires: &Fires| {
         if config.verbose && said.elapsed() >= PROGRESS_INTERVAL {
             said = Instant::now();
-            let (seconds, acknowledged) = (begun.elapsed().as_secs(), acknowledged.load(Ordering::Relaxed));
-            println!("{seconds:5} s  {:4} kills  {acknowledged:9} records acknowledged", kills.total());
+            let seconds = begun.elapsed().as_secs();
+            let acknowledged = watch.acknowledged.load(Ordering::Relaxed);
+            println!(
+                "{seconds:5} s  {:4} faults  {:4} kills  {acknowledged:9} records acknowledged",
+                fires.total(),
+                fires.kills
+            );
         }
     };
-    Ok(kill_until(begun + config.duration, broker, &mut random, progress).await?)
+    let deadline = begun + config.duration;
+    match fleet {
+        Fleet::One(broker) => {
+            let kinds = config.wanted(&killer::FAULTS);
+            if kinds.is_empty() {
+                return Err("of these faults none is for a broker that is alone".into());
+            }
+            Ok(kill_until(deadline, broker, &kinds, &mut random, progress).await?)
+        }
+        Fleet::Several(several) => {
+            let siege = Siege {
+                several,
+                client: client.clone(),
+                random,
+                kinds: config.wanted(&FaultKind::ALL),
+                watch: Arc::clone(watch),
+                recording: recording.clone(),
+                fires: Fires::default(),
+                weather_until: None,
+            };
+            siege.until(deadline, progress).await
+        }
+    }
 }
 
-/// Everything that uses the broker while it is killed.
+/// A reader that reads all the time.
+#[derive(Debug, Clone, Copy)]
+struct Reader {
+    /// As the history calls it.
+    name: &'static str,
+    topic: Topic,
+    is_filtered: bool,
+    rack: Option<&'static str>,
+}
+
+impl Reader {
+    /// Those of a run.
+    fn all(config: &ChaosConfig) -> Vec<Self> {
+        let at_leaders = |name, topic, is_filtered| Self { name, topic, is_filtered, rack: None };
+        let mut readers = vec![
+            at_leaders("direct-plain", Topic::Direct, false),
+            at_leaders("routed-plain", Topic::Routed, false),
+            at_leaders(FILTERED_READER, Topic::Routed, true),
+        ];
+        if config.brokers > 1 {
+            debug_assert_eq!(rack_of(1), NEAR_RACK);
+            let rack = Some(NEAR_RACK);
+            readers.push(Self { name: "direct-near", topic: Topic::Direct, is_filtered: false, rack });
+        }
+        readers
+    }
+}
+
+/// Everything that uses the brokers while they are under fire.
 struct Load {
     producers: Vec<(Topic, JoinHandle<Outcome<Produced>>)>,
-    readers: Vec<(Topic, bool, JoinHandle<Outcome<Seen>>)>,
+    readers: Vec<(Reader, JoinHandle<Outcome<Seen>>)>,
     committer: JoinHandle<Outcome<Committed>>,
     producing_stopped: watch::Sender<bool>,
     committing_stopped: watch::Sender<bool>,
-    ends: BTreeMap<u32, watch::Sender<Option<Vec<i64>>>>,
-    acknowledged: Arc<AtomicU64>,
+    ends: Vec<watch::Sender<Option<Vec<i64>>>>,
+    watch: Arc<Watch>,
 }
 
 /// What came of it.
 struct Loaded {
     produced: Vec<(Topic, Produced)>,
-    seen: Vec<(Topic, bool, Seen)>,
+    seen: Vec<(Reader, Seen)>,
     committed: Committed,
+    refused_by_disks: u64,
 }
 
 impl Load {
-    async fn start(config: &ChaosConfig, broker: &TestBroker) -> Outcome<Self> {
+    async fn start(config: &ChaosConfig, fleet: &Fleet, recording: &Recording) -> Outcome<Self> {
         let (producing_stopped, stopped) = watch::channel(false);
-        let acknowledged = Arc::new(AtomicU64::new(0));
-        let client = broker.client().await?;
+        let disks_fail = fleet.has_disks();
+        let watch = Arc::new(Watch { disks_fail, ..Watch::default() });
+        let client = fleet.client().await?;
         let mut producers = Vec::new();
         for (topic, count) in
             [(Topic::Direct, ChaosConfig::DIRECT_PRODUCERS), (Topic::Routed, ChaosConfig::ROUTED_PRODUCERS)]
@@ -132,62 +199,79 @@ impl Load {
                     rate: config.rate,
                     records_max: config.records_max,
                     stopped: stopped.clone(),
-                    acknowledged: Arc::clone(&acknowledged),
+                    watch: Arc::clone(&watch),
+                    recording: recording.clone(),
                 };
                 producers.push((topic, tokio::spawn(producing.run())));
             }
         }
         // Readers on a connection of their own, so that neither side waits for the other.
-        let client = broker.client().await?;
+        let client = fleet.client().await?;
         let (committing_stopped, stopped) = watch::channel(false);
-        let (mut readers, mut ends, mut committer) = (Vec::new(), BTreeMap::new(), None);
-        for (number, (topic, is_filtered)) in
-            (0u32..).zip([(Topic::Direct, false), (Topic::Routed, false), (Topic::Routed, true)])
-        {
+        let (mut readers, mut ends, mut committer) = (Vec::new(), Vec::new(), None);
+        for reader in Reader::all(config) {
+            let Reader { name, topic, is_filtered, rack } = reader;
             let (end, until) = watch::channel(None);
-            ends.insert(number, end);
+            ends.push(end);
             let (positions, position) = watch::channel(Vec::new());
             let reading = Reading {
                 client: client.clone(),
+                name,
                 seed: config.seed,
                 topic,
                 is_filtered,
+                rack,
+                disks_fail,
+                recording: recording.clone(),
                 ends: until,
                 positions,
             };
-            readers.push((topic, is_filtered, tokio::spawn(reading.run())));
+            readers.push((reader, tokio::spawn(reading.run())));
             if committer.is_none() {
-                let (client, stopped) = (client.clone(), stopped.clone());
-                let committing = Committing { client, group: GROUP, topic, positions: position, stopped };
+                let committing = Committing {
+                    client: client.clone(),
+                    group: GROUP,
+                    topic,
+                    positions: position,
+                    stopped: stopped.clone(),
+                    recording: recording.clone(),
+                };
                 committer = Some(tokio::spawn(committing.run()));
             }
         }
         let committer = committer.ok_or("there is no reader")?;
-        Ok(Self { producers, readers, committer, producing_stopped, committing_stopped, ends, acknowledged })
+        Ok(Self { producers, readers, committer, producing_stopped, committing_stopped, ends, watch })
     }
 
-    /// Lets everything come to its end, now that the broker is left alone.
+    /// Lets everything come to its end, now that the brokers are left alone.
     async fn finish(self, client: &Client) -> Outcome<Loaded> {
         self.producing_stopped.send_replace(true);
         let mut produced = Vec::new();
         for (topic, producer) in self.producers {
             produced.push((topic, calm("a producer's outcomes", producer).await?));
         }
-        caught_up(client, COUNTER, DIRECT_PARTITIONS as usize, CALM_DEADLINE).await?;
-        caught_up(client, ROUTER, ROUTED_PARTITIONS as usize, CALM_DEADLINE).await?;
-        for ((topic, ..), end) in self.readers.iter().zip(self.ends.values()) {
-            let description = client.topics().describe(topic.name()).await?;
-            end.send_replace(Some(
-                description.partitions.iter().map(|status| status.high_watermark).collect(),
-            ));
+        let mut ends = Ends::now(client).await?;
+        // Whoever is asked for the ends may be behind; where something was acknowledged, something is.
+        for (topic, produced) in &produced {
+            for fate in &produced.fates {
+                if let Fate::Acknowledged { at: Some((partition, offset)) } = *fate {
+                    ends.reach(topic.name(), partition, offset + 1);
+                }
+            }
+        }
+        at_the_end(client, COUNTER, ends.of(DIRECT)).await?;
+        at_the_end(client, ROUTER, ends.of(ROUTED)).await?;
+        for ((reader, _), end) in self.readers.iter().zip(&self.ends) {
+            end.send_replace(Some(ends.of(reader.topic.name()).to_vec()));
         }
         let mut seen = Vec::new();
-        for (topic, is_filtered, reader) in self.readers {
-            seen.push((topic, is_filtered, calm("a reader's end", reader).await?));
+        for (reader, reading) in self.readers {
+            seen.push((reader, calm("a reader's end", reading).await?));
         }
         self.committing_stopped.send_replace(true);
         let committed = calm("the last commit", self.committer).await?;
-        Ok(Loaded { produced, seen, committed })
+        let refused_by_disks = self.watch.refused_by_disks.load(Ordering::Relaxed);
+        Ok(Loaded { produced, seen, committed, refused_by_disks })
     }
 }
 
@@ -197,10 +281,41 @@ async fn calm<T>(what: &str, task: JoinHandle<Outcome<T>>) -> Outcome<T> {
         .map_err(|_| format!("{what} did not come within {CALM_DEADLINE:?}"))??
 }
 
-async fn check(config: &ChaosConfig, client: &Client, kills: Kills, loaded: Loaded) -> Outcome<Report> {
+/// Waits until each task of a hosted consumer has handled its partition to these ends, and what it emitted has arrived. Whoever is
+/// asked may follow, and be behind; the ends are the leaders'.
+async fn at_the_end(client: &Client, deployment: &str, ends: &[i64]) -> Outcome<()> {
+    let what = format!("{deployment} at the end of its topic");
+    eventually(&what, CALM_DEADLINE, async || {
+        let seen = client.deployments().describe(deployment).await.ok()?;
+        let stopped = seen.tasks.iter().find(|task| task.status() != DeploymentStatus::Running);
+        if let Some(stopped) = stopped {
+            return Some(Err(format!(
+                "task {} of {deployment} stopped: {}",
+                stopped.partition, stopped.reason
+            )));
+        }
+        let is_there = |task: &tidemill_client::messages::TaskStatus| {
+            let end = ends.get(task.partition as usize).copied().unwrap_or(0);
+            task.outbox_bytes == 0 && task.positions.iter().all(|source| source.position >= end)
+        };
+        (seen.tasks.len() == ends.len() && seen.tasks.iter().all(is_there)).then_some(Ok(()))
+    })
+    .await??;
+    Ok(())
+}
+
+async fn check(
+    config: &ChaosConfig,
+    fleet: &Fleet,
+    client: &Client,
+    ends: &Ends,
+    recording: &Recording,
+    fires: Fires,
+    loaded: Loaded,
+) -> Outcome<Report> {
     let mut findings = Findings::default();
-    let direct = gather::log(client, config.seed, Topic::Direct, &mut findings).await?;
-    let routed = gather::log(client, config.seed, Topic::Routed, &mut findings).await?;
+    let direct = gather::log(client, config.seed, Topic::Direct, ends, &mut findings).await?;
+    let routed = gather::log(client, config.seed, Topic::Routed, ends, &mut findings).await?;
     let of = |topic: Topic| if topic == Topic::Direct { &direct } else { &routed };
     let mut acknowledged = BTreeMap::new();
     for topic in [Topic::Direct, Topic::Routed] {
@@ -214,28 +329,69 @@ async fn check(config: &ChaosConfig, client: &Client, kills: Kills, loaded: Load
         findings.check(false, *kind, || what.clone());
     }
     check_placement(&routed, &mut findings);
-    for (topic, is_filtered, seen) in &loaded.seen {
-        let name = format!("reader of {}{}", topic.name(), if *is_filtered { " with a filter" } else { "" });
+    for (Reader { name, topic, is_filtered, .. }, seen) in &loaded.seen {
         for (partition, (log, seen)) in (0u32..).zip(of(*topic).iter().zip(&seen.records)) {
             let passes = |record: &Logged| !is_filtered || record.device == FILTERED_DEVICE;
-            check_reader(&name, partition, log, passes, seen, &mut findings);
+            check_reader(&format!("reader {name}"), partition, log, passes, seen, &mut findings);
         }
     }
-    check_commits(client, &loaded.committed, &mut findings).await?;
-    let outputs = check_tasks(config, client, &direct, &routed, &mut findings).await?;
+    check_commits(client, &loaded.committed, recording, &mut findings).await?;
+    let outputs = check_tasks(config, client, (&direct[..], &routed[..]), ends, &mut findings).await?;
+    check_replicas(config, fleet, ends, recording, &mut findings).await?;
+    recording.check(&mut findings).await?;
     Ok(Report {
         seed: config.seed,
+        brokers: config.brokers,
+        require_all: config.require_all,
         duration: config.duration,
-        kills,
+        fires,
         direct_acknowledged: acknowledged.get(Topic::Direct.name()).copied().unwrap_or(0),
         routed_acknowledged: acknowledged.get(Topic::Routed.name()).copied().unwrap_or(0),
         resent_batches: loaded.produced.iter().map(|(_, produced)| produced.resent_batches).sum(),
-        reconnects: loaded.seen.iter().map(|(.., seen)| seen.reconnects).sum(),
+        reconnects: loaded.seen.iter().map(|(_, seen)| seen.reconnects).sum(),
         commits: loaded.committed.commits,
+        refused_by_disks: loaded.refused_by_disks,
+        resumed: loaded.seen.iter().map(|(_, seen)| seen.resumed).sum(),
         outputs,
         findings,
         kept: None,
     })
+}
+
+/// Each broker by itself holds the same.
+async fn check_replicas(
+    config: &ChaosConfig,
+    fleet: &Fleet,
+    ends: &Ends,
+    recording: &Recording,
+    findings: &mut Findings,
+) -> Outcome<()> {
+    let mut first: BTreeMap<&'static str, (u32, Held)> = BTreeMap::new();
+    for (broker, settings) in fleet.each_alone() {
+        let client = Client::connect(settings.client_id("chaos-alone")).await?;
+        let rack = (config.brokers > 1).then(|| rack_of(broker));
+        for (name, topic) in TOPICS {
+            let held =
+                gather::held(&client, config.seed, (name, topic), ends, rack.as_deref(), findings).await?;
+            if let Some(topic) = topic {
+                recording.replicas(broker, topic, &held.log, ends.of(name));
+            }
+            let Some((other, expected)) = first.get(name) else {
+                first.insert(name, (broker, held));
+                continue;
+            };
+            for partition in (0u32..).take(ends.of(name).len()) {
+                let (here, there) = (held.digests.get(&partition), expected.digests.get(&partition));
+                findings.check(here == there, ViolationKind::Replica, || {
+                    format!(
+                        "{name}-{partition}: broker {broker} has {here:?} (records, digest), broker {other} {there:?}"
+                    )
+                });
+            }
+        }
+        client.close().await;
+    }
+    Ok(())
 }
 
 /// The partitioner places by the user, so a user's records lie in one partition: the one of Kafka's hash.
@@ -254,7 +410,12 @@ fn place(key: &str, partitions: u32) -> u32 {
     tidemill_protocol::partitioner::partition_for_key(key.as_bytes(), partitions).get()
 }
 
-async fn check_commits(client: &Client, committed: &Committed, findings: &mut Findings) -> Outcome<()> {
+async fn check_commits(
+    client: &Client,
+    committed: &Committed,
+    recording: &Recording,
+    findings: &mut Findings,
+) -> Outcome<()> {
     let topic = client.topic_metadata(Topic::Direct.name()).await?;
     let positions = client.groups().positions(GROUP).await?;
     let found: Vec<Option<i64>> = (0..DIRECT_PARTITIONS)
@@ -263,6 +424,9 @@ async fn check_commits(client: &Client, committed: &Committed, findings: &mut Fi
             positions.get(&partition).map(|offset| offset.get())
         })
         .collect();
+    for (partition, position) in (0u32..).zip(&found) {
+        recording.position(GROUP, Topic::Direct, partition, *position);
+    }
     check_positions(GROUP, &committed.acknowledged, &committed.tried, &found, findings);
     Ok(())
 }
@@ -271,11 +435,11 @@ async fn check_commits(client: &Client, committed: &Committed, findings: &mut Fi
 async fn check_tasks(
     config: &ChaosConfig,
     client: &Client,
-    direct: &[Vec<Logged>],
-    routed: &[Vec<Logged>],
+    (direct, routed): (&[Vec<Logged>], &[Vec<Logged>]),
+    ends: &Ends,
     findings: &mut Findings,
 ) -> Outcome<u64> {
-    let counts = gather::counts(client, COUNTS, findings).await?;
+    let counts = gather::counts(client, COUNTS, ends, findings).await?;
     let mut emitted: u64 = counts.iter().map(|counts| counts.len() as u64).sum();
     for (partition, records) in (0u32..).zip(direct) {
         let source: Vec<u32> = records.iter().map(|record| record.song).collect();
@@ -289,8 +453,8 @@ async fn check_tasks(
         .iter()
         .map(|records| records.iter().map(|record| (record.id, target_of(record))).collect())
         .collect();
-    let mut outputs = gather::routed(client, config.seed, PHONES, findings).await?;
-    outputs.extend(gather::routed(client, config.seed, OTHERS, findings).await?);
+    let mut outputs = gather::routed(client, config.seed, PHONES, ends, findings).await?;
+    outputs.extend(gather::routed(client, config.seed, OTHERS, ends, findings).await?);
     emitted += outputs.values().map(|ids| ids.len() as u64).sum::<u64>();
     check_routes(ROUTER, &source, &outputs, findings);
     Ok(emitted)

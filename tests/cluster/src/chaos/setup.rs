@@ -6,7 +6,7 @@ use tidemill_client::messages::{FailurePolicy, TopicConfig};
 use tidemill_client::{Client, NewDeployment, NewTopic, Position};
 use tidemill_protocol::ShardId;
 
-use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS};
+use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic};
 use crate::{Outcome, plugins};
 
 pub(super) const COUNTS: &str = "counts";
@@ -15,6 +15,15 @@ pub(super) const PHONES: &str = "phones";
 pub(super) const PHONES_PARTITIONS: u32 = 3;
 pub(super) const OTHERS: &str = "others";
 pub(super) const OTHERS_PARTITIONS: u32 = 2;
+
+/// All topics, and what is known of their records.
+pub(super) const TOPICS: [(&str, Option<Topic>); 5] = [
+    (DIRECT, Some(Topic::Direct)),
+    (ROUTED, Some(Topic::Routed)),
+    (COUNTS, None),
+    (PHONES, None),
+    (OTHERS, None),
+];
 
 pub(super) const COUNTER: &str = "count-songs";
 pub(super) const ROUTER: &str = "by-device";

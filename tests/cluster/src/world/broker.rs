@@ -136,6 +136,54 @@ impl TestBroker {
         }
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Errors
+    /// It is not running, or goes on running.
+    pub async fn ended(&mut self, within: Duration) -> Result<ExitStatus, WorldError> {
+        let mut process = self.process.take().ok_or(WorldError::NotRunning)?;
+        match timeout(within, process.child.wait()).await {
+            Ok(ended) => ended.map_err(|source| self.io("data", source)),
+            Err(_) => {
+                self.process = Some(process);
+                Err(WorldError::TimedOut { what: "end", after: within, log: self.log_tail() })
+            }
+        }
+    }
+
+    /// Holds it up where it stands (SIGSTOP), until [`Self::resume`] or [`Self::kill`].
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn pause(&self) -> Result<(), WorldError> {
+        self.signal(Signal::STOP)
+    }
+
+    /// Lets it go on (SIGCONT).
+    ///
+    /// # Errors
+    /// It is not running.
+    pub fn resume(&self) -> Result<(), WorldError> {
+        self.signal(Signal::CONT)
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), WorldError> {
+        let id = self.process_id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let id = id.ok_or(WorldError::NotRunning)?;
+        kill_process(id, signal).map_err(|error| self.io("data", error.into()))
+    }
+
+    /// From the next start on it runs with these options, in the directory and at the address that it has.
+    pub fn change(&mut self, options: BrokerOptions) {
+        self.options = options;
+    }
+
+    /// Where its data directory and its log are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.home.path()
+    }
+
     /// Where it listens.
     #[must_use]
     pub const fn address(&self) -> SocketAddr {

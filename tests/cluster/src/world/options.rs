@@ -35,6 +35,13 @@ impl BrokerOptions {
         self
     }
 
+    /// Without a setting that was made before.
+    #[must_use]
+    pub fn without(mut self, name: &str) -> Self {
+        self.settings.retain(|(known, _)| known != name);
+        self
+    }
+
     /// Keeps everything in this directory, which stays when the broker goes. By default a temporary one.
     #[must_use]
     pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {

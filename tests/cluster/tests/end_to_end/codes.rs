@@ -14,10 +14,18 @@ use crate::kit::{batch_of, broker, broker_with, code, create, numbered, partitio
 use crate::raw::{RawPeer, frame, opening};
 
 /// Codes that no test of a whole broker provokes, and what shows them instead.
-const NOT_PROVOKED: [(&str, &str); 1] = [(
-    "INTERNAL",
-    "sent where the broker has a defect, such as a task of its own that panics: no client may have a way to it",
-)];
+const NOT_PROVOKED: [(&str, &str); 4] = [
+    (
+        "INTERNAL",
+        "sent where the broker has a defect, such as a task of its own that panics: no client may have a way to it",
+    ),
+    (
+        "NO_QUORUM",
+        "the client repeats what it is said to until its deadline: several_brokers/quorum.rs sees that",
+    ),
+    ("JOIN_REFUSED", "said to brokers that join: several_brokers/strangers.rs and members.rs read the words"),
+    ("PEER_REFUSED", "said between brokers: several_brokers/strangers.rs and members.rs read it in the logs"),
+];
 
 fn sources(dir: &Path, found: &mut String) {
     for entry in std::fs::read_dir(dir).expect("the tests' sources") {
@@ -34,7 +42,9 @@ fn sources(dir: &Path, found: &mut String) {
 #[test]
 fn every_code_is_met_by_a_test() {
     let mut text = String::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/end_to_end"), &mut text);
+    for tests in ["tests/end_to_end", "tests/several_brokers"] {
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join(tests), &mut text);
+    }
     // Of this file only what stands below.
     text.push_str(include_str!("codes.rs").split_once("/// Here begins").expect("the mark").1);
     for code in ErrorCode::ALL {

@@ -10,6 +10,7 @@ use tidemill_hosting::{Answer, PlainRecord, PluginKind, Run};
 
 use super::report::{Report, answer, contents, kind, readable};
 use crate::error::CliError;
+use crate::text::counted;
 use crate::{output, text};
 
 /// Characters of a cell.
@@ -192,10 +193,6 @@ fn summary(report: &Report<'_>) -> Vec<(&'static str, String)> {
         }
     }
     facts
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// How often each answer was given.

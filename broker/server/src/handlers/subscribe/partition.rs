@@ -1,13 +1,19 @@
 //! One partition of a subscription: where it stands and how much it may send.
 
+use std::time::Duration;
+
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
 use tidemill_protocol::{ErrorCode, Offset, Timestamp, TopicPartition, messages::Error};
-use tidemill_raft::{HighWatermark, ShardHandle};
+use tidemill_raft::{HighWatermark, ReadError, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
 use tokio_util::sync::CancellationToken;
 
+use crate::context::{Context, shows_all};
 use crate::errors;
+
+/// How long a reader that could begin waits for the replica to hear how far the log goes.
+const NEWS_PATIENCE: Duration = Duration::from_secs(1);
 
 /// One partition of a subscription.
 pub(super) struct Subscribed {
@@ -53,6 +59,43 @@ impl Subscribed {
     pub(super) fn at_end(&self) -> bool {
         self.next >= self.high_watermark.get()
     }
+}
+
+/// Makes sure that the replica here shows what a position is about, and all that the client has seen elsewhere (records below `floor`):
+/// one that follows may be behind. Its leader is asked only where that can matter.
+///
+/// # Errors
+/// The leader can't be asked: the same may succeed later, here or at another replica.
+pub(super) async fn catch_up(
+    context: &Context,
+    partition: TopicPartition,
+    position: Option<&Position>,
+    floor: i64,
+) -> Result<(), Error> {
+    let Some(replica) =
+        context.view.now().shard_of(partition).and_then(|shard| context.shards.replica(shard))
+    else {
+        return Ok(());
+    };
+    let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
+    let may_lack = !shows_all(&replica);
+    let is_behind = match position.and_then(|position| position.at.as_ref()) {
+        Some(At::Earliest(_)) => end < floor.max(0),
+        Some(At::Offset(offset)) => end < floor.max(*offset),
+        None | Some(At::Latest(_) | At::Timestamp(_)) => may_lack || end < floor,
+    };
+    if is_behind {
+        return match replica.read_barrier().await {
+            // One that has stopped shows what it had.
+            Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),
+            Err(error) => Err(errors::barrier(&error)),
+        };
+    }
+    if may_lack {
+        // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
+        let _ = tokio::time::timeout(NEWS_PATIENCE, replica.read_barrier()).await;
+    }
+    Ok(())
 }
 
 /// The offset that a position means now.

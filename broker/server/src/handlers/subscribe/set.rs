@@ -17,7 +17,7 @@ use tidemill_shard::{Batches, Fetch};
 use tokio::sync::mpsc;
 
 use super::filtering::{BatchFilter, Filtering};
-use super::partition::{Removal, Subscribed, out_of_range, resolve};
+use super::partition::{Removal, Subscribed, catch_up, out_of_range, resolve};
 use crate::connection::ClientName;
 use crate::context::Context;
 use crate::errors;
@@ -176,7 +176,11 @@ impl SubscriptionSet {
     async fn seek(&mut self, seek: SubscribeSeek) -> Result<(), WriteError> {
         let Some(partition) = self.partitions.get(&seek.id) else { return Ok(()) };
         let name = self.context.view.now().partition_name(partition.partition);
-        let found = resolve(&partition.shard.now(), partition.partition, &name, seek.start.as_ref()).await;
+        let (place, shard) = (partition.partition, partition.shard.clone());
+        let found = match catch_up(&self.context, place, seek.start.as_ref(), seek.floor_offset).await {
+            Ok(()) => resolve(&shard.now(), place, &name, seek.start.as_ref()).await,
+            Err(error) => Err(error),
+        };
         match (found, self.partitions.get_mut(&seek.id)) {
             (Ok(next), Some(partition)) => {
                 partition.next = next;
@@ -288,10 +292,10 @@ async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subs
         ));
     }
     let partition = topics::partition(add.partition.as_ref())?;
-    let view = context.view.now();
-    let (_, replica) = context.find(&view, partition)?;
+    let (_, replica) = context.find_fresh(partition).await?;
+    catch_up(context, partition, add.start.as_ref(), add.floor_offset).await?;
     let shard = replica.handle();
-    let name = view.partition_name(partition);
+    let name = context.view.now().partition_name(partition);
     let high_watermark = shard.watch(partition).ok_or_else(|| errors::not_ready(&name))?;
     let next = resolve(&shard.now(), partition, &name, add.start.as_ref()).await?;
     Ok(Subscribed {

@@ -10,7 +10,7 @@ use tidemill_client::{
 use tidemill_cluster_tests::plays::DEVICES;
 use tidemill_cluster_tests::reading::{self, ByPartition, drain, read_all};
 use tidemill_cluster_tests::waiting::caught_up;
-use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, plugins};
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster, plugins};
 
 use crate::crash;
 use crate::facts::{Inventory, Plays};
@@ -22,36 +22,43 @@ pub(crate) const PARTITIONS: u32 = 3;
 pub(crate) const COUNTER: &str = "plays-per-song";
 const TOP_SONGS: &str = "top-songs";
 pub(crate) const EVENTS: u64 = 30_000;
+const BROKERS: u32 = 3;
+const SHARDS: u16 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Tells the whole story.
 pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
     narrator.tell(
-        "Tidemill is a durable commit log in the shape of Apache Kafka: topics, partitions, offsets, consumer groups. Clients \
-         reach it over QUIC, and small programs of yours (plugins, compiled to WebAssembly) run next to the log, where \
-         otherwise you would run further services. This example starts a broker, plays a music service on it, kills the \
-         broker on the way, and checks every claim that it makes.",
+        "Tidemill is a durable, replicated commit log in the shape of Apache Kafka: topics, partitions, offsets, consumer groups. \
+         Clients reach it over QUIC, and small programs of yours (plugins, compiled to WebAssembly) run next to the log, where \
+         otherwise you would run further services. This example starts three brokers, plays a music service on them, kills a \
+         leader on the way, and checks every claim that it makes.",
     );
-    narrator.chapter("A broker");
+    narrator.chapter("Three brokers");
     let begun = Instant::now();
-    let mut broker = TestBroker::start(BrokerOptions::as_shipped()).await?;
-    let where_ = if keep { broker.keep() } else { broker.data_dir() };
+    let mut cluster = TestCluster::start(BROKERS, SHARDS, BrokerOptions::as_shipped()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    let where_ = if keep { cluster.keep() } else { cluster.directory() };
+    let processes: Vec<String> =
+        cluster.brokers().iter().filter_map(|broker| Some(broker.process_id()?.to_string())).collect();
+    let addresses: Vec<String> =
+        cluster.brokers().iter().map(|broker| broker.address().to_string()).collect();
     narrator.tell(&format!(
-        "A process of its own (pid {}) serves on {} (UDP) after {}. Everything that it knows is in {}. Nothing else was \
-         installed: no ZooKeeper, no JVM.",
-        broker.process_id().unwrap_or_default(),
-        broker.address(),
+        "`tidemill cluster init` made a plan; processes {} serve on {} (UDP), each found the others by one seed, and every shard has a \
+         leader after {}. What they know is in {}. Nothing else was installed: no ZooKeeper, no JVM.",
+        processes.join(", "),
+        addresses.join(", "),
         time(begun.elapsed()),
         where_.display()
     ));
-    let client = broker.client().await?;
     let mut plays = Plays::new();
     partitioner(narrator, &client, &mut plays).await?;
     let first_read = consumer(narrator, &client).await?;
     filter(narrator, &client, &first_read).await?;
     let (live, replay_from) = readers::play(narrator, &client, &first_read).await?;
     let before = replay(narrator, &client, &first_read, &replay_from).await?;
-    crash::play(narrator, &client, &mut broker, &mut plays, live).await?;
+    crash::play(narrator, &client, &mut cluster, &mut plays, live).await?;
     let after = reading_from(&client, &replay_from).await?;
     let digest = reading::digest(up_to(&after, &first_read));
     narrator.check(
@@ -59,7 +66,7 @@ pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
         format!("the replay of chapter 6 reads the same after the crash: {}", short(&digest)),
     );
     counts_after_all(narrator, &client).await?;
-    farewell(narrator, &broker, keep);
+    farewell(narrator, &cluster, keep);
     Ok(())
 }
 
@@ -91,7 +98,8 @@ async fn partitioner(narrator: &mut Narrator, client: &Client, plays: &mut Plays
         &Plays::new().next().map(|event| event.play.to_json()).unwrap_or_default(),
     ));
     narrator.tell(&format!(
-        "{} events like this one were produced in {} ({}), each acknowledged only after it was on the disk (fdatasync).",
+        "{} events like this one were produced in {} ({}), each acknowledged only after it was on the disks of two of the three brokers \
+         (fdatasync).",
         grouped(EVENTS),
         time(took),
         rate(EVENTS, took)
@@ -324,7 +332,7 @@ async fn counts_after_all(narrator: &mut Narrator, client: &Client) -> Outcome<(
     check_counts(narrator, client, &inventory).await
 }
 
-fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
+fn farewell(narrator: &mut Narrator, cluster: &TestCluster, keep: bool) {
     let (checks, failed) = (narrator.checks(), narrator.failed());
     narrator.chapter("What to try next");
     if failed == 0 {
@@ -332,16 +340,11 @@ fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
     } else {
         narrator.tell(&format!("{failed} of {checks} checks FAILED."));
     }
-    let start = if keep {
-        format!("tidemill server --data-dir {}", broker.data_dir().display())
-    } else {
-        "tidemill dev".to_owned()
-    };
-    let (begin, broker_is) = if keep {
-        ("tidemill topic describe plays", "this very broker again")
-    } else {
-        ("tidemill topic create plays --partitions 3", "a broker of your own")
-    };
+    if keep {
+        narrator.tell(&format!("The brokers' directories are left in {}.", cluster.directory().display()));
+    }
+    let start = "tidemill dev".to_owned();
+    let (begin, broker_is) = ("tidemill topic create plays --partitions 3", "a broker of your own");
     for (command, what) in [
         ("cargo install --locked --path broker/cli", "the command line"),
         (start.as_str(), broker_is),
@@ -353,11 +356,14 @@ fn farewell(narrator: &mut Narrator, broker: &TestBroker, keep: bool) {
             "a plugin of ten lines that builds and whose test passes",
         ),
         ("tidemill deploy consumer --help", "what the broker can run for you"),
+        ("tidemill cluster init --help", "three brokers of your own"),
         ("cargo xtask chaos --minutes 15", "what chapter 7 did, for a quarter of an hour"),
     ] {
         narrator.show(format!("{command:<52} {what}").trim_end());
     }
     if !keep {
-        narrator.tell("The broker of this example is stopped and its directory removed; --keep leaves it.");
+        narrator.tell(
+            "The brokers of this example are stopped and their directories removed; --keep leaves them.",
+        );
     }
 }

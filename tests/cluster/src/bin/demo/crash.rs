@@ -1,11 +1,11 @@
-//! The chapter in which the broker is killed.
+//! The chapter in which a leader is killed.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tidemill_client::{Client, Delivery, Record};
 use tidemill_cluster_tests::reading::read_all;
-use tidemill_cluster_tests::{Outcome, TestBroker};
+use tidemill_cluster_tests::{Outcome, TestCluster};
 use tokio::sync::mpsc;
 
 use crate::chapters::{self, TOPIC};
@@ -16,17 +16,15 @@ use crate::readers::LiveReader;
 const EVENTS: usize = 30_000;
 /// Between events, so that the kill falls among them.
 const PACE: (usize, Duration) = (300, Duration::from_millis(20));
-/// The broker is killed when so many of the events are acknowledged.
+/// The leader of the first partition is killed when so many of the events are acknowledged.
 const KILLED_AFTER: u64 = 10_000;
-/// And stays away for so long.
-const AWAY: Duration = Duration::from_millis(500);
 const PENDING_MAX: usize = 50_000;
 
-/// Kills the broker while events are produced, and looks at what is left.
+/// Kills a leader while events are produced, and looks at what is left.
 pub(crate) async fn play(
     narrator: &mut Narrator,
     client: &Client,
-    broker: &mut TestBroker,
+    cluster: &mut TestCluster,
     plays: &mut Plays,
     live: LiveReader,
 ) -> Outcome<()> {
@@ -42,27 +40,29 @@ pub(crate) async fn play(
     };
     count.wait_for(|acknowledged| *acknowledged >= KILLED_AFTER).await?;
     let before = *count.borrow();
-    let victim = broker.process_id().unwrap_or_default();
-    broker.kill().await?;
-    tokio::time::sleep(AWAY).await;
-    let took = broker.restart().await?;
-    let back = Instant::now();
+    let leader = client.topics().describe(TOPIC).await?.partitions.first().map_or(1, |first| first.leader);
+    let victim = cluster.broker(leader).process_id().unwrap_or_default();
+    cluster.broker(leader).kill().await?;
+    let gone = Instant::now();
     let first = *count.borrow();
-    count.wait_for(|acknowledged| *acknowledged > first).await?;
-    let resumed = back.elapsed();
+    // What was on its way when it died may still come in.
+    count.wait_for(|acknowledged| *acknowledged > first + PACE.0 as u64).await?;
+    let resumed = gone.elapsed();
     sending.await??;
     let collected = collecting.await?;
     let stats = producer.stats();
+    let took = cluster.broker(leader).restart().await?;
+    cluster.settled(client).await?;
     narrator.tell(&format!(
-        "{} more events were on their way. When {} of them were acknowledged, process {victim} was killed with kill -9; it was \
-         gone for {} and started again on the same directory. It read its log and served after {}; the producer noticed by \
-         itself and had its next acknowledgement {} later, having sent {} batches again.",
+        "{} more events were on their way. When {} of them were acknowledged, process {victim}, broker {leader}, which led a partition, was \
+         killed with kill -9. The two others elected new leaders; {} after the kill the producer, which noticed by itself, had further \
+         acknowledgements, having sent {} batches again. When all events were through, the broker was started again on its directory: it \
+         served after {}, and caught up with what it had missed.",
         grouped(EVENTS as u64),
         grouped(before),
-        time(AWAY),
-        time(took),
         time(resumed),
-        stats.resent_batches
+        stats.resent_batches,
+        time(took)
     ));
     narrator.check(
         collected.failed == 0,

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use tidemill_protocol::BrokerId;
+use serde::{Deserialize, Serialize};
+
+use crate::BrokerId;
 
 /// One life of a replica: a broker and the incarnation under which it joined.
 ///
@@ -10,7 +12,8 @@ use tidemill_protocol::BrokerId;
 /// not repaired but retired, and the broker comes back under its next incarnation: a node id is never reused.
 ///
 /// In the log and on the wire it is one `u64`: the broker in the upper half, the incarnation in the lower.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct NodeId(u64);
 
 impl NodeId {

@@ -1,0 +1,173 @@
+//! What is at risk in a cluster, for `tidemill cluster status`.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use tidemill_protocol::{BrokerId, NodeId, ShardId, Timestamp};
+
+use crate::brokers::BrokerState;
+use crate::shards::{ShardRecord, is_majority};
+use crate::state::Controller;
+
+/// How bad a [`Risk`] is; the worst is the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Severity {
+    /// Work under way.
+    Note,
+    /// One failure more than was planned for may cost availability.
+    Warning,
+    /// Something can't be written now.
+    Critical,
+}
+
+/// Something that is not as it should be. Its text says what, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Risk {
+    /// Nothing can be written to a shard.
+    #[error(
+        "shard {shard} has {alive} of its {voters} voters alive, which is no majority: nothing can be written to \
+         it; bring its brokers back"
+    )]
+    NoMajority {
+        /// Which shard.
+        shard: ShardId,
+        /// Who is there.
+        alive: usize,
+        /// Of how many.
+        voters: usize,
+    },
+    /// A shard survives fewer failures than it should.
+    #[error("shard {shard} has {alive} replicas up to date and alive, {wanted} are wanted")]
+    UnderReplicated {
+        /// Which shard.
+        shard: ShardId,
+        /// Who is there.
+        alive: usize,
+        /// How many there should be.
+        wanted: usize,
+    },
+    /// A replica is not yet where it can vote.
+    #[error("replica {node} of shard {shard} is catching up")]
+    CatchingUp {
+        /// Which shard.
+        shard: ShardId,
+        /// Which replica.
+        node: NodeId,
+    },
+    /// A shard has no leader that is alive.
+    #[error("shard {shard} has no known leader that is alive; if that lasts, look at its brokers' logs")]
+    NoLeader {
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// Replicas fail together.
+    #[error("replicas of shard {shard} share a rack, though there are others")]
+    SharedRack {
+        /// Which shard.
+        shard: ShardId,
+    },
+    /// A broker is silent.
+    #[error(
+        "broker {broker} is down and holds {replicas} replicas; start it again, or `tidemill cluster remove \
+         {broker}`"
+    )]
+    BrokerDead {
+        /// Which broker.
+        broker: BrokerId,
+        /// The log's time since when.
+        since: Timestamp,
+        /// How many replicas it has.
+        replicas: usize,
+    },
+    /// A broker was let in, or was there at formation, and was never seen.
+    #[error("broker {broker} has not come up yet; start it")]
+    BrokerExpected {
+        /// Which broker.
+        broker: BrokerId,
+    },
+    /// A broker empties.
+    #[error("broker {broker} is being drained and holds {replicas} replicas still")]
+    Draining {
+        /// Which broker.
+        broker: BrokerId,
+        /// How many replicas it has.
+        replicas: usize,
+    },
+}
+
+impl Risk {
+    /// How bad it is.
+    #[must_use]
+    pub const fn severity(&self) -> Severity {
+        match self {
+            Self::NoMajority { .. } => Severity::Critical,
+            Self::UnderReplicated { .. }
+            | Self::NoLeader { .. }
+            | Self::BrokerDead { .. }
+            | Self::BrokerExpected { .. }
+            | Self::SharedRack { .. } => Severity::Warning,
+            Self::CatchingUp { .. } | Self::Draining { .. } => Severity::Note,
+        }
+    }
+}
+
+/// What is at risk, the worst first; empty where all is well.
+#[must_use]
+pub fn risks(controller: &Controller) -> Vec<Risk> {
+    let mut found: Vec<Risk> = controller.shards().flat_map(|shard| of_shard(controller, shard)).collect();
+    found.extend(of_brokers(controller));
+    found.sort_by_key(|risk| std::cmp::Reverse(risk.severity()));
+    found
+}
+
+fn of_shard(controller: &Controller, record: &ShardRecord) -> Vec<Risk> {
+    let shard = record.shard;
+    let mut found = Vec::new();
+    let (alive, voters) = controller.alive_voters(record);
+    if !is_majority(alive, voters) {
+        found.push(Risk::NoMajority { shard, alive, voters });
+    }
+    let voting = record.voters();
+    let is_up = |node: &&NodeId| voting.contains(node) && controller.is_alive_in(record, **node);
+    let up = record.replicas.iter().filter(is_up).count();
+    let most = usize::from(controller.settings().replication_factor_max);
+    let members = controller.brokers().filter(|broker| broker.state == BrokerState::Active).count();
+    let few = if record.replicas.len() == 1 { 1 } else { most };
+    let wanted = if members >= most { most.max(record.replicas.len()) } else { few };
+    if up < wanted {
+        found.push(Risk::UnderReplicated { shard, alive: up, wanted });
+    }
+    let arriving = record.replicas.iter().filter(|node| !voting.contains(node));
+    found.extend(arriving.map(|node| Risk::CatchingUp { shard, node: *node }));
+    let leader = record.members.as_ref().and_then(|members| members.leader);
+    if !leader.is_some_and(|leader| controller.is_alive_in(record, leader)) {
+        found.push(Risk::NoLeader { shard });
+    }
+    if shares_a_rack(controller, record) {
+        found.push(Risk::SharedRack { shard });
+    }
+    found
+}
+
+fn shares_a_rack(controller: &Controller, record: &ShardRecord) -> bool {
+    let domain = |broker: BrokerId| controller.broker(broker).map(|record| record.fault_domain());
+    let held: BTreeSet<_> = record.brokers().map(domain).collect();
+    let eligible = controller.eligible_brokers().map(|broker| domain(broker.broker));
+    held.len() < record.replicas.len() && eligible.collect::<BTreeSet<_>>().len() > held.len()
+}
+
+fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
+    let held = |broker: BrokerId| {
+        controller.shards().filter(|shard| shard.brokers().any(|holder| holder == broker)).count()
+    };
+    controller.brokers().filter(|record| record.is_member()).flat_map(move |record| {
+        let (broker, replicas) = (record.broker, held(record.broker));
+        let silent = match (record.alive, record.starts) {
+            (true, _) => None,
+            (false, 0) => Some(Risk::BrokerExpected { broker }),
+            (false, _) => Some(Risk::BrokerDead { broker, since: record.alive_changed_at, replicas }),
+        };
+        let drained = record.state == BrokerState::Draining && replicas > 0;
+        silent.into_iter().chain(drained.then_some(Risk::Draining { broker, replicas }))
+    })
+}

@@ -1,0 +1,224 @@
+//! Units on their way to the shard's leader, wherever that is.
+//!
+//! One stream per leader, kept open: units go out as they come, each with a tag, and the answers come in any order. When it
+//! breaks off, what was sent has an unknown outcome, and what was not yet sent was not written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidemill_protocol::NodeId;
+use tidemill_shard::{Unit, UnitResult};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::error::ProposeError;
+use crate::peer_network::PeerLinks;
+use crate::peers::{MessageReceiver, MessageSender, PeerError, PeerStream};
+use crate::pending::Pending;
+use crate::rpc::{Answer, request};
+
+/// Units that wait for the stream to be opened, or for its windows.
+const QUEUED_UNITS_MAX: usize = 64;
+/// What each unit is charged beside its bytes.
+const UNIT_OVERHEAD_BYTES: usize = 4 << 10;
+/// How long opening the stream may take.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a unit waits for room on the stream.
+const RESERVE_PATIENCE: Duration = Duration::from_secs(5);
+
+type Outcome = Result<UnitResult, ProposeError>;
+
+/// Room for one unit on the stream to a leader. Dropped, it is given back.
+pub(crate) struct Slot {
+    place: mpsc::OwnedPermit<Forwarded>,
+    room: OwnedSemaphorePermit,
+}
+
+impl Slot {
+    /// Queues the unit. Its outcome is unknown where the stream breaks off behind it.
+    pub(crate) fn submit(self, unit: Unit) -> Pending {
+        let (outcome, answer) = Pending::new();
+        self.place.send(Forwarded { unit, reply: Reply { outcome, _room: self.room } });
+        answer
+    }
+}
+
+/// Sends units to whoever leads.
+pub(crate) struct Forwarder {
+    links: Arc<PeerLinks>,
+    room: Arc<Semaphore>,
+    bytes_max: usize,
+    link: Mutex<Option<Link>>,
+}
+
+struct Link {
+    leader: NodeId,
+    outgoing: mpsc::Sender<Forwarded>,
+}
+
+struct Forwarded {
+    unit: Unit,
+    reply: Reply,
+}
+
+/// Dropped without an answer, the outcome is unknown.
+struct Reply {
+    outcome: oneshot::Sender<Outcome>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Forwarder {
+    pub(crate) fn new(links: Arc<PeerLinks>, bytes_max: usize) -> Self {
+        let bytes_max = bytes_max.clamp(1, u32::MAX as usize >> 3);
+        Self { links, room: Arc::new(Semaphore::new(bytes_max)), bytes_max, link: Mutex::new(None) }
+    }
+
+    /// Waits for room for a unit of `bytes` on the stream to `leader`; what is submitted then goes out in the order of the calls.
+    pub(crate) async fn reserve(&self, leader: NodeId, bytes: usize) -> Result<Slot, ProposeError> {
+        let deadline = Instant::now() + RESERVE_PATIENCE;
+        let room = self.room(bytes, deadline).await?;
+        match tokio::time::timeout_at(deadline, self.link_to(leader).reserve_owned()).await {
+            Ok(Ok(place)) => Ok(Slot { place, room }),
+            Ok(Err(_closed)) => Err(ProposeError::NotLeader { leader: None }),
+            Err(_elapsed) => Err(ProposeError::Overloaded),
+        }
+    }
+
+    async fn room(&self, bytes: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, ProposeError> {
+        let bytes = bytes.saturating_add(UNIT_OVERHEAD_BYTES).min(self.bytes_max);
+        let room = Arc::clone(&self.room).acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
+        match tokio::time::timeout_at(deadline, room).await {
+            Ok(Ok(room)) => Ok(room),
+            _ => Err(ProposeError::Overloaded),
+        }
+    }
+
+    /// Proposes a unit at `leader`. [`ProposeError::NotLeader`] without a hint where it can't be reached.
+    pub(crate) async fn propose(&self, leader: NodeId, unit: Unit, deadline: Instant) -> Outcome {
+        let room = self.room(unit.bytes(), deadline).await?;
+        let (outcome, answer) = oneshot::channel();
+        let forwarded = Forwarded { unit, reply: Reply { outcome, _room: room } };
+        let outgoing = self.link_to(leader);
+        match tokio::time::timeout_at(deadline, outgoing.send(forwarded)).await {
+            Ok(Ok(())) => {}
+            // The stream broke off just now; the unit is gone with it, unsent.
+            Ok(Err(_closed)) => return Err(ProposeError::NotLeader { leader: None }),
+            Err(_elapsed) => return Err(ProposeError::Overloaded),
+        }
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) | Err(_) => Err(ProposeError::OutcomeUnknown),
+        }
+    }
+
+    /// The stream to a leader. The one to another ends when what was sent on it is answered.
+    fn link_to(&self, leader: NodeId) -> mpsc::Sender<Forwarded> {
+        let mut link = self.link.lock();
+        if let Some(link) = link.as_ref().filter(|link| link.leader == leader && !link.outgoing.is_closed()) {
+            return link.outgoing.clone();
+        }
+        let (outgoing, units) = mpsc::channel(QUEUED_UNITS_MAX);
+        spawn(Arc::clone(&self.links), leader, units);
+        *link = Some(Link { leader, outgoing: outgoing.clone() });
+        outgoing
+    }
+}
+
+#[allow(
+    clippy::disallowed_methods,
+    reason = "one per leader; it ends when the stream breaks, or with the forwarder"
+)]
+fn spawn(links: Arc<PeerLinks>, leader: NodeId, units: mpsc::Receiver<Forwarded>) {
+    tokio::spawn(run(links, leader, units));
+}
+
+async fn run(links: Arc<PeerLinks>, leader: NodeId, mut units: mpsc::Receiver<Forwarded>) {
+    let waiting = Waiting::default();
+    let ended = match links.open(leader, OPEN_PATIENCE).await {
+        Ok(PeerStream { sender, receiver }) => {
+            let send = send(&links, leader, sender, &mut units, &waiting);
+            let receive = receive(receiver, &waiting);
+            let (mut send, mut receive) = (std::pin::pin!(send), std::pin::pin!(receive));
+            tokio::select! {
+                biased;
+                received = &mut receive => received,
+                // All units are sent; their answers are still to come.
+                sent = &mut send => match sent {
+                    Ok(_sender) if waiting.lock().is_empty() => Ok(()),
+                    Ok(_sender) => receive.await,
+                    Err(error) => Err(Ended::Broken(error.to_string())),
+                },
+            }
+        }
+        Err(error) => Err(Ended::Broken(error.to_string())),
+    };
+    if let Err(ended) = ended {
+        tracing::debug!(%leader, ?ended, "the stream of proposals to the leader ended");
+        // Whoever refuses answers first what it took.
+        if let Ended::Refused(_) = ended {
+            let refused = std::mem::take(&mut *waiting.lock());
+            for reply in refused.into_values() {
+                drop(reply.outcome.send(Err(ProposeError::NotLeader { leader: None })));
+            }
+        }
+    }
+    // Never sent, so never written.
+    units.close();
+    while let Ok(unsent) = units.try_recv() {
+        drop(unsent.reply.outcome.send(Err(ProposeError::NotLeader { leader: None })));
+    }
+}
+
+#[derive(Debug)]
+enum Ended {
+    Refused(#[expect(dead_code, reason = "for the log")] String),
+    Broken(#[expect(dead_code, reason = "for the log")] String),
+}
+
+type Waiting = Mutex<BTreeMap<u64, Reply>>;
+
+async fn send(
+    links: &PeerLinks,
+    leader: NodeId,
+    mut sender: Box<dyn MessageSender>,
+    units: &mut mpsc::Receiver<Forwarded>,
+    waiting: &Waiting,
+) -> Result<Box<dyn MessageSender>, PeerError> {
+    let address = links.address(leader);
+    let mut tag = 0;
+    while let Some(Forwarded { unit, reply }) = units.recv().await {
+        tag += 1;
+        if reply.outcome.is_closed() {
+            // Nobody waits any more.
+            continue;
+        }
+        let (head, body) = request::propose(&address, tag, unit);
+        waiting.lock().insert(tag, reply);
+        sender.send(head, &body).await?;
+    }
+    sender.finish().await?;
+    Ok(sender)
+}
+
+async fn receive(mut receiver: Box<dyn MessageReceiver>, waiting: &Waiting) -> Result<(), Ended> {
+    loop {
+        let message = match receiver.next().await {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(()),
+            Err(error) => return Err(Ended::Broken(error.to_string())),
+        };
+        match Answer::decode(&message).map_err(|error| Ended::Broken(error.to_string()))? {
+            Answer::Proposed { tag, outcome } => {
+                let reply = waiting.lock().remove(&tag);
+                let reply =
+                    reply.ok_or_else(|| Ended::Broken(format!("nothing was asked under tag {tag}")))?;
+                drop(reply.outcome.send(outcome));
+            }
+            Answer::Refused(reason) => return Err(Ended::Refused(reason)),
+            other => return Err(Ended::Broken(format!("it answered what was not asked: {other:?}"))),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Groups of several replicas: forming, replicating, electing.
+
+use std::time::Duration;
+
+use tidemill_protocol::NodeId;
+
+use super::cluster::{Cluster, node, nodes, wait_until};
+use super::fixture::{commit_position, groups};
+use crate::config::{Begin, ReplicaLimits};
+use crate::error::{ProposeError, ReadError};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_form_a_group_at_once_and_replicate() {
+    let cluster = Cluster::of_three(1).await;
+    let leader = cluster.commit("group", 0..50).await;
+    cluster.agree(&leader).await;
+    for replica in cluster.replicas() {
+        let members = replica.members();
+        assert_eq!((members.voters, members.joint), (nodes([1, 2, 3]), false));
+    }
+    wait_until("followers answer", || {
+        let followers = leader.followers();
+        let recently = Some(Duration::from_secs(1));
+        followers.len() == 2
+            && followers.values().all(|progress| progress.matched.is_some() && progress.last_ack < recently)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_leader_is_replaced_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::of_three(2).await;
+    let leader = cluster.commit("before", 0..20).await;
+    let (dead, before) = (leader.node(), groups(&leader));
+    drop(leader);
+    let disk = cluster.kill(dead);
+    let next = cluster.leader().await;
+    assert_ne!(next.node(), dead);
+    assert_eq!(groups(&next), before);
+    cluster.commit("after", 0..20).await;
+
+    // It comes back with what it has, and is brought up to date by the log.
+    let back = cluster.start_on(dead, Begin::Existing, disk, false).await.unwrap();
+    let next = cluster.commit("with it", 0..5).await;
+    cluster.agree(&next).await;
+    assert!(!back.watch().borrow().is_leader());
+    assert_eq!(cluster.leader().await.node(), next.node(), "who comes back deposes nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_comes_back_from_its_disks() {
+    let mut cluster = Cluster::of_three(3).await;
+    let leader = cluster.commit("before", 0..20).await;
+    let before = groups(&leader);
+    drop(leader);
+    let disks = [1, 2, 3].map(|broker| (node(broker), cluster.kill(node(broker))));
+    for (node, disk) in disks {
+        let started = std::time::Instant::now();
+        let replica = cluster.start_on(node, Begin::Existing, disk, false).await.unwrap();
+        assert!(!replica.watch().borrow().is_leader() || started.elapsed() > Duration::from_millis(500));
+    }
+    let leader = cluster.leader().await;
+    assert_eq!(groups(&leader), before);
+    let leader = cluster.commit("after", 0..5).await;
+    cluster.agree(&leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishes() {
+    let mut cluster = Cluster::new(4);
+    cluster.limits = |limits| ReplicaLimits {
+        proposal_deadline: Duration::from_secs(2),
+        reserve_deadline: Duration::from_secs(1),
+        ..limits
+    };
+    for broker in 1..=3 {
+        cluster.start(node(broker), Begin::Form(nodes([1, 2, 3]))).await;
+    }
+    let old = cluster.commit("before", 0..5).await;
+    let others: Vec<NodeId> = nodes([1, 2, 3]).into_iter().filter(|node| *node != old.node()).collect();
+    others.iter().for_each(|other| cluster.network.cut(old.node(), *other));
+
+    let last = old.status().last_entry;
+    assert_eq!(old.propose(commit_position("lost", 1)).await, Err(ProposeError::OutcomeUnknown));
+    assert!(old.status().last_entry > last, "it is in its log all the same");
+    let read = old.read_barrier().await;
+    assert!(matches!(read, Err(ReadError::NoQuorum | ReadError::NotLeader { .. })), "{read:?}");
+
+    cluster.commit("meanwhile", 0..5).await;
+    cluster.network.heal();
+    wait_until("the old leader follows", || !old.watch().borrow().is_leader()).await;
+    let leader = cluster.commit("healed", 0..5).await;
+    cluster.agree(&leader).await;
+    assert!(!groups(&old).contains_key("lost"));
+    assert_eq!(groups(&old).len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn any_replica_takes_units_and_serves_current_reads() {
+    let cluster = Cluster::of_three(5).await;
+    let leader = cluster.leader().await;
+    let followers: Vec<_> =
+        cluster.replicas().filter(|other| other.node() != leader.node()).cloned().collect();
+    for (number, follower) in followers.iter().enumerate() {
+        let group = format!("group-{number}");
+        let refused = follower.propose(commit_position(&group, 1)).await;
+        assert_eq!(refused, Err(ProposeError::NotLeader { leader: Some(leader.node()) }));
+        let many = (0..200).map(|offset| follower.propose_anywhere(commit_position(&group, offset)));
+        for outcome in futures::future::join_all(many).await {
+            assert!(matches!(outcome, Ok(tidemill_shard::UnitResult::Group(_))), "{outcome:?}");
+        }
+        // What was acknowledged is seen here and elsewhere, once the barrier is passed.
+        for reader in &followers {
+            reader.read_barrier().await.unwrap();
+            assert!(groups(reader).contains_key(&group));
+        }
+    }
+    leader.propose_anywhere(commit_position("here", 1)).await.unwrap();
+    cluster.agree(&leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn units_find_the_next_leader() {
+    let mut cluster = Cluster::of_three(6).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.replicas().find(|other| other.node() != leader.node()).unwrap().clone();
+    follower.propose_anywhere(commit_position("group", 0)).await.unwrap();
+    let dead = leader.node();
+    drop(leader);
+    drop(cluster.kill(dead));
+    let mut outcome = follower.propose_anywhere(commit_position("group", 1)).await;
+    while matches!(outcome, Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown)) {
+        outcome = follower.propose_anywhere(commit_position("group", 1)).await;
+    }
+    outcome.unwrap();
+    let leader = cluster.leader().await;
+    cluster.agree(&leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bad_network_delays_but_loses_and_reorders_nothing() {
+    let mut cluster = Cluster::of_three(7).await;
+    drop(cluster.leader().await);
+    cluster.network.is_bad(Duration::from_millis(10), 40);
+    let writer = cluster.replica(node(1)).clone();
+    let mut acknowledged = Vec::new();
+    for offset in 0..60 {
+        let group = format!("group-{offset}");
+        if writer.propose_anywhere(commit_position(&group, offset)).await.is_ok() {
+            acknowledged.push(group);
+        }
+        if offset == 30 {
+            let restarted = cluster.restart(node(2)).await;
+            assert_eq!(restarted.node(), node(2));
+        }
+    }
+    cluster.network.is_bad(Duration::from_millis(1), 0);
+    let leader = cluster.leader().await;
+    let there = groups(&leader);
+    assert!(acknowledged.len() >= 10, "only {} of 60 came through", acknowledged.len());
+    acknowledged.iter().for_each(|group| assert!(there.contains_key(group), "{group} is lost"));
+    cluster.agree(&leader).await;
+}

@@ -1,0 +1,185 @@
+//! Under which node id each shard's replica lives here, and which of them have begun to live.
+//!
+//! A replica that has answered its group once is counted on: should its log be found empty later, it is a lost one, and must not begin
+//! anew under the same id. So that it *has* answered is on the disk before the first answer. A replica that was retired (its log
+//! lost what it may have promised) goes on under an id that the controller gave it.
+//!
+//! The file `replicas` in the data directory (TOML) holds both; it is replaced as a whole.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use tidemill_log::fs::Storage;
+use tidemill_protocol::{BrokerId, NodeId, ShardId};
+
+use crate::data_dir::{Meta, read_text, write_text};
+
+const FILE: &str = "replicas";
+const FORMAT: u32 = 1;
+
+/// The lives of this broker's replicas.
+pub(crate) struct Lives {
+    storage: Arc<dyn Storage>,
+    broker: BrokerId,
+    /// Of the data directory: of every replica that has no other.
+    incarnation: u32,
+    stored: Mutex<Stored>,
+    /// Shards that are known to have begun, for a look without the lock.
+    begun: Vec<AtomicBool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Stored {
+    format: u32,
+    begun: BTreeSet<u16>,
+    /// Incarnations of replicas that live under another than the directory's, by shard.
+    #[serde(default)]
+    renewed: BTreeMap<String, u32>,
+}
+
+impl Lives {
+    /// Reads what is stored. A data directory without the file is from before brokers had peers, or new.
+    pub(crate) fn open(storage: &Arc<dyn Storage>, meta: &Meta, created: bool) -> io::Result<Self> {
+        let all = 0..=meta.shards;
+        let stored = match read_text(&**storage, FILE)? {
+            Some(text) => toml::from_str(&text).map_err(io::Error::other)?,
+            None if created => {
+                let none = Stored { format: FORMAT, begun: BTreeSet::new(), renewed: BTreeMap::new() };
+                // Before the directory counts as complete: without the file it would be taken for an older one.
+                write_text(&**storage, FILE, &toml::to_string(&none).map_err(io::Error::other)?)?;
+                none
+            }
+            None => Stored { format: FORMAT, begun: all.clone().collect(), renewed: BTreeMap::new() },
+        };
+        if stored.format != FORMAT {
+            let reason = format!(
+                "{FILE} has format {}, this release reads format {FORMAT}: start the release that wrote it, or a newer one",
+                stored.format
+            );
+            return Err(io::Error::other(reason));
+        }
+        let begun = all.map(|shard| AtomicBool::new(stored.begun.contains(&shard))).collect();
+        Ok(Self {
+            storage: Arc::clone(storage),
+            broker: BrokerId::new(meta.broker_id),
+            incarnation: meta.incarnation,
+            stored: Mutex::new(stored),
+            begun,
+        })
+    }
+
+    /// The id of this broker's replica of a shard.
+    pub(crate) fn node(&self, shard: ShardId) -> NodeId {
+        let stored = self.stored.lock();
+        let incarnation = stored.renewed.get(&shard.to_string()).copied().unwrap_or(self.incarnation);
+        NodeId::new(self.broker, incarnation)
+    }
+
+    /// Whether the replica may have answered its group before: an empty log is a lost one then.
+    pub(crate) fn has_begun(&self, shard: ShardId) -> bool {
+        self.begun.get(usize::from(shard.get())).is_some_and(|begun| begun.load(Ordering::Acquire))
+    }
+
+    /// Notes durably that the replica is about to answer its group. Blocks the first time.
+    pub(crate) fn begin(&self, shard: ShardId) -> io::Result<()> {
+        if self.has_begun(shard) {
+            return Ok(());
+        }
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        next.begun.insert(shard.get());
+        self.save(&next)?;
+        *stored = next;
+        drop(stored);
+        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
+            begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Notes durably that a shard's replica goes on under another id. It begins anew with it. Blocks.
+    pub(crate) fn renew(&self, shard: ShardId, node: NodeId) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        next.renewed.insert(shard.to_string(), node.incarnation());
+        next.begun.remove(&shard.get());
+        self.save(&next)?;
+        *stored = next;
+        drop(stored);
+        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
+            begun.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
+    pub(crate) fn leave(&self, shard: ShardId) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        next.begun.remove(&shard.get());
+        self.save(&next)?;
+        *stored = next;
+        drop(stored);
+        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
+            begun.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn save(&self, stored: &Stored) -> io::Result<()> {
+        write_text(&*self.storage, FILE, &toml::to_string(stored).map_err(io::Error::other)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_log::fs::MemoryStorage;
+
+    use super::*;
+    use crate::config::DurabilitySetting;
+
+    fn meta() -> Meta {
+        let cluster = tidemill_protocol::ClusterId::new(uuid::Uuid::from_u128(9));
+        Meta::new(cluster, 2, 3, DurabilitySetting::Fsync)
+    }
+
+    fn open(storage: &MemoryStorage, created: bool) -> Lives {
+        let storage: Arc<dyn Storage> = Arc::new(storage.clone());
+        Lives::open(&storage, &meta(), created).expect("opens")
+    }
+
+    #[test]
+    fn that_a_replica_has_begun_survives_a_power_cut() {
+        let storage = MemoryStorage::new();
+        let (one, two) = (ShardId::new(1), ShardId::new(2));
+        let lives = open(&storage, true);
+        assert!(!lives.has_begun(one) && !lives.has_begun(two));
+        lives.begin(one).expect("noted");
+        let lives = open(&storage.crash(1), true);
+        assert!(lives.has_begun(one) && !lives.has_begun(two));
+    }
+
+    #[test]
+    fn a_retired_replica_begins_anew_under_its_new_id() {
+        let storage = MemoryStorage::new();
+        let (shard, broker) = (ShardId::new(3), BrokerId::new(2));
+        let lives = open(&storage, true);
+        lives.begin(shard).expect("noted");
+        assert_eq!(lives.node(shard), NodeId::new(broker, 1));
+        lives.renew(shard, NodeId::new(broker, 7)).expect("noted");
+        let lives = open(&storage.crash(2), true);
+        assert_eq!(lives.node(shard), NodeId::new(broker, 7));
+        assert!(!lives.has_begun(shard));
+        assert_eq!(lives.node(ShardId::new(1)), NodeId::new(broker, 1), "the others stay");
+    }
+
+    #[test]
+    fn replicas_of_a_directory_from_before_have_all_begun() {
+        let lives = open(&MemoryStorage::new(), false);
+        assert!((0..=3).all(|shard| lives.has_begun(ShardId::new(shard))));
+    }
+}

@@ -1,0 +1,222 @@
+//! Makes shards' groups what the controller planned: done by each shard's leader, one step at a time.
+//!
+//! ```text
+//!   planned replicas, not in the group   -> learner             (it catches up: by the log, or by a snapshot)
+//!   all planned ones close to the end    -> one joint change    (old and new majority, then the new one alone)
+//!   members that are not planned         -> removed
+//!   what the group is now                -> reported to the controller, whenever it changes or somebody else leads
+//! ```
+//!
+//! Every step can be done twice, by this leader or the next: what to do is read off the group itself.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tidemill_controller::{Controller, ControllerCommand, ReportedMembers};
+use tidemill_protocol::{LogIndex, NodeId, ShardId};
+use tidemill_raft::{ChangeError, GroupMembers, Replica};
+use tidemill_shard::Unit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::shards::Shards;
+use crate::view::ViewReader;
+
+/// What changed unheard is seen at the latest after this.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// A step that failed is tried again after this long.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// A learner that lacks no more entries than this becomes a voter: it is at the end before the change is through.
+const CLOSE_ENTRIES: u64 = 256;
+/// Heard of within this time, a learner is there.
+const PRESENT_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is to be done next with a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    AddLearner(NodeId),
+    ChangeVoters(BTreeSet<NodeId>),
+    RemoveLearner(NodeId),
+}
+
+/// What a group should be.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Wanted {
+    voters: BTreeSet<NodeId>,
+    learners: BTreeSet<NodeId>,
+}
+
+/// Follows the plan for one shard, for as long as it is led here.
+pub(crate) async fn follow(shards: Shards, shard: ShardId, view: ViewReader, stopping: CancellationToken) {
+    let mut view = view;
+    let mut pause = LOOK_INTERVAL;
+    let mut reported = None;
+    loop {
+        tokio::select! {
+            changed = view.changed() => if changed.is_none() { return },
+            () = tokio::time::sleep(pause) => {}
+            () = stopping.cancelled() => return,
+        }
+        pause = LOOK_INTERVAL;
+        let Some(replica) = shards.replica(shard).filter(|replica| replica.watch().borrow().is_leader())
+        else {
+            reported = None;
+            continue;
+        };
+        let now = view.now();
+        report(&shards, &replica, now.controller(), &mut reported).await;
+        let Some(wanted) = wanted(now.controller(), shard) else { continue };
+        let Some(step) = next_step(&wanted, &replica.members(), |node| is_close(&replica, node)) else {
+            continue;
+        };
+        tracing::info!(%shard, ?step, "the group changes");
+        if let Err(error) = take(&replica, &step).await {
+            tracing::info!(%shard, ?step, %error, "the group's change will be tried again");
+            pause = RETRY_INTERVAL;
+        }
+    }
+}
+
+/// The group as planned; `None` where the controller says nothing of it yet.
+fn wanted(controller: &Controller, shard: ShardId) -> Option<Wanted> {
+    let record = controller.shard(shard)?;
+    let voters: BTreeSet<NodeId> = record.replicas.iter().copied().collect();
+    let learners = record.observers.iter().copied().collect();
+    (!voters.is_empty()).then_some(Wanted { voters, learners })
+}
+
+fn next_step(wanted: &Wanted, now: &GroupMembers, is_close: impl Fn(NodeId) -> bool) -> Option<Step> {
+    let is_member = |node: &NodeId| now.voters.contains(node) || now.learners.contains(node);
+    if now.joint {
+        // Begun by this leader or one before it: a change that is under way is finished first, whatever it was for.
+        return Some(Step::ChangeVoters(wanted.voters.clone()));
+    }
+    let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
+    if let Some(missing) = missing {
+        return Some(Step::AddLearner(*missing));
+    }
+    if now.voters != wanted.voters {
+        let new = wanted.voters.difference(&now.voters);
+        return new.copied().all(is_close).then(|| Step::ChangeVoters(wanted.voters.clone()));
+    }
+    let stray = now.learners.iter().find(|node| !wanted.learners.contains(node));
+    stray.map(|node| Step::RemoveLearner(*node))
+}
+
+/// Whether a learner has nearly everything, and is there.
+fn is_close(replica: &Replica, node: NodeId) -> bool {
+    let last = replica.status().last_entry.map_or(0, |id| id.index.get());
+    let followers = replica.followers();
+    let Some(progress) = followers.get(&node) else { return false };
+    let behind = last.saturating_sub(progress.matched.map_or(0, LogIndex::get));
+    behind <= CLOSE_ENTRIES && progress.last_ack.is_some_and(|ago| ago <= PRESENT_WITHIN)
+}
+
+async fn take(replica: &Replica, step: &Step) -> Result<(), ChangeError> {
+    match step {
+        Step::AddLearner(node) => replica.add_learner(*node).await,
+        Step::ChangeVoters(voters) => replica.change_voters(voters.clone(), BTreeSet::new()).await,
+        Step::RemoveLearner(node) => replica.remove_learner(*node).await,
+    }
+}
+
+/// Tells the controller what the group is and who leads it, where it does not know.
+async fn report(
+    shards: &Shards,
+    replica: &Replica,
+    controller: &Controller,
+    reported: &mut Option<(ReportedMembers, Instant)>,
+) {
+    /// The controller may not have taken the report, or not have told this broker yet.
+    const AGAIN_AFTER: Duration = Duration::from_secs(2);
+    let shard = replica.shard_id();
+    let status = replica.status();
+    let GroupMembers { voters, learners, index, .. } = replica.members();
+    let members = ReportedMembers {
+        voters,
+        learners,
+        leader: Some(replica.node()),
+        term: status.term,
+        index: index.unwrap_or_default(),
+    };
+    let same = |known: &ReportedMembers| {
+        (&known.voters, &known.learners, known.leader, known.term)
+            == (&members.voters, &members.learners, members.leader, members.term)
+    };
+    if controller.shard(shard).and_then(|record| record.members.as_ref()).is_some_and(same) {
+        return;
+    }
+    let asked = reported.as_ref().is_some_and(|(known, at)| same(known) && at.elapsed() < AGAIN_AFTER);
+    if asked || controller.identity().is_none() {
+        return;
+    }
+    *reported = Some((members.clone(), Instant::now()));
+    let unit = Unit::Control(ControllerCommand::ReportMembers { shard, members });
+    if let Err(error) = shards.propose(ShardId::CONTROLLER, unit).await {
+        tracing::debug!(%shard, %error, "reporting to the controller will be tried again");
+        *reported = None;
+    }
+}
+
+/// Starts following the plan for every shard.
+pub(crate) fn start(
+    shards: &Shards,
+    view: &ViewReader,
+    stopping: &CancellationToken,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    std::iter::once(ShardId::CONTROLLER)
+        .chain(shards.numbers())
+        .map(|shard| tokio::spawn(follow(shards.clone(), shard, view.clone(), stopping.clone())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::BrokerId;
+
+    use super::*;
+
+    fn node(broker: u32) -> NodeId {
+        NodeId::new(BrokerId::new(broker), 1)
+    }
+
+    fn nodes<const N: usize>(brokers: [u32; N]) -> BTreeSet<NodeId> {
+        brokers.into_iter().map(node).collect()
+    }
+
+    fn group<const V: usize, const L: usize>(voters: [u32; V], learners: [u32; L]) -> GroupMembers {
+        GroupMembers { voters: nodes(voters), learners: nodes(learners), joint: false, index: None }
+    }
+
+    fn wanted<const V: usize, const L: usize>(voters: [u32; V], learners: [u32; L]) -> Wanted {
+        Wanted { voters: nodes(voters), learners: nodes(learners) }
+    }
+
+    #[test]
+    fn a_group_of_one_grows_to_three_by_two_learners_and_one_change() {
+        let three = wanted([1, 2, 3], []);
+        let step = |group: &GroupMembers, close: bool| next_step(&three, group, |_| close);
+        assert_eq!(step(&group([1], []), true), Some(Step::AddLearner(node(2))));
+        assert_eq!(step(&group([1], [2]), true), Some(Step::AddLearner(node(3))));
+        assert_eq!(step(&group([1], [2, 3]), false), None, "they catch up first");
+        assert_eq!(step(&group([1], [2, 3]), true), Some(Step::ChangeVoters(nodes([1, 2, 3]))));
+        assert_eq!(step(&group([1, 2, 3], []), true), None);
+    }
+
+    #[test]
+    fn a_replaced_voter_leaves_with_the_change_and_what_is_left_over_goes() {
+        let wanted = wanted([1, 2, 4], [5]);
+        let step = |group: &GroupMembers| next_step(&wanted, group, |_| true);
+        assert_eq!(step(&group([1, 2, 3], [5])), Some(Step::AddLearner(node(4))));
+        assert_eq!(step(&group([1, 2, 3], [4, 5])), Some(Step::ChangeVoters(nodes([1, 2, 4]))));
+        assert_eq!(step(&group([1, 2, 4], [3, 5])), Some(Step::RemoveLearner(node(3))));
+        assert_eq!(step(&group([1, 2, 4], [5])), None);
+    }
+
+    #[test]
+    fn a_change_that_an_earlier_leader_began_is_finished() {
+        let joint = GroupMembers { joint: true, ..group([1, 2, 3, 4], []) };
+        let step = next_step(&wanted([1, 2, 4], []), &joint, |_| false);
+        assert_eq!(step, Some(Step::ChangeVoters(nodes([1, 2, 4]))));
+    }
+}

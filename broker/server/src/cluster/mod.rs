@@ -1,0 +1,19 @@
+//! This broker as one of several: how it becomes one, and what it does for the others.
+
+mod directory;
+mod forward;
+pub(crate) mod handover;
+mod join;
+mod lives;
+pub(crate) mod membership;
+mod origin;
+pub(crate) mod registration;
+pub(crate) mod replicas;
+pub(crate) mod steering;
+
+pub use directory::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX};
+pub(crate) use forward::{leader_elsewhere, relay, serve_forwarded};
+pub use join::JoinError;
+pub(crate) use join::{Joined, join, take_in};
+pub(crate) use lives::Lives;
+pub(crate) use origin::Origin;

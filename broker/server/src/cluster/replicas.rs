@@ -1,0 +1,383 @@
+//! Starts this broker's replicas: each as what it is, and one that lost what it may have promised as a new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidemill_controller::{
+    ClusterSettings, ControllerCommand, ControllerReply, ShardRecord, initial_placement,
+};
+use tidemill_log::segment::SegmentFiles;
+use tidemill_log::wal::{LogRange, RecoveredShard, Recovery, Wal};
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
+use tidemill_raft::{
+    Begin, Clock, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError, SnapshotLimiter,
+    recovered_shard,
+};
+use tidemill_shard::{Shard, ShardConfig, Unit, UnitResult};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::Lives;
+use crate::broker::StartError;
+use crate::data_dir::Meta;
+use crate::peers::Peers;
+use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
+use crate::shards::Shards;
+use crate::view::ViewReader;
+
+/// How long a group of one may take to be led after its log was read: it needs milliseconds.
+const LEADING_PATIENCE: Duration = Duration::from_secs(60);
+/// So long a replica that has left its group answers that it does not lead, before it stops.
+const LEAVING_GRACE: Duration = Duration::from_secs(5);
+/// What is not as planned is tried again after this long.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Everything that starting a replica takes.
+#[derive(Clone)]
+pub(crate) struct ReplicaStarter {
+    pub(crate) meta: Meta,
+    pub(crate) lives: Arc<Lives>,
+    pub(crate) wal: Wal,
+    pub(crate) recovery: Arc<Recovery>,
+    /// Shards whose replicas were started in this life of the process.
+    pub(crate) started: Arc<Mutex<BTreeSet<ShardId>>>,
+    /// Shards whose replicas here have left their groups and are on their way out.
+    pub(crate) leaving: Arc<Mutex<BTreeSet<ShardId>>>,
+    pub(crate) files: Arc<SegmentFiles>,
+    pub(crate) shard_config: Arc<dyn Fn(ShardId) -> ShardConfig + Send + Sync>,
+    pub(crate) limits: ReplicaLimits,
+    pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
+    pub(crate) clock: Clock,
+    pub(crate) dialer: Option<Arc<dyn PeerDialer>>,
+    pub(crate) accept_data_loss: bool,
+    /// This broker has heard of others, and was not told to do without them.
+    pub(crate) others_may_help: bool,
+}
+
+/// Replicas that can't be started as they are, and why.
+pub(crate) type Lost = BTreeMap<ShardId, ReplicaStartError>;
+
+/// What brings a shard here to what is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Due {
+    /// Its replica comes up.
+    Start,
+    /// It comes up, or goes on, under this id, which is new.
+    Renew(NodeId),
+    /// It is to be elsewhere, and its group goes on without this one.
+    LetGo,
+}
+
+/// What a replica that is started may rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// What is on the disk is what it promised.
+    Whole,
+    /// It is a new one that has promised nothing; what is on the disk is taken as far as it can be read.
+    New,
+}
+
+impl ReplicaStarter {
+    /// Starts the replicas that are here, that form their groups now, or without which this broker would hear nothing, and puts each
+    /// among the others as soon as it is there. Answers those that lost what they may have promised: other brokers can make good for them.
+    pub(crate) async fn start_all(&self, shards: &Shards) -> Result<Lost, StartError> {
+        let mut starting = JoinSet::new();
+        for shard in self.all() {
+            let waits = matches!(self.begin(shard, Trust::Whole), Begin::Join);
+            if waits && shard != ShardId::CONTROLLER {
+                // The controller will say whether there is to be one here.
+                continue;
+            }
+            let starter = self.clone();
+            starting.spawn(async move { (shard, starter.start(shard, Trust::Whole).await) });
+        }
+        let mut lost = Lost::new();
+        while let Some(started) = starting.join_next().await {
+            match started.map_err(|_| StartError::Interrupted)? {
+                (_, Ok(replica)) => shards.insert(replica),
+                (shard, Err(StartError::Replica(error))) if self.others_may_help && is_a_loss(&error) => {
+                    lost.insert(shard, error);
+                }
+                (_, Err(error)) => return Err(error),
+            }
+        }
+        Ok(lost)
+    }
+
+    /// Keeps the replicas here in step with what the controller plans: starts those that are to be here, those of another life anew,
+    /// and those that were lost under new ids; and lets go of those that are to be here no longer.
+    pub(crate) async fn tend(
+        self,
+        mut lost: Lost,
+        shards: Shards,
+        view: ViewReader,
+        peers: Peers,
+        stopping: CancellationToken,
+    ) {
+        for (shard, error) in &lost {
+            tracing::error!(%shard, %error, "a replica lost what it may have promised; it is retired, and comes back as a new one");
+            metrics::counter!("tidemill_replicas_retired_total").increment(1);
+        }
+        let mut view = view;
+        loop {
+            let mut failed = !self.replace_lost(&mut lost, &shards, &peers).await;
+            let now = view.now();
+            self.snapshot_limiter.set(now.controller().settings().snapshot_bytes_per_second);
+            for shard in self.all().filter(|shard| !lost.contains_key(shard)) {
+                let seen = now.controller().shard(shard);
+                if seen.and_then(|record| self.due(record, &shards)).is_none() {
+                    continue;
+                }
+                // A replica of the controller that catches up shows what was planned once, and is no more.
+                let Some(due) = self.due_now(shard, &shards).await else {
+                    failed = true;
+                    continue;
+                };
+                if let Err(reason) = self.take(shard, due, &shards).await {
+                    tracing::warn!(%shard, reason, "a replica is not as planned yet");
+                    failed = true;
+                }
+            }
+            tokio::select! {
+                changed = view.changed() => if changed.is_none() { return },
+                () = tokio::time::sleep(RETRY_INTERVAL), if failed => {}
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..=self.meta.shards).map(ShardId::new)
+    }
+
+    /// What is to be done so that a shard is here as planned; `None`: nothing.
+    fn due(&self, record: &ShardRecord, shards: &Shards) -> Option<Due> {
+        let shard = record.shard;
+        if self.leaving.lock().contains(&shard) {
+            return None;
+        }
+        let planned = record.node_of(BrokerId::new(self.meta.broker_id));
+        let last = self.lives.node(shard);
+        match (planned, shards.replica(shard)) {
+            (Some(node), None) if node == last => Some(Due::Start),
+            (Some(node), None) if node.incarnation() > last.incarnation() => Some(Due::Renew(node)),
+            (Some(node), Some(replica)) if node.incarnation() > replica.node().incarnation() => {
+                Some(Due::Renew(node))
+            }
+            // Whoever is a broker of the cluster follows the controller.
+            (None, Some(replica)) if shard != ShardId::CONTROLLER && has_left(record, replica.node()) => {
+                Some(Due::LetGo)
+            }
+            _ => None,
+        }
+    }
+
+    /// The same by what the controller has decided up to now; `None` where it can't be asked.
+    async fn due_now(&self, shard: ShardId, shards: &Shards) -> Option<Option<Due>> {
+        let controller = shards.controller()?;
+        controller.read_barrier().await.ok()?;
+        let state = controller.shard().controller()?;
+        Some(state.shard(shard).and_then(|record| self.due(record, shards)))
+    }
+
+    async fn take(&self, shard: ShardId, due: Option<Due>, shards: &Shards) -> Result<(), String> {
+        let Some(due) = due else { return Ok(()) };
+        if due == Due::Start {
+            return self.bring_up(shard, shards, Trust::Whole).await;
+        }
+        if let Some(replica) = shards.replica(shard) {
+            tracing::info!(%shard, node = %replica.node(), ?due, "a replica's life here ends");
+            shards.remove(shard);
+            if due == Due::LetGo {
+                self.leaving.lock().insert(shard);
+                tokio::spawn(self.clone().leave(shard, replica));
+                return Ok(());
+            }
+            replica.stop().await;
+        }
+        match due {
+            Due::Renew(node) => self.renew(shard, node, shards).await,
+            Due::LetGo | Due::Start => self.empty(shard).await,
+        }
+    }
+
+    /// Stops a replica that has left its group, when streams that were opened to it have heard that it does not lead any more; then removes
+    /// what it had.
+    async fn leave(self, shard: ShardId, replica: Replica) {
+        tokio::time::sleep(LEAVING_GRACE).await;
+        replica.stop().await;
+        drop(replica);
+        if let Err(reason) = self.empty(shard).await {
+            tracing::warn!(%shard, reason, "what a replica had here is not removed; it only takes room");
+        }
+        self.leaving.lock().remove(&shard);
+    }
+
+    /// Removes what a replica that has left its group had here.
+    async fn empty(&self, shard: ShardId) -> Result<(), String> {
+        let (lives, wal) = (Arc::clone(&self.lives), self.wal.clone());
+        let (storage, directory) = (Arc::clone(self.files.storage()), (self.shard_config)(shard).dir);
+        let emptied = tokio::task::spawn_blocking(move || {
+            // First, so that what is half removed is never taken for whole.
+            lives.leave(shard)?;
+            storage.remove_dir_all(&directory)?;
+            if let Some(last) = wal.range(shard).last {
+                wal.purge(shard, last, Box::new(|_| ()));
+            }
+            Ok::<_, std::io::Error>(())
+        });
+        emptied.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    /// Starts a replica under an id that was never used here.
+    async fn renew(&self, shard: ShardId, node: NodeId, shards: &Shards) -> Result<(), String> {
+        let lives = Arc::clone(&self.lives);
+        let noted = tokio::task::spawn_blocking(move || lives.renew(shard, node)).await;
+        noted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        self.bring_up(shard, shards, Trust::New).await
+    }
+
+    async fn bring_up(&self, shard: ShardId, shards: &Shards, trust: Trust) -> Result<(), String> {
+        let replica = self.start(shard, trust).await.map_err(|error| error.to_string())?;
+        tracing::info!(%shard, node = %replica.node(), "a replica has come up");
+        shards.insert(replica);
+        Ok(())
+    }
+
+    async fn start(&self, shard_id: ShardId, trust: Trust) -> Result<Replica, StartError> {
+        let begin = self.begin(shard_id, trust);
+        let forms = matches!(begin, Begin::Form(_));
+        let shard_config = (self.shard_config)(shard_id);
+        let config = ReplicaConfig {
+            begin,
+            peers: self.dialer.clone(),
+            retired: trust == Trust::New,
+            accept_data_loss: self.accept_data_loss,
+            snapshot_limiter: Arc::clone(&self.snapshot_limiter),
+            limits: self.limits,
+            ..ReplicaConfig::new(shard_id, self.lives.node(shard_id), self.clock.clone())
+        };
+        let files = Arc::clone(&self.files);
+        let opened = tokio::task::spawn_blocking(move || Shard::open(shard_config, &files)).await;
+        let shard = opened
+            .map_err(|_| StartError::Interrupted)?
+            .map_err(|source| StartError::Shard { shard: shard_id, source: Box::new(source) })?;
+        // What recovery found holds for the first start only; later the log itself knows.
+        let recovered = match self.started.lock().insert(shard_id) {
+            true => recovered_shard(&self.recovery, shard_id),
+            false => {
+                let LogRange { purged, first, last } = self.wal.range(shard_id);
+                RecoveredShard { purged, first, last, ..RecoveredShard::default() }
+            }
+        };
+        let replica = Replica::start(config, self.wal.clone(), recovered, shard).await?;
+        if forms {
+            let lives = Arc::clone(&self.lives);
+            let begun = tokio::task::spawn_blocking(move || lives.begin(shard_id)).await;
+            begun.map_err(|_| StartError::Interrupted)?.map_err(StartError::Write)?;
+        }
+        if replica.members().voters.iter().eq([&replica.node()]) {
+            let leading = replica.wait_leading(LEADING_PATIENCE).await;
+            leading.map_err(|source| StartError::NotLeading { shard: shard_id, source })?;
+        }
+        Ok(replica)
+    }
+
+    fn begin(&self, shard: ShardId, trust: Trust) -> Begin {
+        if self.lives.has_begun(shard) {
+            return Begin::Existing;
+        }
+        let me = self.lives.node(shard);
+        let factor = ClusterSettings::default().replication_factor_max;
+        let mut placement = initial_placement(&self.meta.forming, self.meta.shards, factor);
+        let nodes: BTreeSet<NodeId> = match placement.get_mut(usize::from(shard.get())) {
+            Some(nodes) => std::mem::take(nodes).into_iter().collect(),
+            None => BTreeSet::new(),
+        };
+        match trust == Trust::Whole && nodes.contains(&me) {
+            true => Begin::Form(nodes),
+            false => Begin::Join,
+        }
+    }
+
+    /// Has lost replicas come back as new ones; `false` where some are still missing.
+    async fn replace_lost(&self, lost: &mut Lost, shards: &Shards, peers: &Peers) -> bool {
+        for shard in lost.keys().copied().collect::<Vec<_>>() {
+            let old = self.lives.node(shard);
+            let replaced = match new_node(shard, old, shards, peers).await {
+                Ok(node) => self.renew(shard, node, shards).await.map(|()| node),
+                Err(reason) => Err(reason),
+            };
+            match replaced {
+                Ok(node) => {
+                    tracing::info!(%shard, %old, %node, "a retired replica goes on as a new one");
+                    lost.remove(&shard);
+                }
+                Err(reason) => tracing::warn!(%shard, %old, reason, "a retired replica is not replaced yet"),
+            }
+        }
+        lost.is_empty()
+    }
+}
+
+/// Whether a shard's group has gone on without a node, as its leader said.
+fn has_left(record: &ShardRecord, node: NodeId) -> bool {
+    record
+        .members
+        .as_ref()
+        .is_some_and(|members| !members.voters.contains(&node) && !members.learners.contains(&node))
+}
+
+/// Whether a replica can't be trusted any more, while its group may be well.
+const fn is_a_loss(error: &ReplicaStartError) -> bool {
+    matches!(
+        error,
+        ReplicaStartError::DoubtfulTail { .. }
+            | ReplicaStartError::LogLost { .. }
+            | ReplicaStartError::StateLost { .. }
+            | ReplicaStartError::Missing { .. }
+    )
+}
+
+/// Asks the controller for the id under which a retired replica comes back: by this broker's own replica of it, else by another broker.
+async fn new_node(shard: ShardId, old: NodeId, shards: &Shards, peers: &Peers) -> Result<NodeId, String> {
+    if shard != ShardId::CONTROLLER && shards.controller().is_some() {
+        return replacement(shards, shard, old).await.map_err(|error| error.message);
+    }
+    let mut last = "no other broker is connected".to_owned();
+    for broker in peers.connected() {
+        let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
+        let asked = async {
+            let mut stream =
+                peers.open(broker, Purpose::Replace(open)).await.map_err(|error| error.to_string())?;
+            stream.writer.finish().await.map_err(|error| error.to_string())?;
+            let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
+            let reply: Option<ReplaceReply> = answer.and_then(|answer| answer.message().ok());
+            reply.ok_or_else(|| "its answer does not read".to_owned())
+        };
+        match asked.await {
+            Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
+            Ok(ReplaceReply { error: Some(error), .. }) => {
+                last = format!("broker {broker}: {}", error.message)
+            }
+            Err(reason) => last = format!("broker {broker}: {reason}"),
+        }
+    }
+    Err(last)
+}
+
+/// The id under which a retired replica comes back, from the controller.
+pub(crate) async fn replacement(shards: &Shards, shard: ShardId, old: NodeId) -> Result<NodeId, Error> {
+    let unit = Unit::Control(ControllerCommand::ReplaceReplica { shard, old });
+    match shards.propose(ShardId::CONTROLLER, unit).await {
+        Ok(UnitResult::Control(Ok(ControllerReply::Replica(node)))) => Ok(node),
+        Ok(UnitResult::Control(Err(refused))) => {
+            Err(Error::new(ErrorCode::ClusterChangeRefused, refused.to_string()))
+        }
+        Ok(other) => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+        Err(error) => Err(crate::errors::propose(&error)),
+    }
+}

@@ -1,0 +1,109 @@
+//! What two brokers tell each other first, and whether they go on from there.
+
+use bytes::Bytes;
+use tidemill_net::PeerIdentity;
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
+
+use super::messages::{KnownBroker, PEER_PROTOCOL_MAX, PEER_PROTOCOL_MIN, PeerHello, PeerWelcome};
+use super::{Myself, Peers};
+
+/// What this broker says of itself.
+pub(crate) fn own_hello(myself: &Myself, known: Vec<KnownBroker>) -> PeerHello {
+    PeerHello {
+        protocol_min: PEER_PROTOCOL_MIN,
+        protocol_max: PEER_PROTOCOL_MAX,
+        cluster_id: Bytes::copy_from_slice(&myself.cluster.bytes()),
+        broker: Some(KnownBroker {
+            broker_id: myself.broker.get(),
+            incarnation: myself.incarnation,
+            directory: Bytes::copy_from_slice(myself.directory.as_bytes()),
+            starts: myself.starts,
+            peer_addresses: myself.peer_addresses.clone(),
+        }),
+        known,
+        software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
+    }
+}
+
+/// A hello that was checked as far as it can be without knowing anybody.
+#[derive(Debug, Clone)]
+pub(crate) struct Hello {
+    pub(crate) cluster: ClusterId,
+    pub(crate) broker: KnownBroker,
+    pub(crate) known: Vec<KnownBroker>,
+    /// The version that both speak.
+    pub(crate) protocol: u32,
+    pub(crate) software: String,
+}
+
+pub(crate) fn decode_hello(hello: PeerHello) -> Result<Hello, Error> {
+    let protocol = PEER_PROTOCOL_MAX.min(hello.protocol_max);
+    if protocol < PEER_PROTOCOL_MIN.max(hello.protocol_min) {
+        return Err(refused(format!(
+            "it speaks versions {} to {} of the brokers' protocol ({}), and this broker {PEER_PROTOCOL_MIN} to {PEER_PROTOCOL_MAX}; \
+             upgrade brokers one release at a time",
+            hello.protocol_min, hello.protocol_max, hello.software
+        )));
+    }
+    let cluster = uuid::Uuid::from_slice(&hello.cluster_id).map(ClusterId::new);
+    let (Ok(cluster), Some(broker)) = (cluster, hello.broker) else {
+        return Err(refused("its hello lacks the cluster or the broker".to_owned()));
+    };
+    Ok(Hello { cluster, broker, known: hello.known, protocol, software: hello.software })
+}
+
+/// An error of whoever is not talked to any further.
+pub(crate) fn refused(reason: impl Into<String>) -> Error {
+    Error::new(ErrorCode::PeerRefused, reason)
+}
+
+impl Peers {
+    pub(super) fn hello(&self) -> PeerHello {
+        own_hello(&self.0.myself, self.0.book.said())
+    }
+
+    /// Decides on a hello, and remembers whom it is from.
+    pub(super) async fn meet(
+        &self,
+        hello: Option<PeerHello>,
+        identity: &PeerIdentity,
+    ) -> Result<Hello, Error> {
+        let hello = decode_hello(hello.ok_or_else(|| refused("it said no hello"))?)?;
+        let myself = &self.0.myself;
+        if hello.cluster != myself.cluster {
+            return Err(refused(format!(
+                "it belongs to cluster {}, and this broker to cluster {}; is a seed's address wrong, or a data directory another's?",
+                hello.cluster, myself.cluster
+            )));
+        }
+        let said = BrokerId::new(hello.broker.broker_id);
+        if (identity.cluster, identity.broker) != (hello.cluster, said) {
+            return Err(refused(format!(
+                "it calls itself broker {said}, and its certificate is broker {}'s of cluster {}",
+                identity.broker, identity.cluster
+            )));
+        }
+        if let Some(services) = &*self.0.services.borrow() {
+            services.check_standing(said, hello.broker.incarnation)?;
+        }
+        let peers = self.clone();
+        let (broker, known) = (hello.broker.clone(), hello.known.clone());
+        let met = tokio::task::spawn_blocking(move || {
+            let met = peers.0.book.meet(&broker);
+            if met.is_ok() {
+                peers.0.book.hear(&known);
+            }
+            met
+        });
+        match met.await {
+            Ok(Ok(_)) => Ok(hello),
+            Ok(Err(refusal)) => Err(refused(refusal.to_string())),
+            Err(_) => Err(refused("the broker is stopping")),
+        }
+    }
+
+    pub(super) fn welcome(&self, protocol: u32) -> PeerWelcome {
+        PeerWelcome { error: None, protocol, hello: Some(self.hello()) }
+    }
+}

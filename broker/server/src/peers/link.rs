@@ -1,0 +1,215 @@
+//! The connection to one broker: made, greeted, kept, made again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidemill_net::{Connection, DialError};
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{BrokerId, ErrorCode};
+use tokio::time::Instant;
+
+use super::greeting::{Hello, refused};
+use super::messages::{PeerWelcome, Purpose};
+use super::{Peers, open_on};
+
+/// Pauses between attempts: a broker that comes back is to be found soon.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A connection that lasted so long was a good one: the next attempt follows at once.
+const GOOD_AFTER: Duration = Duration::from_secs(5);
+/// For the answer to a hello.
+const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// The same trouble is told again after this long.
+const TELL_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The way to one broker.
+pub(super) struct Link {
+    broker: BrokerId,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Connection>,
+    trouble: Option<String>,
+    told: Option<(String, Instant)>,
+}
+
+impl Link {
+    pub(super) fn new(broker: BrokerId) -> Self {
+        Self { broker, state: Mutex::default() }
+    }
+
+    pub(super) const fn broker(&self) -> BrokerId {
+        self.broker
+    }
+
+    pub(super) fn connection(&self) -> Option<Connection> {
+        self.state.lock().connection.clone()
+    }
+
+    /// Why there is no connection, for people.
+    pub(super) fn trouble(&self) -> String {
+        self.state.lock().trouble.clone().unwrap_or_else(|| "it is being connected to".to_owned())
+    }
+
+    /// Connects, and connects again, until the peers stop.
+    pub(super) async fn keep(self: Arc<Self>, peers: Peers) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match self.connect(&peers).await {
+                Ok(connection) => {
+                    let since = Instant::now();
+                    self.is_up(&connection);
+                    let lost = connection.closed().await;
+                    self.is_down(&lost.to_string());
+                    if since.elapsed() >= GOOD_AFTER {
+                        pause = PAUSE_MIN;
+                    }
+                }
+                Err(reason) => self.is_down(&reason),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn connect(&self, peers: &Peers) -> Result<Connection, String> {
+        let addresses = peers.entry(self.broker).map(|entry| entry.peer_addresses).unwrap_or_default();
+        let mut last = "no address of it is known".to_owned();
+        for address in &addresses {
+            match greet(peers, address, Some(self.broker)).await {
+                Ok((connection, _)) => return Ok(connection),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        Err(last)
+    }
+
+    fn is_up(&self, connection: &Connection) {
+        let mut state = self.state.lock();
+        state.connection = Some(connection.clone());
+        state.trouble = None;
+        state.told = None;
+        drop(state);
+        metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(1.0);
+        tracing::info!(broker = %self.broker, address = %connection.peer().address, "connected to a broker");
+    }
+
+    fn is_down(&self, reason: &str) {
+        metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(0.0);
+        let mut state = self.state.lock();
+        state.connection = None;
+        state.trouble = Some(reason.to_owned());
+        let known =
+            state.told.as_ref().is_some_and(|(told, at)| told == reason && at.elapsed() < TELL_INTERVAL);
+        if !known {
+            state.told = Some((reason.to_owned(), Instant::now()));
+            drop(state);
+            tracing::warn!(broker = %self.broker, reason, "no connection to a broker; it is tried again");
+        }
+    }
+}
+
+/// Why no connection came about.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GreetError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    #[error("at {address}: {reason}")]
+    Broken { address: String, reason: String },
+    #[error("the broker at {address} refuses this one: {error}")]
+    RefusedThere { address: String, error: Error },
+    #[error("the broker at {address} is refused: {error}")]
+    RefusedHere { address: String, error: Error },
+    #[error("{address} is this broker's own address")]
+    Myself { address: String },
+}
+
+/// Dials an address, and greets who answers there: `expected`, where somebody is.
+pub(super) async fn greet(
+    peers: &Peers,
+    address: &str,
+    expected: Option<BrokerId>,
+) -> Result<(Connection, Hello), GreetError> {
+    let connection = peers.0.endpoint.dial(address).await?;
+    let address = address.to_owned();
+    let refuse = |error: Error| {
+        connection.close(error.code, &error.message);
+        metrics::counter!("tidemill_peer_refused_total", "reason" => "hello").increment(1);
+        GreetError::RefusedHere { address: address.clone(), error }
+    };
+    let Some(identity) = connection.peer().peer else {
+        return Err(refuse(refused("it shows no broker's certificate")));
+    };
+    if identity.broker == peers.0.myself.broker && identity.cluster == peers.0.myself.cluster {
+        connection.close(0, "this is me");
+        return Err(GreetError::Myself { address });
+    }
+    if let Some(expected) = expected.filter(|expected| *expected != identity.broker) {
+        let reason = format!("broker {} answers where broker {expected} should be", identity.broker);
+        return Err(refuse(refused(reason)));
+    }
+    let welcome = match tokio::time::timeout(HELLO_DEADLINE, say_hello(peers, &connection)).await {
+        Ok(Ok(welcome)) => welcome,
+        // A refusal closes the connection with the same words; they may come first.
+        Ok(Err(reason)) => return Err(GreetError::Broken { address, reason }),
+        Err(_) => {
+            connection.close(ErrorCode::Deadline.code(), "no answer to the hello");
+            return Err(GreetError::Broken { address, reason: "no answer to the hello".to_owned() });
+        }
+    };
+    if let Some(error) = welcome.error {
+        connection.close(0, "as you say");
+        return Err(GreetError::RefusedThere { address, error });
+    }
+    match peers.meet(welcome.hello, &identity).await {
+        Ok(hello) => Ok((connection, hello)),
+        Err(error) => Err(refuse(error)),
+    }
+}
+
+async fn say_hello(peers: &Peers, connection: &Connection) -> Result<PeerWelcome, String> {
+    let mut stream = open_on(connection, Purpose::Hello(peers.hello())).await?;
+    stream.writer.finish().await.map_err(|error| error.to_string())?;
+    let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
+    let answer = answer.ok_or_else(|| "it ended the stream without an answer".to_owned())?;
+    answer.message().map_err(|_| "its answer to the hello does not read".to_owned())
+}
+
+/// Asks the seeds until one of them answers: from there on the address book knows the others.
+pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
+    let mut pause = PAUSE_MIN;
+    let mut others = seeds.clone();
+    loop {
+        let mut troubles = Vec::new();
+        for seed in others.clone() {
+            match greet(&peers, &seed, None).await {
+                Ok((connection, hello)) => {
+                    // The broker's own link has taken note of it by now.
+                    connection.close(0, "found");
+                    tracing::info!(
+                        seed,
+                        broker = hello.broker.broker_id,
+                        software = hello.software,
+                        "found the cluster"
+                    );
+                    return;
+                }
+                Err(GreetError::Myself { address }) => others.retain(|seed| *seed != address),
+                Err(error) => troubles.push(error.to_string()),
+            }
+        }
+        if others.is_empty() {
+            // Named as everybody's seed: the others come to it.
+            return;
+        }
+        if pause >= PAUSE_MAX {
+            tracing::warn!(troubles = troubles.join("; "), "no seed answers; they are tried again");
+            tokio::time::sleep(TELL_INTERVAL.min(PAUSE_MAX * 4)).await;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}

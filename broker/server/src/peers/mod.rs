@@ -1,0 +1,191 @@
+//! The other brokers: who they are, the connections to them, and what comes from them.
+//!
+//! Each broker dials every other one, and what it asks goes over the connection that it dialled: no tie is to be broken between two
+//! dials, and who needs a direction sees whether it works.
+//!
+//! ```text
+//!   seeds, address book -> [ a Link per broker: dial, hello, keep ] -> streams for replicas, forwarded clients, components
+//!   endpoint            -> [ a task per connection: hello, check ]  -> serve.rs: a task per stream
+//! ```
+
+mod book;
+mod greeting;
+mod link;
+pub(crate) mod messages;
+mod replicas;
+mod serve;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tidemill_log::fs::Storage;
+use tidemill_net::{Connection, PeerEndpoint, Stream};
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+pub(crate) use book::{BookEntry, PeerBook};
+pub(crate) use greeting::{decode_hello, own_hello};
+pub(crate) use replicas::ReplicaDialer;
+pub(crate) use serve::PeerServices;
+
+use link::Link;
+use messages::{KnownBroker, PeerOpen, Purpose};
+
+/// How long a stream may take to be opened on a connection that is there.
+const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Who this broker is, as it says to others.
+#[derive(Debug, Clone)]
+pub(crate) struct Myself {
+    pub(crate) cluster: ClusterId,
+    pub(crate) broker: BrokerId,
+    pub(crate) incarnation: u32,
+    pub(crate) directory: Uuid,
+    pub(crate) starts: u64,
+    pub(crate) peer_addresses: Vec<String>,
+}
+
+/// The way to the other brokers. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Peers(Arc<Inner>);
+
+struct Inner {
+    myself: Myself,
+    endpoint: PeerEndpoint,
+    book: PeerBook,
+    links: Mutex<HashMap<BrokerId, Arc<Link>>>,
+    /// What answers other brokers; `None` until this one is far enough with its start.
+    services: watch::Sender<Option<Arc<PeerServices>>>,
+    stopping: CancellationToken,
+}
+
+impl Peers {
+    pub(crate) fn new(
+        myself: Myself,
+        endpoint: PeerEndpoint,
+        storage: &Arc<dyn Storage>,
+        stopping: &CancellationToken,
+    ) -> std::io::Result<Self> {
+        let book = PeerBook::open(storage, myself.broker)?;
+        Ok(Self(Arc::new(Inner {
+            myself,
+            endpoint,
+            book,
+            links: Mutex::default(),
+            services: watch::Sender::new(None),
+            // Peers are needed to the very end of a stop: they have a token of their own.
+            stopping: stopping.clone(),
+        })))
+    }
+
+    /// Connects to every broker that is known or will be, and answers them; ends when the token is cancelled.
+    pub(crate) async fn run(self, seeds: Vec<String>) {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(serve::accept(self.clone()));
+        if !seeds.is_empty() {
+            tasks.spawn(link::find(self.clone(), seeds));
+        }
+        let mut known = self.0.book.known();
+        loop {
+            for broker in known.borrow_and_update().clone() {
+                let mut links = self.0.links.lock();
+                links.entry(broker).or_insert_with(|| {
+                    let link = Arc::new(Link::new(broker));
+                    tasks.spawn(Arc::clone(&link).keep(self.clone()));
+                    link
+                });
+            }
+            tokio::select! {
+                changed = known.changed() => if changed.is_err() { return },
+                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+                () = self.0.stopping.cancelled() => break,
+            }
+        }
+        tasks.shutdown().await;
+        self.0.endpoint.close(0, "the broker stops").await;
+    }
+
+    /// From here on other brokers are answered.
+    pub(crate) fn serve(&self, services: PeerServices) {
+        self.0.services.send_replace(Some(Arc::new(services)));
+    }
+
+    pub(crate) fn myself(&self) -> &Myself {
+        &self.0.myself
+    }
+
+    pub(crate) fn local_addr(&self) -> SocketAddr {
+        self.0.endpoint.local_addr()
+    }
+
+    /// Takes what is known from the beginning.
+    pub(crate) async fn hear(&self, known: Vec<KnownBroker>) {
+        let peers = self.clone();
+        let heard = tokio::task::spawn_blocking(move || peers.0.book.hear(&known)).await;
+        debug_assert!(heard.is_ok(), "hearing does not panic");
+    }
+
+    /// Whom this broker has heard of, to tell others.
+    pub(crate) fn said(&self) -> Vec<KnownBroker> {
+        self.0.book.said()
+    }
+
+    /// What was heard of another broker.
+    pub(crate) fn entry(&self, broker: BrokerId) -> Option<BookEntry> {
+        self.0.book.entry(broker)
+    }
+
+    /// Brokers that this one is connected to just now.
+    pub(crate) fn connected(&self) -> Vec<BrokerId> {
+        let links = self.0.links.lock();
+        links.values().filter(|link| link.connection().is_some()).map(|link| link.broker()).collect()
+    }
+
+    /// A new stream to another broker, with what it is for queued on it: it goes out with the first frame that follows.
+    pub(crate) async fn open(
+        &self,
+        broker: BrokerId,
+        purpose: impl Into<Purpose>,
+    ) -> Result<Stream, NotConnected> {
+        let link = self.0.links.lock().get(&broker).cloned();
+        let Some(link) = link else {
+            return Err(NotConnected { broker, reason: "nothing was heard of it yet".to_owned() });
+        };
+        let Some(connection) = link.connection() else {
+            return Err(NotConnected { broker, reason: link.trouble() });
+        };
+        open_on(&connection, purpose).await.map_err(|reason| NotConnected { broker, reason })
+    }
+}
+
+/// Opens a stream and queues what it is for.
+async fn open_on(connection: &Connection, purpose: impl Into<Purpose>) -> Result<Stream, String> {
+    // A connection has room for so many streams and no more: who finds none is told, and does not wait for others to go.
+    let opened = tokio::time::timeout(OPEN_PATIENCE, connection.open_stream()).await;
+    let opened = opened.map_err(|_| "too many streams are open to it".to_owned())?;
+    let mut stream = opened.map_err(|error| error.to_string())?;
+    let open = PeerOpen::from(purpose.into());
+    stream.writer.feed(&open, &[]).map_err(|error| error.to_string())?;
+    Ok(stream)
+}
+
+/// There is no way to a broker just now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("broker {broker} can't be reached: {reason}")]
+pub(crate) struct NotConnected {
+    pub(crate) broker: BrokerId,
+    pub(crate) reason: String,
+}
+
+impl From<NotConnected> for Error {
+    fn from(error: NotConnected) -> Self {
+        Self::new(ErrorCode::NotLeader, error.to_string())
+    }
+}

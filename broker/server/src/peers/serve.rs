@@ -1,0 +1,309 @@
+//! What other brokers ask of this one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_net::{Connection, Stream};
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
+use tidemill_raft::Replica;
+use tokio::task::JoinSet;
+
+use super::greeting::refused;
+use super::messages::{ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply};
+use super::{Peers, replicas};
+use crate::cluster::Lives;
+use crate::context::Context;
+use crate::refusals::{self, Refused};
+use crate::shards::Shards;
+
+/// A stream that says nothing for so long after it was opened is dropped; so is a connection without a hello.
+const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
+/// A broker that starts is asked before it can answer: what comes waits for so long.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+/// Connections of brokers and of who wants to become one. More than one a broker, since a broken one may linger.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// What answers other brokers.
+pub(crate) struct PeerServices {
+    pub(crate) shards: Shards,
+    pub(crate) lives: Arc<Lives>,
+    /// All that clients reach; `None` until clients are served.
+    pub(crate) context: tokio::sync::watch::Receiver<Option<Arc<Context>>>,
+}
+
+impl PeerServices {
+    /// Refuses whom the controller has removed, as far as this broker has heard.
+    pub(crate) fn check_standing(&self, broker: BrokerId, incarnation: u32) -> Result<(), Error> {
+        let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
+        let Some(controller) = controller else { return Ok(()) };
+        let Some(known) = controller.broker(broker) else { return Ok(()) };
+        if !known.is_member() && incarnation <= known.incarnation {
+            return Err(refused(format!(
+                "broker {broker} was removed from the cluster, and this life of it never comes back; let it join with an empty data \
+                 directory and a token of `tidemill cluster add`"
+            )));
+        }
+        if incarnation < known.incarnation {
+            return Err(refused(format!(
+                "broker {broker} has begun another life (incarnation {}), and this is its incarnation {incarnation}: its data directory is an \
+                 old one",
+                known.incarnation
+            )));
+        }
+        Ok(())
+    }
+
+    async fn context(&self) -> Result<Arc<Context>, Error> {
+        let mut context = self.context.clone();
+        let waiting = context.wait_for(Option::is_some);
+        match tokio::time::timeout(START_PATIENCE, waiting).await {
+            Ok(Ok(context)) => context.clone().ok_or_else(not_yet),
+            _ => Err(not_yet()),
+        }
+    }
+}
+
+fn not_yet() -> Error {
+    Error::new(ErrorCode::Overloaded, "the broker is still starting; try again")
+}
+
+/// Answers connections until the endpoint closes.
+pub(super) async fn accept(peers: Peers) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = peers.0.endpoint.accept() => match accepted {
+                Some(connection) if connections.len() >= CONNECTIONS_MAX => {
+                    connection.close(ErrorCode::Overloaded.code(), "too many connections of brokers are open");
+                }
+                Some(connection) => {
+                    connections.spawn(serve(peers.clone(), connection));
+                }
+                None => return,
+            },
+            Some(ended) = connections.join_next(), if !connections.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "the task of a broker's connection panicked; only that connection ended");
+                }
+            }
+        }
+    }
+}
+
+async fn serve(peers: Peers, connection: Connection) {
+    let address = connection.peer().address;
+    let greeted = match connection.peer().peer {
+        Some(_) => greet(&peers, &connection).await,
+        None => return serve_joiner(&peers, &connection).await,
+    };
+    match greeted {
+        Ok(broker) => {
+            tracing::debug!(%address, %broker, "a broker connected");
+            serve_streams(&peers, &connection, broker).await;
+            tracing::debug!(%address, %broker, "a broker's connection ended");
+        }
+        Err(error) => {
+            metrics::counter!("tidemill_peer_refused_total", "reason" => "hello").increment(1);
+            refusals::note(Refused::Connection, &address, &error);
+            connection.close(error.code, &error.message);
+        }
+    }
+}
+
+/// The first stream of a broker's connection carries its hello.
+async fn greet(peers: &Peers, connection: &Connection) -> Result<BrokerId, Error> {
+    let identity = connection.peer().peer.ok_or_else(|| refused("it shows no broker's certificate"))?;
+    let (purpose, mut stream) = first_stream(connection).await?;
+    let Purpose::Hello(hello) = purpose else {
+        return Err(refused("the first stream of a connection carries the hello"));
+    };
+    let met = peers.meet(Some(hello), &identity).await;
+    let welcome = match &met {
+        Ok(hello) => peers.welcome(hello.protocol),
+        Err(error) => PeerWelcome { error: Some(error.clone()), ..PeerWelcome::default() },
+    };
+    let sent = async {
+        stream.writer.send(&welcome, &[]).await?;
+        stream.writer.finish().await
+    };
+    let sent = sent.await;
+    let hello = met?;
+    sent.map_err(|error| refused(error.to_string()))?;
+    Ok(BrokerId::new(hello.broker.broker_id))
+}
+
+/// Who shows no certificate may ask for one, with a token, and for nothing else.
+async fn serve_joiner(peers: &Peers, connection: &Connection) {
+    let address = connection.peer().address;
+    let answered = async {
+        let (purpose, mut stream) = first_stream(connection).await?;
+        let Purpose::Join(request) = purpose else {
+            return Err(refused("who shows no certificate may only join"));
+        };
+        let services = services(peers).await?;
+        let context = services.context().await?;
+        let reply = crate::cluster::take_in(&context, peers, request).await;
+        if let Some(error) = &reply.error {
+            metrics::counter!("tidemill_peer_refused_total", "reason" => "join").increment(1);
+            refusals::note(Refused::Request, &address, error);
+        }
+        let failed = |error: tidemill_net::WriteError| refused(error.to_string());
+        stream.writer.send(&reply, &[]).await.map_err(failed)?;
+        stream.writer.finish().await.map_err(failed)?;
+        // The answer must be there before the connection closes.
+        let _ = tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.writer.delivered()).await;
+        Ok(())
+    };
+    match answered.await {
+        Ok(()) => connection.close(0, "answered"),
+        Err(error) => {
+            metrics::counter!("tidemill_peer_refused_total", "reason" => "join").increment(1);
+            refusals::note(Refused::Connection, &address, &error);
+            connection.close(error.code, &error.message);
+        }
+    }
+}
+
+async fn first_stream(connection: &Connection) -> Result<(Purpose, Stream), Error> {
+    let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, async {
+        match connection.accept_stream().await {
+            Ok(Some(stream)) => first_frame(stream).await,
+            Ok(None) => Err(refused("the connection ended")),
+            Err(error) => Err(refused(error.to_string())),
+        }
+    });
+    opened.await.unwrap_or_else(|_| Err(refused("no hello came")))
+}
+
+async fn first_frame(mut stream: Stream) -> Result<(Purpose, Stream), Error> {
+    let frame = stream.reader.next().await.map_err(|error| refused(error.to_string()))?;
+    let open = frame.and_then(|frame| frame.message::<PeerOpen>().ok());
+    let purpose = open.and_then(|open| open.purpose);
+    Ok((purpose.ok_or_else(|| refused("the first frame of a stream says what the stream is for"))?, stream))
+}
+
+async fn services(peers: &Peers) -> Result<Arc<PeerServices>, Error> {
+    let mut services = peers.0.services.subscribe();
+    let waiting = services.wait_for(Option::is_some);
+    match tokio::time::timeout(START_PATIENCE, waiting).await {
+        Ok(Ok(services)) => services.clone().ok_or_else(not_yet),
+        _ => Err(not_yet()),
+    }
+}
+
+async fn serve_streams(peers: &Peers, connection: &Connection, broker: BrokerId) {
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = connection.accept_stream() => match accepted {
+                // How many there may be at once QUIC itself bounds (`PeerLimits`).
+                Ok(Some(stream)) => {
+                    streams.spawn(serve_stream(peers.clone(), broker, stream));
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!(%broker, %error, "a broker's connection broke off");
+                    break;
+                }
+            },
+            Some(ended) = streams.join_next(), if !streams.is_empty() => {
+                if let Err(error) = ended && error.is_panic() {
+                    metrics::counter!("tidemill_stream_panics_total").increment(1);
+                    tracing::error!(%broker, %error, "the task of a broker's stream panicked; only that stream ended");
+                }
+            }
+        }
+    }
+    streams.shutdown().await;
+}
+
+/// What a stream is for, with what it takes to serve it.
+enum Ready {
+    Replica(Replica, NodeId),
+    Client(Arc<Context>, ForwardOpen),
+    Component(Arc<Context>, ComponentOpen),
+    Keep(Arc<Context>, ComponentOpen),
+    Replace(Arc<PeerServices>, ShardId, NodeId),
+    Status(Arc<Context>),
+}
+
+async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
+    let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
+    let (purpose, mut stream) = match opened {
+        Ok(Ok(opened)) => opened,
+        Ok(Err(error)) => return refusals::stream(&broker, &error),
+        Err(_) => return tracing::debug!(%broker, "a broker opened a stream, and nothing came on it"),
+    };
+    match ready(&peers, broker, purpose).await {
+        Ok(Ready::Replica(replica, from)) => replica.serve_peer(from, replicas::stream(stream)).await,
+        Ok(Ready::Client(context, open)) => crate::cluster::serve_forwarded(context, open, stream).await,
+        Ok(Ready::Component(context, open)) => crate::components::serve(&context, &open, stream).await,
+        Ok(Ready::Keep(context, open)) => crate::components::keep(&context, broker, &open, stream).await,
+        Ok(Ready::Replace(services, shard, old)) => {
+            let reply = match crate::cluster::replicas::replacement(&services.shards, shard, old).await {
+                Ok(node) => ReplaceReply { error: None, node: node.get() },
+                Err(error) => ReplaceReply { error: Some(error), node: 0 },
+            };
+            if stream.writer.send(&reply, &[]).await.is_ok() {
+                let _ = stream.writer.finish().await;
+            }
+        }
+        Ok(Ready::Status(context)) => {
+            if stream.writer.send(&crate::handlers::status::own(&context), &[]).await.is_ok() {
+                let _ = stream.writer.finish().await;
+            }
+        }
+        Err(error) => {
+            tracing::debug!(%broker, %error, "a broker's stream is refused");
+            stream.reader.stop(error.code);
+            stream.writer.reset(error.code);
+        }
+    }
+}
+
+async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Ready, Error> {
+    let services = services(peers).await?;
+    Ok(match purpose {
+        Purpose::Raft(open) => {
+            Ready::Replica(asked_for(&services, broker, &open).await?, NodeId::from_raw(open.from))
+        }
+        Purpose::Forward(open) => Ready::Client(services.context().await?, open),
+        Purpose::Component(open) => Ready::Component(services.context().await?, open),
+        Purpose::Keep(open) => Ready::Keep(services.context().await?, open),
+        Purpose::Replace(open) => {
+            let old = NodeId::from_raw(open.node);
+            if old.broker() != broker {
+                return Err(refused("it speaks for another broker's replica"));
+            }
+            let shard = u16::try_from(open.shard).map_err(|_| refused("there is no such shard"))?;
+            Ready::Replace(services, ShardId::new(shard), old)
+        }
+        Purpose::Status(_) => Ready::Status(services.context().await?),
+        Purpose::Hello(_) | Purpose::Join(_) => {
+            return Err(Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already"));
+        }
+    })
+}
+
+/// The replica that a stream is for. That it has begun to answer is on the disk when this returns.
+async fn asked_for(services: &PeerServices, broker: BrokerId, open: &RaftOpen) -> Result<Replica, Error> {
+    let shard = u16::try_from(open.shard).map(ShardId::new).map_err(|_| refused("there is no such shard"))?;
+    if NodeId::from_raw(open.from).broker() != broker {
+        return Err(refused("it speaks for another broker's replica"));
+    }
+    let mine = services.lives.node(shard);
+    if NodeId::from_raw(open.to) != mine {
+        let asked = NodeId::from_raw(open.to);
+        return Err(refused(format!("replica {asked} of shard {shard} is asked for, and {mine} lives here")));
+    }
+    let replica = services.shards.replica(shard).ok_or_else(not_yet)?;
+    if !services.lives.has_begun(shard) {
+        let lives = Arc::clone(&services.lives);
+        let begun = tokio::task::spawn_blocking(move || lives.begin(shard)).await;
+        begun
+            .map_err(|_| not_yet())?
+            .map_err(|error| Error::new(ErrorCode::StorageFailed, error.to_string()))?;
+    }
+    Ok(replica)
+}

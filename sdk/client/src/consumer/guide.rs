@@ -1,0 +1,142 @@
+//! Where each partition is read: at its leader or in the consumer's rack, and elsewhere while nobody answers there.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_protocol::{BrokerId, TopicPartition};
+use tokio::time::Instant;
+
+use super::state::{PartitionState, Shared};
+use crate::cluster::Metadata;
+
+/// How long a partition is read on where it is, though another broker leads it by now. Long enough for a broker that restarts to
+/// take its leads back, short enough for the load to follow them.
+const FOLLOW_AFTER: Duration = Duration::from_secs(5);
+/// Partitions that move for that follow each other: this much apart, by their numbers, in rounds of [`FOLLOW_ROUND`].
+const FOLLOW_STEP: Duration = Duration::from_millis(50);
+const FOLLOW_ROUND: u32 = 16;
+
+/// Moves partitions when what is known of the brokers changes, as long as the consumer lives.
+pub(super) async fn guide(shared: Arc<Shared>) {
+    let mut news = shared.cluster.watch();
+    let stopped = shared.stopped.clone();
+    loop {
+        news.borrow_and_update();
+        let due = shared.look_round();
+        let waiting = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            changed = news.changed() => if changed.is_err() { return },
+            () = waiting => {}
+        }
+    }
+}
+
+/// A partition that is read elsewhere from now on.
+struct Move {
+    partition: TopicPartition,
+    from: Option<BrokerId>,
+    to: BrokerId,
+}
+
+impl Shared {
+    /// Moves what must, and what should for long enough. Answers when to look again.
+    fn look_round(self: &Arc<Self>) -> Option<Instant> {
+        let (known, now) = (self.cluster.known(), Instant::now());
+        let rack = self.settings.rack.as_deref();
+        let (mut moves, mut doubted, mut due) = (Vec::new(), Vec::new(), None::<Instant>);
+        self.with(|all| {
+            for (partition, state) in all.partitions.iter_mut().filter(|(_, state)| !state.is_over()) {
+                let best = best(*partition, state, &known, rack, None);
+                match (state.place, best) {
+                    (_, None) => {}
+                    (Some(place), Some(best)) if place == best => state.astray_since = None,
+                    (Some(place), Some(_)) if known.is_well(place) && !has_waited(*partition, state, now) => {
+                        if state.astray_since.is_none() {
+                            // Perhaps the lead went elsewhere because the broker is gone.
+                            doubted.push(place);
+                        }
+                        let since = *state.astray_since.get_or_insert(now);
+                        let until = since + patience(*partition);
+                        due = Some(due.map_or(until, |due| due.min(until)));
+                    }
+                    (_, Some(best)) => moves.push(state.go(*partition, best)),
+                }
+            }
+        });
+        doubted.dedup();
+        doubted.into_iter().for_each(|broker| self.cluster.doubt(broker));
+        self.tell(moves);
+        due
+    }
+
+    /// Moves these partitions to where they should be read, at once.
+    pub(super) fn settle(
+        self: &Arc<Self>,
+        partitions: impl IntoIterator<Item = TopicPartition>,
+        avoid: Option<BrokerId>,
+    ) {
+        let known = self.cluster.known();
+        let rack = self.settings.rack.as_deref();
+        let mut moves = Vec::new();
+        self.with(|all| {
+            for partition in partitions {
+                let Some(state) = all.partitions.get_mut(&partition) else { continue };
+                if let Some(best) = best(partition, state, &known, rack, avoid)
+                    && state.place != Some(best)
+                {
+                    moves.push(state.go(partition, best));
+                }
+            }
+        });
+        self.tell(moves);
+    }
+
+    /// Moves a partition to this broker, until it should have been elsewhere for long enough.
+    pub(super) fn send_to(self: &Arc<Self>, partition: TopicPartition, broker: BrokerId) {
+        let moved = self.with_partition(partition, |state| state.go(partition, broker));
+        self.tell(moved.into_iter().collect());
+    }
+
+    fn tell(self: &Arc<Self>, moves: Vec<Move>) {
+        for Move { partition, from, to } in moves {
+            tracing::debug!(%partition, from = ?from, %to, "is read elsewhere now");
+            self.touch(partition, from);
+            self.touch(partition, Some(to));
+        }
+    }
+}
+
+impl PartitionState {
+    fn go(&mut self, partition: TopicPartition, to: BrokerId) -> Move {
+        let from = self.place.replace(to);
+        self.tenure += 1;
+        self.astray_since = None;
+        Move { partition, from, to }
+    }
+}
+
+fn best(
+    partition: TopicPartition,
+    state: &PartitionState,
+    known: &Metadata,
+    rack: Option<&str>,
+    avoid: Option<BrokerId>,
+) -> Option<BrokerId> {
+    let topic = known.topic(&state.topic, partition.topic)?;
+    known.reader(topic.partition(partition.partition)?, rack, avoid)
+}
+
+/// How long this partition may be read elsewhere than where it should.
+fn patience(partition: TopicPartition) -> Duration {
+    FOLLOW_AFTER + FOLLOW_STEP * (partition.partition.get() % FOLLOW_ROUND)
+}
+
+fn has_waited(partition: TopicPartition, state: &PartitionState, now: Instant) -> bool {
+    state.astray_since.is_some_and(|since| now >= since + patience(partition))
+}

@@ -1,0 +1,124 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use super::faults::FaultKind;
+use super::proxy::Traffic;
+
+/// What was done to the brokers.
+#[derive(Debug, Clone, Default)]
+pub struct Fires {
+    /// How often each.
+    pub counts: BTreeMap<FaultKind, u64>,
+    /// What was wanted and could not be done, and why.
+    pub skipped: BTreeMap<FaultKind, String>,
+    /// Processes killed with kill -9, whatever for.
+    pub kills: u64,
+    /// Of these, shortly after they were started.
+    pub kills_while_starting: u64,
+    /// How long each start took until the broker served.
+    pub starts: Vec<Duration>,
+    /// Brokers that came back with an empty directory and a token, because they refused to start with a damaged one.
+    pub rejoined: u64,
+    /// Replicas that were retired because their log was damaged.
+    pub retired: u64,
+    /// From the kill of a leader to the next acknowledged write of each partition that it led.
+    pub failovers: Vec<Duration>,
+    /// What went over the network between brokers.
+    pub traffic: Traffic,
+}
+
+impl Fires {
+    /// Faults, all told.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    pub(super) fn count(&mut self, kind: FaultKind) {
+        *self.counts.entry(kind).or_default() += 1;
+    }
+}
+
+/// The smallest that is not below `percent` of them.
+pub(super) fn percentile(times: &[Duration], percent: usize) -> Option<Duration> {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    let rank = (times.len() * percent).div_ceil(100);
+    times.get(rank.saturating_sub(1)).copied()
+}
+
+impl fmt::Display for Fires {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "faults                  how often")?;
+        for kind in FaultKind::ALL {
+            let (name, what) = (kind.name(), kind.what());
+            if let Some(reason) = self.skipped.get(&kind) {
+                let count = "SKIPPED";
+                writeln!(f, "  {name:16} {count:>8}  {what}: {reason}")?;
+            } else if let Some(count) = self.counts.get(&kind) {
+                writeln!(f, "  {name:16} {count:8}  {what}")?;
+            }
+        }
+        writeln!(
+            f,
+            "kill -9               {} processes ({} of them shortly after a start)",
+            self.kills, self.kills_while_starting
+        )?;
+        if let (Some(median), Some(longest)) = (percentile(&self.starts, 50), self.starts.iter().max()) {
+            let (median, longest) = (median.as_secs_f64(), longest.as_secs_f64());
+            writeln!(f, "until it served again {median:.2} s median, {longest:.2} s at the longest")?;
+        }
+        if let (Some(p50), Some(p95), Some(longest)) =
+            (percentile(&self.failovers, 50), percentile(&self.failovers, 95), self.failovers.iter().max())
+        {
+            writeln!(
+                f,
+                "leader killed         next acknowledged write after {:.2} s p50, {:.2} s p95, {:.2} s at the longest ({} partitions)",
+                p50.as_secs_f64(),
+                p95.as_secs_f64(),
+                longest.as_secs_f64(),
+                self.failovers.len()
+            )?;
+        }
+        if self.retired + self.rejoined > 0 {
+            writeln!(
+                f,
+                "after damage          {} replicas retired, {} brokers joined again with nothing",
+                self.retired, self.rejoined
+            )?;
+        }
+        if self.traffic != Traffic::default() {
+            writeln!(f, "packets among brokers {}", self.traffic)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let times: Vec<Duration> = (1..=20).rev().map(Duration::from_secs).collect();
+        assert_eq!(percentile(&times, 50), Some(Duration::from_secs(10)));
+        assert_eq!(percentile(&times, 95), Some(Duration::from_secs(19)));
+        assert_eq!(percentile(&times[..1], 50), Some(Duration::from_secs(20)));
+        assert_eq!(percentile(&[], 50), None);
+    }
+
+    #[test]
+    fn the_table_says_how_often_and_what_was_not_done() {
+        let mut fires = Fires::default();
+        fires.count(FaultKind::Kill);
+        fires.count(FaultKind::Kill);
+        fires.skipped.insert(FaultKind::PowerLoss, "no mount".to_owned());
+        let said = fires.to_string();
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let words = words.join(" ");
+        assert!(words.contains("kill 2 kill -9 of one broker"), "{said}");
+        assert!(words.contains("power-loss SKIPPED power loss of one broker: no mount"), "{said}");
+        assert!(!said.contains("rolling"), "{said}");
+    }
+}

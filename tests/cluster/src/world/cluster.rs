@@ -1,0 +1,245 @@
+use std::net::{SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tidemill_client::{Client, ClientConfig};
+use tidemill_protocol::messages::ClusterStatus;
+use tokio::process::Command;
+
+use super::{BrokerOptions, TestBroker, WorldError, tidemill_binary};
+
+/// Until a cluster is as it should be, on a machine that is busy with other things.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(90);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Broker processes that form a cluster, each on loopback ports of its own.
+#[derive(Debug)]
+pub struct TestCluster {
+    /// First, and so dropped first: gone before their directories go.
+    brokers: Vec<TestBroker>,
+    home: tempfile::TempDir,
+    options: BrokerOptions,
+    peer_ports: Vec<u16>,
+}
+
+impl TestCluster {
+    /// Plans a cluster of that many brokers with `tidemill cluster init`, and starts all of them, each with one seed.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn start(brokers: u32, shards: u16, options: BrokerOptions) -> Result<Self, WorldError> {
+        let mut cluster = Self::planned(brokers, shards, options, None).await?;
+        cluster.start_planned(|_, options| options).await?;
+        Ok(cluster)
+    }
+
+    /// Plans a cluster and starts nobody yet; in a directory of its own within `within`, if that is said.
+    ///
+    /// # Errors
+    /// There is no directory or no free port, or the plan is refused.
+    pub async fn planned(
+        brokers: u32,
+        shards: u16,
+        options: BrokerOptions,
+        within: Option<&Path>,
+    ) -> Result<Self, WorldError> {
+        let within = within.map_or_else(std::env::temp_dir, Path::to_owned);
+        let made = std::fs::create_dir_all(&within)
+            .and_then(|()| tempfile::Builder::new().prefix("tidemill-").tempdir_in(&within));
+        let home = made.map_err(|source| WorldError::Io { path: within, source })?;
+        let mut init: Vec<String> = vec!["cluster".into(), "init".into(), "--dir".into()];
+        init.push(home.path().join("cluster").display().to_string());
+        init.extend(["--shards".to_owned(), shards.to_string()]);
+        init.extend((1..=brokers).flat_map(|broker| ["--broker".to_owned(), broker.to_string()]));
+        run(&home, &init).await?;
+        let peer_ports = free_ports(brokers as usize)?;
+        Ok(Self { brokers: Vec::new(), home, options, peer_ports })
+    }
+
+    /// Starts all brokers of the plan, each with what `options` makes of its options.
+    ///
+    /// # Errors
+    /// One does not start.
+    pub async fn start_planned(
+        &mut self,
+        options: impl Fn(u32, BrokerOptions) -> BrokerOptions,
+    ) -> Result<(), WorldError> {
+        for broker in (1..).take(self.peer_ports.len()) {
+            let options = options(broker, self.options_of(broker));
+            self.brokers.push(TestBroker::start(options).await?);
+        }
+        Ok(())
+    }
+
+    /// Kills all brokers, and knows of none any more.
+    pub fn let_go(&mut self) {
+        self.brokers.clear();
+    }
+
+    /// How a broker of the plan is started.
+    #[must_use]
+    pub fn options_of(&self, broker: u32) -> BrokerOptions {
+        let own = broker as usize - 1;
+        // Each names the one before it, and the first the last: any connected graph will do.
+        let seed = (own + self.peer_ports.len() - 1) % self.peer_ports.len();
+        self.options
+            .clone()
+            .directory(self.home.path().join(format!("broker-{broker}")))
+            .set("broker_id", broker)
+            .set("cluster", self.plan().display())
+            .set("peers.listen", format!("127.0.0.1:{}", self.peer_ports[own]))
+            .set("peers.seeds", format!("127.0.0.1:{}", self.peer_ports[seed]))
+    }
+
+    fn plan(&self) -> PathBuf {
+        self.home.path().join("cluster")
+    }
+
+    /// The directory of the plan; each broker has one of its own beside it.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.home.path().to_owned()
+    }
+
+    /// Leaves everything where it is when the cluster is dropped; answers where.
+    pub fn keep(&mut self) -> PathBuf {
+        self.home.disable_cleanup(true);
+        for broker in &mut self.brokers {
+            broker.keep();
+        }
+        self.directory()
+    }
+
+    /// Where other brokers reach a broker of the plan.
+    #[must_use]
+    pub fn peer_address(&self, broker: u32) -> String {
+        format!("127.0.0.1:{}", self.peer_ports[broker as usize - 1])
+    }
+
+    /// The brokers, the one with id 1 first.
+    #[must_use]
+    pub fn brokers(&self) -> &[TestBroker] {
+        &self.brokers
+    }
+
+    /// A broker by its id.
+    ///
+    /// # Panics
+    /// There is none.
+    pub fn broker(&mut self, id: u32) -> &mut TestBroker {
+        &mut self.brokers[id as usize - 1]
+    }
+
+    /// Puts a broker that joined among the others; its id is the next one.
+    pub fn push(&mut self, broker: TestBroker) {
+        self.brokers.push(broker);
+    }
+
+    /// Options of a broker that joins with a token.
+    ///
+    /// # Errors
+    /// There is no free port.
+    pub fn joining(&mut self, id: u32, token: &str) -> Result<BrokerOptions, WorldError> {
+        let port = free_ports(1)?[0];
+        let seed = self.peer_ports[0];
+        self.peer_ports.push(port);
+        Ok(self
+            .options
+            .clone()
+            .directory(self.home.path().join(format!("broker-{id}")))
+            .set("broker_id", id)
+            .set("join", token)
+            .set("peers.listen", format!("127.0.0.1:{port}"))
+            .set("peers.seeds", format!("127.0.0.1:{seed}")))
+    }
+
+    /// How a client reaches the cluster: by all of its brokers' addresses.
+    ///
+    /// # Panics
+    /// There is no broker.
+    #[must_use]
+    pub fn client_config(&self) -> ClientConfig {
+        let addresses: Vec<String> = self.brokers.iter().map(|broker| broker.address().to_string()).collect();
+        ClientConfig::new(addresses)
+            .trust_file(self.plan().join("ca.pem"))
+            .connect_timeout(Duration::from_secs(2))
+            .backoff(Duration::from_millis(10), Duration::from_millis(250))
+    }
+
+    /// A client of the whole cluster.
+    ///
+    /// # Errors
+    /// The settings do not stand.
+    pub fn client(&self) -> Result<Client, tidemill_client::ConnectError> {
+        Client::detached(self.client_config().client_id("test"))
+    }
+
+    /// Waits until the cluster says that nothing is at risk: every shard is led, every replica is there and close.
+    ///
+    /// # Errors
+    /// It does not come to that; the error says how it stands.
+    pub async fn settled(&self, client: &Client) -> Result<ClusterStatus, WorldError> {
+        self.until(client, "be well", |status| {
+            let shards = status.placement.iter();
+            let led = shards.clone().all(|shard| shard.leader != 0 && !shard.replicas.is_empty());
+            let close = shards.flat_map(|shard| &shard.replicas).all(|replica| replica.behind < 256);
+            status.risks.is_empty() && led && close && !status.placement.is_empty()
+        })
+        .await
+    }
+
+    /// Waits until the cluster's status is as wanted.
+    ///
+    /// # Errors
+    /// It does not come to that; the error says how it stands.
+    pub async fn until(
+        &self,
+        client: &Client,
+        what: &'static str,
+        is_so: impl Fn(&ClusterStatus) -> bool,
+    ) -> Result<ClusterStatus, WorldError> {
+        let begun = Instant::now();
+        let mut last = String::from("no answer yet");
+        while begun.elapsed() < SETTLE_DEADLINE {
+            match client.cluster_status().await {
+                Ok(status) if is_so(&status) => return Ok(status),
+                Ok(status) => last = format!("{status:#?}"),
+                Err(error) => last = error.to_string(),
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        let logs: String = self.brokers.iter().map(|broker| broker.log_tail() + "\n----\n").collect();
+        Err(WorldError::TimedOut { what, after: SETTLE_DEADLINE, log: format!("{last}\n{logs}") })
+    }
+}
+
+/// Runs one command of the command line to its end.
+async fn run(home: &tempfile::TempDir, arguments: &[String]) -> Result<(), WorldError> {
+    let binary = tidemill_binary()?;
+    let output = Command::new(&binary)
+        .args(arguments)
+        .env("HOME", home.path())
+        .env_remove("XDG_CONFIG_HOME")
+        .output()
+        .await
+        .map_err(|source| WorldError::Io { path: binary, source })?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(WorldError::Ended {
+            status: output.status,
+            log: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
+    }
+}
+
+/// Ports that are free just now: others may take them meanwhile, but seldom do.
+fn free_ports(count: usize) -> Result<Vec<u16>, WorldError> {
+    let io = |source| WorldError::Io { path: PathBuf::from("127.0.0.1"), source };
+    let sockets: Result<Vec<UdpSocket>, _> =
+        (0..count).map(|_| UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
+    sockets
+        .map_err(io)?
+        .iter()
+        .map(|socket| socket.local_addr().map(|address| address.port()).map_err(io))
+        .collect()
+}

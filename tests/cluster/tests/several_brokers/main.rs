@@ -1,0 +1,9 @@
+//! Clusters of several broker processes: formed, failed over, grown.
+
+mod failover;
+mod forming;
+mod growing;
+mod load;
+mod members;
+mod quorum;
+mod strangers;

@@ -1,0 +1,48 @@
+//! Who is no broker of the cluster is told so, at both ends.
+
+use std::time::Duration;
+
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
+
+/// A broker of another cluster has another authority, and so no certificate that counts here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_of_another_cluster_is_refused_with_the_reason_at_both_ends() -> Outcome<()> {
+    let cluster = TestCluster::start(1, 1, BrokerOptions::default()).await?;
+    let seed = cluster.peer_address(1);
+    let stranger =
+        TestBroker::start(BrokerOptions::default().set("broker_id", 2).set("peers.seeds", seed)).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let here = cluster.brokers()[0].log_text()?;
+    assert!(here.contains("refused"), "{}", cluster.brokers()[0].log_tail());
+    let there = stranger.log_text()?;
+    assert!(there.contains("no seed answers"), "{}", stranger.log_tail());
+    let client = cluster.client()?;
+    let metrics = client.metrics().await?;
+    assert!(metrics.lines().any(|line| line.starts_with("tidemill_peer_refused_total")), "{metrics}");
+    Ok(())
+}
+
+/// Tokens that are none, or nobody's, and brokers that are not in the plan.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_right_to_join_does_not() -> Outcome<()> {
+    let mut cluster = TestCluster::start(1, 1, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    let refusal = |refused: WorldError| match refused {
+        WorldError::Ended { log, .. } => log,
+        other => panic!("{other}"),
+    };
+    let options = cluster.joining(2, "hello")?;
+    let said = refusal(TestBroker::start(options).await.expect_err("no token"));
+    assert!(said.contains("this is no join token"), "{said}");
+
+    let token = client.create_join_token(Some(tidemill_client::BrokerId::new(3)), None).await?;
+    let options = cluster.joining(2, &token.token)?;
+    let said = refusal(TestBroker::start(options).await.expect_err("another broker's token"));
+    assert!(said.contains("is for broker 3"), "{said}");
+
+    let options = cluster.options_of(1).set("broker_id", 7).directory(cluster.directory().join("broker-7"));
+    let said = refusal(TestBroker::start(options).await.expect_err("not planned"));
+    assert!(said.contains("not one of those that form the cluster"), "{said}");
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! Brokers on one thread, from seeds.
+
+use std::path::PathBuf;
+
+use crate::run::{Failed, cargo, step};
+
+/// See `cargo xtask sim`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// Only this one, to see it again.
+    #[arg(long, conflicts_with_all = ["seeds", "first", "bugs", "alone"])]
+    seed: Option<u64>,
+    /// Where what happened in that seed is written.
+    #[arg(long, requires = "seed")]
+    trace: Option<PathBuf>,
+    /// Put each known bug back, one at a time, and say how many of the seeds find it.
+    #[arg(long)]
+    bugs: bool,
+    /// One broker alone instead of clusters.
+    #[arg(long, conflicts_with = "bugs")]
+    alone: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
+    let (first, seeds) = (arguments.first.to_string(), arguments.seeds.to_string());
+    // An example, because it alone is built with a clock that can be stopped; and not a release build, in which openraft would not
+    // check what it asserts.
+    let mut command = cargo(&["run", "--package", "tidemill-sim", "--example", "sim", "--locked", "--"]);
+    match arguments.seed {
+        Some(seed) => {
+            command.args(["seed", &seed.to_string()]);
+            command.args(arguments.trace.iter());
+        }
+        None if arguments.bugs => drop(command.args(["bugs", &seeds])),
+        None => drop(command.args([if arguments.alone { "alone" } else { "cluster" }, &first, &seeds])),
+    }
+    step("simulate", &mut command)
+}
