@@ -11,7 +11,7 @@
 //! and were told is recorded for the checker of histories (`tidemill_checker`), with what each broker by itself holds in the end. The
 //! other checks are plain functions over what was acknowledged and what is in the log:
 //!
-//! - [`check_log`]: every acknowledged record is there once, where it was acknowledged, and in order; offsets have no gap;
+//! - `check_log`: every acknowledged record is there once, where it was acknowledged, and in order; offsets have no gap;
 //! - [`check_counts`], [`check_routes`]: a task's state and outputs equal a model's replay of the log;
 //! - [`check_reader`]: a reader saw what it should, once, across all its reconnects;
 //! - all replicas of all topics hold the same records.
