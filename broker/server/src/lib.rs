@@ -28,19 +28,21 @@ mod machine;
 mod maintenance;
 mod metrics_endpoint;
 mod naming;
+mod opening;
 mod outbox;
 mod peers;
 mod plans;
 mod producer_ids;
 mod refusals;
 mod shards;
+mod start_error;
 mod task_port;
 mod telemetry;
 mod unpacking;
 mod view;
 mod wiring;
 
-pub use broker::{Broker, StartError};
+pub use broker::Broker;
 pub use cluster::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX, JoinError};
 pub use config::{
     BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, MetricsSettings, PeerSettings,
@@ -48,4 +50,5 @@ pub use config::{
 };
 pub use data_dir::DataDirError;
 pub use machine::{Clock, Machine, system_clock};
+pub use start_error::StartError;
 pub use wiring::hosting_config;

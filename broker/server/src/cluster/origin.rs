@@ -7,10 +7,10 @@ use tidemill_protocol::{BrokerId, ClusterId};
 use uuid::Uuid;
 
 use super::{ClusterPlan, Joined, join};
-use crate::broker::StartError;
 use crate::config::{BrokerConfig, DurabilitySetting, SHARDS_DEFAULT};
 use crate::data_dir::Meta;
 use crate::peers::messages::KnownBroker;
+use crate::start_error::StartError;
 
 /// Where an empty data directory belongs.
 pub(crate) enum Origin {

@@ -21,11 +21,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Lives;
-use crate::broker::StartError;
 use crate::data_dir::Meta;
 use crate::peers::Peers;
 use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
 use crate::shards::Shards;
+use crate::start_error::StartError;
 use crate::view::ViewReader;
 
 /// How long a group of one may take to be led after its log was read: it needs milliseconds.

@@ -1,0 +1,133 @@
+//! Why a broker did not start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tidemill_log::wal::WalOpenError;
+use tidemill_net::{BindError, TlsError};
+use tidemill_protocol::{BrokerId, ClusterId, ShardId};
+use tidemill_raft::{ReadError, ReplicaStartError};
+use tidemill_shard::ShardOpenError;
+
+use crate::cluster::{ClusterDirectoryError, JoinError};
+use crate::config::ConfigError;
+use crate::data_dir::DataDirError;
+
+/// Why a broker did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The settings.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The data directory.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The settings name another broker than the data directory's.
+    #[error(
+        "the data directory {path} belongs to broker {found}, the settings say {asked}; name the right directory"
+    )]
+    WrongBroker {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: u32,
+        /// Who asks.
+        asked: u32,
+    },
+    /// The settings name something else than what was fixed when the data directory was made.
+    #[error(
+        "{setting}: the data directory {path} was made with {stored}, the settings say {asked}, and it can't be \
+         changed any more; take {setting} out of the settings, or name another data directory"
+    )]
+    Fixed {
+        /// Which setting.
+        setting: &'static str,
+        /// The directory.
+        path: String,
+        /// What it was made with.
+        stored: String,
+        /// What the settings say.
+        asked: String,
+    },
+    /// The write-ahead log.
+    #[error(transparent)]
+    Wal(#[from] WalOpenError),
+    /// A shard's state.
+    #[error("shard {shard} can't be opened: {source}")]
+    Shard {
+        /// Which.
+        shard: ShardId,
+        /// Why.
+        source: Box<ShardOpenError>,
+    },
+    /// A shard's replica.
+    #[error(transparent)]
+    Replica(#[from] ReplicaStartError),
+    /// A shard's replica does not lead.
+    #[error("shard {shard} does not come up: {source}")]
+    NotLeading {
+        /// Which.
+        shard: ShardId,
+        /// Why.
+        source: ReadError,
+    },
+    /// The cluster's first command failed.
+    #[error("the cluster can't be initialised: {0}")]
+    Init(String),
+    /// The sandbox for plugins.
+    #[error(transparent)]
+    Hosting(#[from] tidemill_hosting::HostingStartError),
+    /// Certificates.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The socket for metrics.
+    #[error("metrics.listen: {address} can't be listened on: {source}")]
+    Metrics {
+        /// Which address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The data directory's identity can't be written.
+    #[error("the data directory can't be written: {0}")]
+    Write(std::io::Error),
+    /// The directory of `tidemill cluster init`.
+    #[error(transparent)]
+    Cluster(#[from] ClusterDirectoryError),
+    /// This broker is not among those that form the cluster.
+    #[error(
+        "broker {broker} is not one of those that form the cluster of {directory}; name one of them with --broker-id, or let it join the \
+         running cluster with a token of `tidemill cluster add`"
+    )]
+    NotPlanned {
+        /// Who is to start.
+        broker: BrokerId,
+        /// The cluster's plan.
+        directory: PathBuf,
+    },
+    /// The cluster does not take the broker in.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The data directory belongs to another cluster than the settings name.
+    #[error(
+        "the data directory {path} belongs to cluster {found}, and the settings name cluster {asked}; name the right directory, or take the \
+         setting `cluster` out"
+    )]
+    OtherCluster {
+        /// The directory.
+        path: String,
+        /// Whose it is.
+        found: ClusterId,
+        /// Which one the settings name.
+        asked: ClusterId,
+    },
+    /// The socket for other brokers.
+    #[error("peers.listen: {0}")]
+    Peers(BindError),
+    /// Starting was interrupted.
+    #[error("starting was interrupted")]
+    Interrupted,
+}
