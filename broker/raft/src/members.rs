@@ -139,6 +139,11 @@ impl Replica {
 
     async fn change(&self, change: Change, retain: bool) -> Result<(), ChangeError> {
         let inner = self.inner();
+        let members = self.members();
+        if !members.voters.contains(&inner.node) && !members.learners.contains(&inner.node) {
+            // openraft's leader that was removed leads on for a moment, but must change nothing any more.
+            return Err(ChangeError::NotLeader { leader: None });
+        }
         // Without a majority a leader would wait for ever.
         let deadline = inner.limits.proposal_deadline;
         let changed = tokio::time::timeout(deadline, inner.raft.change_membership(change, retain)).await;

@@ -85,6 +85,22 @@ async fn a_leader_that_is_cut_off_while_it_hands_the_lead_over_goes_on() {
     cluster.agree(&now).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_let_itself_go_changes_nothing_any_more_and_lives_on() {
+    let cluster = Cluster::of_three(18).await;
+    let leader = cluster.commit("three", 0..5).await;
+    let gone = leader.node();
+    let others = nodes([1, 2, 3]).into_iter().filter(|node| *node != gone).collect();
+    leader.change_voters(others, nodes([])).await.unwrap();
+    // Until it steps down a moment later it leads a group that it does not belong to.
+    let refused = leader.add_learner(gone).await;
+    assert!(matches!(refused, Err(ChangeError::NotLeader { .. })), "{refused:?}");
+    let next = cluster.leader_among(|node| node != gone).await;
+    next.add_learner(gone).await.unwrap();
+    wait_until("it is a learner", || leader.members().learners == nodes([gone.broker().get()])).await;
+    assert_eq!(leader.watch().borrow().stopped(), None);
+}
+
 /// What the third broker lost before it comes back.
 #[derive(Clone, Copy)]
 enum Lost {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   planned replicas, not in the group   -> learner             (it catches up: by the log, or by a snapshot)
+//!   a leader that is not to be a voter   -> hands the lead over (a leader that removed itself would lead on without being a member)
 //!   all planned ones close to the end    -> one joint change    (old and new majority, then the new one alone)
 //!   members that are not planned         -> removed
 //!   what the group is now                -> reported to the controller, whenever it changes or somebody else leads
@@ -35,7 +36,12 @@ const PRESENT_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     AddLearner(NodeId),
-    ChangeVoters(BTreeSet<NodeId>),
+    HandOver(NodeId),
+    ChangeVoters {
+        voters: BTreeSet<NodeId>,
+        /// Of those that are voters no longer, who stays as a learner.
+        keep: BTreeSet<NodeId>,
+    },
     RemoveLearner(NodeId),
 }
 
@@ -66,9 +72,8 @@ pub(crate) async fn follow(shards: Shards, shard: ShardId, view: ViewReader, sto
         let now = view.now();
         report(&shards, &replica, now.controller(), &mut reported).await;
         let Some(wanted) = wanted(now.controller(), shard) else { continue };
-        let Some(step) = next_step(&wanted, &replica.members(), |node| is_close(&replica, node)) else {
-            continue;
-        };
+        let is_close = |node| is_close(&replica, node);
+        let Some(step) = next_step(replica.node(), &wanted, &replica.members(), is_close) else { continue };
         tracing::info!(%shard, ?step, "the group changes");
         if let Err(error) = take(&replica, &step).await {
             tracing::info!(%shard, ?step, %error, "the group's change will be tried again");
@@ -85,22 +90,46 @@ fn wanted(controller: &Controller, shard: ShardId) -> Option<Wanted> {
     (!voters.is_empty()).then_some(Wanted { voters, learners })
 }
 
-fn next_step(wanted: &Wanted, now: &GroupMembers, is_close: impl Fn(NodeId) -> bool) -> Option<Step> {
+/// What the leader `me` does next.
+fn next_step(
+    me: NodeId,
+    wanted: &Wanted,
+    now: &GroupMembers,
+    is_close: impl Fn(NodeId) -> bool,
+) -> Option<Step> {
     let is_member = |node: &NodeId| now.voters.contains(node) || now.learners.contains(node);
+    if !now.voters.contains(&me) {
+        // It leads the group through a change in which nobody else could: now somebody can.
+        return now.voters.iter().copied().find(|node| is_close(*node)).map(Step::HandOver);
+    }
     if now.joint {
         // Begun by this leader or one before it: a change that is under way is finished first, whatever it was for.
-        return Some(Step::ChangeVoters(wanted.voters.clone()));
+        return Some(change_voters(me, wanted, now, is_close));
     }
     let missing = wanted.voters.iter().chain(&wanted.learners).find(|node| !is_member(node));
     if let Some(missing) = missing {
         return Some(Step::AddLearner(*missing));
     }
     if now.voters != wanted.voters {
-        let new = wanted.voters.difference(&now.voters);
-        return new.copied().all(is_close).then(|| Step::ChangeVoters(wanted.voters.clone()));
+        let mut new = wanted.voters.difference(&now.voters).copied();
+        return new.all(&is_close).then(|| change_voters(me, wanted, now, is_close));
     }
     let stray = now.learners.iter().find(|node| !wanted.learners.contains(node));
     stray.map(|node| Step::RemoveLearner(*node))
+}
+
+/// The change of voters; before that, where it would take the vote from the leader itself, somebody who stays is to lead.
+fn change_voters(me: NodeId, wanted: &Wanted, now: &GroupMembers, is_close: impl Fn(NodeId) -> bool) -> Step {
+    let mut keep = wanted.learners.clone();
+    if !wanted.voters.contains(&me) {
+        let mut staying = now.voters.intersection(&wanted.voters).copied();
+        if let Some(next) = staying.find(|node| is_close(*node)) {
+            return Step::HandOver(next);
+        }
+        // Nobody who stays is there: the leader does not leave before one of the new voters leads.
+        keep.insert(me);
+    }
+    Step::ChangeVoters { voters: wanted.voters.clone(), keep }
 }
 
 /// Whether a learner has nearly everything, and is there.
@@ -115,7 +144,8 @@ fn is_close(replica: &Replica, node: NodeId) -> bool {
 async fn take(replica: &Replica, step: &Step) -> Result<(), ChangeError> {
     match step {
         Step::AddLearner(node) => replica.add_learner(*node).await,
-        Step::ChangeVoters(voters) => replica.change_voters(voters.clone(), BTreeSet::new()).await,
+        Step::HandOver(to) => replica.transfer_leadership(*to).await,
+        Step::ChangeVoters { voters, keep } => replica.change_voters(voters.clone(), keep.clone()).await,
         Step::RemoveLearner(node) => replica.remove_learner(*node).await,
     }
 }
@@ -192,23 +222,27 @@ mod tests {
         Wanted { voters: nodes(voters), learners: nodes(learners) }
     }
 
+    fn change<const V: usize, const K: usize>(voters: [u32; V], keep: [u32; K]) -> Option<Step> {
+        Some(Step::ChangeVoters { voters: nodes(voters), keep: nodes(keep) })
+    }
+
     #[test]
     fn a_group_of_one_grows_to_three_by_two_learners_and_one_change() {
         let three = wanted([1, 2, 3], []);
-        let step = |group: &GroupMembers, close: bool| next_step(&three, group, |_| close);
+        let step = |group: &GroupMembers, close: bool| next_step(node(1), &three, group, |_| close);
         assert_eq!(step(&group([1], []), true), Some(Step::AddLearner(node(2))));
         assert_eq!(step(&group([1], [2]), true), Some(Step::AddLearner(node(3))));
         assert_eq!(step(&group([1], [2, 3]), false), None, "they catch up first");
-        assert_eq!(step(&group([1], [2, 3]), true), Some(Step::ChangeVoters(nodes([1, 2, 3]))));
+        assert_eq!(step(&group([1], [2, 3]), true), change([1, 2, 3], []));
         assert_eq!(step(&group([1, 2, 3], []), true), None);
     }
 
     #[test]
     fn a_replaced_voter_leaves_with_the_change_and_what_is_left_over_goes() {
         let wanted = wanted([1, 2, 4], [5]);
-        let step = |group: &GroupMembers| next_step(&wanted, group, |_| true);
+        let step = |group: &GroupMembers| next_step(node(1), &wanted, group, |_| true);
         assert_eq!(step(&group([1, 2, 3], [5])), Some(Step::AddLearner(node(4))));
-        assert_eq!(step(&group([1, 2, 3], [4, 5])), Some(Step::ChangeVoters(nodes([1, 2, 4]))));
+        assert_eq!(step(&group([1, 2, 3], [4, 5])), change([1, 2, 4], [5]));
         assert_eq!(step(&group([1, 2, 4], [3, 5])), Some(Step::RemoveLearner(node(3))));
         assert_eq!(step(&group([1, 2, 4], [5])), None);
     }
@@ -216,7 +250,28 @@ mod tests {
     #[test]
     fn a_change_that_an_earlier_leader_began_is_finished() {
         let joint = GroupMembers { joint: true, ..group([1, 2, 3, 4], []) };
-        let step = next_step(&wanted([1, 2, 4], []), &joint, |_| false);
-        assert_eq!(step, Some(Step::ChangeVoters(nodes([1, 2, 4]))));
+        let step = next_step(node(1), &wanted([1, 2, 4], []), &joint, |_| false);
+        assert_eq!(step, change([1, 2, 4], []));
+    }
+
+    #[test]
+    fn a_leader_that_is_to_go_hands_the_lead_over_first() {
+        let plan = wanted([1, 2, 4], [3]);
+        let by = |leader: u32, group: &GroupMembers| next_step(node(leader), &plan, group, |_| true);
+        assert_eq!(by(3, &group([1, 2, 3], [4])), Some(Step::HandOver(node(1))));
+        assert_eq!(by(1, &group([1, 2, 3], [4])), change([1, 2, 4], [3]), "who leads then does the rest");
+        let joint = GroupMembers { joint: true, ..group([1, 2, 3, 4], []) };
+        assert_eq!(by(3, &joint), Some(Step::HandOver(node(1))), "also where a change is under way");
+    }
+
+    #[test]
+    fn a_leader_that_nobody_can_follow_on_stays_a_member_until_one_can() {
+        let wanted = wanted([1, 4, 5], []);
+        let close = |node_: NodeId| node_ == node(4) || node_ == node(5);
+        let step = |group: &GroupMembers| next_step(node(2), &wanted, group, close);
+        assert_eq!(step(&group([1, 2, 3], [4, 5])), change([1, 4, 5], [2]), "the first is not there");
+        assert_eq!(step(&group([1, 4, 5], [2])), Some(Step::HandOver(node(4))));
+        let deserted = next_step(node(2), &wanted, &group([1, 4, 5], [2]), |_| false);
+        assert_eq!(deserted, None, "it leads on until there is one");
     }
 }

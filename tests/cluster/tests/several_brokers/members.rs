@@ -28,7 +28,6 @@ async fn join(cluster: &mut TestCluster, client: &Client, id: u32) -> Outcome<()
 
 /// The fourth gets its share under load; another is drained, holds nothing, is removed, and never comes back as what it was.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "the Raft core of a leader that is drained can end while its group changes; the shard then waits for a restart of that broker"]
 async fn a_fourth_broker_takes_its_share_and_another_leaves_for_good() -> Outcome<()> {
     let mut cluster = TestCluster::start(3, 4, BrokerOptions::default()).await?;
     let client = cluster.client()?;
