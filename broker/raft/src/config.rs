@@ -94,16 +94,17 @@ impl fmt::Debug for ReplicaConfig {
 pub struct RaftTiming {
     /// How often a leader tells its followers that it is there.
     pub heartbeat_interval_ms: u64,
-    /// The shortest silence after which a follower stands for election.
-    pub election_timeout_min_ms: u64,
-    /// The longest such silence; each follower draws between the two.
-    pub election_timeout_max_ms: u64,
+    /// From the last word of a leader on, so long nobody helps to elect another. A leader that no majority answered for so long takes
+    /// no proposals. More than twice the heartbeat interval.
+    pub lease_ms: u64,
+    /// A follower that hears nothing waits up to so long beyond the lease before it stands for election; each draws anew.
+    pub election_spread_ms: u64,
 }
 
 impl Default for RaftTiming {
-    /// Slow enough that idle groups cost next to nothing, fast enough that a dead leader is replaced in two seconds.
+    /// Three heartbeats may be lost, or come late; a leader that died is replaced within a second.
     fn default() -> Self {
-        Self { heartbeat_interval_ms: 300, election_timeout_min_ms: 1_000, election_timeout_max_ms: 2_000 }
+        Self { heartbeat_interval_ms: 200, lease_ms: 650, election_spread_ms: 250 }
     }
 }
 
@@ -184,12 +185,14 @@ pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<Conf
         cluster_name: format!("shard-{}", config.shard),
 
         heartbeat_interval: timing.heartbeat_interval_ms,
-        election_timeout_min: timing.election_timeout_min_ms,
-        election_timeout_max: timing.election_timeout_max_ms,
+        // The leader's lease is the longer of the two; the shorter one bounds the wait for votes. When to stand for election, and
+        // when to send heartbeats, is decided by `pulse`.
+        election_timeout_min: timing.heartbeat_interval_ms.midpoint(timing.lease_ms),
+        election_timeout_max: timing.lease_ms,
         // A heartbeat to a follower that answered just now is redundant, but suppressing it eats into the election
         // time-out: not worth the risk at this interval.
         heartbeat_min_interval: Some(0),
-        enable_tick: true,
+        enable_tick: false,
         enable_heartbeat: true,
         enable_elect: true,
 
@@ -198,7 +201,7 @@ pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<Conf
         // A node that was cut off must not depose a healthy leader when it comes back.
         enable_pre_vote: Some(true),
         // A leader without a quorum keeps telling everyone that it leads: groups of three need to get away from it.
-        quorum_loss_probe_interval: Some(timing.election_timeout_max_ms.saturating_mul(2)),
+        quorum_loss_probe_interval: Some(timing.lease_ms.saturating_mul(2)),
         // A follower whose log went back has lost what it acknowledged. It is retired, never fed again.
         allow_log_reversion: Some(false),
         removed_leader_step_down: StepDownPolicy::After(timing.heartbeat_interval_ms),
@@ -247,7 +250,7 @@ mod tests {
         let settings = openraft_config(&config).unwrap();
         assert_eq!(settings.cluster_name, "shard-3");
         assert_eq!(settings.snapshot_policy, SnapshotPolicy::Never);
-        config.timing.election_timeout_min_ms = config.timing.heartbeat_interval_ms;
+        config.timing.lease_ms = config.timing.heartbeat_interval_ms;
         assert!(openraft_config(&config).is_err());
     }
 }

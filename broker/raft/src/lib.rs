@@ -38,6 +38,7 @@ mod peer_network;
 mod peers;
 mod pending;
 mod proposer;
+mod pulse;
 mod recent;
 mod replica;
 mod responder;

@@ -20,6 +20,7 @@ use crate::forward::Forwarder;
 use crate::members::GroupMembers;
 use crate::peer_network::PeerLinks;
 use crate::proposer::{EntrySink, Permit, Proposer};
+use crate::pulse::{self, Contact};
 use crate::responder::CallbackResponder;
 use crate::runtime::blocking;
 use crate::shared_log::SharedLog;
@@ -51,6 +52,8 @@ pub(crate) struct Inner {
     pub(crate) raft: Arc<Raft<TypeConfig, StateMachine>>,
     pub(crate) machine: Arc<Machine>,
     pub(crate) log: Arc<SharedLog>,
+    /// Noted by whoever serves a leader.
+    pub(crate) contact: Arc<Contact>,
     /// `None` for a group of one.
     pub(crate) peers: Option<Peers>,
     proposer: Arc<Proposer>,
@@ -82,6 +85,8 @@ impl Replica {
         let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
         let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health);
+        let contact = Contact::new();
+        pulse::spawn(config.timing, &raft, role.clone(), Arc::clone(&contact));
         let peers = started.links.map(|links| {
             let forwarder = Forwarder::new(Arc::clone(&links), config.limits.append_in_flight_bytes_max);
             Peers { links, forwarder }
@@ -90,10 +95,11 @@ impl Replica {
             shard: config.shard,
             node: config.node,
             limits: config.limits,
-            transfer_patience: Duration::from_millis(config.timing.election_timeout_max_ms.saturating_mul(2)),
+            transfer_patience: Duration::from_millis(config.timing.lease_ms.saturating_mul(4)),
             raft,
             machine: started.machine,
             log: started.log,
+            contact,
             peers,
             proposer,
             role,

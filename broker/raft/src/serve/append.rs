@@ -48,6 +48,9 @@ pub(super) async fn serve(
             Err(fatal) => Answer::Refused(fatal.to_string()),
         };
         let goes_on = matches!(answer, Answer::Appended(_));
+        if goes_on || matches!(answer, Answer::Conflict(_)) {
+            inner.contact.note();
+        }
         let (head, body) = answer.encode();
         sender.send(head, &body).await?;
         if !goes_on {

@@ -15,7 +15,7 @@ use crate::replica::Replica;
 
 /// Slow enough for a busy machine.
 const TIMING: RaftTiming =
-    RaftTiming { heartbeat_interval_ms: 200, election_timeout_min_ms: 1000, election_timeout_max_ms: 2000 };
+    RaftTiming { heartbeat_interval_ms: 200, lease_ms: 2000, election_spread_ms: 1000 };
 
 pub(super) struct Cluster {
     pub(super) network: Network,
