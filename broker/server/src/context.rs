@@ -255,12 +255,28 @@ impl Context {
         let _ = tokio::time::timeout(VIEW_PATIENCE, shown).await;
     }
 
-    /// Waits until the replicas here of these shards show all that was acknowledged; those that lead do.
+    /// Waits until the replicas here of these shards show all that was acknowledged; those that lead are taken at their word. For what a
+    /// majority decides about afterwards in any case: one that was deposed and does not know it yet shows an older state.
     pub(crate) async fn settle(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
+        self.barriers(shards, |replica| !shows_all(replica)).await
+    }
+
+    /// The same for whoever is told what is there now: those that lead make sure that they still do, with a round that all who ask
+    /// meanwhile share.
+    pub(crate) async fn confirm(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
+        // Where there is nobody else, nobody else can lead.
+        let may_be_deposed = self.peers.is_some();
+        self.barriers(shards, |replica| may_be_deposed || !shows_all(replica)).await
+    }
+
+    async fn barriers(
+        &self,
+        shards: impl IntoIterator<Item = ShardId>,
+        asks: impl Fn(&Replica) -> bool,
+    ) -> Result<(), Error> {
         let shards: BTreeSet<ShardId> = shards.into_iter().collect();
-        let following = shards.into_iter().filter_map(|shard| self.shards.replica(shard));
-        let following = following.filter(|replica| !shows_all(replica));
-        let settled = join_all(following.map(|replica| async move {
+        let asked = shards.into_iter().filter_map(|shard| self.shards.replica(shard)).filter(asks);
+        let settled = join_all(asked.map(|replica| async move {
             match replica.read_barrier().await {
                 // One that has stopped shows what it had, and says so where it matters.
                 Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),
