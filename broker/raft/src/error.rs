@@ -110,6 +110,9 @@ pub enum ProposeError {
         /// Who does, where that is known.
         leader: Option<NodeId>,
     },
+    /// This replica leads, and has not heard from a majority for so long that others may lead by now; nothing was written.
+    #[error("a majority of the shard's replicas does not answer; nothing was written")]
+    NoQuorum,
     /// There was no room in time; nothing was written.
     #[error("too much is waiting to be written; try again later")]
     Overloaded,
@@ -130,6 +133,16 @@ pub enum ProposeError {
         /// Why.
         reason: Arc<str>,
     },
+}
+
+impl ProposeError {
+    /// Who leads, where it says that another does and who.
+    pub(crate) const fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::NotLeader { leader } => *leader,
+            _ => None,
+        }
+    }
 }
 
 /// Why a read cannot be served here.

@@ -25,6 +25,7 @@ mod anywhere;
 mod append_stream;
 mod codec;
 mod config;
+mod contact;
 mod driver;
 mod error;
 mod flight;

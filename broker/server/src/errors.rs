@@ -23,6 +23,7 @@ pub(crate) type WireError = Error;
 pub(crate) fn propose(error: &ProposeError) -> Error {
     let code = match error {
         ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+        ProposeError::NoQuorum => ErrorCode::NoQuorum,
         ProposeError::Overloaded => ErrorCode::Overloaded,
         ProposeError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         ProposeError::OutcomeUnknown => ErrorCode::OutcomeUnknown,

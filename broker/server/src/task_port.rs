@@ -226,7 +226,8 @@ impl TaskPort for ShardPort {
         async move {
             while let Ok(replica) = self.replica(task.home) {
                 match replica.propose(Unit::Tick).await {
-                    Err(ProposeError::Overloaded | ProposeError::OutcomeUnknown) => {
+                    // Without a majority what is under way may yet be written.
+                    Err(ProposeError::Overloaded | ProposeError::OutcomeUnknown | ProposeError::NoQuorum) => {
                         tokio::time::sleep(SETTLE_INTERVAL).await;
                     }
                     // What was under way ended with the replica's lead.

@@ -208,6 +208,7 @@ fn read_read(input: &mut Input<'_>) -> Result<Result<LogIndex, ReadError>, Codec
 fn put_propose_error(out: &mut BytesMut, error: &ProposeError) {
     match error {
         ProposeError::NotLeader { leader } => put_hint(out, *leader),
+        ProposeError::NoQuorum => out.put_u8(NO_QUORUM),
         ProposeError::Overloaded => out.put_u8(OVERLOADED),
         ProposeError::TooLarge { bytes, bytes_max } => {
             out.put_u8(TOO_LARGE);
@@ -226,6 +227,7 @@ fn read_propose_error(input: &mut Input<'_>, why: u8) -> Result<ProposeError, Co
     let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Ok(match why {
         NOT_LEADER => ProposeError::NotLeader { leader: read_hint(input)? },
+        NO_QUORUM => ProposeError::NoQuorum,
         OVERLOADED => ProposeError::Overloaded,
         TOO_LARGE => ProposeError::TooLarge { bytes: length(input.u64()?), bytes_max: length(input.u64()?) },
         OUTCOME_UNKNOWN => ProposeError::OutcomeUnknown,

@@ -112,6 +112,7 @@ fn propose_errors() -> impl Strategy<Value = ProposeError> {
     prop_oneof![
         proptest::option::of(any::<u64>())
             .prop_map(|leader| ProposeError::NotLeader { leader: leader.map(NodeId::from_raw) }),
+        Just(ProposeError::NoQuorum),
         Just(ProposeError::Overloaded),
         any::<(u32, u32)>().prop_map(|(bytes, max)| ProposeError::TooLarge {
             bytes: bytes as usize,

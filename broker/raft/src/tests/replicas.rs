@@ -5,7 +5,7 @@ use std::time::Duration;
 use tidemill_protocol::NodeId;
 
 use super::cluster::{Cluster, node, nodes, wait_until};
-use super::fixture::{commit_position, groups};
+use super::fixture::{PATIENCE, commit_position, groups};
 use crate::config::{Begin, ReplicaLimits};
 use crate::error::{ProposeError, ReadError};
 
@@ -69,7 +69,8 @@ async fn a_group_comes_back_from_its_disks() {
 async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishes() {
     let mut cluster = Cluster::new(4);
     cluster.limits = |limits| ReplicaLimits {
-        proposal_deadline: Duration::from_secs(2),
+        // Whoever waits for it waits in vain.
+        proposal_deadline: Duration::from_secs(3600),
         reserve_deadline: Duration::from_secs(1),
         ..limits
     };
@@ -81,8 +82,18 @@ async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishe
     others.iter().for_each(|other| cluster.network.cut(old.node(), *other));
 
     let last = old.status().last_entry;
-    assert_eq!(old.propose(commit_position("lost", 1)).await, Err(ProposeError::OutcomeUnknown));
-    assert!(old.status().last_entry > last, "it is in its log all the same");
+    let many = (0..20).map(|offset| old.propose(commit_position("lost", offset)));
+    let outcomes =
+        tokio::time::timeout(PATIENCE, futures::future::join_all(many)).await.expect("long before");
+    let (unknown, refused): (Vec<_>, Vec<_>) =
+        outcomes.into_iter().partition(|outcome| *outcome == Err(ProposeError::OutcomeUnknown));
+    assert!(!unknown.is_empty() && old.status().last_entry > last, "they are in its log all the same");
+    assert!(
+        refused.iter().all(|outcome| *outcome == Err(ProposeError::NoQuorum)),
+        "never written: {refused:?}"
+    );
+    assert_eq!(old.propose(commit_position("lost", 99)).await, Err(ProposeError::NoQuorum), "at once");
+    assert!(old.watch().borrow().is_leader(), "it has not heard of another");
     let read = old.read_barrier().await;
     assert!(matches!(read, Err(ReadError::NoQuorum | ReadError::NotLeader { .. })), "{read:?}");
 
@@ -93,6 +104,8 @@ async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishe
     cluster.agree(&leader).await;
     assert!(!groups(&old).contains_key("lost"));
     assert_eq!(groups(&old).len(), 3);
+    // Refusing ends with the silence.
+    old.propose_anywhere(commit_position("again", 1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
