@@ -121,6 +121,11 @@ pub(crate) fn shows_all(replica: &Replica) -> bool {
 
 impl Context {
     /// What a batch for a topic may be.
+/// Whether another may lead a replica's group without its knowledge: not where nobody else votes.
+pub(crate) fn may_be_deposed(replica: &Replica) -> bool {
+    !replica.members().voters.iter().eq([&replica.node()])
+}
+
     pub(crate) fn batch_limits(&self, batch_bytes_max: u32) -> BatchLimits {
         let limits = &self.config.limits;
         BatchLimits {
@@ -264,9 +269,7 @@ impl Context {
     /// The same for whoever is told what is there now: those that lead make sure that they still do, with a round that all who ask
     /// meanwhile share.
     pub(crate) async fn confirm(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
-        // Where there is nobody else, nobody else can lead.
-        let may_be_deposed = self.peers.is_some();
-        self.barriers(shards, |replica| may_be_deposed || !shows_all(replica)).await
+        self.barriers(shards, |replica| may_be_deposed(replica) || !shows_all(replica)).await
     }
 
     async fn barriers(

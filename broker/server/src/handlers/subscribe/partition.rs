@@ -11,7 +11,7 @@ use tidemill_shard::{PartitionView, Shard};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Context, shows_all};
+use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
 
 /// How long a reader that could begin waits for the replica to hear how far the log goes.
@@ -112,8 +112,7 @@ pub(super) async fn catch_up(
     };
     let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
     let may_lack = !shows_all(&replica);
-    // Where there is nobody else, nobody else can lead.
-    let may_be_deposed = context.peers.is_some();
+    let may_be_deposed = may_be_deposed(&replica);
     let (asks_for_end, is_behind) = match needed.position.and_then(|position| position.at.as_ref()) {
         Some(At::Earliest(_)) => (needed.exact_end, end < needed.floor.max(0)),
         Some(At::Offset(offset)) => (needed.exact_end, end < needed.floor.max(*offset)),
