@@ -108,9 +108,10 @@ pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Re
         context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
         UnitResult::Control(Ok(reply)) => {
-            // Decided elsewhere, this broker hears of it a little later.
-            context.fresh_view().await;
-            if let Some(controller) = context.shards.controller() {
+            // Decided elsewhere, this broker hears of it a little later, and its view a little after that.
+            if let Some(controller) = context.shards.controller()
+                && controller.read_barrier().await.is_ok()
+            {
                 context.view_shows(&controller).await;
             }
             Ok(reply)
