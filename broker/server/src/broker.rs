@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::adopter::Adopter;
+use crate::certificates::Certificates;
 use crate::cluster::registration::{self, register};
 use crate::cluster::{Lives, handover, membership, steering};
 use crate::config::BrokerConfig;
@@ -107,7 +108,7 @@ impl Broker {
 
         let listener = Listener::bind(NetConfig {
             listen: config.listen,
-            tls: tls(&config, &data_dir)?,
+            tls: tls(&config, &data_dir.path("tls"))?,
             limits: net_limits(&config),
         })?;
         let endpoint = metrics_endpoint(&config, &metrics).await?;
@@ -194,6 +195,14 @@ impl Broker {
             "serving"
         );
         Ok(Self {
+        let certificates = Certificates {
+            directory: data_dir.path("tls"),
+            meta: context.meta.clone(),
+            config: context.config.clone(),
+            peers: peers.clone(),
+            listener: Arc::clone(&listener),
+        };
+        background.push(tokio::spawn(certificates.keep(stopping.clone())));
             context,
             listener,
             metrics_addr,

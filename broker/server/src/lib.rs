@@ -13,6 +13,7 @@ mod admission;
 mod adopter;
 mod attempts;
 mod broker;
+mod certificates;
 mod cluster;
 mod components;
 mod config;

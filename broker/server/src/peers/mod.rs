@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidemill_log::fs::Storage;
-use tidemill_net::{Connection, PeerEndpoint, Stream};
+use tidemill_net::{BindError, Connection, PeerEndpoint, PeerTls, Stream};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
 use tokio::sync::watch;
@@ -129,6 +129,11 @@ impl Peers {
     pub(crate) async fn hear(&self, known: Vec<KnownBroker>) {
         let peers = self.clone();
         let heard = tokio::task::spawn_blocking(move || peers.0.book.hear(&known)).await;
+    /// Shows another certificate of this broker from the next connection on.
+    pub(crate) fn renew(&self, tls: &PeerTls) -> Result<(), BindError> {
+        self.0.endpoint.renew(tls)
+    }
+
         debug_assert!(heard.is_ok(), "hearing does not panic");
     }
 
