@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{NodeId, ShardId};
+use tidemill_protocol::{BrokerId, NodeId, ShardId};
 
 /// Why a replica does not start.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,12 @@ pub enum ProposeError {
     /// There was no room in time; nothing was written.
     #[error("too much is waiting to be written; try again later")]
     Overloaded,
+    /// There is no room on a disk of the group for more records; nothing was written.
+    #[error("the disk of broker {broker}, which keeps a replica of the shard, is nearly full")]
+    DiskFull {
+        /// Whose.
+        broker: BrokerId,
+    },
     /// The unit is larger than an entry may be; nothing was written.
     #[error("a unit of {bytes} bytes is larger than the limit of {bytes_max} bytes")]
     TooLarge {

@@ -18,6 +18,7 @@ use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError}
 use crate::flight::Flight;
 use crate::follow::ShardHandle;
 use crate::forward::Forwarder;
+use crate::gate::Gate;
 use crate::members::GroupMembers;
 use crate::peer_network::PeerLinks;
 use crate::proposer::{EntrySink, Permit, Proposer};
@@ -54,6 +55,7 @@ pub(crate) struct Inner {
     pub(crate) log: Arc<SharedLog>,
     /// `None` for a group of one.
     pub(crate) peers: Option<Peers>,
+    pub(crate) gate: Option<Arc<dyn Gate>>,
     proposer: Arc<Proposer>,
     role: watch::Receiver<ReplicaRole>,
     pub(crate) members: watch::Receiver<GroupMembers>,
@@ -96,6 +98,7 @@ impl Replica {
             machine: started.machine,
             log: started.log,
             peers,
+            gate: config.gate,
             proposer,
             role,
             members,

@@ -35,6 +35,7 @@ mod peers;
 mod plans;
 mod producer_ids;
 mod refusals;
+mod room;
 mod shards;
 mod start_error;
 mod task_port;

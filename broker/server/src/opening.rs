@@ -177,6 +177,7 @@ pub(crate) fn replica_starter(
         snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
         clock: machine.clock.clone(),
         dialer: Some(Arc::new(dialer)),
+        gate: None,
         accept_data_loss: config.accept_data_loss,
         others_may_help: !config.accept_data_loss && !peers.said().is_empty(),
     }

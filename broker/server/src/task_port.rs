@@ -20,6 +20,7 @@ use tidemill_shard::{
 use crate::admission::NoRoom;
 use crate::disk::DiskState;
 use crate::outbox::OutboxSignals;
+use crate::room::Room;
 use crate::shards::Shards;
 
 /// A task that has timers looks for due ones at least this often.
@@ -39,6 +40,7 @@ pub(crate) struct ShardPort {
     pub(crate) shards: Shards,
     pub(crate) outboxes: Arc<OutboxSignals>,
     pub(crate) disk: Arc<DiskState>,
+    pub(crate) room: Room,
 }
 
 impl ShardPort {
@@ -193,6 +195,11 @@ impl TaskPort for ShardPort {
             let replica = self.replica(task.home)?;
             let emits = !step.outputs.is_empty();
             let unit = Unit::Progress(progress(task, step));
+            if let Some(broker) = self.room.lacking(&replica) {
+                return Err(PortError(format!(
+                    "the disk of broker {broker}, which keeps a replica of the shard, has no room for the step"
+                )));
+            }
             let admitted = self.shards.admission().admit(unit.bytes()).await;
             let _admitted = admitted.map_err(|no_room| {
                 let what = match no_room {

@@ -1,13 +1,20 @@
 //! Groups of several replicas: forming, replicating, electing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tidemill_protocol::NodeId;
+use futures::future::BoxFuture;
+use tidemill_coordinator::GroupCommand;
+use tidemill_protocol::{BrokerId, NodeId};
+use tidemill_shard::Unit;
 
 use super::cluster::{Cluster, node, nodes, wait_until};
-use super::fixture::{PATIENCE, commit_position, groups};
+use super::fixture::{PATIENCE, SHARD, commit_position, groups};
 use crate::config::{Begin, ReplicaLimits};
 use crate::error::{ProposeError, ReadError};
+use crate::gate::{Gate, Held};
+use crate::replica::Replica;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_form_a_group_at_once_and_replicate() {
@@ -173,4 +180,58 @@ async fn a_bad_network_delays_but_loses_and_reorders_nothing() {
     assert!(acknowledged.len() >= 10, "only {} of 60 came through", acknowledged.len());
     acknowledged.iter().for_each(|group| assert!(there.contains_key(group), "{group} is lost"));
     cluster.agree(&leader).await;
+}
+
+/// Has room for units of one group of consumers only, and counts what it holds.
+#[derive(Default)]
+struct Doorman {
+    held: Arc<AtomicUsize>,
+    asked: AtomicUsize,
+}
+
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Gate for Doorman {
+    fn admit<'a>(&'a self, leader: &'a Replica, unit: &'a Unit) -> BoxFuture<'a, Result<Held, ProposeError>> {
+        assert_eq!(leader.shard_id(), SHARD);
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let admitted = match unit {
+            Unit::Group(GroupCommand::Commit { group, .. }) if group == "full" => {
+                Err(ProposeError::DiskFull { broker: BrokerId::new(9) })
+            }
+            _ => {
+                self.held.fetch_add(1, Ordering::SeqCst);
+                Ok(Box::new(Place(Arc::clone(&self.held))) as Held)
+            }
+        };
+        Box::pin(std::future::ready(admitted))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn units_of_other_brokers_pass_the_leaders_gate() {
+    let gate = Arc::new(Doorman::default());
+    let mut cluster = Cluster::new(8);
+    cluster.gate = Some(Arc::clone(&gate) as Arc<dyn Gate>);
+    for broker in 1..=3 {
+        cluster.start(node(broker), Begin::Form(nodes([1, 2, 3]))).await;
+    }
+    let leader = cluster.commit("here", 0..3).await;
+    assert_eq!(gate.asked.load(Ordering::SeqCst), 0, "what is proposed here was looked at before");
+    let follower = cluster.replicas().find(|other| other.node() != leader.node()).unwrap().clone();
+    follower.propose_anywhere(commit_position("there", 1)).await.unwrap();
+    assert!(gate.asked.load(Ordering::SeqCst) > 0);
+    wait_until("room is given back with the answer", || gate.held.load(Ordering::SeqCst) == 0).await;
+    let refused = follower.propose_anywhere(commit_position("full", 1)).await;
+    assert_eq!(refused, Err(ProposeError::DiskFull { broker: BrokerId::new(9) }));
+    follower.propose_anywhere(commit_position("there", 2)).await.unwrap();
+    let leader = cluster.leader().await;
+    cluster.agree(&leader).await;
+    assert!(!groups(&leader).contains_key("full"));
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod book;
+mod disks;
 mod greeting;
 mod link;
 pub(crate) mod messages;
@@ -36,7 +37,7 @@ pub(crate) use replicas::ReplicaDialer;
 pub(crate) use serve::PeerServices;
 
 use link::Link;
-use messages::{KnownBroker, PeerOpen, Purpose};
+use messages::{DiskReport, KnownBroker, PeerOpen, Purpose};
 
 /// How long a stream may take to be opened on a connection that is there.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,6 +62,8 @@ struct Inner {
     endpoint: PeerEndpoint,
     book: PeerBook,
     links: Mutex<HashMap<BrokerId, Arc<Link>>>,
+    /// Of brokers whose disk is not well.
+    disks: Mutex<HashMap<BrokerId, DiskReport>>,
     /// What answers other brokers; `None` until this one is far enough with its start.
     services: watch::Sender<Option<Arc<PeerServices>>>,
     stopping: CancellationToken,
@@ -79,6 +82,7 @@ impl Peers {
             endpoint,
             book,
             links: Mutex::default(),
+            disks: Mutex::default(),
             services: watch::Sender::new(None),
             // Peers are needed to the very end of a stop: they have a token of their own.
             stopping: stopping.clone(),
@@ -125,15 +129,15 @@ impl Peers {
         self.0.endpoint.local_addr()
     }
 
-    /// Takes what is known from the beginning.
-    pub(crate) async fn hear(&self, known: Vec<KnownBroker>) {
-        let peers = self.clone();
-        let heard = tokio::task::spawn_blocking(move || peers.0.book.hear(&known)).await;
     /// Shows another certificate of this broker from the next connection on.
     pub(crate) fn renew(&self, tls: &PeerTls) -> Result<(), BindError> {
         self.0.endpoint.renew(tls)
     }
 
+    /// Takes what is known from the beginning.
+    pub(crate) async fn hear(&self, known: Vec<KnownBroker>) {
+        let peers = self.clone();
+        let heard = tokio::task::spawn_blocking(move || peers.0.book.hear(&known)).await;
         debug_assert!(heard.is_ok(), "hearing does not panic");
     }
 
