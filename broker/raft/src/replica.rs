@@ -183,7 +183,12 @@ impl Replica {
         }
         // Cut off from the others, it would wait until it hears of another leader.
         match tokio::time::timeout(self.0.limits.reserve_deadline, read).await {
-            Ok(read) => read.map(drop).map_err(|error| self.0.read_error(error)),
+            Ok(Ok(_read)) => {
+                // A majority answers.
+                self.0.proposer.regain();
+                Ok(())
+            }
+            Ok(Err(error)) => Err(self.0.read_error(error)),
             Err(_elapsed) => Err(ReadError::NoQuorum),
         }
     }

@@ -122,6 +122,12 @@ impl Supervisor {
             }
             changed
         });
+        if !role.is_leader()
+            && let Some(proposer) = self.proposer.upgrade()
+        {
+            // Who does lead is openraft's to say.
+            proposer.regain();
+        }
         self.telemetry.leading.set(if role.is_leader() { 1.0 } else { 0.0 });
         self.telemetry.term.set(role.term.get() as f64);
         self.role.send_if_modified(|current| {

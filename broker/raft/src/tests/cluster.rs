@@ -156,7 +156,9 @@ impl Cluster {
             match leader.propose(unit.clone()).await {
                 Ok(_done) => return leader,
                 // On a busy machine the lead may change at any time.
-                Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown) => {}
+                Err(
+                    ProposeError::NotLeader { .. } | ProposeError::NoQuorum | ProposeError::OutcomeUnknown,
+                ) => {}
                 Err(error) => panic!("{error}"),
             }
         }

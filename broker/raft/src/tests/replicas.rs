@@ -149,7 +149,10 @@ async fn units_find_the_next_leader() {
     drop(leader);
     drop(cluster.kill(dead));
     let mut outcome = follower.propose_anywhere(commit_position("group", 1)).await;
-    while matches!(outcome, Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown)) {
+    while matches!(
+        outcome,
+        Err(ProposeError::NotLeader { .. } | ProposeError::NoQuorum | ProposeError::OutcomeUnknown)
+    ) {
         outcome = follower.propose_anywhere(commit_position("group", 1)).await;
     }
     outcome.unwrap();
