@@ -67,6 +67,9 @@ fn config(connection: &Connection) -> Result<(ClientConfig, Option<String>), Cli
         Some(ca) => config.trust_file(ca),
         None => config.trust(Trust::System),
     };
+    if let Some(rack) = saved.rack {
+        config = config.rack(rack);
+    }
     let identity = connection.certificate.clone().zip(connection.certificate_key.clone());
     if let Some((certificate, key)) = identity.or_else(|| saved.certificate.zip(saved.key)) {
         config = config.identity(certificate, key);

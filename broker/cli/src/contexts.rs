@@ -25,6 +25,8 @@ pub(crate) struct SavedContext {
     pub(crate) ca: Option<PathBuf>,
     pub(crate) certificate: Option<PathBuf>,
     pub(crate) key: Option<PathBuf>,
+    /// Consumers read from replicas in it, where there are any.
+    pub(crate) rack: Option<String>,
 }
 
 impl Contexts {

@@ -33,7 +33,7 @@ pub use log_budget::LogBudget;
 pub use peer::{DialError, JoinToken, JoinTokenError, PeerEndpoint, PeerLimits, PeerNetConfig, dial_to_join};
 pub use tidemill_protocol::frame::{FrameError, FrameLimits, RawFrame as Frame};
 pub use tls::{
-    ALPN, ClientAuthentication, ClusterCa, DevCa, IssuedFiles, PEER_ALPN, PeerCertificate, PeerIdentity,
-    PeerTls, ServerTls,
+    ALPN, CERTIFICATE_LIFE, ClientAuthentication, ClusterCa, DevCa, IssuedFiles, PEER_ALPN, PeerCertificate,
+    PeerIdentity, PeerTls, ServerTls,
 };
 pub use transport::{bind_socket, endpoint_config, transport_config};

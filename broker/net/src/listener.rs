@@ -7,7 +7,7 @@ use crate::connection::{Connection, PeerInfo};
 use crate::port::{Doorman, Guest, HandshakeError, Port, PortConfig};
 use crate::receiving::ReceiveBudget;
 use crate::transport::transport_config;
-use crate::{BindError, LogBudget, NetConfig, NetLimits};
+use crate::{BindError, LogBudget, NetConfig, NetLimits, ServerTls, TlsError};
 
 /// The clients' QUIC endpoint: accepts connections.
 #[derive(Debug)]
@@ -51,6 +51,17 @@ impl Listener {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.port.connections()
+    }
+
+    /// Shows another certificate, and goes by another rule for clients, from the next handshake on. Connections that are open stay. The
+    /// key should be the same: an earlier one's stateless resets are derived from it.
+    ///
+    /// # Errors
+    /// The files can't be used; then everything stays as it was.
+    pub fn renew(&self, tls: &ServerTls) -> Result<(), TlsError> {
+        let (handshake, _reset) = tls.quic_config()?;
+        self.port.renew(handshake);
+        Ok(())
     }
 
     /// Closes every connection with `reason`, accepts no more, and waits a moment for the peers to hear of it.

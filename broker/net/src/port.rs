@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::Gauge;
+use parking_lot::Mutex;
 use quinn::Runtime as _;
 use quinn::crypto::rustls::QuicServerConfig;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -70,6 +71,7 @@ pub(crate) struct PortConfig {
 #[derive(Debug)]
 pub(crate) struct Port {
     endpoint: quinn::Endpoint,
+    accepting: Mutex<quinn::ServerConfig>,
     local: SocketAddr,
     ready: tokio::sync::Mutex<mpsc::Receiver<Connection>>,
     places: Arc<Places>,
@@ -97,7 +99,7 @@ impl Port {
         let socket = runtime.wrap_udp_socket(socket).map_err(socket_error)?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             server_endpoint_config(limits, reset),
-            Some(server),
+            Some(server.clone()),
             CountingSocket::new(socket),
             runtime,
         )
@@ -116,7 +118,15 @@ impl Port {
             hand_over,
         };
         tokio::spawn(door.run());
-        Ok(Self { endpoint, local, ready: tokio::sync::Mutex::new(ready), places })
+        let (accepting, ready) = (Mutex::new(server), tokio::sync::Mutex::new(ready));
+        Ok(Self { endpoint, accepting, local, ready, places })
+    }
+
+    /// Who connects from here on is shown another certificate; whoever is connected stays.
+    pub(crate) fn renew(&self, handshake: QuicServerConfig) {
+        let mut accepting = self.accepting.lock();
+        accepting.crypto = Arc::new(handshake);
+        self.endpoint.set_server_config(Some(accepting.clone()));
     }
 
     /// For those who connect from this port.

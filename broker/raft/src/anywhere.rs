@@ -44,11 +44,11 @@ impl Replica {
     ///
     /// # Errors
     /// As of [`Self::propose`]. [`ProposeError::OutcomeUnknown`] where the way to the leader broke off behind the unit,
-    /// [`ProposeError::NotLeader`] where none was found that leads.
+    /// [`ProposeError::NotLeader`] or [`ProposeError::NoQuorum`] where none was found that leads with a majority.
     pub async fn propose_anywhere(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
         let Some(peers) = &self.inner().peers else { return self.propose(unit).await };
         let deadline = Instant::now() + self.inner().limits.proposal_deadline;
-        let mut hint = None;
+        let (mut hint, mut has_quorum) = (None, true);
         for _ in 0..HOPS_MAX {
             let leader = match hint.take() {
                 Some(leader) => leader,
@@ -60,8 +60,9 @@ impl Replica {
                 peers.forwarder.propose(leader, unit.clone(), deadline).await
             };
             match outcome {
-                Err(ProposeError::NotLeader { leader: next }) => {
-                    hint = next.filter(|next| *next != leader);
+                Err(error @ (ProposeError::NotLeader { .. } | ProposeError::NoQuorum)) => {
+                    has_quorum = error != ProposeError::NoQuorum;
+                    hint = error.leader().filter(|next| *next != leader);
                     if hint.is_none() {
                         self.news(deadline).await;
                     }
@@ -69,7 +70,10 @@ impl Replica {
                 done => return done,
             }
         }
-        Err(ProposeError::NotLeader { leader: self.watch().borrow().leader })
+        match has_quorum {
+            true => Err(ProposeError::NotLeader { leader: self.watch().borrow().leader }),
+            false => Err(ProposeError::NoQuorum),
+        }
     }
 
     /// As [`Self::reserve`], at whoever leads the shard: units that are submitted to the same leader are written in the order of the

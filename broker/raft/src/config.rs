@@ -8,6 +8,7 @@ use std::time::Duration;
 use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
 use tidemill_protocol::{NodeId, ShardId, Timestamp};
 
+use crate::gate::Gate;
 use crate::peers::PeerDialer;
 use crate::rpc::APPEND_ENTRIES_MAX;
 use crate::snapshot::SnapshotLimiter;
@@ -25,6 +26,8 @@ pub struct ReplicaConfig {
     pub begin: Begin,
     /// The way to the other replicas of the group. `None`: this broker is alone.
     pub peers: Option<Arc<dyn PeerDialer>>,
+    /// Whether what other brokers propose here may come in. `None`: it may.
+    pub gate: Option<Arc<dyn Gate>>,
     /// How fast snapshots leave this broker: one limit for all of its replicas.
     pub snapshot_limiter: Arc<SnapshotLimiter>,
     /// This node id is new and has promised nothing, whatever an earlier life of the broker left in the log: that is cut to
@@ -66,6 +69,7 @@ impl ReplicaConfig {
             clock,
             begin: Begin::Existing,
             peers: None,
+            gate: None,
             snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
             retired: false,
             accept_data_loss: false,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{NodeId, ShardId};
+use tidemill_protocol::{BrokerId, NodeId, ShardId};
 
 /// Why a replica does not start.
 #[derive(Debug, thiserror::Error)]
@@ -110,9 +110,18 @@ pub enum ProposeError {
         /// Who does, where that is known.
         leader: Option<NodeId>,
     },
+    /// This replica leads, and has not heard from a majority for so long that others may lead by now; nothing was written.
+    #[error("a majority of the shard's replicas does not answer; nothing was written")]
+    NoQuorum,
     /// There was no room in time; nothing was written.
     #[error("too much is waiting to be written; try again later")]
     Overloaded,
+    /// There is no room on a disk of the group for more records; nothing was written.
+    #[error("the disk of broker {broker}, which keeps a replica of the shard, is nearly full")]
+    DiskFull {
+        /// Whose.
+        broker: BrokerId,
+    },
     /// The unit is larger than an entry may be; nothing was written.
     #[error("a unit of {bytes} bytes is larger than the limit of {bytes_max} bytes")]
     TooLarge {
@@ -130,6 +139,16 @@ pub enum ProposeError {
         /// Why.
         reason: Arc<str>,
     },
+}
+
+impl ProposeError {
+    /// Who leads, where it says that another does and who.
+    pub(crate) const fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::NotLeader { leader } => *leader,
+            _ => None,
+        }
+    }
 }
 
 /// Why a read cannot be served here.

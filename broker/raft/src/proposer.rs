@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -43,6 +43,8 @@ pub(crate) struct Proposer {
     room: Arc<Semaphore>,
     queue: Mutex<Queue>,
     in_flight: InFlight,
+    /// No majority answers: nothing is taken. Set while the queue is locked.
+    cut_off: AtomicBool,
     sink: Box<dyn EntrySink>,
     telemetry: Telemetry,
 }
@@ -97,6 +99,7 @@ impl Proposer {
             room: Arc::new(Semaphore::new(room)),
             queue: Mutex::new(Queue::default()),
             in_flight: InFlight::default(),
+            cut_off: AtomicBool::new(false),
             sink,
             telemetry,
         })
@@ -107,6 +110,9 @@ impl Proposer {
         let bytes_max = self.limits.unit_bytes_max;
         if bytes > bytes_max {
             return Err(ProposeError::TooLarge { bytes, bytes_max });
+        }
+        if self.is_cut_off() {
+            return Err(ProposeError::NoQuorum);
         }
         let charged = bytes.saturating_add(UNIT_OVERHEAD_BYTES).min(self.limits.pending_bytes_max);
         let count = u32::try_from(charged).unwrap_or(u32::MAX);
@@ -146,6 +152,7 @@ impl Proposer {
         let mut queue = self.queue.lock();
         let refusal = match &queue.stopped {
             Some(reason) => Some(ProposeError::Stopped { reason: Arc::clone(reason) }),
+            None if self.is_cut_off() => Some(ProposeError::NoQuorum),
             None => (bytes > bytes_max).then_some(ProposeError::TooLarge { bytes, bytes_max }),
         };
         if let Some(error) = refusal {
@@ -220,6 +227,8 @@ impl Proposer {
         self.in_flight.remove(bytes);
         self.room.add_permits(charged);
         if committed {
+            // A majority has it: it answers again.
+            self.cut_off.store(false, Ordering::Release);
             self.telemetry.committed(started.elapsed());
         }
     }
@@ -255,6 +264,34 @@ impl Proposer {
             drop(unit.reply.send(Err(ProposeError::Overloaded)));
         }
         self.next();
+    }
+
+    /// No majority has answered for so long that nobody is to be kept waiting: what is in flight may still be written by whoever leads
+    /// next, what is queued was not, and nothing more is taken until [`Self::regain`].
+    pub(crate) fn cut_off(&self) {
+        let mut queue = self.queue.lock();
+        self.cut_off.store(true, Ordering::Release);
+        let units = std::mem::take(&mut queue.units);
+        queue.bytes = 0;
+        for flight in &queue.flights {
+            if flight.abandon() {
+                self.telemetry.expired.increment(1);
+            }
+        }
+        drop(queue);
+        for unit in units {
+            self.room.add_permits(unit.charged);
+            drop(unit.reply.send(Err(ProposeError::NoQuorum)));
+        }
+    }
+
+    /// A majority answers, or somebody else leads, which openraft says itself.
+    pub(crate) fn regain(&self) {
+        self.cut_off.store(false, Ordering::Release);
+    }
+
+    pub(crate) fn is_cut_off(&self) -> bool {
+        self.cut_off.load(Ordering::Acquire)
     }
 
     /// How often deadlines are looked at.

@@ -25,9 +25,9 @@ use crate::types::TypeConfig;
 
 /// When a leader was last heard of.
 #[derive(Debug)]
-pub(crate) struct Contact(Mutex<Instant>);
+pub(crate) struct LastWord(Mutex<Instant>);
 
-impl Contact {
+impl LastWord {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self(Mutex::new(Instant::now())))
     }
@@ -37,7 +37,7 @@ impl Contact {
         *self.0.lock() = Instant::now();
     }
 
-    fn last(&self) -> Instant {
+    fn at(&self) -> Instant {
         *self.0.lock()
     }
 }
@@ -48,9 +48,9 @@ pub(crate) fn spawn(
     timing: RaftTiming,
     raft: &Arc<Raft<TypeConfig, StateMachine>>,
     role: watch::Receiver<ReplicaRole>,
-    contact: Arc<Contact>,
+    last_word: Arc<LastWord>,
 ) {
-    let pulse = Pulse { timing, raft: Arc::downgrade(raft), role, contact };
+    let pulse = Pulse { timing, raft: Arc::downgrade(raft), role, last_word };
     tokio::spawn(pulse.run());
 }
 
@@ -58,7 +58,7 @@ struct Pulse {
     timing: RaftTiming,
     raft: Weak<Raft<TypeConfig, StateMachine>>,
     role: watch::Receiver<ReplicaRole>,
-    contact: Arc<Contact>,
+    last_word: Arc<LastWord>,
 }
 
 impl Pulse {
@@ -94,13 +94,13 @@ impl Pulse {
         let mut not_before = Instant::now() + self.drawn();
         let mut patience = self.patience();
         loop {
-            let due = not_before.max(self.contact.last() + patience);
+            let due = not_before.max(self.last_word.at() + patience);
             tokio::select! {
                 changed = self.role.changed() => return changed.ok(),
                 () = sleep_until(due) => {}
             }
             // Heard of meanwhile.
-            if Instant::now() < self.contact.last() + patience {
+            if Instant::now() < self.last_word.at() + patience {
                 continue;
             }
             // Whoever has no vote ignores this; a vote is asked for only if a majority would give it.

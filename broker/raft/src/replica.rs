@@ -1,12 +1,13 @@
 //! One shard's replica on this broker: the handle that everything else uses.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
+use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
-use openraft::{Raft, ReadPolicy};
+use openraft::{Raft, ReadPolicy, ServerState};
 use tidemill_log::wal::{RecoveredShard, Wal};
 use tidemill_protocol::{LogIndex, NodeId, ShardId};
 use tidemill_shard::{CheckpointDone, Shard, Unit, UnitResult};
@@ -17,10 +18,11 @@ use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError}
 use crate::flight::Flight;
 use crate::follow::ShardHandle;
 use crate::forward::Forwarder;
+use crate::gate::Gate;
 use crate::members::GroupMembers;
 use crate::peer_network::PeerLinks;
 use crate::proposer::{EntrySink, Permit, Proposer};
-use crate::pulse::{self, Contact};
+use crate::pulse::{self, LastWord};
 use crate::responder::CallbackResponder;
 use crate::runtime::blocking;
 use crate::shared_log::SharedLog;
@@ -53,9 +55,10 @@ pub(crate) struct Inner {
     pub(crate) machine: Arc<Machine>,
     pub(crate) log: Arc<SharedLog>,
     /// Noted by whoever serves a leader.
-    pub(crate) contact: Arc<Contact>,
+    pub(crate) last_word: Arc<LastWord>,
     /// `None` for a group of one.
     pub(crate) peers: Option<Peers>,
+    pub(crate) gate: Option<Arc<dyn Gate>>,
     proposer: Arc<Proposer>,
     role: watch::Receiver<ReplicaRole>,
     pub(crate) members: watch::Receiver<GroupMembers>,
@@ -84,9 +87,9 @@ impl Replica {
         let telemetry = Telemetry::new(config.shard);
         let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
-        let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health);
-        let contact = Contact::new();
-        pulse::spawn(config.timing, &raft, role.clone(), Arc::clone(&contact));
+        let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health, config.timing);
+        let last_word = LastWord::new();
+        pulse::spawn(config.timing, &raft, role.clone(), Arc::clone(&last_word));
         let peers = started.links.map(|links| {
             let forwarder = Forwarder::new(Arc::clone(&links), config.limits.append_in_flight_bytes_max);
             Peers { links, forwarder }
@@ -99,8 +102,9 @@ impl Replica {
             raft,
             machine: started.machine,
             log: started.log,
-            contact,
+            last_word,
             peers,
+            gate: config.gate,
             proposer,
             role,
             members,
@@ -144,7 +148,8 @@ impl Replica {
     /// and for what is applied to be written to segments.
     ///
     /// # Errors
-    /// [`ProposeError::Overloaded`] when there is none in time, [`ProposeError::TooLarge`], [`ProposeError::Stopped`].
+    /// [`ProposeError::Overloaded`] when there is none in time, [`ProposeError::TooLarge`], [`ProposeError::Stopped`], and
+    /// [`ProposeError::NoQuorum`] where this replica leads without a majority.
     pub async fn reserve(&self, bytes: usize) -> Result<Permit, ProposeError> {
         if self.0.machine.lags() {
             self.wait_for_segments().await?;
@@ -184,7 +189,12 @@ impl Replica {
         }
         // Cut off from the others, it would wait until it hears of another leader.
         match tokio::time::timeout(self.0.limits.reserve_deadline, read).await {
-            Ok(read) => read.map(drop).map_err(|error| self.0.read_error(error)),
+            Ok(Ok(_read)) => {
+                // A majority answers.
+                self.0.proposer.regain();
+                Ok(())
+            }
+            Ok(Err(error)) => Err(self.0.read_error(error)),
             Err(_elapsed) => Err(ReadError::NoQuorum),
         }
     }
@@ -336,6 +346,17 @@ impl std::fmt::Debug for Replica {
     }
 }
 
+/// A leader whose lease has run out takes nothing either, and names nobody: what it took before may still be written.
+fn not_taken(raft: &Weak<Raft<TypeConfig, StateMachine>>, leader: Option<NodeId>) -> ProposeError {
+    let leads = raft
+        .upgrade()
+        .is_some_and(|raft| raft.server_metrics().borrow_watched().state == ServerState::Leader);
+    match leader {
+        None if leads => ProposeError::NoQuorum,
+        leader => ProposeError::NotLeader { leader },
+    }
+}
+
 struct RaftSink {
     raft: Arc<Raft<TypeConfig, StateMachine>>,
     /// What the log takes: an entry beyond it would end the replica.
@@ -348,11 +369,13 @@ impl EntrySink for RaftSink {
             let (bytes, bytes_max) = (command.bytes(), self.entry_bytes_max);
             return flight.refused(&ProposeError::TooLarge { bytes, bytes_max });
         }
+        // Held weakly: an entry that never ends would keep its own core.
+        let raft = Arc::downgrade(&self.raft);
         let responder =
             CallbackResponder::new(move |outcome: Option<ClientWriteResult<TypeConfig>>| match outcome {
                 Some(Ok(applied)) => flight.committed(applied.data),
                 Some(Err(ClientWriteError::ForwardToLeader(forward))) => {
-                    flight.failed(&ProposeError::NotLeader { leader: forward.leader_id });
+                    flight.failed(&not_taken(&raft, forward.leader_id));
                 }
                 Some(Err(_discarded)) => flight.failed(&ProposeError::OutcomeUnknown),
                 None => drop(flight),

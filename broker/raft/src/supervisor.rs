@@ -1,15 +1,18 @@
-//! Watches over a replica: announces its role, expires its proposals, and says why it ended.
+//! Watches over a replica: announces its role, expires its proposals, gives up on those of a leader that is cut off, and says why it ended.
 
 use std::sync::{Arc, Weak};
 
+use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
-use openraft::{Raft, RaftMetrics};
+use openraft::{Raft, RaftMetrics, ServerState};
 use tidemill_protocol::ShardId;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::config::RaftTiming;
+use crate::contact::{Contact, Heard};
 use crate::members::GroupMembers;
 use crate::proposer::Proposer;
 use crate::shared_log::SharedLog;
@@ -25,6 +28,7 @@ pub(crate) fn spawn(
     raft: &Arc<Raft<TypeConfig, StateMachine>>,
     proposer: &Arc<Proposer>,
     health: Health,
+    timing: RaftTiming,
 ) -> (watch::Receiver<ReplicaRole>, watch::Receiver<GroupMembers>) {
     let server = raft.server_metrics();
     let (role, watched) = watch::channel(ReplicaRole::of(&server.borrow_watched()));
@@ -40,8 +44,9 @@ pub(crate) fn spawn(
         role,
         members,
         telemetry: StateTelemetry::new(shard),
+        contact: Contact::new(timing),
     };
-    let interval = proposer.sweep_interval();
+    let interval = proposer.sweep_interval().min(Contact::look_interval(timing));
     tokio::spawn(supervisor.run(interval));
     (watched, watched_members)
 }
@@ -72,6 +77,7 @@ struct Supervisor {
     role: watch::Sender<ReplicaRole>,
     members: watch::Sender<GroupMembers>,
     telemetry: StateTelemetry,
+    contact: Contact,
 }
 
 impl Supervisor {
@@ -91,6 +97,7 @@ impl Supervisor {
                 _ = sweep.tick() => {
                     if let Some(proposer) = self.proposer.upgrade() {
                         proposer.sweep(Instant::now());
+                        self.look_for_quorum(&proposer);
                     }
                     self.telemetry.write_behind_lag.set(self.health.machine.write_behind_lag_bytes() as f64);
                     if let Some(reason) = self.health.failure() {
@@ -115,6 +122,12 @@ impl Supervisor {
             }
             changed
         });
+        if !role.is_leader()
+            && let Some(proposer) = self.proposer.upgrade()
+        {
+            // Who does lead is openraft's to say.
+            proposer.regain();
+        }
         self.telemetry.leading.set(if role.is_leader() { 1.0 } else { 0.0 });
         self.telemetry.term.set(role.term.get() as f64);
         self.role.send_if_modified(|current| {
@@ -125,6 +138,27 @@ impl Supervisor {
             }
             changed
         });
+    }
+
+    /// openraft's leader keeps what it took until it hears of another one, be it for hours.
+    fn look_for_quorum(&mut self, proposer: &Proposer) {
+        let heard = {
+            let metrics = self.metrics.borrow_watched();
+            let voters = metrics.membership_config.membership().voter_ids();
+            Heard {
+                leading: (metrics.state == ServerState::Leader).then_some(metrics.current_term),
+                alone: voters.eq([metrics.id]),
+                acked: metrics.last_quorum_acked.map(|acked| acked.into_inner().elapsed()),
+            }
+        };
+        let lost = self.contact.is_lost(&heard, Instant::now());
+        if lost && !proposer.is_cut_off() {
+            tracing::warn!(shard = %self.shard, "no majority of the shard's replicas answers: nothing is written until one does");
+            proposer.cut_off();
+        } else if !lost && proposer.is_cut_off() {
+            tracing::info!(shard = %self.shard, "a majority answers, or somebody else leads");
+            proposer.regain();
+        }
     }
 
     /// Ends a replica whose log or state has failed.

@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
 use crate::adopter::Adopter;
+use crate::certificates::Certificates;
 use crate::cluster::registration::{self, register};
+use crate::cluster::replicas::ReplicaStarter;
 use crate::cluster::{Lives, handover, membership, steering};
 use crate::config::BrokerConfig;
 use crate::context::Context;
@@ -31,6 +33,7 @@ use crate::opening::{disk_watch, open_data_dir, open_peers, open_wal, replica_st
 use crate::outbox::OutboxSignals;
 use crate::peers::{PeerServices, Peers};
 use crate::producer_ids::ProducerIds;
+use crate::room::{PeersGate, Room};
 use crate::shards::Shards;
 use crate::start_error::StartError;
 use crate::view::{ClusterView, ViewReader};
@@ -98,7 +101,12 @@ impl Broker {
             lives: Arc::clone(&lives),
             context: context_there,
         });
-        let starter = replica_starter(&config, &data_dir, &machine, &wal, recovery, &lives, &peers);
+        let room = Room::new(&disk, &peers);
+        let gate = Arc::new(PeersGate { room: room.clone(), admission: Arc::clone(shards.admission()) });
+        let starter = ReplicaStarter {
+            gate: Some(gate),
+            ..replica_starter(&config, &data_dir, &machine, &wal, recovery, &lives, &peers)
+        };
         let lost = starter.start_all(&shards).await?;
         if data_dir.created() && alone {
             control(&shards, steering::forming(&meta)).await?;
@@ -107,7 +115,7 @@ impl Broker {
 
         let listener = Listener::bind(NetConfig {
             listen: config.listen,
-            tls: tls(&config, &data_dir)?,
+            tls: tls(&config, &data_dir.path("tls"))?,
             limits: net_limits(&config),
         })?;
         let endpoint = metrics_endpoint(&config, &metrics).await?;
@@ -142,12 +150,13 @@ impl Broker {
             stopping.clone(),
         )));
         let outboxes = OutboxSignals::new(&shards);
-        let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &clock)?;
+        let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &room, &clock)?;
         let context = Arc::new(Context {
             producer_ids: ProducerIds::new(shards.clone()),
             requests: Default::default(),
             generations: Arc::default(),
             disk,
+            room,
             attempts: Arc::default(),
             batch_bytes_max,
             wal: wal.clone(),
@@ -186,6 +195,14 @@ impl Broker {
         background.push(follower);
 
         let listener = Arc::new(listener);
+        let certificates = Certificates {
+            directory: data_dir.path("tls"),
+            meta: context.meta.clone(),
+            config: context.config.clone(),
+            peers: peers.clone(),
+            listener: Arc::clone(&listener),
+        };
+        background.push(tokio::spawn(certificates.keep(stopping.clone())));
         let accepting = tokio::spawn(accept(Arc::clone(&listener), Arc::clone(&context)));
         tracing::info!(
             address = %listener.local_addr(),
@@ -398,10 +415,10 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
             context.clock.clone(),
             stopping.clone(),
         )),
-        tokio::spawn(handover::spread(shards.clone(), view.clone(), stopping.clone())),
+        tokio::spawn(handover::spread(shards.clone(), view.clone(), context.room.clone(), stopping.clone())),
         tokio::spawn(telemetry::upkeep(context.metrics.clone())),
     ];
-    tasks.extend(outbox::start(shards, view, &context.outboxes, &context.disk, stopping));
+    tasks.extend(outbox::start(shards, view, &context.outboxes, &context.room, stopping));
     tasks.extend(membership::start(shards, view, stopping));
     tasks.extend(shards.numbers().map(|shard| {
         tokio::spawn(maintenance::ticks(shards.clone(), shard, context.clock.clone(), stopping.clone()))

@@ -25,6 +25,7 @@ use crate::generations::Generations;
 use crate::machine::Clock;
 use crate::peers::Peers;
 use crate::producer_ids::ProducerIds;
+use crate::room::Room;
 use crate::shards::Shards;
 use crate::unpacking::UnpackPool;
 use crate::view::{ClusterView, ViewReader};
@@ -46,6 +47,7 @@ pub(crate) struct Context {
     pub(crate) requests: Requests,
     pub(crate) generations: Arc<Generations>,
     pub(crate) disk: Arc<DiskState>,
+    pub(crate) room: Room,
     /// The largest batch that fits a frame and a shard's log here; a topic may allow less.
     pub(crate) batch_bytes_max: usize,
     pub(crate) wal: tidemill_log::wal::Wal,
@@ -119,6 +121,11 @@ pub(crate) fn shows_all(replica: &Replica) -> bool {
         && status.last_applied.is_some_and(|applied| applied.term == status.term)
 }
 
+/// Whether another may lead a replica's group without its knowledge: not where nobody else votes.
+pub(crate) fn may_be_deposed(replica: &Replica) -> bool {
+    !replica.members().voters.iter().eq([&replica.node()])
+}
+
 impl Context {
     /// What a batch for a topic may be.
     pub(crate) fn batch_limits(&self, batch_bytes_max: u32) -> BatchLimits {
@@ -135,6 +142,17 @@ impl Context {
     pub(crate) fn room_to_write(&self) -> Result<(), Error> {
         self.serving()?;
         if self.disk.is_nearly_full() { Err(errors::disk_full()) } else { Ok(()) }
+    }
+
+    /// Refuses records for shards of which some broker has no room: all that have a replica here, whose groups this broker knows. Of others
+    /// their leader says so.
+    pub(crate) fn room_for_records(&self, shards: &[ShardId]) -> Result<(), Error> {
+        self.room_to_write()?;
+        let replicas = shards.iter().filter_map(|shard| self.shards.replica(*shard));
+        match replicas.filter_map(|replica| self.room.lacking(&replica)).next() {
+            None => Ok(()),
+            Some(broker) => Err(errors::disk_full_at(broker)),
+        }
     }
 
     /// Refuses what takes next to no room, where there is none but what retention needs.
@@ -255,12 +273,26 @@ impl Context {
         let _ = tokio::time::timeout(VIEW_PATIENCE, shown).await;
     }
 
-    /// Waits until the replicas here of these shards show all that was acknowledged; those that lead do.
+    /// Waits until the replicas here of these shards show all that was acknowledged; those that lead are taken at their word. For what a
+    /// majority decides about afterwards in any case: one that was deposed and does not know it yet shows an older state.
     pub(crate) async fn settle(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
+        self.barriers(shards, |replica| !shows_all(replica)).await
+    }
+
+    /// The same for whoever is told what is there now: those that lead make sure that they still do, with a round that all who ask
+    /// meanwhile share.
+    pub(crate) async fn confirm(&self, shards: impl IntoIterator<Item = ShardId>) -> Result<(), Error> {
+        self.barriers(shards, |replica| may_be_deposed(replica) || !shows_all(replica)).await
+    }
+
+    async fn barriers(
+        &self,
+        shards: impl IntoIterator<Item = ShardId>,
+        asks: impl Fn(&Replica) -> bool,
+    ) -> Result<(), Error> {
         let shards: BTreeSet<ShardId> = shards.into_iter().collect();
-        let following = shards.into_iter().filter_map(|shard| self.shards.replica(shard));
-        let following = following.filter(|replica| !shows_all(replica));
-        let settled = join_all(following.map(|replica| async move {
+        let asked = shards.into_iter().filter_map(|shard| self.shards.replica(shard)).filter(asks);
+        let settled = join_all(asked.map(|replica| async move {
             match replica.read_barrier().await {
                 // One that has stopped shows what it had, and says so where it matters.
                 Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),

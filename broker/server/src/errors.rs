@@ -8,7 +8,7 @@ use tidemill_net::ReadError as StreamError;
 use tidemill_protocol::frame::FrameError;
 use tidemill_protocol::messages::{Error, Rejection};
 use tidemill_protocol::record_batch::{BatchError, ReshapeError};
-use tidemill_protocol::{ErrorCode, ShardId};
+use tidemill_protocol::{BrokerId, ErrorCode, ShardId};
 use tidemill_raft::{ProposeError, ReadError};
 use tidemill_shard::{FetchError, StoreError, UnitError, UnitResult};
 
@@ -23,7 +23,9 @@ pub(crate) type WireError = Error;
 pub(crate) fn propose(error: &ProposeError) -> Error {
     let code = match error {
         ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+        ProposeError::NoQuorum => ErrorCode::NoQuorum,
         ProposeError::Overloaded => ErrorCode::Overloaded,
+        ProposeError::DiskFull { broker } => return disk_full_at(*broker),
         ProposeError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         ProposeError::OutcomeUnknown => ErrorCode::OutcomeUnknown,
         ProposeError::Stopped { .. } => ErrorCode::StorageFailed,
@@ -53,6 +55,17 @@ pub(crate) fn disk_full() -> Error {
     Error::new(
         ErrorCode::DiskFull,
         "the broker's disk is nearly full: produce is refused until retention or an operator frees space",
+    )
+}
+
+/// Of a broker that keeps a replica of the shard.
+pub(crate) fn disk_full_at(broker: BrokerId) -> Error {
+    Error::new(
+        ErrorCode::DiskFull,
+        format!(
+            "the disk of broker {broker}, which keeps a replica of the shard, is nearly full: produce is refused until retention or an \
+             operator frees space there"
+        ),
     )
 }
 

@@ -1,5 +1,6 @@
 //! What a broker opens before it serves: its directory, its log, its sockets, and with which settings.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,13 +46,9 @@ pub(crate) fn open_peers(
 ) -> Result<Peers, StartError> {
     let meta = data_dir.meta();
     let broker = BrokerId::new(meta.broker_id);
-    let tls = data_dir.path("tls");
-    // A broker that is a cluster of its own may have made its authority long ago, for its clients.
-    let authority = DevCa::open_or_create(&tls)?;
-    let certificate = authority.issue_peer(meta.cluster, broker, &tls)?;
     let endpoint = PeerEndpoint::bind(PeerNetConfig {
         listen: config.peer_listen(),
-        tls: PeerTls::new(certificate, &authority),
+        tls: peer_tls(meta, &data_dir.path("tls"))?,
         limits: peer_limits(config),
     })
     .map_err(StartError::Peers)?;
@@ -68,6 +65,14 @@ pub(crate) fn open_peers(
         peer_addresses,
     };
     Peers::new(myself, endpoint, data_dir.storage(), stopping).map_err(StartError::Write)
+}
+
+/// A new certificate for this broker's peers.
+pub(crate) fn peer_tls(meta: &Meta, directory: &Path) -> Result<PeerTls, TlsError> {
+    // A broker that is a cluster of its own may have made its authority long ago, for its clients.
+    let authority = DevCa::open_or_create(directory)?;
+    let certificate = authority.issue_peer(meta.cluster, BrokerId::new(meta.broker_id), directory)?;
+    Ok(PeerTls::new(certificate, &authority))
 }
 
 /// Refuses settings that say otherwise than the directory was made.
@@ -172,6 +177,7 @@ pub(crate) fn replica_starter(
         snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
         clock: machine.clock.clone(),
         dialer: Some(Arc::new(dialer)),
+        gate: None,
         accept_data_loss: config.accept_data_loss,
         others_may_help: !config.accept_data_loss && !peers.said().is_empty(),
     }
@@ -230,7 +236,8 @@ fn per_shard(bytes: usize, meta: &Meta) -> u64 {
     (bytes / usize::from(meta.shards).max(1)) as u64
 }
 
-pub(crate) fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls, TlsError> {
+/// The certificate for clients: the operator's, or a new one.
+pub(crate) fn tls(config: &BrokerConfig, directory: &Path) -> Result<ServerTls, TlsError> {
     let clients = match &config.client_ca {
         // Who shows none is turned away with a code, before anything is served.
         Some(authorities) => ClientAuthentication::Asked { authorities: authorities.clone() },
@@ -244,7 +251,7 @@ pub(crate) fn tls(config: &BrokerConfig, data_dir: &DataDir) -> Result<ServerTls
     if !config.listen.ip().is_unspecified() {
         names.push(config.listen.ip().to_string());
     }
-    let authority = DevCa::open_or_create(data_dir.path("tls"))?;
+    let authority = DevCa::open_or_create(directory)?;
     let server = authority.server(&names)?;
     Ok(ServerTls { clients, ..server })
 }

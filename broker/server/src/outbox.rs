@@ -16,7 +16,7 @@ use tidemill_shard::{OutboxItem, OutboxStream, Unit, UnitError, UnitResult};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::DiskState;
+use crate::room::Room;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 
@@ -57,7 +57,7 @@ pub(crate) struct OutboxDispatcher {
     pub(crate) shards: Shards,
     pub(crate) view: ViewReader,
     pub(crate) signals: Arc<OutboxSignals>,
-    pub(crate) disk: Arc<DiskState>,
+    pub(crate) room: Room,
     /// Streams whose target refuses what comes: told once, until something arrives.
     refused: Mutex<BTreeSet<OutboxStream>>,
 }
@@ -68,7 +68,7 @@ impl OutboxDispatcher {
             let led = self.shards.replica(self.source).filter(|replica| replica.watch().borrow().is_leader());
             let more = match led {
                 // What is in the outbox is on the disk already; delivered it would be there twice for a while.
-                Some(replica) if !self.disk.is_nearly_full() => self.round(&replica).await,
+                Some(replica) if self.room.lacking(&replica).is_none() => self.round(&replica).await,
                 _ => Round::Idle,
             };
             let retry = match more {
@@ -144,7 +144,7 @@ impl OutboxDispatcher {
     ) -> Option<impl Future<Output = Delivery> + use<'_>> {
         let number = item.number;
         let unit = Unit::Deliver { stream, number, batch: item.batch };
-        let replica = self.shards.replica(target)?;
+        let replica = self.shards.replica(target).filter(|replica| self.room.lacking(replica).is_none())?;
         let admitted = self.shards.admission().admit(unit.bytes()).await.ok()?;
         match replica.reserve_anywhere(unit.bytes()).await {
             Ok(permit) => {
@@ -249,7 +249,7 @@ pub(crate) fn start(
     shards: &Shards,
     view: &ViewReader,
     signals: &Arc<OutboxSignals>,
-    disk: &Arc<DiskState>,
+    room: &Room,
     stopping: &CancellationToken,
 ) -> Vec<tokio::task::JoinHandle<()>> {
     shards
@@ -260,7 +260,7 @@ pub(crate) fn start(
                 shards: shards.clone(),
                 view: view.clone(),
                 signals: Arc::clone(signals),
-                disk: Arc::clone(disk),
+                room: room.clone(),
                 refused: Mutex::default(),
             };
             tokio::spawn(dispatcher.run(stopping.clone()))

@@ -78,6 +78,11 @@ impl Shards {
         self.replicas.read().len() > usize::from(self.count)
     }
 
+    /// Whether a replica here has stopped for good: its log or its state failed.
+    pub(crate) fn any_stopped(&self) -> bool {
+        self.replicas.read().values().any(|replica| replica.watch().borrow().stopped().is_some())
+    }
+
     pub(crate) fn state(&self, shard: ShardId) -> Option<Shard> {
         self.replica(shard).map(|replica| replica.shard())
     }

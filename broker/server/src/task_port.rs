@@ -20,6 +20,7 @@ use tidemill_shard::{
 use crate::admission::NoRoom;
 use crate::disk::DiskState;
 use crate::outbox::OutboxSignals;
+use crate::room::Room;
 use crate::shards::Shards;
 
 /// A task that has timers looks for due ones at least this often.
@@ -39,6 +40,7 @@ pub(crate) struct ShardPort {
     pub(crate) shards: Shards,
     pub(crate) outboxes: Arc<OutboxSignals>,
     pub(crate) disk: Arc<DiskState>,
+    pub(crate) room: Room,
 }
 
 impl ShardPort {
@@ -193,6 +195,11 @@ impl TaskPort for ShardPort {
             let replica = self.replica(task.home)?;
             let emits = !step.outputs.is_empty();
             let unit = Unit::Progress(progress(task, step));
+            if let Some(broker) = self.room.lacking(&replica) {
+                return Err(PortError(format!(
+                    "the disk of broker {broker}, which keeps a replica of the shard, has no room for the step"
+                )));
+            }
             let admitted = self.shards.admission().admit(unit.bytes()).await;
             let _admitted = admitted.map_err(|no_room| {
                 let what = match no_room {
@@ -226,7 +233,8 @@ impl TaskPort for ShardPort {
         async move {
             while let Ok(replica) = self.replica(task.home) {
                 match replica.propose(Unit::Tick).await {
-                    Err(ProposeError::Overloaded | ProposeError::OutcomeUnknown) => {
+                    // Without a majority what is under way may yet be written.
+                    Err(ProposeError::Overloaded | ProposeError::OutcomeUnknown | ProposeError::NoQuorum) => {
                         tokio::time::sleep(SETTLE_INTERVAL).await;
                     }
                     // What was under way ended with the replica's lead.

@@ -13,6 +13,7 @@ use crate::data_dir::DataDir;
 use crate::disk::DiskState;
 use crate::machine::Clock;
 use crate::outbox::OutboxSignals;
+use crate::room::Room;
 use crate::shards::Shards;
 use crate::task_port::ShardPort;
 use crate::view::ClusterView;
@@ -30,6 +31,7 @@ pub(crate) fn start_hosting(
     shards: &Shards,
     outboxes: &Arc<OutboxSignals>,
     disk: &Arc<DiskState>,
+    room: &Room,
     clock: &Clock,
 ) -> Result<Hosting, HostingStartError> {
     let (artifacts, digests) = (data_dir.path("artifacts"), data_dir.path("artifact-digests"));
@@ -39,6 +41,7 @@ pub(crate) fn start_hosting(
         shards: shards.clone(),
         outboxes: Arc::clone(outboxes),
         disk: Arc::clone(disk),
+        room: room.clone(),
     }));
     Ok(hosting)
 }

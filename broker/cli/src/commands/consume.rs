@@ -19,6 +19,7 @@ Examples:
   tidemill consume plays --from -5m --json                     the last five minutes
   tidemill consume plays --group royalties                     from the group's positions, and commit
   tidemill consume plays --filter json-filter --set where='device == \"phone\"'
+  tidemill consume plays --follow --rack a                     from replicas in rack a, where there are any
 
 Without --follow it ends where the topic ended when it got there.")]
 pub(crate) struct Consume {
@@ -47,6 +48,10 @@ pub(crate) struct Consume {
     /// Wait for new records at the end.
     #[arg(long, short)]
     follow: bool,
+    /// Read from replicas in this rack, as the brokers name theirs, where there are any: nearer, and a moment later than where a
+    /// partition is led, which is read by default. A saved connection may have one: `tidemill context save --rack`.
+    #[arg(long, value_name = "RACK")]
+    rack: Option<String>,
     /// Say at the end, on standard error, what was read and what the broker read for it.
     #[arg(long)]
     stats: bool,
@@ -148,6 +153,9 @@ async fn open(consume: &Consume, client: &Client) -> Result<Consumer, CliError> 
     }
     if !consume.follow {
         builder = builder.stop_at_end();
+    }
+    if let Some(rack) = &consume.rack {
+        builder = builder.rack(rack.clone());
     }
     Ok(builder.build().await?)
 }

@@ -18,10 +18,16 @@ Examples:
   tidemill --context prod topic list")]
 pub(crate) enum Context {
     /// Save the connection that the flags name
-    #[command(after_help = "Example:\n  tidemill context save prod --address log1:9630 --ca prod-ca.pem")]
+    #[command(after_help = "\
+Examples:
+  tidemill context save prod --address log1:9630 --ca prod-ca.pem
+  tidemill context save near --address log1:9630,log2:9630 --ca prod-ca.pem --rack a")]
     Save {
         /// Its name.
         name: String,
+        /// Where you are, as the brokers name their racks: `consume` reads from replicas there, where there are any.
+        #[arg(long, value_name = "RACK")]
+        rack: Option<String>,
     },
     /// Use this one where none is named
     #[command(after_help = "Example:\n  tidemill context use prod")]
@@ -43,7 +49,7 @@ pub(crate) enum Context {
 pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliError> {
     let mut contexts = Contexts::load()?;
     match context {
-        Context::Save { name } => {
+        Context::Save { name, rack } => {
             let addresses = connection
                 .address
                 .as_deref()
@@ -57,6 +63,7 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
                 ca: absolute(&connection.ca)?,
                 certificate: absolute(&connection.certificate)?,
                 key: absolute(&connection.certificate_key)?,
+                rack,
             };
             let (document, addresses) =
                 (json!({ "saved": name, "context": saved }), saved.addresses.join(","));
@@ -109,9 +116,10 @@ fn list(contexts: &Contexts, json: bool) -> Result<(), CliError> {
                     name.clone(),
                     saved.addresses.join(","),
                     saved.ca.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
+                    saved.rack.clone().unwrap_or_default(),
                 ]
             })
             .collect();
-        output::table(&["", "name", "addresses", "ca"], &rows, &[]);
+        output::table(&["", "name", "addresses", "ca", "rack"], &rows, &[]);
     })
 }

@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use quinn::crypto::rustls::QuicClientConfig;
 use tidemill_protocol::ErrorCode;
 
@@ -13,7 +14,7 @@ use crate::listener::{peer_certificate, subject_of};
 use crate::port::{Port, PortConfig};
 use crate::receiving::ReceiveBudget;
 use crate::transport::transport_config;
-use crate::{BindError, LogBudget, NetLimits, PeerIdentity};
+use crate::{BindError, LogBudget, NetLimits, PeerIdentity, PeerTls, TlsError};
 
 /// A broker's QUIC endpoint among its peers: accepts connections, and dials.
 #[derive(Debug)]
@@ -21,7 +22,7 @@ pub struct PeerEndpoint {
     port: Port,
     identity: PeerIdentity,
     limits: PeerLimits,
-    dialing: quinn::ClientConfig,
+    dialing: Mutex<quinn::ClientConfig>,
     receiving: ReceiveBudget,
 }
 
@@ -41,7 +42,7 @@ impl PeerEndpoint {
             transport: transport_config(&limits.of_joiners())?,
             gauge: || metrics::gauge!("tidemill_peer_connections"),
         };
-        let dialing = client_config(handshakes.dialing, &limits.net)?;
+        let dialing = Mutex::new(client_config(handshakes.dialing, &limits.net)?);
         let net = &limits.net;
         let receiving = ReceiveBudget::new(net.receiving_bytes_max, net.connection_receiving_bytes_max);
         let door = PeerDoor::new(identity, limits.clone(), receiving.clone());
@@ -84,7 +85,8 @@ impl PeerEndpoint {
     }
 
     async fn dial_as_peer(&self, address: &str) -> Result<Connection, DialError> {
-        let quinn = reach(self.port.endpoint(), &self.dialing, address, self.limits.dial_timeout).await?;
+        let dialing = self.dialing.lock().clone();
+        let quinn = reach(self.port.endpoint(), &dialing, address, self.limits.dial_timeout).await?;
         let info = peer_info(&quinn);
         if info.peer.is_none_or(|peer| peer.cluster != self.identity.cluster) {
             let error = DialError::stranger(address, &self.identity, info.peer);
@@ -92,6 +94,23 @@ impl PeerEndpoint {
             return Err(error);
         }
         Ok(Connection::new(quinn, info, &self.limits.net, self.receiving.of_connection(), None))
+    }
+
+    /// Shows another certificate of the same broker, to those who dial and where it dials, from the next handshake on. Connections that
+    /// are open stay.
+    ///
+    /// # Errors
+    /// The files can't be used, or are another broker's; then everything stays as it was.
+    pub fn renew(&self, tls: &PeerTls) -> Result<(), BindError> {
+        let handshakes = tls.load()?;
+        if handshakes.identity != self.identity {
+            let reason = format!("the certificate of {}, and this is {}", handshakes.identity, self.identity);
+            return Err(TlsError::Content { path: tls.certificate.clone(), reason }.into());
+        }
+        let dialing = client_config(handshakes.dialing, &self.limits.net)?;
+        *self.dialing.lock() = dialing;
+        self.port.renew(handshakes.accepting);
+        Ok(())
     }
 
     /// Closes every connection with `reason`, accepts no more, and waits a moment for the peers to hear of it.

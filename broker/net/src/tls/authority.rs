@@ -23,7 +23,8 @@ const OWN_FILES: [&str; 3] = ["ca", "server", "peer"];
 /// Clocks of two machines may differ by this much.
 const CLOCK_SLACK: Duration = Duration::from_secs(24 * 3600);
 const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
-const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How long a certificate counts that an authority signs, unless it is told otherwise.
+pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 const CERTIFICATE_FILE: &str = "ca.pem";
 const KEY_FILE: &str = "ca.key";
@@ -33,9 +34,10 @@ const KEY_FILE: &str = "ca.key";
 /// ```text
 /// DIR/ca.pem        the authority: what clients and peers trust
 /// DIR/ca.key        its key, mode 0600
-/// DIR/server.pem    the certificate for the clients' port, made anew at each start
+/// DIR/server.pem    the certificate for the clients' port, made anew at each start and before it expires
 /// DIR/server.key    its key, mode 0600, made once
-/// DIR/peer.pem      the certificate for the peers' port and the authority's behind it, made anew at each start
+/// DIR/peer.pem      the certificate for the peers' port and the authority's behind it, made anew at each start and
+///                   before it expires
 /// DIR/peer.key      its key, mode 0600, made once
 /// DIR/NAME.pem, NAME.key   clients, as issued
 /// ```
@@ -45,6 +47,7 @@ pub struct ClusterCa {
     certificate_pem: String,
     key_pem: String,
     fingerprint: [u8; 32],
+    certificate_life: Duration,
 }
 
 impl fmt::Debug for ClusterCa {
@@ -183,7 +186,14 @@ impl ClusterCa {
         }
         let fingerprint = fingerprint_of(&certificate);
         let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|error| not_authority(&error))?;
-        Ok(Self { dir, issuer, certificate_pem, key_pem, fingerprint })
+        Ok(Self { dir, issuer, certificate_pem, key_pem, fingerprint, certificate_life: CERTIFICATE_LIFE })
+    }
+
+    /// The same authority, whose certificates count for so long from when they are made.
+    #[must_use]
+    pub const fn certificates_live(mut self, life: Duration) -> Self {
+        self.certificate_life = life;
+        self
     }
 
     /// The authority's certificate: what a client needs to trust a broker.
@@ -291,7 +301,7 @@ impl ClusterCa {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = request.usages;
         params.use_authority_key_identifier_extension = true;
-        set_life(&mut params, CERTIFICATE_LIFE);
+        set_life(&mut params, self.certificate_life);
         let files = IssuedFiles {
             certificate: dir.join(format!("{}.pem", request.file)),
             key: dir.join(format!("{}.key", request.file)),

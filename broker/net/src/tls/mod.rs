@@ -9,7 +9,7 @@ mod peer;
 mod pinned;
 mod server;
 
-pub use authority::{ClusterCa, IssuedFiles, PeerCertificate};
+pub use authority::{CERTIFICATE_LIFE, ClusterCa, IssuedFiles, PeerCertificate};
 pub use dev_ca::DevCa;
 pub(crate) use identity::PEER_NAME;
 pub use identity::PeerIdentity;

@@ -147,3 +147,29 @@ async fn a_stream_of_large_frames_has_the_windows_of_clients_and_more() {
         .await
         .expect("it moves");
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_from_the_next_handshake_on_and_connections_stay() {
+    let cluster = cluster(1);
+    let (one, two) = (cluster.peer(1), cluster.peer(2));
+    let (there, here) = connected(&one, &two).await;
+    // As after a year: it counts to the second in which it was made.
+    let expired = cluster.tls_living(2, Duration::ZERO);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    two.renew(&expired).expect("it reads");
+    let refused = within(one.dial(&address(&two))).await.expect_err("it is shown to those who dial");
+    assert!(matches!(refused, DialError::Stranger { .. }), "{refused}");
+    let refused = within(two.dial(&address(&one))).await.expect_err("and where it dials");
+    assert!(matches!(refused, DialError::NotAccepted { .. }), "{refused}");
+
+    two.renew(&cluster.tls(2)).expect("it reads");
+    connected(&one, &two).await;
+    connected(&two, &one).await;
+    let (mut near, mut far) = stream(&there, &here, "still there").await;
+    say(&mut far, "yes", &[]).await;
+    assert_eq!(heard(&mut near).await.0, "yes");
+
+    let error = two.renew(&cluster.tls(1)).expect_err("another broker's");
+    assert!(error.to_string().contains("broker 1 of"), "{error}");
+    connected(&one, &two).await;
+}

@@ -61,6 +61,14 @@ impl Cluster {
         PeerTls::new(files, &self.ca)
     }
 
+    /// A certificate that counts for so long.
+    pub(crate) fn tls_living(&self, broker: u32, life: Duration) -> PeerTls {
+        let ca = ClusterCa::open(self.path("ca")).expect("an authority").certificates_live(life);
+        let dir = self.path(&format!("{}-{broker}-short", self.id));
+        let files = ca.issue_peer(self.id, BrokerId::new(broker), dir).expect("a certificate");
+        PeerTls::new(files, &ca)
+    }
+
     pub(crate) fn identity(&self, broker: u32) -> PeerIdentity {
         PeerIdentity { cluster: self.id, broker: BrokerId::new(broker) }
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use openraft::raft::VoteResponse;
-use tidemill_protocol::{LogIndex, NodeId};
+use tidemill_protocol::{BrokerId, LogIndex, NodeId};
 use tidemill_shard::UnitResult;
 
 use super::{Outgoing, VERSION, put_position, put_text, put_vote};
@@ -57,6 +57,7 @@ const TOO_LARGE: u8 = 3;
 const OUTCOME_UNKNOWN: u8 = 4;
 const STOPPED: u8 = 5;
 const NO_QUORUM: u8 = 6;
+const DISK_FULL: u8 = 7;
 
 impl Answer {
     pub(crate) fn encode(&self) -> Outgoing {
@@ -208,7 +209,12 @@ fn read_read(input: &mut Input<'_>) -> Result<Result<LogIndex, ReadError>, Codec
 fn put_propose_error(out: &mut BytesMut, error: &ProposeError) {
     match error {
         ProposeError::NotLeader { leader } => put_hint(out, *leader),
+        ProposeError::NoQuorum => out.put_u8(NO_QUORUM),
         ProposeError::Overloaded => out.put_u8(OVERLOADED),
+        ProposeError::DiskFull { broker } => {
+            out.put_u8(DISK_FULL);
+            out.put_u32(broker.get());
+        }
         ProposeError::TooLarge { bytes, bytes_max } => {
             out.put_u8(TOO_LARGE);
             out.put_u64(*bytes as u64);
@@ -226,7 +232,9 @@ fn read_propose_error(input: &mut Input<'_>, why: u8) -> Result<ProposeError, Co
     let length = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
     Ok(match why {
         NOT_LEADER => ProposeError::NotLeader { leader: read_hint(input)? },
+        NO_QUORUM => ProposeError::NoQuorum,
         OVERLOADED => ProposeError::Overloaded,
+        DISK_FULL => ProposeError::DiskFull { broker: BrokerId::new(input.u32()?) },
         TOO_LARGE => ProposeError::TooLarge { bytes: length(input.u64()?), bytes_max: length(input.u64()?) },
         OUTCOME_UNKNOWN => ProposeError::OutcomeUnknown,
         STOPPED => ProposeError::Stopped { reason: Arc::from(input.text()?) },

@@ -7,7 +7,7 @@ use openraft::raft::{AppendEntriesRequest, TransferLeaderRequest, VoteRequest, V
 use openraft::vote::RaftVote;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use tidemill_protocol::{LogIndex, PartitionId, Timestamp, TopicId, TopicPartition};
+use tidemill_protocol::{BrokerId, LogIndex, PartitionId, Timestamp, TopicId, TopicPartition};
 use tidemill_shard::{Entry, Unit, UnitResult};
 
 use super::*;
@@ -112,7 +112,9 @@ fn propose_errors() -> impl Strategy<Value = ProposeError> {
     prop_oneof![
         proptest::option::of(any::<u64>())
             .prop_map(|leader| ProposeError::NotLeader { leader: leader.map(NodeId::from_raw) }),
+        Just(ProposeError::NoQuorum),
         Just(ProposeError::Overloaded),
+        any::<u32>().prop_map(|broker| ProposeError::DiskFull { broker: BrokerId::new(broker) }),
         any::<(u32, u32)>().prop_map(|(bytes, max)| ProposeError::TooLarge {
             bytes: bytes as usize,
             bytes_max: max as usize

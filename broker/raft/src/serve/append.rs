@@ -49,7 +49,7 @@ pub(super) async fn serve(
         };
         let goes_on = matches!(answer, Answer::Appended(_));
         if goes_on || matches!(answer, Answer::Conflict(_)) {
-            inner.contact.note();
+            inner.last_word.note();
         }
         let (head, body) = answer.encode();
         sender.send(head, &body).await?;

@@ -3,8 +3,9 @@
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_protocol::NodeId;
-use tidemill_shard::Unit;
+use tidemill_shard::{Unit, UnitResult};
 
+use crate::error::ProposeError;
 use crate::peers::{MessageReceiver, MessageSender, PeerError};
 use crate::replica::Replica;
 use crate::rpc::{Answer, Request};
@@ -24,7 +25,7 @@ pub(super) async fn serve(
     let bytes_max = inner.limits.append_in_flight_bytes_max;
     let propose = |(tag, unit): (u64, Unit)| {
         let bytes = unit.bytes();
-        async move { (tag, bytes, replica.propose(unit).await) }
+        async move { (tag, bytes, admitted(replica, unit).await) }
     };
     let mut bytes = first.1.bytes();
     let mut flying = FuturesUnordered::from_iter([propose(first)]);
@@ -56,4 +57,14 @@ pub(super) async fn serve(
         Some(reason) => super::refuse(sender, reason).await,
         None => sender.finish().await,
     }
+}
+
+/// Proposes a unit as if it had come to this broker first.
+async fn admitted(replica: &Replica, unit: Unit) -> Result<UnitResult, ProposeError> {
+    let _held = match &replica.inner().gate {
+        // Who does not lead says so first: whether there is room is the leader's to know.
+        Some(gate) if replica.watch().borrow().is_leader() => Some(gate.admit(replica, &unit).await?),
+        _ => None,
+    };
+    replica.propose(unit).await
 }

@@ -1,6 +1,7 @@
 //! Several replicas of one shard, each on a storage of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_log::fs::MemoryStorage;
@@ -11,6 +12,7 @@ use super::fixture::{Broker, PATIENCE, SHARD, commit_position, groups};
 use super::network::Network;
 use crate::config::{Begin, RaftTiming, ReplicaLimits};
 use crate::error::{ProposeError, ReplicaStartError};
+use crate::gate::Gate;
 use crate::replica::Replica;
 
 /// Slow enough for a busy machine.
@@ -22,6 +24,7 @@ pub(super) struct Cluster {
     members: BTreeMap<NodeId, Member>,
     /// What members that start from now on are told beside the defaults.
     pub(super) limits: fn(ReplicaLimits) -> ReplicaLimits,
+    pub(super) gate: Option<Arc<dyn Gate>>,
     seed: u64,
 }
 
@@ -42,7 +45,13 @@ pub(super) fn nodes<const N: usize>(brokers: [u32; N]) -> BTreeSet<NodeId> {
 
 impl Cluster {
     pub(super) fn new(seed: u64) -> Self {
-        Self { network: Network::new(seed), members: BTreeMap::new(), limits: |limits| limits, seed }
+        Self {
+            network: Network::new(seed),
+            members: BTreeMap::new(),
+            limits: |limits| limits,
+            gate: None,
+            seed,
+        }
     }
 
     /// Three members that form a group at once.
@@ -78,6 +87,7 @@ impl Cluster {
         retired: bool,
     ) -> Result<Replica, ReplicaStartError> {
         broker.limits = (self.limits)(broker.limits);
+        broker.gate = self.gate.clone();
         broker.node = node;
         broker.begin = Some(begin);
         broker.retired = retired;
@@ -146,7 +156,9 @@ impl Cluster {
             match leader.propose(unit.clone()).await {
                 Ok(_done) => return leader,
                 // On a busy machine the lead may change at any time.
-                Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown) => {}
+                Err(
+                    ProposeError::NotLeader { .. } | ProposeError::NoQuorum | ProposeError::OutcomeUnknown,
+                ) => {}
                 Err(error) => panic!("{error}"),
             }
         }

@@ -16,6 +16,7 @@ use tidemill_shard::{AdoptTopic, Shard, ShardConfig, Unit, UnitResult};
 
 use crate::config::{Begin, RaftTiming, ReplicaConfig, ReplicaLimits};
 use crate::error::ReplicaStartError;
+use crate::gate::Gate;
 use crate::peers::PeerDialer;
 use crate::replica::Replica;
 use crate::start::recovered_shard;
@@ -34,6 +35,7 @@ pub(super) struct Broker {
     /// Instead of what `init` says.
     pub(super) begin: Option<Begin>,
     pub(super) peers: Option<Arc<dyn PeerDialer>>,
+    pub(super) gate: Option<Arc<dyn Gate>>,
     pub(super) retired: bool,
     pub(super) timing: RaftTiming,
     pub(super) accept_data_loss: bool,
@@ -64,6 +66,7 @@ impl Broker {
             init: true,
             begin: None,
             peers: None,
+            gate: None,
             retired: false,
             timing: RaftTiming::default(),
             accept_data_loss: false,
@@ -103,6 +106,7 @@ impl Broker {
             None => Begin::Existing,
         };
         config.peers = self.peers.clone();
+        config.gate = self.gate.clone();
         config.retired = self.retired;
         config.timing = self.timing;
         config.accept_data_loss = self.accept_data_loss;

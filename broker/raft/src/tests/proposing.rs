@@ -196,3 +196,31 @@ async fn a_dropped_entry_has_an_unknown_outcome_and_the_end_a_reason() {
     assert_eq!(permit.submit(Unit::Tick).await, Err(stopped.clone()));
     assert_eq!(proposer.reserve(10).await.unwrap_err(), stopped);
 }
+
+#[tokio::test]
+async fn whoever_is_cut_off_keeps_nobody_waiting_and_takes_nothing_until_a_majority_is_back() {
+    let (proposer, held) = proposer(limits());
+    let in_flight = [submit(&proposer, 10).await, submit(&proposer, 10).await];
+    let queued = submit(&proposer, 10).await;
+    let permit = proposer.reserve(10).await.unwrap();
+    proposer.cut_off();
+    for unit in in_flight {
+        assert_eq!(unit.await, Err(ProposeError::OutcomeUnknown));
+    }
+    assert_eq!(queued.await, Err(ProposeError::NoQuorum), "it was never handed over");
+    assert_eq!(permit.submit(Unit::Tick).await, Err(ProposeError::NoQuorum));
+    assert_eq!(proposer.reserve(10).await.unwrap_err(), ProposeError::NoQuorum);
+    assert_eq!(held.sizes(), [1, 1]);
+    // What was in flight is written after all.
+    held.commit();
+    assert!(!proposer.is_cut_off());
+    let later = submit(&proposer, 10).await;
+    held.commit();
+    held.commit();
+    assert_eq!(later.await, Ok(UnitResult::Done));
+    proposer.cut_off();
+    proposer.regain();
+    let last = submit(&proposer, 10).await;
+    held.commit();
+    assert_eq!(last.await, Ok(UnitResult::Done), "all room was given back");
+}

@@ -1,13 +1,20 @@
 //! Groups of several replicas: forming, replicating, electing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tidemill_protocol::NodeId;
+use futures::future::BoxFuture;
+use tidemill_coordinator::GroupCommand;
+use tidemill_protocol::{BrokerId, NodeId};
+use tidemill_shard::Unit;
 
 use super::cluster::{Cluster, node, nodes, wait_until};
-use super::fixture::{commit_position, groups};
+use super::fixture::{PATIENCE, SHARD, commit_position, groups};
 use crate::config::{Begin, ReplicaLimits};
 use crate::error::{ProposeError, ReadError};
+use crate::gate::{Gate, Held};
+use crate::replica::Replica;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_form_a_group_at_once_and_replicate() {
@@ -69,7 +76,8 @@ async fn a_group_comes_back_from_its_disks() {
 async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishes() {
     let mut cluster = Cluster::new(4);
     cluster.limits = |limits| ReplicaLimits {
-        proposal_deadline: Duration::from_secs(2),
+        // Whoever waits for it waits in vain.
+        proposal_deadline: Duration::from_secs(3600),
         reserve_deadline: Duration::from_secs(1),
         ..limits
     };
@@ -81,8 +89,18 @@ async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishe
     others.iter().for_each(|other| cluster.network.cut(old.node(), *other));
 
     let last = old.status().last_entry;
-    assert_eq!(old.propose(commit_position("lost", 1)).await, Err(ProposeError::OutcomeUnknown));
-    assert!(old.status().last_entry > last, "it is in its log all the same");
+    let many = (0..20).map(|offset| old.propose(commit_position("lost", offset)));
+    let outcomes =
+        tokio::time::timeout(PATIENCE, futures::future::join_all(many)).await.expect("long before");
+    let (unknown, refused): (Vec<_>, Vec<_>) =
+        outcomes.into_iter().partition(|outcome| *outcome == Err(ProposeError::OutcomeUnknown));
+    assert!(!unknown.is_empty() && old.status().last_entry > last, "they are in its log all the same");
+    assert!(
+        refused.iter().all(|outcome| *outcome == Err(ProposeError::NoQuorum)),
+        "never written: {refused:?}"
+    );
+    assert_eq!(old.propose(commit_position("lost", 99)).await, Err(ProposeError::NoQuorum), "at once");
+    assert!(old.watch().borrow().is_leader(), "it has not heard of another");
     let read = old.read_barrier().await;
     assert!(matches!(read, Err(ReadError::NoQuorum | ReadError::NotLeader { .. })), "{read:?}");
 
@@ -93,6 +111,8 @@ async fn a_leader_that_is_cut_off_acknowledges_nothing_and_what_it_wrote_vanishe
     cluster.agree(&leader).await;
     assert!(!groups(&old).contains_key("lost"));
     assert_eq!(groups(&old).len(), 3);
+    // Refusing ends with the silence.
+    old.propose_anywhere(commit_position("again", 1)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,7 +149,10 @@ async fn units_find_the_next_leader() {
     drop(leader);
     drop(cluster.kill(dead));
     let mut outcome = follower.propose_anywhere(commit_position("group", 1)).await;
-    while matches!(outcome, Err(ProposeError::NotLeader { .. } | ProposeError::OutcomeUnknown)) {
+    while matches!(
+        outcome,
+        Err(ProposeError::NotLeader { .. } | ProposeError::NoQuorum | ProposeError::OutcomeUnknown)
+    ) {
         outcome = follower.propose_anywhere(commit_position("group", 1)).await;
     }
     outcome.unwrap();
@@ -160,4 +183,58 @@ async fn a_bad_network_delays_but_loses_and_reorders_nothing() {
     assert!(acknowledged.len() >= 10, "only {} of 60 came through", acknowledged.len());
     acknowledged.iter().for_each(|group| assert!(there.contains_key(group), "{group} is lost"));
     cluster.agree(&leader).await;
+}
+
+/// Has room for units of one group of consumers only, and counts what it holds.
+#[derive(Default)]
+struct Doorman {
+    held: Arc<AtomicUsize>,
+    asked: AtomicUsize,
+}
+
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Gate for Doorman {
+    fn admit<'a>(&'a self, leader: &'a Replica, unit: &'a Unit) -> BoxFuture<'a, Result<Held, ProposeError>> {
+        assert_eq!(leader.shard_id(), SHARD);
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        let admitted = match unit {
+            Unit::Group(GroupCommand::Commit { group, .. }) if group == "full" => {
+                Err(ProposeError::DiskFull { broker: BrokerId::new(9) })
+            }
+            _ => {
+                self.held.fetch_add(1, Ordering::SeqCst);
+                Ok(Box::new(Place(Arc::clone(&self.held))) as Held)
+            }
+        };
+        Box::pin(std::future::ready(admitted))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn units_of_other_brokers_pass_the_leaders_gate() {
+    let gate = Arc::new(Doorman::default());
+    let mut cluster = Cluster::new(8);
+    cluster.gate = Some(Arc::clone(&gate) as Arc<dyn Gate>);
+    for broker in 1..=3 {
+        cluster.start(node(broker), Begin::Form(nodes([1, 2, 3]))).await;
+    }
+    let leader = cluster.commit("here", 0..3).await;
+    assert_eq!(gate.asked.load(Ordering::SeqCst), 0, "what is proposed here was looked at before");
+    let follower = cluster.replicas().find(|other| other.node() != leader.node()).unwrap().clone();
+    follower.propose_anywhere(commit_position("there", 1)).await.unwrap();
+    assert!(gate.asked.load(Ordering::SeqCst) > 0);
+    wait_until("room is given back with the answer", || gate.held.load(Ordering::SeqCst) == 0).await;
+    let refused = follower.propose_anywhere(commit_position("full", 1)).await;
+    assert_eq!(refused, Err(ProposeError::DiskFull { broker: BrokerId::new(9) }));
+    follower.propose_anywhere(commit_position("there", 2)).await.unwrap();
+    let leader = cluster.leader().await;
+    cluster.agree(&leader).await;
+    assert!(!groups(&leader).contains_key("full"));
 }

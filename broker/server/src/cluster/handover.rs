@@ -1,21 +1,25 @@
-//! Who leads: leads are spread as planned, and handed over before a broker stops.
+//! Who leads: leads are spread as planned, leave a broker whose disk is full or fails, and are handed over before a broker stops.
+//!
+//! A disk is full until twice the least is free, one whose shard has stopped has failed until the broker is started anew, and every lead
+//! rests after it was handed over: so nothing goes to and fro.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
 use tidemill_controller::Controller;
-use tidemill_protocol::{LogIndex, NodeId, ShardId};
-use tidemill_raft::Replica;
+use tidemill_protocol::{BrokerId, LogIndex, NodeId, ShardId};
+use tidemill_raft::{FollowerProgress, Replica};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::room::Room;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 
 /// How often it is looked whether another should lead.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// So long the planned leader must have been fit to lead: one that comes and goes is left alone.
+/// So long the next leader must have been fit to lead: one that comes and goes is left alone.
 const FIT_FOR: Duration = Duration::from_secs(5);
 /// After a lead was handed over, or could not be, so long nothing is tried with its shard.
 const REST: Duration = Duration::from_secs(15);
@@ -26,8 +30,8 @@ const PRESENT_WITHIN: Duration = Duration::from_secs(1);
 /// How long a stop waits for others to lead.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Hands leads over to the planned leaders.
-pub(crate) async fn spread(shards: Shards, view: ViewReader, stopping: CancellationToken) {
+/// Hands leads over to the planned leaders, or away from here.
+pub(crate) async fn spread(shards: Shards, view: ViewReader, room: Room, stopping: CancellationToken) {
     let mut fit_since: BTreeMap<ShardId, (NodeId, Instant)> = BTreeMap::new();
     let mut rests_until: BTreeMap<ShardId, Instant> = BTreeMap::new();
     loop {
@@ -35,46 +39,75 @@ pub(crate) async fn spread(shards: Shards, view: ViewReader, stopping: Cancellat
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             () = stopping.cancelled() => return,
         }
-        let now = view.now();
+        let (now, failed) = (view.now(), shards.any_stopped());
         for (shard, replica) in shards.iter() {
-            let Some(planned) = planned_leader(now.controller(), shard, &replica) else {
+            let Some(next) = next_leader(now.controller(), &replica, |broker| room.may_lead(broker, failed))
+            else {
                 fit_since.remove(&shard);
                 continue;
             };
-            if !is_fit(&replica, planned) {
-                fit_since.remove(&shard);
-                continue;
-            }
-            let since = *fit_since.entry(shard).or_insert_with(|| (planned, Instant::now()));
+            let since = *fit_since.entry(shard).or_insert_with(|| (next, Instant::now()));
             let rests = rests_until.get(&shard).is_some_and(|until| Instant::now() < *until);
-            if since.0 != planned || since.1.elapsed() < FIT_FOR || rests {
-                if since.0 != planned {
-                    fit_since.insert(shard, (planned, Instant::now()));
+            if since.0 != next || since.1.elapsed() < FIT_FOR || rests {
+                if since.0 != next {
+                    fit_since.insert(shard, (next, Instant::now()));
                 }
                 continue;
             }
             rests_until.insert(shard, Instant::now() + REST);
-            match replica.transfer_leadership(planned).await {
-                Ok(()) => tracing::info!(%shard, to = %planned, "the lead goes to the planned leader"),
-                Err(error) => tracing::info!(%shard, to = %planned, %error, "the lead stays"),
+            match replica.transfer_leadership(next).await {
+                Ok(()) => tracing::info!(%shard, to = %next, "the lead goes to another broker"),
+                Err(error) => tracing::info!(%shard, to = %next, %error, "the lead stays"),
             }
         }
     }
 }
 
-/// The one that should lead a shard instead of this broker, which does.
-fn planned_leader(controller: &Controller, shard: ShardId, replica: &Replica) -> Option<NodeId> {
-    let leads = replica.watch().borrow().is_leader();
-    let planned = *controller.shard(shard)?.replicas.first()?;
-    (leads && planned != replica.node() && replica.members().voters.contains(&planned)).then_some(planned)
+/// The one that should lead a shard instead of this broker, if that does, and is fit to.
+fn next_leader(
+    controller: &Controller,
+    replica: &Replica,
+    may_lead: impl Fn(BrokerId) -> bool,
+) -> Option<NodeId> {
+    if !replica.watch().borrow().is_leader() {
+        return None;
+    }
+    let planned = &controller.shard(replica.shard_id())?.replicas;
+    let voters = replica.members().voters;
+    let is_fit =
+        |node: NodeId| voters.contains(&node) && has_nearly_all(replica, node, CLOSE_ENTRIES, PRESENT_WITHIN);
+    successor(planned, replica.node(), may_lead, is_fit)
 }
 
-fn is_fit(replica: &Replica, node: NodeId) -> bool {
+/// The first of those planned where this one may lead on; else whichever of them may, and is fit to, in the order of the plan, by which
+/// leads that leave a broker are spread over the others.
+fn successor(
+    planned: &[NodeId],
+    me: NodeId,
+    may_lead: impl Fn(BrokerId) -> bool,
+    is_fit: impl Fn(NodeId) -> bool,
+) -> Option<NodeId> {
+    let candidates = if may_lead(me.broker()) { 1 } else { planned.len() };
+    let others = planned.iter().copied().take(candidates).filter(|node| *node != me);
+    others.into_iter().find(|node| may_lead(node.broker()) && is_fit(*node))
+}
+
+/// Whether another member lacks no more than so many entries, and was heard of so recently, as the leader here sees it.
+pub(super) fn has_nearly_all(
+    replica: &Replica,
+    node: NodeId,
+    lacking_max: u64,
+    heard_within: Duration,
+) -> bool {
     let last = replica.status().last_entry.map_or(0, |id| id.index.get());
     replica.followers().get(&node).is_some_and(|progress| {
-        let behind = last.saturating_sub(progress.matched.map_or(0, LogIndex::get));
-        behind <= CLOSE_ENTRIES && progress.last_ack.is_some_and(|ago| ago <= PRESENT_WITHIN)
+        let lacking = last.saturating_sub(progress.matched.map_or(0, LogIndex::get));
+        lacking <= lacking_max && is_there(progress, heard_within)
     })
+}
+
+fn is_there(progress: &FollowerProgress, heard_within: Duration) -> bool {
+    progress.last_ack.is_some_and(|ago| ago <= heard_within)
 }
 
 /// Hands every lead over to whoever is closest to it, and waits a while until others lead: before this broker stops.
@@ -109,8 +142,46 @@ async fn hand_over(shard: ShardId, replica: &Replica) {
 fn fittest(replica: &Replica) -> Option<NodeId> {
     let members = replica.members();
     let followers = replica.followers();
-    let there = followers.into_iter().filter(|(node, progress)| {
-        members.voters.contains(node) && progress.last_ack.is_some_and(|ago| ago <= PRESENT_WITHIN)
-    });
+    let there = followers
+        .into_iter()
+        .filter(|(node, progress)| members.voters.contains(node) && is_there(progress, PRESENT_WITHIN));
     there.max_by_key(|(_, progress)| progress.matched).map(|(node, _)| node)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: u32 = 2;
+
+    fn next<const N: usize>(planned: [u32; N], unwell: &[u32], unfit: &[u32]) -> Option<u32> {
+        let node = |broker| NodeId::new(BrokerId::new(broker), 1);
+        let planned = planned.map(node);
+        let is_in = |brokers: &[u32], broker: BrokerId| brokers.contains(&broker.get());
+        let next = successor(
+            &planned,
+            node(ME),
+            |broker| !is_in(unwell, broker),
+            |node| !is_in(unfit, node.broker()),
+        );
+        next.map(|node| node.broker().get())
+    }
+
+    #[test]
+    fn a_broker_that_is_well_hands_over_to_the_planned_leader_alone() {
+        assert_eq!(next([2, 3, 1], &[], &[]), None, "it is the one");
+        assert_eq!(next([1, 2, 3], &[], &[]), Some(1));
+        assert_eq!(next([1, 2, 3], &[], &[1]), None, "not there yet");
+        assert_eq!(next([1, 2, 3], &[1], &[]), None, "it would come back at once");
+        assert_eq!(next([1, 3], &[], &[]), Some(1), "this one is on its way out");
+    }
+
+    #[test]
+    fn leads_leave_a_broker_that_is_not_for_those_that_are() {
+        assert_eq!(next([2, 3, 1], &[2], &[]), Some(3));
+        assert_eq!(next([2, 1, 3], &[2], &[]), Some(1), "each shard has an order of its own");
+        assert_eq!(next([1, 2, 3], &[2], &[1]), Some(3));
+        assert_eq!(next([2, 3, 1], &[2, 3], &[]), Some(1));
+        assert_eq!(next([2, 3, 1], &[1, 2, 3], &[]), None, "nowhere to go");
+    }
 }

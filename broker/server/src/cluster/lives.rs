@@ -89,49 +89,37 @@ impl Lives {
         if self.has_begun(shard) {
             return Ok(());
         }
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
-        next.begun.insert(shard.get());
-        self.save(&next)?;
-        *stored = next;
-        drop(stored);
-        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
-            begun.store(true, Ordering::Release);
-        }
-        Ok(())
+        self.change(shard, true, |_| ())
     }
 
     /// Notes durably that a shard's replica goes on under another id. It begins anew with it. Blocks.
     pub(crate) fn renew(&self, shard: ShardId, node: NodeId) -> io::Result<()> {
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
-        next.renewed.insert(shard.to_string(), node.incarnation());
-        next.begun.remove(&shard.get());
-        self.save(&next)?;
-        *stored = next;
-        drop(stored);
-        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
-            begun.store(false, Ordering::Release);
-        }
-        Ok(())
+        self.change(shard, false, |next| {
+            next.renewed.insert(shard.to_string(), node.incarnation());
+        })
     }
 
     /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
     pub(crate) fn leave(&self, shard: ShardId) -> io::Result<()> {
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
-        next.begun.remove(&shard.get());
-        self.save(&next)?;
-        *stored = next;
-        drop(stored);
-        if let Some(begun) = self.begun.get(usize::from(shard.get())) {
-            begun.store(false, Ordering::Release);
-        }
-        Ok(())
+        self.change(shard, false, |_| ())
     }
 
-    fn save(&self, stored: &Stored) -> io::Result<()> {
-        write_text(&*self.storage, FILE, &toml::to_string(stored).map_err(io::Error::other)?)
+    /// Notes durably whether a shard's replica has begun, with what else `change` does. What is shown is what is on the disk.
+    fn change(&self, shard: ShardId, begun: bool, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        match begun {
+            true => next.begun.insert(shard.get()),
+            false => next.begun.remove(&shard.get()),
+        };
+        change(&mut next);
+        write_text(&*self.storage, FILE, &toml::to_string(&next).map_err(io::Error::other)?)?;
+        *stored = next;
+        drop(stored);
+        if let Some(known) = self.begun.get(usize::from(shard.get())) {
+            known.store(begun, Ordering::Release);
+        }
+        Ok(())
     }
 }
 

@@ -14,12 +14,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tidemill_controller::{Controller, ControllerCommand, ReportedMembers};
-use tidemill_protocol::{LogIndex, NodeId, ShardId};
+use tidemill_protocol::{NodeId, ShardId};
 use tidemill_raft::{ChangeError, GroupMembers, Replica};
 use tidemill_shard::Unit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::handover;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 
@@ -134,11 +135,7 @@ fn change_voters(me: NodeId, wanted: &Wanted, now: &GroupMembers, is_close: impl
 
 /// Whether a learner has nearly everything, and is there.
 fn is_close(replica: &Replica, node: NodeId) -> bool {
-    let last = replica.status().last_entry.map_or(0, |id| id.index.get());
-    let followers = replica.followers();
-    let Some(progress) = followers.get(&node) else { return false };
-    let behind = last.saturating_sub(progress.matched.map_or(0, LogIndex::get));
-    behind <= CLOSE_ENTRIES && progress.last_ack.is_some_and(|ago| ago <= PRESENT_WITHIN)
+    handover::has_nearly_all(replica, node, CLOSE_ENTRIES, PRESENT_WITHIN)
 }
 
 async fn take(replica: &Replica, step: &Step) -> Result<(), ChangeError> {

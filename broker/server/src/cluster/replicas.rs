@@ -13,8 +13,8 @@ use tidemill_log::wal::{LogRange, RecoveredShard, Recovery, Wal};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
 use tidemill_raft::{
-    Begin, Clock, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError, SnapshotLimiter,
-    recovered_shard,
+    Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
+    SnapshotLimiter, recovered_shard,
 };
 use tidemill_shard::{Shard, ShardConfig, Unit, UnitResult};
 use tokio::task::JoinSet;
@@ -52,6 +52,8 @@ pub(crate) struct ReplicaStarter {
     pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
     pub(crate) clock: Clock,
     pub(crate) dialer: Option<Arc<dyn PeerDialer>>,
+    /// What units of other brokers pass.
+    pub(crate) gate: Option<Arc<dyn Gate>>,
     pub(crate) accept_data_loss: bool,
     /// This broker has heard of others, and was not told to do without them.
     pub(crate) others_may_help: bool,
@@ -254,6 +256,7 @@ impl ReplicaStarter {
         let config = ReplicaConfig {
             begin,
             peers: self.dialer.clone(),
+            gate: self.gate.clone(),
             retired: trust == Trust::New,
             accept_data_loss: self.accept_data_loss,
             snapshot_limiter: Arc::clone(&self.snapshot_limiter),

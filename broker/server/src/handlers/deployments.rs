@@ -124,8 +124,10 @@ async fn start(
         }
         Some(At::Timestamp(time)) => Timestamp::new(time),
     };
-    let mut starts = Vec::new();
-    for partition in partitions(view, &request.topics)? {
+    let all = partitions(view, &request.topics)?;
+    context.confirm(all.iter().filter_map(|partition| view.shard_of(*partition))).await?;
+    let mut starts = Vec::with_capacity(all.len());
+    for partition in all {
         let (_, replica) = context.find(view, partition)?;
         let shard = replica.shard().clone();
         let end = shard

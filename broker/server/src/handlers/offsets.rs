@@ -24,8 +24,10 @@ pub(crate) async fn list(
         ));
     }
     let view = context.view.now();
-    let named = request.queries.iter().filter_map(|query| view.shard_of(query.partition.as_ref()?.parse()?));
-    context.settle(named).await?;
+    let (of_end, others): (Vec<_>, Vec<_>) = request.queries.iter().partition(|query| asks_for_end(query));
+    let shard = |query: &OffsetQuery| view.shard_of(query.partition.as_ref()?.parse()?);
+    context.confirm(of_end.into_iter().filter_map(shard)).await?;
+    context.settle(others.into_iter().filter_map(shard)).await?;
     let mut answers = Vec::with_capacity(request.queries.len());
     for query in &request.queries {
         answers.push(match find(context, query).await {
@@ -34,6 +36,12 @@ pub(crate) async fn list(
         });
     }
     Ok(ListOffsetsReply { answers })
+}
+
+/// Whether the answer may be the end: it must not be what a leader shows that was deposed and does not know it.
+fn asks_for_end(query: &OffsetQuery) -> bool {
+    let at = query.position.as_ref().and_then(|position| position.at.as_ref());
+    !matches!(at, Some(At::Earliest(_)))
 }
 
 /// The offset, and the timestamp of the record there where it was looked up by time.

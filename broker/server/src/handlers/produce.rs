@@ -85,7 +85,7 @@ impl ProduceStream for Producing {
         metrics::counter!("tidemill_produce_batches_total").increment(1);
         metrics::counter!("tidemill_produce_bytes_total").increment(payload.len() as u64);
         let intake = &mut self.intake;
-        intake.context.room_to_write()?;
+        intake.context.room_for_records(&[self.replica.shard_id()])?;
         intake.follow_topic().await?;
         let batch = intake.check(payload, false)?;
         let records = intake.unpack(&batch).await?;

@@ -100,8 +100,8 @@ impl ProduceStream for Routing {
 
     async fn submit(&mut self, header: &RoutedBatch, payload: Bytes) -> Result<Submitted, Error> {
         metrics::counter!("tidemill_routed_batches_total").increment(1);
-        self.intake.context.room_to_write()?;
         self.follow_topic().await?;
+        self.intake.context.room_for_records(&self.shards)?;
         // The topic sequence deduplicates: the batch itself need not say who sends it.
         let batch = self.intake.check(payload, true)?;
         if header.partition_count != self.topic().partition_count() {

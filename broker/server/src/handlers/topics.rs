@@ -56,7 +56,7 @@ pub(crate) async fn describe(context: &Context, name: &str) -> Result<TopicDescr
     let view = context.view.now();
     let topic = view.topic_by_name(name).ok_or_else(|| errors::unknown_topic(name))?;
     // What a replica here has not heard yet is shown as it stands there: a description is better than none.
-    let _ = context.settle(topic.shards.iter().copied()).await;
+    let _ = context.confirm(topic.shards.iter().copied()).await;
     description(context, &view, topic)
 }
 
@@ -67,7 +67,7 @@ pub(crate) async fn delete_records(
     let partition = partition(request.partition.as_ref())?;
     let view = context.view.now();
     let (_, replica) = context.find(&view, partition)?;
-    context.settle([replica.shard_id()]).await?;
+    context.confirm([replica.shard_id()]).await?;
     let known = replica
         .shard()
         .partition(partition)
@@ -108,9 +108,10 @@ pub(crate) async fn control(context: &Context, command: ControllerCommand) -> Re
         context.shards.propose(ShardId::CONTROLLER, unit).await.map_err(|error| errors::propose(&error))?;
     match result {
         UnitResult::Control(Ok(reply)) => {
-            // Decided elsewhere, this broker hears of it a little later.
-            context.fresh_view().await;
-            if let Some(controller) = context.shards.controller() {
+            // Decided elsewhere, this broker hears of it a little later, and its view a little after that.
+            if let Some(controller) = context.shards.controller()
+                && controller.read_barrier().await.is_ok()
+            {
                 context.view_shows(&controller).await;
             }
             Ok(reply)

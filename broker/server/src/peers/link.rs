@@ -10,8 +10,8 @@ use tidemill_protocol::{BrokerId, ErrorCode};
 use tokio::time::Instant;
 
 use super::greeting::{Hello, refused};
-use super::messages::{PeerWelcome, Purpose};
-use super::{Peers, open_on};
+use super::messages::{DiskReport, PeerWelcome, Purpose};
+use super::{Peers, disks, open_on};
 
 /// Pauses between attempts: a broker that comes back is to be found soon.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -62,7 +62,11 @@ impl Link {
                 Ok(connection) => {
                     let since = Instant::now();
                     self.is_up(&connection);
-                    let lost = connection.closed().await;
+                    let lost = tokio::select! {
+                        lost = connection.closed() => lost,
+                        never = disks::follow(&peers, self.broker, &connection) => match never {},
+                    };
+                    peers.disk_heard(self.broker, DiskReport::default());
                     self.is_down(&lost.to_string());
                     if since.elapsed() >= GOOD_AFTER {
                         pause = PAUSE_MIN;

@@ -9,6 +9,7 @@
 //!     keep        answered by ComponentReply when the component is kept here too: it is fetched from who asks
 //!     replace     a replica of the asking broker is lost; answered by ReplaceReply: under which id it comes back
 //!     status      answered by a ClusterStatus of the broker alone
+//!     disk        answered by DiskReports: one at once, and one whenever it is another
 //!     join        by who has no certificate yet; answered by JoinReply
 //! ```
 
@@ -22,7 +23,7 @@ pub(crate) const PEER_PROTOCOL_MAX: u32 = 1;
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PeerOpen {
-    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(crate) purpose: Option<Purpose>,
 }
 
@@ -44,6 +45,8 @@ pub(crate) enum Purpose {
     Keep(ComponentOpen),
     #[prost(message, tag = "8")]
     Replace(ReplaceOpen),
+    #[prost(message, tag = "9")]
+    Disk(DiskOpen),
 }
 
 impl From<Purpose> for PeerOpen {
@@ -159,6 +162,20 @@ pub(crate) struct ReplaceReply {
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
 pub(crate) struct StatusOpen {}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct DiskOpen {}
+
+/// How a broker's disk is.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct DiskReport {
+    /// It takes no more records: none may be written to the shards that it keeps.
+    #[prost(bool, tag = "1")]
+    pub(crate) nearly_full: bool,
+    /// A shard has stopped there: others should lead.
+    #[prost(bool, tag = "2")]
+    pub(crate) failed: bool,
+}
 
 /// Somebody wants to become a broker of the cluster.
 #[derive(Clone, PartialEq, Eq, prost::Message)]

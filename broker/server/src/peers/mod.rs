@@ -9,6 +9,7 @@
 //! ```
 
 mod book;
+mod disks;
 mod greeting;
 mod link;
 pub(crate) mod messages;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidemill_log::fs::Storage;
-use tidemill_net::{Connection, PeerEndpoint, Stream};
+use tidemill_net::{BindError, Connection, PeerEndpoint, PeerTls, Stream};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
 use tokio::sync::watch;
@@ -36,7 +37,7 @@ pub(crate) use replicas::ReplicaDialer;
 pub(crate) use serve::PeerServices;
 
 use link::Link;
-use messages::{KnownBroker, PeerOpen, Purpose};
+use messages::{DiskReport, KnownBroker, PeerOpen, Purpose};
 
 /// How long a stream may take to be opened on a connection that is there.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
@@ -61,6 +62,8 @@ struct Inner {
     endpoint: PeerEndpoint,
     book: PeerBook,
     links: Mutex<HashMap<BrokerId, Arc<Link>>>,
+    /// Of brokers whose disk is not well.
+    disks: Mutex<HashMap<BrokerId, DiskReport>>,
     /// What answers other brokers; `None` until this one is far enough with its start.
     services: watch::Sender<Option<Arc<PeerServices>>>,
     stopping: CancellationToken,
@@ -79,6 +82,7 @@ impl Peers {
             endpoint,
             book,
             links: Mutex::default(),
+            disks: Mutex::default(),
             services: watch::Sender::new(None),
             // Peers are needed to the very end of a stop: they have a token of their own.
             stopping: stopping.clone(),
@@ -123,6 +127,11 @@ impl Peers {
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
         self.0.endpoint.local_addr()
+    }
+
+    /// Shows another certificate of this broker from the next connection on.
+    pub(crate) fn renew(&self, tls: &PeerTls) -> Result<(), BindError> {
+        self.0.endpoint.renew(tls)
     }
 
     /// Takes what is known from the beginning.

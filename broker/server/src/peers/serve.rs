@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::greeting::refused;
 use super::messages::{ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply};
-use super::{Peers, replicas};
+use super::{Peers, disks, replicas};
 use crate::cluster::Lives;
 use crate::context::Context;
 use crate::refusals::{self, Refused};
@@ -226,6 +226,7 @@ enum Ready {
     Keep(Arc<Context>, ComponentOpen),
     Replace(Arc<PeerServices>, ShardId, NodeId),
     Status(Arc<Context>),
+    Disk(Arc<Context>),
 }
 
 async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
@@ -254,6 +255,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
                 let _ = stream.writer.finish().await;
             }
         }
+        Ok(Ready::Disk(context)) => disks::tell(&context, stream).await,
         Err(error) => {
             tracing::debug!(%broker, %error, "a broker's stream is refused");
             stream.reader.stop(error.code);
@@ -280,6 +282,7 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
             Ready::Replace(services, ShardId::new(shard), old)
         }
         Purpose::Status(_) => Ready::Status(services.context().await?),
+        Purpose::Disk(_) => Ready::Disk(services.context().await?),
         Purpose::Hello(_) | Purpose::Join(_) => {
             return Err(Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already"));
         }

@@ -156,7 +156,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Ends when every partition has been read up to where it ended when reading began. By default it never ends.
+    /// Ends when every partition has been read up to where it ended when reading began: all that was acknowledged before is read. While a
+    /// partition has no majority of its replicas, nobody can say where that is, and reading waits. By default it never ends.
     pub const fn stop_at_end(mut self) -> Self {
         self.settings.stop_at_end = true;
         self

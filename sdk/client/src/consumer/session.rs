@@ -206,6 +206,7 @@ impl Session {
         let place = Some(self.broker);
         let waits = view.again.iter().any(|(_, waiting)| *waiting == partition);
         let next_id = &mut self.next_id;
+        let stop_at_end = self.shared.settings.stop_at_end;
         self.shared.with(|state| {
             let wanted = state.partitions.get_mut(&partition).filter(|p| p.place == place && !p.is_over());
             // Removed, or removed and added again, or read elsewhere meanwhile.
@@ -247,6 +248,7 @@ impl Session {
                         credit_bytes,
                         paused: wanted.paused,
                         floor_offset: wanted.floor.get(),
+                        exact_end: stop_at_end && wanted.stop_at.is_none(),
                     }))
                 }
                 (Some(wanted), Some(told)) => {
@@ -256,7 +258,8 @@ impl Session {
                         told.wire_generation += 1;
                         let (id, generation) = (told.id, told.wire_generation);
                         let (start, floor_offset) = (Some(wanted.resume.into()), wanted.floor.get());
-                        say(Kind::Seek(SubscribeSeek { id, start, generation, floor_offset }))?;
+                        let exact_end = stop_at_end && wanted.stop_at.is_none();
+                        say(Kind::Seek(SubscribeSeek { id, start, generation, floor_offset, exact_end }))?;
                     }
                     if wanted.paused != told.paused {
                         told.paused = wanted.paused;

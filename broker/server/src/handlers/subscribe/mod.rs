@@ -15,6 +15,7 @@ use tidemill_protocol::messages::{
     Error, SubscribeControl, SubscribeOpen, SubscribeOpened, subscribe_control,
 };
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::connection::{ClientName, Opened, next_frame};
 use crate::context::Context;
@@ -26,6 +27,9 @@ use set::SubscriptionSet;
 
 /// Control messages read ahead of the task that owns the set.
 const CONTROLS_MAX: usize = 256;
+
+/// A control message, and when it came.
+type Control = (subscribe_control::Kind, Instant);
 
 /// Serves a subscription until its stream ends.
 pub(crate) async fn serve(
@@ -63,10 +67,7 @@ pub(crate) async fn serve(
 }
 
 /// Ends where the stream ends, or must be reset for the reason given; the closed channel tells the set.
-async fn read_controls(
-    mut reader: FrameReader,
-    forward: mpsc::Sender<subscribe_control::Kind>,
-) -> Result<(), Error> {
+async fn read_controls(mut reader: FrameReader, forward: mpsc::Sender<Control>) -> Result<(), Error> {
     let read = forward_controls(&mut reader, &forward).await;
     if let Err(error) = &read {
         reader.stop(error.code);
@@ -74,14 +75,11 @@ async fn read_controls(
     read
 }
 
-async fn forward_controls(
-    reader: &mut FrameReader,
-    forward: &mpsc::Sender<subscribe_control::Kind>,
-) -> Result<(), Error> {
+async fn forward_controls(reader: &mut FrameReader, forward: &mpsc::Sender<Control>) -> Result<(), Error> {
     while let Some(frame) = next_frame(reader).await? {
         let control = frame.message::<SubscribeControl>().ok().and_then(|control| control.kind);
         let control = control.ok_or_else(|| errors::bad_message("a subscription's message does not read"))?;
-        if forward.send(control).await.is_err() {
+        if forward.send((control, Instant::now())).await.is_err() {
             break;
         }
     }

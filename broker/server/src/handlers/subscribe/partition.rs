@@ -1,15 +1,17 @@
 //! One partition of a subscription: where it stands and how much it may send.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
-use tidemill_protocol::{ErrorCode, Offset, Timestamp, TopicPartition, messages::Error};
-use tidemill_raft::{HighWatermark, ReadError, ShardHandle};
+use tidemill_protocol::{ErrorCode, NodeId, Offset, ShardId, Timestamp, TopicPartition, messages::Error};
+use tidemill_raft::{HighWatermark, ReadError, Replica, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::context::{Context, shows_all};
+use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
 
 /// How long a reader that could begin waits for the replica to hear how far the log goes.
@@ -61,16 +63,47 @@ impl Subscribed {
     }
 }
 
-/// Makes sure that the replica here shows what a position is about, and all that the client has seen elsewhere (records below `floor`):
-/// one that follows may be behind. Its leader is asked only where that can matter.
+/// What a replica must show before a reader's start is looked up in it.
+pub(super) struct Needed<'a> {
+    pub(super) position: Option<&'a Position>,
+    /// The reader has seen what is below it elsewhere.
+    pub(super) floor: i64,
+    /// The reader is going to stop at the end that it is told.
+    pub(super) exact_end: bool,
+    /// When it was asked for.
+    pub(super) asked: Instant,
+}
+
+/// When each replica last began to make sure that it shows all that was acknowledged: whoever asked before that needs no round of their own,
+/// so that a thousand partitions that are added at once cost a round per shard.
+#[derive(Default)]
+pub(super) struct Confirmed(HashMap<(ShardId, NodeId), Instant>);
+
+impl Confirmed {
+    /// # Errors
+    /// See [`Replica::read_barrier`].
+    async fn confirm(&mut self, replica: &Replica, asked: Instant) -> Result<(), ReadError> {
+        let key = (replica.shard_id(), replica.node());
+        if self.0.get(&key).is_some_and(|begun| *begun >= asked) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        replica.read_barrier().await?;
+        self.0.insert(key, begun);
+        Ok(())
+    }
+}
+
+/// Makes sure that the replica here shows what a position is about, and all that the client has seen elsewhere: one that follows may be
+/// behind, and one that leads may lead no longer and not know it. A majority is asked only where that can matter.
 ///
 /// # Errors
-/// The leader can't be asked: the same may succeed later, here or at another replica.
+/// It can't be asked: the same may succeed later, here or at another replica.
 pub(super) async fn catch_up(
     context: &Context,
+    confirmed: &mut Confirmed,
     partition: TopicPartition,
-    position: Option<&Position>,
-    floor: i64,
+    needed: &Needed<'_>,
 ) -> Result<(), Error> {
     let Some(replica) =
         context.view.now().shard_of(partition).and_then(|shard| context.shards.replica(shard))
@@ -79,21 +112,26 @@ pub(super) async fn catch_up(
     };
     let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
     let may_lack = !shows_all(&replica);
-    let is_behind = match position.and_then(|position| position.at.as_ref()) {
-        Some(At::Earliest(_)) => end < floor.max(0),
-        Some(At::Offset(offset)) => end < floor.max(*offset),
-        None | Some(At::Latest(_) | At::Timestamp(_)) => may_lack || end < floor,
+    let may_be_deposed = may_be_deposed(&replica);
+    let (asks_for_end, is_behind) = match needed.position.and_then(|position| position.at.as_ref()) {
+        Some(At::Earliest(_)) => (needed.exact_end, end < needed.floor.max(0)),
+        Some(At::Offset(offset)) => (needed.exact_end, end < needed.floor.max(*offset)),
+        None | Some(At::Latest(_) | At::Timestamp(_)) => (true, end < needed.floor),
     };
-    if is_behind {
-        return match replica.read_barrier().await {
+    if is_behind || (asks_for_end && (may_lack || may_be_deposed)) {
+        return match confirmed.confirm(&replica, needed.asked).await {
+            Ok(()) => Ok(()),
+            Err(ReadError::Stopped { .. }) if needed.exact_end && may_be_deposed => {
+                Err(errors::led_elsewhere(replica.shard_id()))
+            }
             // One that has stopped shows what it had.
-            Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),
+            Err(ReadError::Stopped { .. }) => Ok(()),
             Err(error) => Err(errors::barrier(&error)),
         };
     }
     if may_lack {
         // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
-        let _ = tokio::time::timeout(NEWS_PATIENCE, replica.read_barrier()).await;
+        let _ = tokio::time::timeout(NEWS_PATIENCE, confirmed.confirm(&replica, needed.asked)).await;
     }
     Ok(())
 }

@@ -15,9 +15,11 @@ use tidemill_protocol::messages::{
 use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
 use tidemill_shard::{Batches, Fetch};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
+use super::Control;
 use super::filtering::{BatchFilter, Filtering};
-use super::partition::{Removal, Subscribed, catch_up, out_of_range, resolve};
+use super::partition::{Confirmed, Needed, Removal, Subscribed, catch_up, out_of_range, resolve};
 use crate::connection::ClientName;
 use crate::context::Context;
 use crate::errors;
@@ -54,6 +56,7 @@ pub(super) struct SubscriptionSet {
     queue: VecDeque<u32>,
     /// Those at their end, each waiting for more.
     waiters: FuturesUnordered<BoxFuture<'static, (u32, Woken)>>,
+    confirmed: Confirmed,
 }
 
 impl SubscriptionSet {
@@ -77,14 +80,12 @@ impl SubscriptionSet {
             partitions: HashMap::new(),
             queue: VecDeque::new(),
             waiters: FuturesUnordered::new(),
+            confirmed: Confirmed::default(),
         }
     }
 
     /// Runs until the client ends the stream, then gives the writer back; `None` where the client can't be written to.
-    pub(super) async fn run(
-        mut self,
-        mut controls: mpsc::Receiver<subscribe_control::Kind>,
-    ) -> Option<FrameWriter> {
+    pub(super) async fn run(mut self, mut controls: mpsc::Receiver<Control>) -> Option<FrameWriter> {
         loop {
             let turn = if self.queue.is_empty() {
                 tokio::select! {
@@ -107,10 +108,7 @@ impl SubscriptionSet {
     }
 
     /// Takes in what came meanwhile, then sends one frame of the partition whose turn it is.
-    async fn serve_next(
-        &mut self,
-        controls: &mut mpsc::Receiver<subscribe_control::Kind>,
-    ) -> Result<(), WriteError> {
+    async fn serve_next(&mut self, controls: &mut mpsc::Receiver<Control>) -> Result<(), WriteError> {
         while let Ok(control) = controls.try_recv() {
             self.control(control).await?;
         }
@@ -126,14 +124,14 @@ impl SubscriptionSet {
         Ok(())
     }
 
-    async fn control(&mut self, control: subscribe_control::Kind) -> Result<(), WriteError> {
+    async fn control(&mut self, (control, asked): Control) -> Result<(), WriteError> {
         match control {
-            subscribe_control::Kind::Add(add) => self.add(add).await,
+            subscribe_control::Kind::Add(add) => self.add(add, asked).await,
             subscribe_control::Kind::Remove(remove) => {
                 self.partitions.remove(&remove.id);
                 Ok(())
             }
-            subscribe_control::Kind::Seek(seek) => self.seek(seek).await,
+            subscribe_control::Kind::Seek(seek) => self.seek(seek, asked).await,
             subscribe_control::Kind::Pause(pause) => {
                 if let Some(partition) = self.partitions.get_mut(&pause.id) {
                     partition.paused = pause.paused;
@@ -153,13 +151,13 @@ impl SubscriptionSet {
         }
     }
 
-    async fn add(&mut self, add: SubscribeAdd) -> Result<(), WriteError> {
+    async fn add(&mut self, add: SubscribeAdd, asked: Instant) -> Result<(), WriteError> {
         let id = add.id;
         let held = self.partitions.len();
         let opened = if self.partitions.contains_key(&id) {
             Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")))
         } else {
-            open(&self.context, held, &add).await
+            open(&self.context, &mut self.confirmed, held, &add, asked).await
         };
         match opened {
             Ok(subscribed) => {
@@ -173,11 +171,17 @@ impl SubscriptionSet {
         }
     }
 
-    async fn seek(&mut self, seek: SubscribeSeek) -> Result<(), WriteError> {
+    async fn seek(&mut self, seek: SubscribeSeek, asked: Instant) -> Result<(), WriteError> {
         let Some(partition) = self.partitions.get(&seek.id) else { return Ok(()) };
         let name = self.context.view.now().partition_name(partition.partition);
         let (place, shard) = (partition.partition, partition.shard.clone());
-        let found = match catch_up(&self.context, place, seek.start.as_ref(), seek.floor_offset).await {
+        let needed = Needed {
+            position: seek.start.as_ref(),
+            floor: seek.floor_offset,
+            exact_end: seek.exact_end,
+            asked,
+        };
+        let found = match catch_up(&self.context, &mut self.confirmed, place, &needed).await {
             Ok(()) => resolve(&shard.now(), place, &name, seek.start.as_ref()).await,
             Err(error) => Err(error),
         };
@@ -185,6 +189,8 @@ impl SubscriptionSet {
             (Ok(next), Some(partition)) => {
                 partition.next = next;
                 partition.generation = seek.generation;
+                // Another shard may have taken the place of the one that was looked at last.
+                partition.high_watermark.follow();
                 let started = started(seek.id, partition);
                 self.send(subscribe_event::Kind::Started(started), &[]).await?;
                 self.schedule(seek.id);
@@ -283,7 +289,13 @@ fn credit_max(context: &Context) -> i64 {
     i64::try_from(context.config.limits.subscription_credit_bytes_max).unwrap_or(i64::MAX)
 }
 
-async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subscribed, Error> {
+async fn open(
+    context: &Context,
+    confirmed: &mut Confirmed,
+    held: usize,
+    add: &SubscribeAdd,
+    asked: Instant,
+) -> Result<Subscribed, Error> {
     let limit = usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX);
     if held >= limit {
         return Err(Error::new(
@@ -293,7 +305,9 @@ async fn open(context: &Context, held: usize, add: &SubscribeAdd) -> Result<Subs
     }
     let partition = topics::partition(add.partition.as_ref())?;
     let (_, replica) = context.find_fresh(partition).await?;
-    catch_up(context, partition, add.start.as_ref(), add.floor_offset).await?;
+    let needed =
+        Needed { position: add.start.as_ref(), floor: add.floor_offset, exact_end: add.exact_end, asked };
+    catch_up(context, confirmed, partition, &needed).await?;
     let shard = replica.handle();
     let name = context.view.now().partition_name(partition);
     let high_watermark = shard.watch(partition).ok_or_else(|| errors::not_ready(&name))?;
