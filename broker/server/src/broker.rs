@@ -9,8 +9,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::ControllerCommand;
 use tidemill_log::wal::Wal;
 use tidemill_net::{Listener, NetConfig};
-use tidemill_protocol::{BrokerId, ClusterId, ShardId};
-use tidemill_raft::{CheckpointConfig, CheckpointDriver};
+use tidemill_protocol::{BrokerId, ClusterId, NodeId, ShardId};
+use tidemill_raft::{CheckpointConfig, CheckpointDriver, PeerDialer};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -29,7 +29,7 @@ use crate::machine::Machine;
 use crate::metrics_endpoint::MetricsEndpoint;
 use crate::opening::{disk_watch, open_data_dir, open_peers, open_wal, replica_starter, tls};
 use crate::outbox::OutboxSignals;
-use crate::peers::{PeerServices, Peers};
+use crate::peers::{PeerServices, Peers, RemoteDialer};
 use crate::producer_ids::ProducerIds;
 use crate::shards::Shards;
 use crate::start_error::StartError;
@@ -133,6 +133,11 @@ impl Broker {
             }));
         }
         let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping);
+        let remote = RemoteDialer {
+            peers: peers.clone(),
+            from: NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation),
+        };
+        shards.reach_others(remote.from, &(Arc::new(remote) as Arc<dyn PeerDialer>), &view, &starter.limits);
         background.push(tokio::spawn(registration::stay(meta.clone(), view.clone(), refused)));
         background.push(tokio::spawn(starter.tend(
             lost,

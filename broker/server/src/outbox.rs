@@ -144,9 +144,8 @@ impl OutboxDispatcher {
     ) -> Option<impl Future<Output = Delivery> + use<'_>> {
         let number = item.number;
         let unit = Unit::Deliver { stream, number, batch: item.batch };
-        let replica = self.shards.replica(target)?;
         let admitted = self.shards.admission().admit(unit.bytes()).await.ok()?;
-        match replica.reserve_anywhere(unit.bytes()).await {
+        match self.shards.reserve(target, unit.bytes()).await {
             Ok(permit) => {
                 let answer = permit.submit(unit);
                 Some(async move {
