@@ -382,8 +382,12 @@ fn follow_controller(
 
 fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec<JoinHandle<()>> {
     let (shards, view) = (&context.shards, &context.view);
-    let adopter =
-        Adopter { shards: shards.clone(), view: view.clone(), plugins: context.config.plugins.clone() };
+    let adopter = Adopter {
+        context: Arc::clone(context),
+        shards: shards.clone(),
+        view: view.clone(),
+        plugins: context.config.plugins.clone(),
+    };
     let every = Duration::from_millis(context.config.storage.retention_interval_ms.max(100));
     let mut tasks = vec![
         tokio::spawn(adopter.run(stopping.clone())),

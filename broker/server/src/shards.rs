@@ -127,11 +127,6 @@ impl Shards {
         (1..=self.count).map(ShardId::new)
     }
 
-    /// Whether every shard has a replica here.
-    pub(crate) fn are_all_here(&self) -> bool {
-        self.replicas.read().len() > usize::from(self.count)
-    }
-
     pub(crate) fn state(&self, shard: ShardId) -> Option<Shard> {
         self.replica(shard).map(|replica| replica.shard())
     }

@@ -10,6 +10,7 @@
 //!     replace     a replica of the asking broker is lost; answered by ReplaceReply: under which id it comes back
 //!     status      answered by a ClusterStatus of the broker alone
 //!     attempt     what the broker's replica of a shard remembers of a routed batch; answered by AttemptReply
+//!     held        which of what was deleted the broker's replica of a shard still holds; answered by HeldReply
 //!     join        by who has no certificate yet; answered by JoinReply
 //! ```
 
@@ -23,7 +24,7 @@ pub(crate) const PEER_PROTOCOL_MAX: u32 = 1;
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PeerOpen {
-    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]
     pub(crate) purpose: Option<Purpose>,
 }
 
@@ -47,6 +48,8 @@ pub(crate) enum Purpose {
     Replace(ReplaceOpen),
     #[prost(message, tag = "9")]
     Attempt(AttemptOpen),
+    #[prost(message, tag = "10")]
+    Held(HeldOpen),
 }
 
 impl From<Purpose> for PeerOpen {
@@ -202,6 +205,48 @@ pub(crate) struct AttemptPass {
     /// Milliseconds.
     #[prost(int64, tag = "2")]
     pub(crate) now: i64,
+}
+
+/// Topics and deployments that were deleted: which of them does a shard still hold?
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct HeldOpen {
+    #[prost(uint32, tag = "1")]
+    pub(crate) shard: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) topics: Vec<DeletedTopic>,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) deployments: Vec<DeletedDeployment>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct DeletedTopic {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) topic_id: Bytes,
+    /// Of the deletion.
+    #[prost(uint64, tag = "2")]
+    pub(crate) version: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct DeletedDeployment {
+    #[prost(uint64, tag = "1")]
+    pub(crate) deployment_id: u64,
+    /// Of the deletion.
+    #[prost(uint64, tag = "2")]
+    pub(crate) version: u64,
+}
+
+/// The shard has not adopted the deletion of these yet, or has something of them that it was not told of.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HeldReply {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) error: Option<Error>,
+    /// Ids of 16 bytes.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub(crate) topics: Vec<Bytes>,
+    #[prost(uint64, repeated, tag = "3")]
+    pub(crate) deployments: Vec<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::greeting::refused;
 use super::messages::{
-    AttemptOpen, ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply,
+    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply,
 };
 use super::{Peers, replicas};
 use crate::cluster::Lives;
@@ -228,6 +228,7 @@ enum Ready {
     Keep(Arc<Context>, ComponentOpen),
     Replace(Arc<PeerServices>, ShardId, NodeId),
     Attempt(Arc<Context>, AttemptOpen),
+    Held(Arc<Context>, HeldOpen),
     Status(Arc<Context>),
 }
 
@@ -254,6 +255,9 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
         }
         Ok(Ready::Attempt(context, open)) => {
             answer(stream, &crate::handlers::routed::remembered(&context, &open).await).await;
+        }
+        Ok(Ready::Held(context, open)) => {
+            answer(stream, &crate::adopter::held_here(&context, &open).await).await;
         }
         Ok(Ready::Status(context)) => answer(stream, &crate::handlers::status::own(&context)).await,
         Err(error) => {
@@ -288,6 +292,7 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
             Ready::Replace(services, ShardId::new(shard), old)
         }
         Purpose::Attempt(open) => Ready::Attempt(services.context().await?, open),
+        Purpose::Held(open) => Ready::Held(services.context().await?, open),
         Purpose::Status(_) => Ready::Status(services.context().await?),
         Purpose::Hello(_) | Purpose::Join(_) => {
             return Err(Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already"));
