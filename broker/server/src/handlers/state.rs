@@ -22,7 +22,7 @@ const TASKS_AT_ONCE_MAX: usize = 8;
 pub(crate) async fn get(asking: &Asking, request: StateGetRequest) -> Result<StateGetReply, Error> {
     let (deployment, tasks) = tasks(&asking.context, &request.deployment, request.partition)?;
     let (request, found) = (&request, stream::iter(tasks));
-    let found = found.map(|task| async move { get_one(asking, deployment, task, request).await });
+    let found = found.map(|task| get_one(asking, deployment, task, request));
     let found: Vec<Vec<StateEntry>> = found.buffered(TASKS_AT_ONCE_MAX).try_collect().await?;
     Ok(StateGetReply { entries: found.into_iter().flatten().collect() })
 }
