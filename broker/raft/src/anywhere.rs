@@ -30,6 +30,10 @@ enum Place {
 }
 
 impl PermitAnywhere {
+    pub(crate) const fn there(slot: Slot) -> Self {
+        Self(Place::There(slot))
+    }
+
     /// Queues the unit, which must not be larger than what was reserved.
     pub fn submit(self, unit: Unit) -> Pending {
         match self.0 {
@@ -85,7 +89,7 @@ impl Replica {
         let role = self.watch().borrow().clone();
         match (&self.inner().peers, role.leader) {
             (Some(peers), Some(leader)) if leader != self.node() => {
-                Ok(PermitAnywhere(Place::There(peers.forwarder.reserve(leader, bytes).await?)))
+                peers.forwarder.reserve(leader, bytes).await.map(PermitAnywhere::there)
             }
             (Some(_), None) => Err(ProposeError::NotLeader { leader: None }),
             _ => Ok(PermitAnywhere(Place::Here(self.reserve(bytes).await?))),

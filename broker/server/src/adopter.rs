@@ -9,9 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_controller::{
-    ControllerCommand, DeploymentKind, DeploymentRecord, DeploymentStatus, StartAt, TopicRecord,
-};
+use tidemill_controller::{DeploymentKind, DeploymentRecord, DeploymentStatus, StartAt, TopicRecord};
 use tidemill_coordinator::GroupCommand;
 use tidemill_protocol::{DeploymentId, Offset, PartitionId, ShardId, TopicPartition};
 use tidemill_raft::Replica;
@@ -20,6 +18,7 @@ use tidemill_shard::{
 };
 
 use crate::config::PluginSettings;
+use crate::context::Context;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +28,12 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Looked at unasked: for what came to a shard just when what it belongs to was forgotten.
 const LOOK_INTERVAL: Duration = Duration::from_secs(600);
 
+mod forgetting;
+
+pub(crate) use forgetting::held_here;
+
 pub(crate) struct Adopter {
+    pub(crate) context: Arc<Context>,
     pub(crate) shards: Shards,
     pub(crate) view: ViewReader,
     pub(crate) plugins: PluginSettings,
@@ -86,7 +90,7 @@ impl Adopter {
             }
             done &= taken;
         }
-        done && self.forget(&view).await
+        done && forgetting::forget(&self.context, &view).await
     }
 
     fn missing(&self, view: &Arc<ClusterView>, shard: ShardId, replica: &Replica) -> Vec<Unit> {
@@ -161,55 +165,6 @@ impl Adopter {
             outbox_bytes_max: self.plugins.outbox_bytes_max,
         }
     }
-
-    /// Whether every replica here shows all that its shard has adopted: one that is behind may not know yet what is to be forgotten.
-    async fn is_current(&self) -> bool {
-        for (_, replica) in self.shards.data() {
-            if replica.read_barrier().await.is_err() {
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Tells the controller which deletions every shard has adopted.
-    async fn forget(&self, view: &ClusterView) -> bool {
-        // Each broker looks for itself, and asks only for what its own replicas show: without all of them it can't know.
-        if !self.shards.are_all_here() {
-            return true;
-        }
-        let any_deleted = view.controller().topics().any(|topic| topic.deleted)
-            || view.controller().deployments().any(|record| record.deleted);
-        if any_deleted && !self.is_current().await {
-            return false;
-        }
-        let mut commands = Vec::new();
-        for topic in view.controller().topics().filter(|topic| topic.deleted) {
-            if self.shards.data().all(|(_, replica)| topic_gone(&replica, topic)) {
-                commands.push(ControllerCommand::ForgetTopic { id: topic.id });
-            }
-        }
-        let deleted: Vec<&DeploymentRecord> =
-            view.controller().deployments().filter(|record| record.deleted).collect();
-        // As this broker's replicas have it, led here or not: a shard that could not be told yet is not forgotten.
-        let untold: BTreeSet<DeploymentId> = match deleted.is_empty() {
-            true => BTreeSet::new(),
-            false => self.shards.data().flat_map(|(_, replica)| replica.shard().strange_senders()).collect(),
-        };
-        for record in deleted {
-            let remembered = view.controller().topics().any(|topic| topic.remembers(record.id));
-            let gone = self.shards.data().all(|(_, replica)| deployment_gone(&replica, record));
-            if gone && !remembered && !untold.contains(&record.id) {
-                commands.push(ControllerCommand::ForgetDeployment { id: record.id });
-            }
-        }
-        let mut done = true;
-        for command in commands {
-            let unit = Unit::Control(command);
-            done &= self.shards.propose(ShardId::CONTROLLER, unit).await.is_ok();
-        }
-        done
-    }
 }
 
 fn adopt_topic(shard: ShardId, topic: &TopicRecord) -> AdoptTopic {
@@ -226,16 +181,6 @@ fn adopt_topic(shard: ShardId, topic: &TopicRecord) -> AdoptTopic {
 /// The version of a deployment that a shard has adopted.
 pub(crate) fn deployment_version(replica: &Replica, deployment: DeploymentId) -> Option<u64> {
     replica.shard().deployment_version(deployment)
-}
-
-/// Whether a shard has adopted a topic's deletion, or never knew the topic.
-fn topic_gone(replica: &Replica, topic: &TopicRecord) -> bool {
-    replica.shard().topic_version(topic.id).is_none_or(|version| version >= topic.version)
-}
-
-/// Whether a shard has adopted a deployment's deletion, or never knew the deployment.
-fn deployment_gone(replica: &Replica, record: &DeploymentRecord) -> bool {
-    deployment_version(replica, record.id).is_none_or(|version| version >= record.version)
 }
 
 /// The tasks of a deployment that live in a shard: one per partition of its (co-partitioned) topics.

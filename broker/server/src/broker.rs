@@ -9,8 +9,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::ControllerCommand;
 use tidemill_log::wal::Wal;
 use tidemill_net::{Listener, NetConfig};
-use tidemill_protocol::{BrokerId, ClusterId, ShardId};
-use tidemill_raft::{CheckpointConfig, CheckpointDriver};
+use tidemill_protocol::{BrokerId, ClusterId, NodeId, ShardId};
+use tidemill_raft::{CheckpointConfig, CheckpointDriver, PeerDialer};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
@@ -31,7 +31,7 @@ use crate::machine::Machine;
 use crate::metrics_endpoint::MetricsEndpoint;
 use crate::opening::{disk_watch, open_data_dir, open_peers, open_wal, replica_starter, tls};
 use crate::outbox::OutboxSignals;
-use crate::peers::{PeerServices, Peers};
+use crate::peers::{PeerServices, Peers, RemoteDialer};
 use crate::producer_ids::ProducerIds;
 use crate::room::{PeersGate, Room};
 use crate::shards::Shards;
@@ -141,6 +141,11 @@ impl Broker {
             }));
         }
         let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping);
+        let remote = RemoteDialer {
+            peers: peers.clone(),
+            from: NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation),
+        };
+        shards.reach_others(remote.from, &(Arc::new(remote) as Arc<dyn PeerDialer>), &view, &starter.limits);
         background.push(tokio::spawn(registration::stay(meta.clone(), view.clone(), refused)));
         background.push(tokio::spawn(starter.tend(
             lost,
@@ -394,8 +399,12 @@ fn follow_controller(
 
 fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec<JoinHandle<()>> {
     let (shards, view) = (&context.shards, &context.view);
-    let adopter =
-        Adopter { shards: shards.clone(), view: view.clone(), plugins: context.config.plugins.clone() };
+    let adopter = Adopter {
+        context: Arc::clone(context),
+        shards: shards.clone(),
+        view: view.clone(),
+        plugins: context.config.plugins.clone(),
+    };
     let every = Duration::from_millis(context.config.storage.retention_interval_ms.max(100));
     let mut tasks = vec![
         tokio::spawn(adopter.run(stopping.clone())),

@@ -18,8 +18,8 @@ use tidemill_raft::Replica;
 
 use crate::context::Context;
 use crate::errors;
-use crate::peers::Peers;
 use crate::peers::messages::{ComponentOpen, ComponentReply, Purpose};
+use crate::peers::{Peers, first_answer};
 
 /// Looked at unasked: for uploads that were never registered.
 const LOOK_INTERVAL: Duration = Duration::from_secs(300);
@@ -153,15 +153,9 @@ pub(crate) async fn spread(context: &Arc<Context>, digest: [u8; 32]) -> Result<(
 
 async fn keep_there(peers: &Peers, broker: BrokerId, digest: [u8; 32]) -> Result<(), String> {
     let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
-    let mut stream = peers.open(broker, Purpose::Keep(open)).await.map_err(|error| error.to_string())?;
-    stream.writer.finish().await.map_err(|error| error.to_string())?;
-    let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
-    let reply: Option<ComponentReply> = answer.and_then(|answer| answer.message().ok());
-    match reply.map(|reply| reply.error) {
-        Some(None) => Ok(()),
-        Some(Some(error)) => Err(error.message),
-        None => Err("it ended the stream without an answer".to_owned()),
-    }
+    let asked = peers.ask(broker, Purpose::Keep(open)).await;
+    let reply: ComponentReply = asked.map_err(|error| error.reason)?;
+    reply.error.map_or(Ok(()), |error| Err(error.message))
 }
 
 /// Keeps a component that another broker asks to be kept, and says when it is.
@@ -220,10 +214,7 @@ async fn fetch(
 ) -> Result<Bytes, String> {
     let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
     let mut stream = peers.open(broker, Purpose::Component(open)).await.map_err(|error| error.to_string())?;
-    stream.writer.finish().await.map_err(|error| error.to_string())?;
-    let next = stream.reader.next().await.map_err(|error| error.to_string())?;
-    let reply: ComponentReply =
-        next.and_then(|frame| frame.message().ok()).ok_or_else(|| "its answer does not read".to_owned())?;
+    let reply: ComponentReply = first_answer(&mut stream).await?;
     if let Some(error) = reply.error {
         return Err(error.message);
     }

@@ -1,12 +1,14 @@
 //! One client's connection: the hello, then a task per stream.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_net::{Connection, FrameReader, ReadError, Stream};
-use tidemill_protocol::ErrorCode;
 use tidemill_protocol::frame::RawFrame;
 use tidemill_protocol::messages::{Error, StreamOpen, stream_open};
+use tidemill_protocol::{BrokerId, ErrorCode, ShardId};
 use tokio::task::JoinSet;
 
 use crate::cluster::{leader_elsewhere, relay};
@@ -15,6 +17,7 @@ use crate::errors;
 use crate::handlers::produce::Producing;
 use crate::handlers::routed::Routing;
 use crate::handlers::{control, intake, request, subscribe};
+use crate::peers::messages::ForwardOpen;
 use crate::refusals::{self, Refused};
 use crate::unpacking::Unpacker;
 
@@ -25,13 +28,52 @@ const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct ClientName(pub(crate) Arc<str>);
 
+/// Who opened a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    pub(crate) client: ClientName,
+    /// Subject of the certificate that the client showed, to this broker or to the one that it is connected to.
+    pub(crate) identity: Option<Arc<str>>,
+    pub(crate) hop: Hop,
+}
+
 /// How a client's stream came to this broker.
 #[derive(Debug, Clone)]
 pub(crate) enum Hop {
-    /// From the client itself, whose certificate had this subject.
-    Direct(Option<Arc<str>>),
+    /// From the client itself.
+    Direct,
     /// From another broker: it is served here or not at all.
-    Forwarded,
+    Forwarded {
+        by: BrokerId,
+        /// The shards whose part of an answer is wanted; none: of whatever is here.
+        shards: Arc<BTreeSet<ShardId>>,
+    },
+}
+
+impl Caller {
+    /// What another broker is told of this caller, and which shards it is asked about.
+    pub(crate) fn forward(&self, context: &Context, shards: &BTreeSet<ShardId>) -> ForwardOpen {
+        ForwardOpen {
+            client: self.client.0.to_string(),
+            identity: self.identity.as_deref().unwrap_or_default().to_owned(),
+            view_version: context.view.now().version(),
+            shards: shards.iter().map(|shard| u32::from(shard.get())).collect(),
+        }
+    }
+}
+
+/// For logs.
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.client.0)?;
+        if let Some(identity) = &self.identity {
+            write!(f, " ({identity})")?;
+        }
+        match &self.hop {
+            Hop::Direct => Ok(()),
+            Hop::Forwarded { by, .. } => write!(f, " by broker {by}"),
+        }
+    }
 }
 
 /// Serves a connection until it ends.
@@ -85,7 +127,8 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
     let unpacker = context.unpacking.for_connection();
-    let hop = Hop::Direct(connection.peer().identity.as_deref().map(Arc::from));
+    let identity = connection.peer().identity.as_deref().map(Arc::from);
+    let caller = Caller { client: client.clone(), identity, hop: Hop::Direct };
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
@@ -96,8 +139,8 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                     }
                     // The control stream is one of them.
                     if streams.len() + 1 < streams_max {
-                        let (context, client, unpacker) = (Arc::clone(context), client.clone(), unpacker.clone());
-                        streams.spawn(serve_stream(context, client, unpacker, stream, hop.clone()));
+                        let (context, caller, unpacker) = (Arc::clone(context), caller.clone(), unpacker.clone());
+                        streams.spawn(serve_stream(context, caller, unpacker, stream));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
                         let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
@@ -128,22 +171,17 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Serves one stream of a client to its end.
-pub(crate) async fn serve_stream(
-    context: Arc<Context>,
-    client: ClientName,
-    unpacker: Unpacker,
-    stream: Stream,
-    hop: Hop,
-) {
+pub(crate) async fn serve_stream(context: Arc<Context>, caller: Caller, unpacker: Unpacker, stream: Stream) {
     let (kind, stream) = match first_frame(stream).await {
         Ok(opened) => opened,
-        Err(error) => return refusals::stream(&client.0, &error),
+        Err(error) => return refusals::stream(&caller, &error),
     };
-    if let Hop::Direct(identity) = &hop
+    if let Hop::Direct = &caller.hop
         && let Some(leader) = leader_elsewhere(&context, &kind)
     {
-        return relay(&context, &client, identity.as_deref(), leader, kind, stream).await;
+        return relay(&context, &caller, leader, kind, stream).await;
     }
+    let client = caller.client.clone();
     match kind {
         stream_open::Kind::Produce(open) => {
             intake::serve::<Producing>(context, client, unpacker, stream, open).await;
@@ -152,12 +190,12 @@ pub(crate) async fn serve_stream(
             intake::serve::<Routing>(context, client, unpacker, stream, open).await;
         }
         stream_open::Kind::Subscribe(open) => {
-            subscribe::serve(context, client, unpacker, stream, open).await;
+            subscribe::serve(context, caller, unpacker, stream, open).await;
         }
-        stream_open::Kind::Request(open) => request::serve(context, client, stream, open).await,
+        stream_open::Kind::Request(open) => request::serve(context, caller, stream, open).await,
         stream_open::Kind::Hello(_) => {
             let error = Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already");
-            refusals::stream(&client.0, &error);
+            refusals::stream(&caller, &error);
             reset(stream, ErrorCode::UnexpectedStream);
         }
     }

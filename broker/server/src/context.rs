@@ -10,7 +10,7 @@ use tidemill_hosting::Hosting;
 use tidemill_net::ClusterCa;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::record_batch::BatchLimits;
-use tidemill_protocol::{ErrorCode, NodeId, ShardId, Term, TopicPartition};
+use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId, Term, TopicPartition};
 use tidemill_raft::{ReadError, Replica, ReplicaState};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -184,12 +184,12 @@ impl Context {
         self.shards.admission().admit_to_log(bytes).await.map_err(|no_room| self.not_admitted(no_room))
     }
 
-    /// The topic and replica of a partition that somebody named.
-    pub(crate) fn find(
+    /// The topic and shard of a partition that somebody named.
+    pub(crate) fn locate(
         &self,
         view: &ClusterView,
         partition: TopicPartition,
-    ) -> Result<(Arc<tidemill_controller::TopicRecord>, Replica), Error> {
+    ) -> Result<(Arc<tidemill_controller::TopicRecord>, ShardId), Error> {
         let topic =
             view.topic(partition.topic).ok_or_else(|| errors::unknown_topic(&partition.topic.to_string()))?;
         let shard = topic.shard_of(partition.partition).ok_or_else(|| {
@@ -203,13 +203,18 @@ impl Context {
                 ),
             )
         })?;
-        let replica = self.shards.replica(shard).ok_or_else(|| {
-            Error::new(
-                ErrorCode::NotLeader,
-                format!("shard {shard} is not on this broker; refresh the metadata"),
-            )
-        })?;
-        Ok((Arc::clone(topic), replica))
+        Ok((Arc::clone(topic), shard))
+    }
+
+    /// The topic and the replica here of a partition that somebody named.
+    pub(crate) fn find(
+        &self,
+        view: &ClusterView,
+        partition: TopicPartition,
+    ) -> Result<(Arc<tidemill_controller::TopicRecord>, Replica), Error> {
+        let (topic, shard) = self.locate(view, partition)?;
+        let replica = self.shards.replica(shard).ok_or_else(|| errors::not_on_this_broker(shard))?;
+        Ok((topic, replica))
     }
 
     /// As [`Self::find`], for a stream that somebody opens: the topic may be newer than what this broker has heard.
@@ -238,6 +243,26 @@ impl Context {
         here.into_iter().chain(told).max_by_key(|leader| leader.term)
     }
 
+    /// The other brokers that have a replica of a shard, whoever leads it first.
+    pub(crate) fn holders(&self, shard: ShardId) -> Vec<BrokerId> {
+        let leader = self.leader(shard).map(|leader| leader.node);
+        let view = self.view.now();
+        let record = view.controller().shard(shard);
+        let members = record.and_then(|record| record.members.as_ref());
+        let voters = members.into_iter().flat_map(|members| members.voters.iter().copied());
+        let planned = record
+            .filter(|_| members.is_none())
+            .into_iter()
+            .flat_map(|record| record.replicas.iter().copied());
+        let mut holders: Vec<BrokerId> = Vec::new();
+        for broker in leader.into_iter().chain(voters).chain(planned).map(|node| node.broker()) {
+            if broker != view.broker && !holders.contains(&broker) {
+                holders.push(broker);
+            }
+        }
+        holders
+    }
+
     /// The cluster's metadata with everything that was decided before the call. Who asks meanwhile shares the answer; where the controller
     /// can't be asked, it is what this broker has heard.
     pub(crate) async fn fresh_view(&self) -> Arc<ClusterView> {
@@ -262,9 +287,14 @@ impl Context {
     /// Waits until the view shows what this broker's replica of the controller has applied.
     pub(crate) async fn view_shows(&self, controller: &Replica) {
         let Some(applied) = controller.shard().controller() else { return };
+        self.view_reaches(applied.version()).await;
+    }
+
+    /// Waits until the view shows a version of the controller's state, for as long as a request waits for that.
+    pub(crate) async fn view_reaches(&self, version: u64) {
         let mut view = self.view.clone();
         let shown = async {
-            while view.now().version() < applied.version() {
+            while view.now().version() < version {
                 if view.changed().await.is_none() {
                     return;
                 }

@@ -85,6 +85,11 @@ pub(crate) fn led_elsewhere(shard: ShardId) -> Error {
     Error::new(ErrorCode::NotLeader, format!("this broker does not lead shard {shard}; refresh the metadata"))
 }
 
+/// This broker has no replica of the shard, and may not send on what it was asked for.
+pub(crate) fn not_on_this_broker(shard: ShardId) -> Error {
+    Error::new(ErrorCode::NotLeader, format!("shard {shard} is not on this broker; refresh the metadata"))
+}
+
 pub(crate) fn barrier(error: &ReadError) -> Error {
     let code = match error {
         ReadError::NotLeader { .. } => ErrorCode::NotLeader,

@@ -144,9 +144,12 @@ impl OutboxDispatcher {
     ) -> Option<impl Future<Output = Delivery> + use<'_>> {
         let number = item.number;
         let unit = Unit::Deliver { stream, number, batch: item.batch };
-        let replica = self.shards.replica(target).filter(|replica| self.room.lacking(replica).is_none())?;
+        // Where no replica is here, the leader's gate looks.
+        if self.shards.replica(target).is_some_and(|replica| self.room.lacking(&replica).is_some()) {
+            return None;
+        }
         let admitted = self.shards.admission().admit(unit.bytes()).await.ok()?;
-        match replica.reserve_anywhere(unit.bytes()).await {
+        match self.shards.reserve(target, unit.bytes()).await {
             Ok(permit) => {
                 let answer = permit.submit(unit);
                 Some(async move {

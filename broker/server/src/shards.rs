@@ -1,14 +1,17 @@
-//! The shards of this broker: which replica answers for what.
+//! The shards of the cluster: which replica here answers for what, and the way to the leaders of those that have none here.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
-use tidemill_protocol::ShardId;
-use tidemill_raft::{ProposeError, Replica};
+use tidemill_protocol::{NodeId, ShardId};
+use tidemill_raft::{
+    PeerDialer, PermitAnywhere, ProposeError, RemoteShard, Replica, ReplicaLimits, ReplicaState,
+};
 use tidemill_shard::{Shard, Unit, UnitResult};
 
 use crate::admission::Admission;
+use crate::view::ViewReader;
 
 type Replicas = BTreeMap<ShardId, Replica>;
 
@@ -20,12 +23,51 @@ pub(crate) struct Shards {
     /// Data shards of the cluster, numbered from 1.
     count: u16,
     admission: Arc<Admission>,
+    /// The ways to the leaders of data shards, for where no replica is here; once this broker hears who leads.
+    others: Arc<OnceLock<Others>>,
+}
+
+/// The ways to the shards' leaders on other brokers.
+struct Others {
+    view: ViewReader,
+    ways: BTreeMap<ShardId, RemoteShard>,
+}
+
+impl Others {
+    /// Who leads a shard on another broker, as its leader told the controller.
+    fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        leader_elsewhere(&self.view, shard)
+    }
+}
+
+fn leader_elsewhere(view: &ViewReader, shard: ShardId) -> Option<NodeId> {
+    let view = view.now();
+    let leader = view.controller().shard(shard)?.members.as_ref()?.leader?;
+    (leader.broker() != view.broker).then_some(leader)
 }
 
 impl Shards {
     /// Of a cluster with that many data shards, none of which is here yet.
     pub(crate) fn new(count: u16, admission: Arc<Admission>) -> Self {
-        Self { replicas: Arc::default(), count, admission }
+        Self { replicas: Arc::default(), count, admission, others: Arc::default() }
+    }
+
+    /// From here on units of shards that have no replica here go to their leaders. `from` names this broker to them.
+    pub(crate) fn reach_others(
+        &self,
+        from: NodeId,
+        dialer: &Arc<dyn PeerDialer>,
+        view: &ViewReader,
+        limits: &ReplicaLimits,
+    ) {
+        let way = |shard| {
+            let view = view.clone();
+            let leader = move || leader_elsewhere(&view, shard);
+            (shard, RemoteShard::new(shard, from, Arc::clone(dialer), limits, leader))
+        };
+        let others = Others { view: view.clone(), ways: self.numbers().map(way).collect() };
+        let set = self.others.set(others);
+        debug_assert!(set.is_ok(), "a broker starts once");
     }
 
     pub(crate) fn insert(&self, replica: Replica) {
@@ -52,6 +94,18 @@ impl Shards {
         self.replicas.read().get(&shard).cloned()
     }
 
+    /// The replica here of a shard, if it answers for the shard: one that has stopped, or that its group has not taken in yet, does not
+    /// where another broker does.
+    pub(crate) fn serving(&self, shard: ShardId) -> Option<Replica> {
+        let replica = self.replica(shard)?;
+        let takes_part = match replica.watch().borrow().clone() {
+            role if role.stopped().is_some() => false,
+            role => role.state != ReplicaState::Learner || role.leader.is_some(),
+        };
+        let is_led_elsewhere = || self.others.get().is_some_and(|others| others.leader(shard).is_some());
+        (takes_part || !is_led_elsewhere()).then_some(replica)
+    }
+
     /// Shard 0's replica.
     pub(crate) fn controller(&self) -> Option<Replica> {
         self.replica(ShardId::CONTROLLER)
@@ -73,11 +127,6 @@ impl Shards {
         (1..=self.count).map(ShardId::new)
     }
 
-    /// Whether every shard has a replica here.
-    pub(crate) fn are_all_here(&self) -> bool {
-        self.replicas.read().len() > usize::from(self.count)
-    }
-
     /// Whether a replica here has stopped for good: its log or its state failed.
     pub(crate) fn any_stopped(&self) -> bool {
         self.replicas.read().values().any(|replica| replica.watch().borrow().stopped().is_some())
@@ -89,9 +138,24 @@ impl Shards {
 
     /// Has a unit written by the shard's leader, here or elsewhere.
     pub(crate) async fn propose(&self, shard: ShardId, unit: Unit) -> Result<UnitResult, ProposeError> {
-        match self.replica(shard) {
-            Some(replica) => replica.propose_anywhere(unit).await,
-            None => Err(ProposeError::NotLeader { leader: None }),
+        match (self.serving(shard), self.way(shard)) {
+            (Some(replica), _) => replica.propose_anywhere(unit).await,
+            (None, Some(way)) => way.propose(unit).await,
+            (None, None) => Err(ProposeError::NotLeader { leader: None }),
         }
+    }
+
+    /// Waits for room for a unit of `bytes` at the shard's leader, here or elsewhere: units that are submitted to the same leader are
+    /// written in the order of the calls.
+    pub(crate) async fn reserve(&self, shard: ShardId, bytes: usize) -> Result<PermitAnywhere, ProposeError> {
+        match (self.serving(shard), self.way(shard)) {
+            (Some(replica), _) => replica.reserve_anywhere(bytes).await,
+            (None, Some(way)) => way.reserve(bytes).await,
+            (None, None) => Err(ProposeError::NotLeader { leader: None }),
+        }
+    }
+
+    fn way(&self, shard: ShardId) -> Option<&RemoteShard> {
+        self.others.get()?.ways.get(&shard)
     }
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use tidemill_client::messages::{TopicConfig, TopicDescription};
-use tidemill_client::{Client, NewTopic, Offset, TopicId};
+use tidemill_client::{Client, NewTopic, TopicId};
 
 use crate::error::CliError;
 use crate::{output, text};
@@ -214,8 +214,8 @@ fn describe(topic: &TopicDescription) {
                 p.partition.to_string(),
                 p.shard.to_string(),
                 p.leader.to_string(),
-                p.log_start_offset.to_string(),
-                Offset::new(p.high_watermark).to_string(),
+                known(p.log_start_offset),
+                known(p.high_watermark),
                 output::bytes(p.bytes),
                 p.segments.to_string(),
             ]
@@ -226,6 +226,11 @@ fn describe(topic: &TopicDescription) {
         &rows,
         &[0, 1, 2, 3, 4, 5, 6],
     );
+}
+
+/// An offset; one of a partition of which the broker could not be told anything is negative.
+fn known(offset: i64) -> String {
+    if offset < 0 { "?".to_owned() } else { offset.to_string() }
 }
 
 /// The deployment that filters what is produced.

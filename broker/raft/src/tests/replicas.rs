@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use tidemill_coordinator::GroupCommand;
 use tidemill_protocol::{BrokerId, NodeId};
 use tidemill_shard::Unit;
@@ -14,6 +15,7 @@ use super::fixture::{PATIENCE, SHARD, commit_position, groups};
 use crate::config::{Begin, ReplicaLimits};
 use crate::error::{ProposeError, ReadError};
 use crate::gate::{Gate, Held};
+use crate::remote::RemoteShard;
 use crate::replica::Replica;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,6 +160,44 @@ async fn units_find_the_next_leader() {
     outcome.unwrap();
     let leader = cluster.leader().await;
     cluster.agree(&leader).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_no_replica_writes_at_the_leader() {
+    let mut cluster = Cluster::of_three(8).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.replicas().find(|other| other.node() != leader.node()).unwrap().node();
+    // It was told of a leader that is none any more; that one knows better.
+    let told = Arc::new(Mutex::new(Some(follower)));
+    let stranger =
+        RemoteShard::new(SHARD, node(4), cluster.network.dialer(node(4)), &ReplicaLimits::default(), {
+            let told = Arc::clone(&told);
+            move || *told.lock()
+        });
+    stranger.propose(commit_position("one", 0)).await.unwrap();
+    *told.lock() = Some(leader.node());
+    let mut answers = Vec::new();
+    for offset in 0..100 {
+        let unit = commit_position("many", offset);
+        answers.push(stranger.reserve(unit.bytes()).await.unwrap().submit(unit));
+    }
+    for answer in answers {
+        assert!(matches!(answer.await, Ok(tidemill_shard::UnitResult::Group(_))));
+    }
+    assert_eq!(groups(&leader).len(), 2);
+    cluster.agree(&leader).await;
+
+    *told.lock() = None;
+    let refused = stranger.reserve(100).await.map(drop);
+    assert_eq!(refused, Err(ProposeError::NotLeader { leader: None }), "nobody is known to lead");
+    *told.lock() = Some(leader.node());
+    let dead = leader.node();
+    drop(leader);
+    drop(cluster.kill(dead));
+    let next = cluster.leader().await;
+    *told.lock() = Some(next.node());
+    stranger.propose(commit_position("three", 0)).await.unwrap();
+    cluster.agree(&next).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

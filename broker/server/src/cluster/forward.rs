@@ -7,13 +7,14 @@
 //! So one address is enough for a client behind NAT, and a client whose metadata is behind is served all the same. The broker at the
 //! end of the hop serves the stream or refuses it; it never sends it on.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidemill_net::{FrameReader, FrameWriter, ReadError, Stream, WriteError};
 use tidemill_protocol::messages::{StreamOpen, stream_open};
 use tidemill_protocol::{BrokerId, ErrorCode, ShardId, TopicPartition};
 
-use crate::connection::{self, ClientName, Hop, Opened};
+use crate::connection::{self, Caller, ClientName, Hop, Opened};
 use crate::context::Context;
 use crate::peers::messages::{ForwardOpen, Purpose};
 
@@ -33,21 +34,19 @@ fn shard_of(context: &Context, partition: TopicPartition) -> Option<ShardId> {
 /// Serves a client's stream by another broker. Where there is no way to it, the stream is reset: the client looks for the leader again.
 pub(crate) async fn relay(
     context: &Context,
-    client: &ClientName,
-    identity: Option<&str>,
+    caller: &Caller,
     to: BrokerId,
     kind: stream_open::Kind,
     opened: Opened,
 ) {
     metrics::counter!("tidemill_forwarded_streams_total").increment(1);
     let Some(peers) = &context.peers else { return connection::reset(opened, ErrorCode::NotLeader) };
-    let open =
-        ForwardOpen { client: client.0.to_string(), identity: identity.unwrap_or_default().to_owned() };
+    let open = caller.forward(context, &BTreeSet::new());
     let there = peers.open(to, Purpose::Forward(open)).await;
     let mut there = match there {
         Ok(there) => there,
         Err(error) => {
-            tracing::debug!(client = %client.0, %error, "a stream is not forwarded");
+            tracing::debug!(client = %caller, %error, "a stream is not forwarded");
             return connection::reset(opened, ErrorCode::NotLeader);
         }
     };
@@ -102,8 +101,16 @@ fn code_of(error: &ReadError) -> u32 {
 }
 
 /// Serves a stream that another broker brings for its client.
-pub(crate) async fn serve_forwarded(context: Arc<Context>, open: ForwardOpen, stream: Stream) {
-    let client = ClientName(Arc::from(open.client));
+pub(crate) async fn serve_forwarded(context: Arc<Context>, by: BrokerId, open: ForwardOpen, stream: Stream) {
+    let shards = open.shards.iter().filter_map(|shard| u16::try_from(*shard).ok().map(ShardId::new));
+    let caller = Caller {
+        client: ClientName(Arc::from(open.client)),
+        identity: Some(open.identity).filter(|identity| !identity.is_empty()).map(Arc::from),
+        hop: Hop::Forwarded { by, shards: Arc::new(shards.collect()) },
+    };
+    tracing::debug!(client = %caller, "another broker brings a stream of its client");
+    // What the other broker has heard of the cluster its client relies on.
+    context.view_reaches(open.view_version).await;
     let unpacker = context.unpacking.for_connection();
-    connection::serve_stream(context, client, unpacker, stream, Hop::Forwarded).await;
+    connection::serve_stream(context, caller, unpacker, stream).await;
 }

@@ -1,6 +1,7 @@
 //! This broker as one of several: how it becomes one, and what it does for the others.
 
 mod directory;
+mod elsewhere;
 mod forward;
 pub(crate) mod handover;
 mod join;
@@ -12,6 +13,7 @@ pub(crate) mod replicas;
 pub(crate) mod steering;
 
 pub use directory::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX};
+pub(crate) use elsewhere::{Asking, Place, another_answer, body_of};
 pub(crate) use forward::{leader_elsewhere, relay, serve_forwarded};
 pub use join::JoinError;
 pub(crate) use join::{Joined, join, take_in};

@@ -353,20 +353,12 @@ async fn new_node(shard: ShardId, old: NodeId, shards: &Shards, peers: &Peers) -
     let mut last = "no other broker is connected".to_owned();
     for broker in peers.connected() {
         let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
-        let asked = async {
-            let mut stream =
-                peers.open(broker, Purpose::Replace(open)).await.map_err(|error| error.to_string())?;
-            stream.writer.finish().await.map_err(|error| error.to_string())?;
-            let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
-            let reply: Option<ReplaceReply> = answer.and_then(|answer| answer.message().ok());
-            reply.ok_or_else(|| "its answer does not read".to_owned())
-        };
-        match asked.await {
+        match peers.ask(broker, Purpose::Replace(open)).await {
             Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
             Ok(ReplaceReply { error: Some(error), .. }) => {
                 last = format!("broker {broker}: {}", error.message)
             }
-            Err(reason) => last = format!("broker {broker}: {reason}"),
+            Err(error) => last = error.to_string(),
         }
     }
     Err(last)

@@ -1,50 +1,62 @@
 //! Deployments: create, list, describe, pause, resume, delete, logs.
 
-use std::sync::Arc;
-
 use tidemill_controller::{
     ControllerCommand, ControllerReply, DeploymentKind, DeploymentRecord, DeploymentSpec, DeploymentStatus,
     FailurePolicy, StartAt,
 };
 use tidemill_protocol::messages::{
     self, CreateDeploymentRequest, Deployment, DeploymentLogsReply, DeploymentLogsRequest, Error,
-    ListDeploymentsReply, ListDeploymentsRequest, LogLine, TaskPosition, TaskStatus, position::At,
+    ListDeploymentsReply, ListDeploymentsRequest, LogLine, OffsetQuery, TaskStatus, position::At,
 };
-use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp, TopicPartition};
-use tidemill_shard::TaskStatus as TaskState;
+use tidemill_protocol::{ErrorCode, Offset, PartitionId, TopicPartition};
+use tokio::time::Instant;
 
 use crate::adopter::deployment_version;
+use crate::cluster::Asking;
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::offsets;
 use crate::handlers::page::page;
 use crate::handlers::plugins::name;
-use crate::handlers::topics::{self, control};
+use crate::handlers::topics::{self, ADOPTION_INTERVAL, ADOPTION_PATIENCE, control};
 use crate::naming::unknown_plugin;
 use crate::plans;
-use crate::task_port::TASKS_WAIT;
 use crate::view::ClusterView;
+
+mod tasks;
+
+use tasks::Tasks;
 
 const ATTEMPTS_DEFAULT: u32 = 5;
 const BACKOFF_MS_DEFAULT: u32 = 200;
 const LOG_LINES_MAX: u32 = 1000;
+/// Deployments of which a listing looks at the tasks; no page has more.
+const LISTED_MAX: usize = 1_001;
 
-pub(crate) async fn create(
-    context: &Arc<Context>,
-    request: CreateDeploymentRequest,
-) -> Result<Deployment, Error> {
+pub(crate) async fn create(asking: &Asking, request: CreateDeploymentRequest) -> Result<Deployment, Error> {
+    let context = &*asking.context;
     context.room_to_write()?;
     let view = context.view.now();
-    let spec = spec(context, &view, request).await?;
+    let spec = spec(asking, &view, request).await?;
     // The plugin sees its configuration before anything is bound: a bad one is refused in its own words.
     let plan = dry_run(&view, &spec)?;
     context.hosting.validate(&plan).await.map_err(|error| errors::deploy(&error))?;
     let record = deployment_reply(control(context, ControllerCommand::CreateDeployment(spec)).await?)?;
     settled(context, &record).await;
-    Ok(message(context, &context.view.now(), &record))
+    let since = Instant::now();
+    loop {
+        let described = described(asking, &record).await;
+        // Of a task that its shard has not heard of yet nothing is known.
+        let is_everywhere = described.tasks.len() == tasks::count(&context.view.now(), &record);
+        if is_everywhere || since.elapsed() >= ADOPTION_PATIENCE {
+            return Ok(described);
+        }
+        tokio::time::sleep(ADOPTION_INTERVAL).await;
+    }
 }
 
 async fn spec(
-    context: &Arc<Context>,
+    asking: &Asking,
     view: &ClusterView,
     request: CreateDeploymentRequest,
 ) -> Result<DeploymentSpec, Error> {
@@ -63,20 +75,21 @@ async fn spec(
         Ok(messages::FailurePolicy::Pause | messages::FailurePolicy::Unspecified) => FailurePolicy::Pause,
         Err(_) => return Err(invalid("the failure policy is skip, dead-letter or pause".to_owned())),
     };
+    let settings = &asking.context.config.plugins;
     let memory = match request.memory_bytes_max {
-        0 => context.config.plugins.memory_bytes_default,
-        asked if asked <= context.config.plugins.memory_bytes_max => asked,
+        0 => settings.memory_bytes_default,
+        asked if asked <= settings.memory_bytes_max => asked,
         _ => {
             return Err(invalid(format!(
                 "an instance may have at most {} bytes of memory (plugins.memory_bytes_max)",
-                context.config.plugins.memory_bytes_max
+                settings.memory_bytes_max
             )));
         }
     };
     let names = |texts: &[String]| texts.iter().map(|text| topics::name(text)).collect::<Result<Vec<_>, _>>();
     let read = names(&request.topics)?;
     let start = match kind {
-        DeploymentKind::Consumer => start(context, view, &request).await?,
+        DeploymentKind::Consumer => start(asking, view, &request).await?,
         _ => StartAt::Latest,
     };
     Ok(DeploymentSpec {
@@ -105,44 +118,37 @@ async fn spec(
 
 /// A time is looked up here, once: what is decided must not depend on when a shard hears of it.
 async fn start(
-    context: &Arc<Context>,
+    asking: &Asking,
     view: &ClusterView,
     request: &CreateDeploymentRequest,
 ) -> Result<StartAt, Error> {
     let position = request.start.as_ref().and_then(|position| position.at);
-    let time = match position {
-        None | Some(At::Latest(_)) => return Ok(StartAt::Latest),
-        Some(At::Earliest(_)) => return Ok(StartAt::Earliest),
+    match position {
+        None | Some(At::Latest(_)) => Ok(StartAt::Latest),
+        Some(At::Earliest(_)) => Ok(StartAt::Earliest),
         Some(At::Offset(offset)) if offset < 0 => {
-            return Err(Error::new(ErrorCode::OffsetOutOfRange, "a consumer starts at offset 0 or later"));
+            Err(Error::new(ErrorCode::OffsetOutOfRange, "a consumer starts at offset 0 or later"))
         }
         Some(At::Offset(offset)) => {
             let all = partitions(view, &request.topics)?;
-            return Ok(StartAt::Offsets(
-                all.into_iter().map(|partition| (partition, Offset::new(offset))).collect(),
-            ));
+            Ok(StartAt::Offsets(all.into_iter().map(|partition| (partition, Offset::new(offset))).collect()))
         }
-        Some(At::Timestamp(time)) => Timestamp::new(time),
-    };
-    let all = partitions(view, &request.topics)?;
-    context.confirm(all.iter().filter_map(|partition| view.shard_of(*partition))).await?;
-    let mut starts = Vec::with_capacity(all.len());
-    for partition in all {
-        let (_, replica) = context.find(view, partition)?;
-        let shard = replica.shard().clone();
-        let end = shard
-            .partition(partition)
-            .ok_or_else(|| errors::not_ready(view.partition_name(partition)))?
-            .high_watermark;
-        let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
-            .await
-            .map_err(|_| errors::interrupted("looking up a time"))?
-            .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
-        starts.push((partition, found.map_or(end, |(offset, _)| offset)));
+        Some(At::Timestamp(_)) => {
+            let all = partitions(view, &request.topics)?;
+            let query = |partition: &TopicPartition| OffsetQuery {
+                partition: Some((*partition).into()),
+                position: request.start,
+            };
+            let queries: Vec<OffsetQuery> = all.iter().map(query).collect();
+            let found = offsets::look_up(asking, &queries).await?;
+            let starts = all.into_iter().zip(found).map(|(partition, found)| match found.error {
+                Some(error) => Err(error),
+                None => Ok((partition, Offset::new(found.offset))),
+            });
+            starts.collect::<Result<_, _>>().map(StartAt::Offsets)
+        }
     }
-    Ok(StartAt::Offsets(starts))
 }
-
 fn partitions(view: &ClusterView, topics: &[String]) -> Result<Vec<TopicPartition>, Error> {
     let mut all = Vec::new();
     for topic in topics {
@@ -204,34 +210,46 @@ async fn settled(context: &Context, record: &DeploymentRecord) {
     }
 }
 
-pub(crate) fn list(context: &Context, request: &ListDeploymentsRequest) -> ListDeploymentsReply {
+pub(crate) async fn list(
+    asking: &Asking,
+    request: &ListDeploymentsRequest,
+) -> Result<ListDeploymentsReply, Error> {
+    let context = &*asking.context;
     let view = context.view.now();
     let live = view.controller().deployments().filter(|record| !record.deleted);
-    let listed = live.filter(|record| record.id.get() >= request.from_id);
-    let (deployments, more) = page(listed.map(|record| message(context, &view, record)), request.limit);
-    ListDeploymentsReply { deployments, more }
+    let listed: Vec<&DeploymentRecord> =
+        live.filter(|record| record.id.get() >= request.from_id).take(LISTED_MAX).collect();
+    let mut tasks = Tasks::of_all(asking, &view, &listed, request).await;
+    let messages = listed.iter().map(|record| message(context, record, tasks.take(record.id)));
+    let (deployments, more) = page(messages, request.limit);
+    Ok(ListDeploymentsReply { deployments, more })
 }
 
-pub(crate) fn describe(context: &Context, name: &str) -> Result<Deployment, Error> {
-    let view = context.view.now();
-    view.deployment_by_name(name)
-        .map(|record| message(context, &view, record))
-        .ok_or_else(|| errors::unknown_deployment(name))
+pub(crate) async fn describe(asking: &Asking, name: &str) -> Result<Deployment, Error> {
+    let view = asking.context.view.now();
+    let record = view.deployment_by_name(name).ok_or_else(|| errors::unknown_deployment(name))?;
+    Ok(described(asking, record).await)
 }
 
-pub(crate) async fn pause(context: &Arc<Context>, deployment: &str) -> Result<Deployment, Error> {
-    set_status(context, deployment, DeploymentStatus::Paused).await
+async fn described(asking: &Asking, record: &DeploymentRecord) -> Deployment {
+    let mut tasks = Tasks::of_one(asking, &asking.context.view.now(), record).await;
+    message(&asking.context, record, tasks.take(record.id))
 }
 
-pub(crate) async fn resume(context: &Arc<Context>, deployment: &str) -> Result<Deployment, Error> {
-    set_status(context, deployment, DeploymentStatus::Running).await
+pub(crate) async fn pause(asking: &Asking, deployment: &str) -> Result<Deployment, Error> {
+    set_status(asking, deployment, DeploymentStatus::Paused).await
+}
+
+pub(crate) async fn resume(asking: &Asking, deployment: &str) -> Result<Deployment, Error> {
+    set_status(asking, deployment, DeploymentStatus::Running).await
 }
 
 async fn set_status(
-    context: &Arc<Context>,
+    asking: &Asking,
     deployment: &str,
     status: DeploymentStatus,
 ) -> Result<Deployment, Error> {
+    let context = &*asking.context;
     if let Some(record) = context.view.now().deployment_by_name(deployment)
         && record.spec.kind != DeploymentKind::Consumer
     {
@@ -245,10 +263,10 @@ async fn set_status(
     let command = ControllerCommand::SetDeploymentStatus { name: name(deployment)?, status };
     let record = deployment_reply(control(context, command).await?)?;
     settled(context, &record).await;
-    Ok(message(context, &context.view.now(), &record))
+    Ok(described(asking, &record).await)
 }
 
-pub(crate) async fn delete(context: &Arc<Context>, deployment: &str) -> Result<(), Error> {
+pub(crate) async fn delete(context: &Context, deployment: &str) -> Result<(), Error> {
     let command = ControllerCommand::DeleteDeployment { name: name(deployment)? };
     let record = deployment_reply(control(context, command).await?)?;
     settled(context, &record).await;
@@ -283,7 +301,7 @@ fn deployment_reply(reply: ControllerReply) -> Result<DeploymentRecord, Error> {
     }
 }
 
-fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Deployment {
+fn message(context: &Context, record: &DeploymentRecord, tasks: Vec<TaskStatus>) -> Deployment {
     let kind = match record.spec.kind {
         DeploymentKind::Partitioner => messages::DeploymentKind::Partitioner,
         DeploymentKind::SubscriptionFilter => messages::DeploymentKind::SubscriptionFilter,
@@ -300,7 +318,6 @@ fn message(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> 
         DeploymentStatus::Paused => (messages::DeploymentStatus::Paused, String::new()),
         DeploymentStatus::Failed(reason) => (messages::DeploymentStatus::Failed, reason.clone()),
     };
-    let tasks = tasks(context, view, record);
     let (status, status_reason) = as_its_tasks(status, status_reason, &tasks);
     Deployment {
         deployment_id: record.id.get(),
@@ -332,7 +349,9 @@ fn as_its_tasks(
     reason: String,
     tasks: &[TaskStatus],
 ) -> (messages::DeploymentStatus, String) {
-    let is_stopped = |task: &TaskStatus| task.status() != messages::DeploymentStatus::Running;
+    // One of which nothing is known may run.
+    let runs = [messages::DeploymentStatus::Running, messages::DeploymentStatus::Unspecified];
+    let is_stopped = |task: &TaskStatus| !runs.contains(&task.status());
     match tasks.first() {
         Some(first) if status == messages::DeploymentStatus::Running && tasks.iter().all(is_stopped) => {
             let of =
@@ -341,49 +360,4 @@ fn as_its_tasks(
         }
         _ => (status, reason),
     }
-}
-
-fn tasks(context: &Context, view: &ClusterView, record: &DeploymentRecord) -> Vec<TaskStatus> {
-    let Some(first) = record.topics.first().and_then(|topic| view.topic(*topic)) else { return Vec::new() };
-    if record.spec.kind != DeploymentKind::Consumer {
-        return Vec::new();
-    }
-    (0u32..)
-        .zip(&first.shards)
-        .filter_map(|(partition, shard)| {
-            let shard = context.shards.state(*shard)?;
-            let task = shard.task_now(record.id, PartitionId::new(partition))?;
-            let waits = context.disk.is_nearly_full() && record.status == DeploymentStatus::Running;
-            let (status, reason) = match &task.status {
-                // The deployment's word counts for every task, whatever the shard's note of it says yet.
-                TaskState::Running if record.status == DeploymentStatus::Paused => {
-                    (messages::DeploymentStatus::Paused, String::new())
-                }
-                TaskState::Running if waits => (messages::DeploymentStatus::Running, TASKS_WAIT.to_owned()),
-                TaskState::Running => {
-                    let waits = context.hosting.waits(record.id, task.partition).unwrap_or_default();
-                    (messages::DeploymentStatus::Running, waits)
-                }
-                TaskState::Paused { reason } => (messages::DeploymentStatus::Paused, reason.clone()),
-                TaskState::Failed { reason } => (messages::DeploymentStatus::Failed, reason.clone()),
-            };
-            let positions = task
-                .positions
-                .iter()
-                .map(|(source, position)| TaskPosition {
-                    topic: view.topic_name(source.topic),
-                    position: position.get(),
-                    high_watermark: shard.partition(*source).map_or(-1, |known| known.high_watermark.get()),
-                })
-                .collect();
-            Some(TaskStatus {
-                partition,
-                status: status.into(),
-                reason,
-                positions,
-                outbox_bytes: task.outbox.iter().map(|(_, bytes)| bytes).sum(),
-                state_bytes: task.state_bytes,
-            })
-        })
-        .collect()
 }

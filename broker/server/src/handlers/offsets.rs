@@ -1,41 +1,87 @@
 //! Offsets by position, and producer ids.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidemill_protocol::messages::{
     Error, InitProducerReply, ListOffsetsReply, ListOffsetsRequest, OffsetAnswer, OffsetQuery, position::At,
+    request,
 };
-use tidemill_protocol::{ErrorCode, Timestamp};
+use tidemill_protocol::{ErrorCode, ShardId, Timestamp, TopicPartition};
+use tidemill_raft::Replica;
 
+use crate::cluster::{Asking, another_answer, body_of};
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::topics;
+use crate::view::ClusterView;
 
 const QUERIES_MAX: usize = 100_000;
 
-pub(crate) async fn list(
-    context: &Arc<Context>,
-    request: &ListOffsetsRequest,
-) -> Result<ListOffsetsReply, Error> {
+pub(crate) async fn list(asking: &Asking, request: &ListOffsetsRequest) -> Result<ListOffsetsReply, Error> {
     if request.queries.len() > QUERIES_MAX {
         return Err(Error::new(
             ErrorCode::BadMessage,
             format!("at most {QUERIES_MAX} queries in one request"),
         ));
     }
+    Ok(ListOffsetsReply { answers: look_up(asking, &request.queries).await? })
+}
+
+/// An answer for each query, in their order. What can't be told of one partition just now stands in its own answer.
+pub(crate) async fn look_up(asking: &Asking, queries: &[OffsetQuery]) -> Result<Vec<OffsetAnswer>, Error> {
+    let context = &asking.context;
     let view = context.view.now();
-    let (of_end, others): (Vec<_>, Vec<_>) = request.queries.iter().partition(|query| asks_for_end(query));
-    let shard = |query: &OffsetQuery| view.shard_of(query.partition.as_ref()?.parse()?);
-    context.confirm(of_end.into_iter().filter_map(shard)).await?;
-    context.settle(others.into_iter().filter_map(shard)).await?;
-    let mut answers = Vec::with_capacity(request.queries.len());
-    for query in &request.queries {
-        answers.push(match find(context, query).await {
-            Ok((offset, timestamp)) => OffsetAnswer { error: None, offset, timestamp },
-            Err(error) => OffsetAnswer { error: Some(error), offset: -1, timestamp: -1 },
-        });
+    let mut answers = vec![OffsetAnswer::default(); queries.len()];
+    let mut by_shard: BTreeMap<ShardId, Vec<(usize, TopicPartition)>> = BTreeMap::new();
+    for (number, query) in queries.iter().enumerate() {
+        let located = topics::partition(query.partition.as_ref())
+            .and_then(|partition| Ok((partition, context.locate(&view, partition)?.1)));
+        match located {
+            Ok((partition, shard)) => by_shard.entry(shard).or_default().push((number, partition)),
+            Err(error) => answers[number] = unanswered(error),
+        }
     }
-    Ok(ListOffsetsReply { answers })
+    let share = asking.share(by_shard.keys().copied());
+    let asks_end =
+        |shard: &ShardId| by_shard[shard].iter().any(|(number, _)| asks_for_end(&queries[*number]));
+    let here = share.here.iter().map(|(shard, _)| *shard);
+    let (of_end, others): (Vec<_>, Vec<_>) = here.partition(asks_end);
+    context.confirm(of_end).await?;
+    context.settle(others).await?;
+    for (shard, replica) in &share.here {
+        for (number, partition) in &by_shard[shard] {
+            let found = find(&view, replica, *partition, &queries[*number]).await;
+            answers[*number] = found.unwrap_or_else(unanswered);
+        }
+    }
+    let numbers = |shards: &BTreeSet<ShardId>| -> Vec<usize> {
+        shards.iter().flat_map(|shard| &by_shard[shard]).map(|(number, _)| *number).collect()
+    };
+    let asked = asking.ask_each(share.there, |shards| {
+        let queries = numbers(shards).into_iter().map(|number| queries[number].clone()).collect();
+        request::Body::ListOffsets(ListOffsetsRequest { queries })
+    });
+    let asked = asked.await;
+    for (shards, body) in asked.said {
+        let part = body_of!(body, ListOffsets)?.answers;
+        let numbers = numbers(&shards);
+        if part.len() != numbers.len() {
+            return Err(another_answer());
+        }
+        for (number, answer) in numbers.into_iter().zip(part) {
+            answers[number] = answer;
+        }
+    }
+    for (shard, error) in share.nowhere.into_iter().chain(asked.failed) {
+        for (number, _) in &by_shard[&shard] {
+            answers[*number] = unanswered(error.clone());
+        }
+    }
+    Ok(answers)
+}
+
+const fn unanswered(error: Error) -> OffsetAnswer {
+    OffsetAnswer { error: Some(error), offset: -1, timestamp: -1 }
 }
 
 /// Whether the answer may be the end: it must not be what a leader shows that was deposed and does not know it.
@@ -45,31 +91,34 @@ fn asks_for_end(query: &OffsetQuery) -> bool {
 }
 
 /// The offset, and the timestamp of the record there where it was looked up by time.
-async fn find(context: &Arc<Context>, query: &OffsetQuery) -> Result<(i64, i64), Error> {
-    let partition = topics::partition(query.partition.as_ref())?;
-    let view = context.view.now();
-    let (_, replica) = context.find(&view, partition)?;
-    let shard = replica.shard().clone();
+async fn find(
+    view: &ClusterView,
+    replica: &Replica,
+    partition: TopicPartition,
+    query: &OffsetQuery,
+) -> Result<OffsetAnswer, Error> {
+    let shard = replica.shard();
     let known =
         shard.partition(partition).ok_or_else(|| errors::not_ready(view.partition_name(partition)))?;
-    match query.position.as_ref().and_then(|position| position.at.as_ref()) {
-        Some(At::Earliest(_)) => Ok((known.log_start.get(), -1)),
-        None | Some(At::Latest(_)) => Ok((known.high_watermark.get(), -1)),
-        Some(At::Offset(offset)) => {
-            let offset = (*offset).clamp(known.log_start.get(), known.high_watermark.get());
-            Ok((offset, -1))
-        }
+    let at = |offset: i64| OffsetAnswer { error: None, offset, timestamp: -1 };
+    Ok(match query.position.as_ref().and_then(|position| position.at.as_ref()) {
+        Some(At::Earliest(_)) => at(known.log_start.get()),
+        None | Some(At::Latest(_)) => at(known.high_watermark.get()),
+        Some(At::Offset(offset)) => at((*offset).clamp(known.log_start.get(), known.high_watermark.get())),
         Some(At::Timestamp(time)) => {
             let time = Timestamp::new(*time);
             let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time))
                 .await
                 .map_err(|_| errors::interrupted("looking up a time"))?
                 .map_err(|error| errors::read(&error, &view.partition_name(partition)))?;
-            Ok(found.map_or((known.high_watermark.get(), -1), |(offset, timestamp)| {
-                (offset.get(), timestamp.get())
-            }))
+            match found {
+                Some((offset, timestamp)) => {
+                    OffsetAnswer { error: None, offset: offset.get(), timestamp: timestamp.get() }
+                }
+                None => at(known.high_watermark.get()),
+            }
         }
-    }
+    })
 }
 
 pub(crate) async fn init_producer(context: &Context) -> Result<InitProducerReply, Error> {

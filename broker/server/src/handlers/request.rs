@@ -6,8 +6,10 @@ use std::time::Duration;
 use tidemill_net::{FrameReader, Stream};
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
+use tokio::time::Instant;
 
-use crate::connection::{ClientName, Opened};
+use crate::cluster::Asking;
+use crate::connection::{Caller, Opened};
 use crate::context::Context;
 use crate::handlers::{brokers, deployments, groups, metadata, offsets, plugins, state, status, topics};
 use crate::refusals::{self, Refused};
@@ -16,15 +18,16 @@ use crate::refusals::{self, Refused};
 const REPLY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Answers one request.
-pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Opened, request: Request) {
+pub(crate) async fn serve(context: Arc<Context>, caller: Caller, opened: Opened, request: Request) {
     metrics::counter!("tidemill_requests_total").increment(1);
     let _under_way = context.requests.begin();
     let deadline = context.deadline(request.deadline_ms);
     let Opened { stream, payload } = opened;
     let Stream { mut reader, mut writer, .. } = stream;
+    let asking = Asking { context: Arc::clone(&context), caller, until: Instant::now() + deadline };
     let answering = async {
         match request.body {
-            Some(body) => answer(&context, body, &mut reader, payload).await,
+            Some(body) => answer(&asking, body, &mut reader, payload).await,
             None => Err(Error::new(ErrorCode::BadMessage, "the request has no body that this release knows")),
         }
     };
@@ -38,7 +41,7 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
     };
     if let Some(error) = &reply.error {
         metrics::counter!("tidemill_requests_failed_total", "code" => refusals::code(error)).increment(1);
-        refusals::note(Refused::Request, &client.0, error);
+        refusals::note(Refused::Request, &asking.caller, error);
     }
     let writing = async {
         if writer.send(&reply, &[]).await.is_ok() {
@@ -51,12 +54,13 @@ pub(crate) async fn serve(context: Arc<Context>, client: ClientName, opened: Ope
 }
 
 async fn answer(
-    context: &Arc<Context>,
+    asking: &Asking,
     body: request::Body,
     reader: &mut FrameReader,
     payload: bytes::Bytes,
 ) -> Result<reply::Body, Error> {
     use request::Body;
+    let context = &asking.context;
     if is_about_metadata(&body) {
         // Whoever did something by another broker finds it here with his next request.
         context.fresh_view().await;
@@ -64,18 +68,18 @@ async fn answer(
     let done = |()| reply::Body::Empty(Empty {});
     Ok(match body {
         Body::Metadata(request) => reply::Body::Metadata(metadata::answer(context, &request).await?),
-        Body::CreateTopic(request) => reply::Body::Topic(topics::create(context, request).await?),
+        Body::CreateTopic(request) => reply::Body::Topic(topics::create(asking, request).await?),
         Body::DeleteTopic(request) => topics::delete(context, request).await.map(done)?,
-        Body::AlterTopic(request) => reply::Body::Topic(topics::alter(context, request).await?),
-        Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(context, &request.name).await?),
+        Body::AlterTopic(request) => reply::Body::Topic(topics::alter(asking, request).await?),
+        Body::DescribeTopic(request) => reply::Body::Topic(topics::describe(asking, &request.name).await?),
         Body::DeleteRecords(request) => {
-            reply::Body::DeleteRecords(topics::delete_records(context, &request).await?)
+            reply::Body::DeleteRecords(topics::delete_records(asking, &request).await?)
         }
-        Body::ListOffsets(request) => reply::Body::ListOffsets(offsets::list(context, &request).await?),
+        Body::ListOffsets(request) => reply::Body::ListOffsets(offsets::list(asking, &request).await?),
         Body::InitProducer(_) => reply::Body::InitProducer(offsets::init_producer(context).await?),
-        Body::CommitOffsets(request) => reply::Body::CommitOffsets(groups::commit(context, request).await?),
-        Body::DescribeGroup(request) => reply::Body::Group(groups::describe(context, request.group).await?),
-        Body::ListGroups(request) => reply::Body::ListGroups(groups::list(context, &request)),
+        Body::CommitOffsets(request) => reply::Body::CommitOffsets(groups::commit(asking, request).await?),
+        Body::DescribeGroup(request) => reply::Body::Group(groups::describe(asking, request.group).await?),
+        Body::ListGroups(request) => reply::Body::ListGroups(groups::list(asking, &request).await?),
         Body::DeleteGroup(request) => groups::delete(context, request.group).await.map(done)?,
         Body::UploadPlugin(request) => {
             reply::Body::PluginVersion(plugins::upload(context, request, reader, payload).await?)
@@ -84,22 +88,24 @@ async fn answer(
         Body::DescribePlugin(request) => reply::Body::PluginVersion(plugins::describe(context, &request)?),
         Body::DeletePlugin(request) => plugins::delete(context, &request).await.map(done)?,
         Body::CreateDeployment(request) => {
-            reply::Body::Deployment(deployments::create(context, request).await?)
+            reply::Body::Deployment(deployments::create(asking, request).await?)
         }
-        Body::ListDeployments(request) => reply::Body::ListDeployments(deployments::list(context, &request)),
+        Body::ListDeployments(request) => {
+            reply::Body::ListDeployments(deployments::list(asking, &request).await?)
+        }
         Body::DescribeDeployment(request) => {
-            reply::Body::Deployment(deployments::describe(context, &request.name)?)
+            reply::Body::Deployment(deployments::describe(asking, &request.name).await?)
         }
         Body::PauseDeployment(request) => {
-            reply::Body::Deployment(deployments::pause(context, &request.name).await?)
+            reply::Body::Deployment(deployments::pause(asking, &request.name).await?)
         }
         Body::ResumeDeployment(request) => {
-            reply::Body::Deployment(deployments::resume(context, &request.name).await?)
+            reply::Body::Deployment(deployments::resume(asking, &request.name).await?)
         }
         Body::DeleteDeployment(request) => deployments::delete(context, &request.name).await.map(done)?,
         Body::DeploymentLogs(request) => reply::Body::DeploymentLogs(deployments::logs(context, &request)?),
-        Body::StateGet(request) => reply::Body::StateGet(state::get(context, request).await?),
-        Body::StateScan(request) => reply::Body::StateScan(state::scan(context, request).await?),
+        Body::StateGet(request) => reply::Body::StateGet(state::get(asking, request).await?),
+        Body::StateScan(request) => reply::Body::StateScan(state::scan(asking, request).await?),
         Body::ClusterStatus(_) => reply::Body::ClusterStatus(status::cluster(context).await),
         Body::Metrics(_) => reply::Body::Metrics(status::metrics(context)),
         Body::CreateJoinToken(request) => {

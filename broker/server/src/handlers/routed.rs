@@ -30,8 +30,10 @@ use crate::handlers::produce_filter::{self, Passed, ProduceFilter};
 use crate::plans;
 use crate::unpacking::{Unpacked, Unpacker};
 
+mod memory;
 mod outcome;
 
+pub(crate) use memory::remembered;
 use outcome::{Said, acknowledgement, refused};
 
 /// A routed produce stream.
@@ -107,7 +109,7 @@ impl ProduceStream for Routing {
         if header.partition_count != self.topic().partition_count() {
             return Err(partitioner_changed(self.topic()));
         }
-        let attempt = self.attempt(header.topic_sequence);
+        let attempt = self.attempt(header.topic_sequence).await?;
         let plugins = self.plugins(header, &attempt).await;
         let records = self.intake.unpack(&batch).await?;
         let parts = self.parts(header, records, plugins, &attempt).await?;
@@ -145,12 +147,15 @@ impl Routing {
     }
 
     /// Begins an attempt at a batch. One that is in a shard's log already, or under way, passes what it passed then.
-    fn attempt(&self, topic_sequence: u64) -> Attempt {
-        let now = || self.replicas().map(|replica| replica.shard().log_time()).max().unwrap_or_default();
+    async fn attempt(&self, topic_sequence: u64) -> Result<Attempt, Error> {
+        let context = &self.intake.context;
+        // Where none of the shards has a replica here, what their leaders would stamp on it.
+        let log_times = || self.replicas().map(|replica| replica.shard().log_time());
+        let now = || log_times().max().unwrap_or_else(|| (context.clock)());
         let todays = || self.intake.filter.deployment().map(|filter| FilterPass { filter, now: now() });
         if self.intake.producer == ProducerId::NONE {
             // Nobody can tell a second attempt from another batch.
-            return Attempt::alone(todays());
+            return Ok(Attempt::alone(todays()));
         }
         let key = RoutedKey {
             topic: self.intake.topic.id,
@@ -165,10 +170,14 @@ impl Routing {
         };
         let ever_filtered =
             self.intake.topic.produce_filter.is_some() || !self.intake.topic.past_filters.is_empty();
-        self.intake.context.attempts.begin(key, || {
-            let logged = if ever_filtered { logged() } else { None };
+        let elsewhere = match ever_filtered {
+            true => memory::elsewhere(context, self.shards_elsewhere(), &key).await?,
+            false => None,
+        };
+        Ok(context.attempts.begin(key, || {
+            let logged = if ever_filtered { logged().or(elsewhere) } else { None };
             logged.map_or_else(todays, |logged| logged.filtered)
-        })
+        }))
     }
 
     /// Opens what a batch passes, which may have to be compiled.
@@ -278,16 +287,8 @@ impl Routing {
     async fn propose(&self, units: Vec<(ShardId, Unit)>) -> Result<Vec<Pending>, Error> {
         let mut permits = Vec::with_capacity(units.len());
         for (shard, unit) in units {
-            let replica = self
-                .intake
-                .context
-                .shards
-                .replica(shard)
-                .ok_or_else(|| errors::propose(&ProposeError::NotLeader { leader: None }))?;
-            let permit = replica
-                .reserve_anywhere(unit.bytes())
-                .await
-                .map_err(|error| self.not_reserved(shard, &error))?;
+            let reserved = self.intake.context.shards.reserve(shard, unit.bytes()).await;
+            let permit = reserved.map_err(|error| self.not_reserved(shard, &error))?;
             permits.push((permit, unit));
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
@@ -319,7 +320,12 @@ impl Routing {
     }
 
     fn replicas(&self) -> impl Iterator<Item = Replica> {
-        self.shards.iter().filter_map(|shard| self.intake.context.shards.replica(*shard))
+        self.shards.iter().filter_map(|shard| self.intake.context.shards.serving(*shard))
+    }
+
+    fn shards_elsewhere(&self) -> impl Iterator<Item = ShardId> {
+        let shards = self.shards.iter().copied();
+        shards.filter(|shard| self.intake.context.shards.serving(*shard).is_none())
     }
 
     async fn place(

@@ -12,7 +12,6 @@ use tidemill_protocol::{BrokerId, LogIndex, ShardId};
 use tidemill_raft::{Replica, ReplicaState};
 
 use crate::context::Context;
-use crate::peers::Peers;
 use crate::peers::messages::{Purpose, StatusOpen};
 
 /// What is at risk before there is a cluster.
@@ -60,16 +59,11 @@ async fn others(context: &Context, controller: &Controller) -> BTreeMap<BrokerId
     let me = BrokerId::new(context.meta.broker_id);
     let asked = controller.brokers().map(|record| record.broker).filter(|broker| *broker != me);
     let answers = join_all(asked.map(|broker| async move {
-        let answer = tokio::time::timeout(ANSWER_PATIENCE, ask(peers, broker)).await;
-        Some((broker, answer.ok().flatten()?))
+        let asked = peers.ask(broker, Purpose::Status(StatusOpen {}));
+        let answer = tokio::time::timeout(ANSWER_PATIENCE, asked).await;
+        Some((broker, answer.ok()?.ok()?))
     }));
     answers.await.into_iter().flatten().collect()
-}
-
-async fn ask(peers: &Peers, broker: BrokerId) -> Option<ClusterStatus> {
-    let mut stream = peers.open(broker, Purpose::Status(StatusOpen {})).await.ok()?;
-    stream.writer.finish().await.ok()?;
-    stream.reader.next().await.ok()??.message().ok()
 }
 
 fn brokers(

@@ -1,24 +1,31 @@
 //! Topics: create, delete, alter, describe, delete records.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tidemill_controller::{ControllerCommand, ControllerReply, Name, TopicOverrides, TopicRecord};
 use tidemill_protocol::messages::{
     self, AlterTopicRequest, CreateTopicRequest, DeleteRecordsReply, DeleteRecordsRequest,
-    DeleteTopicRequest, Error, PartitionStatus, TopicDescription, TopicPartitionRef,
+    DeleteTopicRequest, DescribeTopicRequest, Error, OffsetQuery, PartitionStatus, Position,
+    TopicDescription, TopicPartitionRef, position::At, reply, request,
 };
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, ShardId, TopicId, TopicPartition};
-use tidemill_shard::{Unit, UnitResult};
+use tidemill_shard::{PartitionView, Unit, UnitResult};
+use tokio::time::Instant;
 
+use crate::cluster::Asking;
 use crate::context::Context;
 use crate::errors;
-use crate::handlers::metadata;
+use crate::handlers::{metadata, offsets};
 use crate::view::ClusterView;
 
-pub(crate) async fn create(
-    context: &Arc<Context>,
-    request: CreateTopicRequest,
-) -> Result<TopicDescription, Error> {
+/// How long whoever makes something waits for shards that have no replica here to have heard of it.
+pub(super) const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two looks at them.
+pub(super) const ADOPTION_INTERVAL: Duration = Duration::from_millis(50);
+
+pub(crate) async fn create(asking: &Asking, request: CreateTopicRequest) -> Result<TopicDescription, Error> {
+    let context = &*asking.context;
     let command = ControllerCommand::CreateTopic {
         id: TopicId::new(uuid::Uuid::now_v7()),
         name: name(&request.name)?,
@@ -29,62 +36,71 @@ pub(crate) async fn create(
     };
     let topic = topic_reply(control(context, command).await?)?;
     adopted(context, &topic).await;
-    description(context, &context.view.now(), &topic)
+    let since = Instant::now();
+    loop {
+        let described = description(asking, &context.view.now(), &topic).await;
+        let is_everywhere = described.partitions.iter().all(|partition| partition.high_watermark >= 0);
+        if is_everywhere || since.elapsed() >= ADOPTION_PATIENCE {
+            return Ok(described);
+        }
+        tokio::time::sleep(ADOPTION_INTERVAL).await;
+    }
 }
 
-pub(crate) async fn alter(
-    context: &Arc<Context>,
-    request: AlterTopicRequest,
-) -> Result<TopicDescription, Error> {
+pub(crate) async fn alter(asking: &Asking, request: AlterTopicRequest) -> Result<TopicDescription, Error> {
+    let context = &*asking.context;
     let command = ControllerCommand::AlterTopic {
         name: name(&request.name)?,
         overrides: overrides(context, &request.name, request.config.as_ref())?,
     };
     let topic = topic_reply(control(context, command).await?)?;
     adopted(context, &topic).await;
-    description(context, &context.view.now(), &topic)
+    Ok(description(asking, &context.view.now(), &topic).await)
 }
 
-pub(crate) async fn delete(context: &Arc<Context>, request: DeleteTopicRequest) -> Result<(), Error> {
+pub(crate) async fn delete(context: &Context, request: DeleteTopicRequest) -> Result<(), Error> {
     let topic =
         topic_reply(control(context, ControllerCommand::DeleteTopic { name: name(&request.name)? }).await?)?;
     adopted(context, &topic).await;
     Ok(())
 }
 
-pub(crate) async fn describe(context: &Context, name: &str) -> Result<TopicDescription, Error> {
-    let view = context.view.now();
+pub(crate) async fn describe(asking: &Asking, name: &str) -> Result<TopicDescription, Error> {
+    let view = asking.context.view.now();
     let topic = view.topic_by_name(name).ok_or_else(|| errors::unknown_topic(name))?;
     // What a replica here has not heard yet is shown as it stands there: a description is better than none.
-    let _ = context.confirm(topic.shards.iter().copied()).await;
-    description(context, &view, topic)
+    let _ = asking.context.confirm(topic.shards.iter().copied()).await;
+    Ok(description(asking, &view, topic).await)
 }
 
 pub(crate) async fn delete_records(
-    context: &Arc<Context>,
+    asking: &Asking,
     request: &DeleteRecordsRequest,
 ) -> Result<DeleteRecordsReply, Error> {
+    let context = &*asking.context;
     let partition = partition(request.partition.as_ref())?;
-    let view = context.view.now();
-    let (_, replica) = context.find(&view, partition)?;
-    context.confirm([replica.shard_id()]).await?;
-    let known = replica
-        .shard()
-        .partition(partition)
-        .ok_or_else(|| errors::not_ready(view.partition_name(partition)))?;
-    drop(view);
+    let (_, shard) = context.locate(&context.view.now(), partition)?;
+    let query = OffsetQuery {
+        partition: request.partition.clone(),
+        position: Some(Position { at: Some(At::Latest(true)) }),
+    };
+    let end = offsets::look_up(asking, &[query]).await?.into_iter().next().unwrap_or_default();
+    if let Some(error) = end.error {
+        return Err(error);
+    }
+    let end = Offset::new(end.offset);
     let offset = match request.before_offset {
-        -1 => known.high_watermark,
+        -1 => end,
         offset => Offset::new(offset),
     };
-    if offset > known.high_watermark || offset < Offset::ZERO {
+    if offset > end || offset < Offset::ZERO {
         return Err(Error::new(
             ErrorCode::OffsetOutOfRange,
-            format!("records up to {} can be deleted, not up to {offset}", known.high_watermark),
+            format!("records up to {end} can be deleted, not up to {offset}"),
         ));
     }
     let unit = Unit::AdvanceLogStart { partition, offset };
-    match replica.propose_anywhere(unit).await.map_err(|error| errors::propose(&error))? {
+    match context.shards.propose(shard, unit).await.map_err(|error| errors::propose(&error))? {
         UnitResult::LogStart { offset } => Ok(DeleteRecordsReply { log_start_offset: offset.get() }),
         other => Err(errors::unit(&other)),
     }
@@ -175,38 +191,70 @@ fn overrides(
     })
 }
 
-fn description(
-    context: &Context,
-    view: &ClusterView,
-    topic: &TopicRecord,
-) -> Result<TopicDescription, Error> {
+/// A topic with the ends of its partitions. Where those of one can't be told just now, they are -1.
+async fn description(asking: &Asking, view: &ClusterView, topic: &TopicRecord) -> TopicDescription {
+    let context = &*asking.context;
     let info = metadata::info(context, view, topic);
+    let mut ends = ends(asking, topic).await;
     let partitions = info
         .partitions
         .iter()
-        .map(|partition| {
-            let id = TopicPartition::new(topic.id, PartitionId::new(partition.partition));
-            let shard = u16::try_from(partition.shard).map(ShardId::new).ok();
-            let known =
-                shard.and_then(|shard| context.shards.state(shard)).and_then(|shard| shard.partition(id));
-            let mut status = PartitionStatus {
-                partition: partition.partition,
-                shard: partition.shard,
-                leader: partition.leader,
-                leader_epoch: partition.leader_epoch,
-                ..PartitionStatus::default()
-            };
-            if let Some(known) = known {
-                status.log_start_offset = known.log_start.get();
-                status.last_stable_offset = known.last_stable.get();
-                status.high_watermark = known.high_watermark.get();
-                status.bytes = known.bytes;
-                status.segments = u32::try_from(known.segments).unwrap_or(u32::MAX);
-            }
-            status
+        .map(|partition| PartitionStatus {
+            partition: partition.partition,
+            shard: partition.shard,
+            leader: partition.leader,
+            leader_epoch: partition.leader_epoch,
+            ..ends.remove(&partition.partition).unwrap_or_else(unknown_ends)
         })
         .collect();
     let filter = topic.produce_filter.and_then(|id| view.deployment(id));
     let produce_filter = filter.map(|record| record.spec.name.to_string()).unwrap_or_default();
-    Ok(TopicDescription { info: Some(info), partitions, produce_filter })
+    TopicDescription { info: Some(info), partitions, produce_filter }
+}
+
+fn unknown_ends() -> PartitionStatus {
+    PartitionStatus {
+        log_start_offset: -1,
+        last_stable_offset: -1,
+        high_watermark: -1,
+        ..PartitionStatus::default()
+    }
+}
+
+/// What is known of the partitions of a topic, by their numbers: of shards without a replica here, as other brokers say.
+async fn ends(asking: &Asking, topic: &TopicRecord) -> BTreeMap<u32, PartitionStatus> {
+    let placed = || (0_u32..).zip(topic.shards.iter().copied());
+    let share = asking.share(topic.shards.iter().copied());
+    let mut known = BTreeMap::new();
+    for (shard, replica) in &share.here {
+        let state = replica.shard();
+        for (number, _) in placed().filter(|(_, of)| of == shard) {
+            let partition = TopicPartition::new(topic.id, PartitionId::new(number));
+            known.extend(state.partition(partition).map(|view| (number, status(&view))));
+        }
+    }
+    let body = request::Body::DescribeTopic(DescribeTopicRequest { name: topic.name.to_string() });
+    let answers = asking.ask_each(share.there, |_| body.clone()).await;
+    for error in share.nowhere.values().chain(answers.failed.values()) {
+        tracing::debug!(topic = %topic.name, %error, "where partitions of a topic end is not known here");
+    }
+    for (shards, body) in answers.said {
+        let reply::Body::Topic(part) = body else { continue };
+        let theirs: BTreeSet<u32> =
+            placed().filter(|(_, of)| shards.contains(of)).map(|(number, _)| number).collect();
+        let told = part.partitions.into_iter().filter(|partition| theirs.contains(&partition.partition));
+        known.extend(told.map(|partition| (partition.partition, partition)));
+    }
+    known
+}
+
+fn status(known: &PartitionView) -> PartitionStatus {
+    PartitionStatus {
+        log_start_offset: known.log_start.get(),
+        last_stable_offset: known.last_stable.get(),
+        high_watermark: known.high_watermark.get(),
+        bytes: known.bytes,
+        segments: u32::try_from(known.segments).unwrap_or(u32::MAX),
+        ..PartitionStatus::default()
+    }
 }

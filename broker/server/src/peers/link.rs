@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::greeting::{Hello, refused};
 use super::messages::{DiskReport, PeerWelcome, Purpose};
-use super::{Peers, disks, open_on};
+use super::{Peers, disks, first_answer, open_on};
 
 /// Pauses between attempts: a broker that comes back is to be found soon.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -176,10 +176,7 @@ pub(super) async fn greet(
 
 async fn say_hello(peers: &Peers, connection: &Connection) -> Result<PeerWelcome, String> {
     let mut stream = open_on(connection, Purpose::Hello(peers.hello())).await?;
-    stream.writer.finish().await.map_err(|error| error.to_string())?;
-    let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
-    let answer = answer.ok_or_else(|| "it ended the stream without an answer".to_owned())?;
-    answer.message().map_err(|_| "its answer to the hello does not read".to_owned())
+    first_answer(&mut stream).await
 }
 
 /// Asks the seeds until one of them answers: from there on the address book knows the others.

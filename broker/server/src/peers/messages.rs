@@ -10,6 +10,8 @@
 //!     replace     a replica of the asking broker is lost; answered by ReplaceReply: under which id it comes back
 //!     status      answered by a ClusterStatus of the broker alone
 //!     disk        answered by DiskReports: one at once, and one whenever it is another
+//!     attempt     what the broker's replica of a shard remembers of a routed batch; answered by AttemptReply
+//!     held        which of what was deleted the broker's replica of a shard still holds; answered by HeldReply
 //!     join        by who has no certificate yet; answered by JoinReply
 //! ```
 
@@ -23,7 +25,7 @@ pub(crate) const PEER_PROTOCOL_MAX: u32 = 1;
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PeerOpen {
-    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub(crate) purpose: Option<Purpose>,
 }
 
@@ -46,6 +48,10 @@ pub(crate) enum Purpose {
     #[prost(message, tag = "8")]
     Replace(ReplaceOpen),
     #[prost(message, tag = "9")]
+    Attempt(AttemptOpen),
+    #[prost(message, tag = "10")]
+    Held(HeldOpen),
+    #[prost(message, tag = "11")]
     Disk(DiskOpen),
 }
 
@@ -124,6 +130,12 @@ pub(crate) struct ForwardOpen {
     /// Subject of the client's verified certificate; empty: it showed none.
     #[prost(string, tag = "2")]
     pub(crate) identity: String,
+    /// Of the controller's state, as the broker that brings the stream knows it: whoever serves it knows as much first.
+    #[prost(uint64, tag = "3")]
+    pub(crate) view_version: u64,
+    /// A request: the shards whose part of the answer is wanted; none: of whatever is here.
+    #[prost(uint32, repeated, tag = "4")]
+    pub(crate) shards: Vec<u32>,
 }
 
 /// A plugin's component is asked for.
@@ -158,6 +170,86 @@ pub(crate) struct ReplaceReply {
     pub(crate) error: Option<Error>,
     #[prost(uint64, tag = "2")]
     pub(crate) node: u64,
+}
+
+/// A routed batch that may have been sent before.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct AttemptOpen {
+    #[prost(uint32, tag = "1")]
+    pub(crate) shard: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) topic_id: Bytes,
+    #[prost(int64, tag = "3")]
+    pub(crate) producer_id: i64,
+    #[prost(int32, tag = "4")]
+    pub(crate) producer_epoch: i32,
+    #[prost(uint64, tag = "5")]
+    pub(crate) topic_sequence: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct AttemptReply {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) error: Option<Error>,
+    /// Whether the shard has anything of the batch.
+    #[prost(bool, tag = "2")]
+    pub(crate) is_known: bool,
+    /// The produce filter that it passed then, and the time that the filter was told; none: it passed no filter.
+    #[prost(message, optional, tag = "3")]
+    pub(crate) passed: Option<AttemptPass>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct AttemptPass {
+    /// The filter's deployment.
+    #[prost(uint64, tag = "1")]
+    pub(crate) deployment: u64,
+    /// Milliseconds.
+    #[prost(int64, tag = "2")]
+    pub(crate) now: i64,
+}
+
+/// Topics and deployments that were deleted: which of them does a shard still hold?
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct HeldOpen {
+    #[prost(uint32, tag = "1")]
+    pub(crate) shard: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub(crate) topics: Vec<DeletedTopic>,
+    #[prost(message, repeated, tag = "3")]
+    pub(crate) deployments: Vec<DeletedDeployment>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct DeletedTopic {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub(crate) topic_id: Bytes,
+    /// Of the deletion.
+    #[prost(uint64, tag = "2")]
+    pub(crate) version: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(crate) struct DeletedDeployment {
+    #[prost(uint64, tag = "1")]
+    pub(crate) deployment_id: u64,
+    /// Of the deletion.
+    #[prost(uint64, tag = "2")]
+    pub(crate) version: u64,
+}
+
+/// The shard has not adopted the deletion of these yet, or has something of them that it was not told of.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct HeldReply {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) error: Option<Error>,
+    /// Ids of 16 bytes.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub(crate) topics: Vec<Bytes>,
+    #[prost(uint64, repeated, tag = "3")]
+    pub(crate) deployments: Vec<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

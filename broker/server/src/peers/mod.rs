@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prost::Message;
 use tidemill_log::fs::Storage;
 use tidemill_net::{BindError, Connection, PeerEndpoint, PeerTls, Stream};
 use tidemill_protocol::messages::Error;
@@ -33,7 +34,7 @@ use uuid::Uuid;
 
 pub(crate) use book::{BookEntry, PeerBook};
 pub(crate) use greeting::{decode_hello, own_hello};
-pub(crate) use replicas::ReplicaDialer;
+pub(crate) use replicas::{RemoteDialer, ReplicaDialer};
 pub(crate) use serve::PeerServices;
 
 use link::Link;
@@ -172,6 +173,16 @@ impl Peers {
         };
         open_on(&connection, purpose).await.map_err(|reason| NotConnected { broker, reason })
     }
+
+    /// Asks another broker one thing that has one answer.
+    pub(crate) async fn ask<M: Message + Default>(
+        &self,
+        broker: BrokerId,
+        purpose: impl Into<Purpose>,
+    ) -> Result<M, NotConnected> {
+        let mut stream = self.open(broker, purpose).await?;
+        first_answer(&mut stream).await.map_err(|reason| NotConnected { broker, reason })
+    }
 }
 
 /// Opens a stream and queues what it is for.
@@ -183,6 +194,14 @@ async fn open_on(connection: &Connection, purpose: impl Into<Purpose>) -> Result
     let open = PeerOpen::from(purpose.into());
     stream.writer.feed(&open, &[]).map_err(|error| error.to_string())?;
     Ok(stream)
+}
+
+/// Ends this side of a stream on which everything was asked, and reads the answer, or the first part of it.
+pub(crate) async fn first_answer<M: Message + Default>(stream: &mut Stream) -> Result<M, String> {
+    stream.writer.finish().await.map_err(|error| error.to_string())?;
+    let answer = stream.reader.next().await.map_err(|error| error.to_string())?;
+    let answer = answer.ok_or_else(|| "it ended the stream without an answer".to_owned())?;
+    answer.message().map_err(|_| "its answer does not read".to_owned())
 }
 
 /// There is no way to a broker just now.

@@ -21,15 +21,35 @@ pub(crate) struct ReplicaDialer {
 
 impl PeerDialer for ReplicaDialer {
     fn open(&self, to: NodeId, shard: ShardId) -> BoxFuture<'static, Result<PeerStream, PeerError>> {
-        let peers = self.peers.clone();
-        let from = self.lives.node(shard);
-        async move {
-            let open = RaftOpen { shard: u32::from(shard.get()), from: from.get(), to: to.get() };
-            let opened = peers.open(to.broker(), Purpose::Raft(open)).await;
-            opened.map(stream).map_err(|error| PeerError::Unreachable { node: to, reason: error.reason })
-        }
-        .boxed()
+        open(self.peers.clone(), self.lives.node(shard), to, shard)
     }
+}
+
+/// Opens streams to replicas of shards of which this broker has none.
+pub(crate) struct RemoteDialer {
+    pub(crate) peers: Peers,
+    /// This broker, as no replica is called that lives here.
+    pub(crate) from: NodeId,
+}
+
+impl PeerDialer for RemoteDialer {
+    fn open(&self, to: NodeId, shard: ShardId) -> BoxFuture<'static, Result<PeerStream, PeerError>> {
+        open(self.peers.clone(), self.from, to, shard)
+    }
+}
+
+fn open(
+    peers: Peers,
+    from: NodeId,
+    to: NodeId,
+    shard: ShardId,
+) -> BoxFuture<'static, Result<PeerStream, PeerError>> {
+    async move {
+        let open = RaftOpen { shard: u32::from(shard.get()), from: from.get(), to: to.get() };
+        let opened = peers.open(to.broker(), Purpose::Raft(open)).await;
+        opened.map(stream).map_err(|error| PeerError::Unreachable { node: to, reason: error.reason })
+    }
+    .boxed()
 }
 
 /// A QUIC stream as the raft room wants it.

@@ -10,7 +10,9 @@ use tidemill_raft::Replica;
 use tokio::task::JoinSet;
 
 use super::greeting::refused;
-use super::messages::{ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply};
+use super::messages::{
+    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply,
+};
 use super::{Peers, disks, replicas};
 use crate::cluster::Lives;
 use crate::context::Context;
@@ -225,6 +227,8 @@ enum Ready {
     Component(Arc<Context>, ComponentOpen),
     Keep(Arc<Context>, ComponentOpen),
     Replace(Arc<PeerServices>, ShardId, NodeId),
+    Attempt(Arc<Context>, AttemptOpen),
+    Held(Arc<Context>, HeldOpen),
     Status(Arc<Context>),
     Disk(Arc<Context>),
 }
@@ -238,7 +242,9 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
     };
     match ready(&peers, broker, purpose).await {
         Ok(Ready::Replica(replica, from)) => replica.serve_peer(from, replicas::stream(stream)).await,
-        Ok(Ready::Client(context, open)) => crate::cluster::serve_forwarded(context, open, stream).await,
+        Ok(Ready::Client(context, open)) => {
+            crate::cluster::serve_forwarded(context, broker, open, stream).await
+        }
         Ok(Ready::Component(context, open)) => crate::components::serve(&context, &open, stream).await,
         Ok(Ready::Keep(context, open)) => crate::components::keep(&context, broker, &open, stream).await,
         Ok(Ready::Replace(services, shard, old)) => {
@@ -246,21 +252,27 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
                 Ok(node) => ReplaceReply { error: None, node: node.get() },
                 Err(error) => ReplaceReply { error: Some(error), node: 0 },
             };
-            if stream.writer.send(&reply, &[]).await.is_ok() {
-                let _ = stream.writer.finish().await;
-            }
+            answer(stream, &reply).await;
         }
-        Ok(Ready::Status(context)) => {
-            if stream.writer.send(&crate::handlers::status::own(&context), &[]).await.is_ok() {
-                let _ = stream.writer.finish().await;
-            }
+        Ok(Ready::Attempt(context, open)) => {
+            answer(stream, &crate::handlers::routed::remembered(&context, &open).await).await;
         }
         Ok(Ready::Disk(context)) => disks::tell(&context, stream).await,
+        Ok(Ready::Held(context, open)) => {
+            answer(stream, &crate::adopter::held_here(&context, &open).await).await;
+        }
+        Ok(Ready::Status(context)) => answer(stream, &crate::handlers::status::own(&context)).await,
         Err(error) => {
             tracing::debug!(%broker, %error, "a broker's stream is refused");
             stream.reader.stop(error.code);
             stream.writer.reset(error.code);
         }
+    }
+}
+
+async fn answer(mut stream: Stream, answer: &impl prost::Message) {
+    if stream.writer.send(answer, &[]).await.is_ok() {
+        let _ = stream.writer.finish().await;
     }
 }
 
@@ -281,6 +293,8 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
             let shard = u16::try_from(open.shard).map_err(|_| refused("there is no such shard"))?;
             Ready::Replace(services, ShardId::new(shard), old)
         }
+        Purpose::Attempt(open) => Ready::Attempt(services.context().await?, open),
+        Purpose::Held(open) => Ready::Held(services.context().await?, open),
         Purpose::Status(_) => Ready::Status(services.context().await?),
         Purpose::Disk(_) => Ready::Disk(services.context().await?),
         Purpose::Hello(_) | Purpose::Join(_) => {

@@ -246,7 +246,8 @@ impl Metadata {
     }
 
     /// Where to read a partition: in `rack`, where one of its replicas is there; else at its leader; where that does not answer, at
-    /// another replica. `avoid` has just refused. `None`: nobody is known to have it.
+    /// another replica; where none does, as behind NAT, at any broker, which has the records from one. `avoid` has just refused. `None`:
+    /// nobody is known to have it.
     pub(crate) fn reader(
         &self,
         partition: &PartitionMetadata,
@@ -273,10 +274,7 @@ impl Metadata {
         }
         leader
             .or_else(|| one_of(replicas().collect()))
-            .or_else(|| {
-                let is_unsaid = partition.replicas.is_empty();
-                one_of(self.brokers.keys().copied().filter(|broker| is_unsaid && serves(broker)).collect())
-            })
+            .or_else(|| one_of(self.brokers.keys().copied().filter(serves).collect()))
             .or(partition.leader)
             .or_else(|| one_of(partition.replicas.to_vec()))
     }
@@ -431,5 +429,11 @@ mod tests {
         assert_eq!(read(&metadata, 1, None, None), 3);
         metadata.unwell.extend([1, 3].map(BrokerId::new));
         assert_eq!(read(&metadata, 1, None, None), 2, "nobody answers: the leader is as good as any");
+        metadata.brokers.insert(BrokerId::new(4), BrokerMetadata::default());
+        assert_eq!(
+            read(&metadata, 1, None, None),
+            4,
+            "it has no replica, and passes on what it has from there"
+        );
     }
 }

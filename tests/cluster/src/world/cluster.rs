@@ -160,6 +160,12 @@ impl TestCluster {
     #[must_use]
     pub fn client_config(&self) -> ClientConfig {
         let addresses: Vec<String> = self.brokers.iter().map(|broker| broker.address().to_string()).collect();
+        self.client_config_at(addresses)
+    }
+
+    /// How a client reaches the cluster that knows these addresses at first.
+    #[must_use]
+    pub fn client_config_at<A: Into<String>>(&self, addresses: impl IntoIterator<Item = A>) -> ClientConfig {
         ClientConfig::new(addresses)
             .trust_file(self.plan().join("ca.pem"))
             .connect_timeout(Duration::from_secs(2))

@@ -6,5 +6,6 @@ mod growing;
 mod load;
 mod members;
 mod quorum;
+mod remote;
 mod room;
 mod strangers;

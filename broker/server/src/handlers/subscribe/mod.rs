@@ -4,6 +4,7 @@
 //! their end wait for their high watermark, all at once. A slow reader of one partition runs out of that partition's
 //! credit and holds up nobody else.
 
+mod branches;
 mod filtering;
 mod partition;
 mod set;
@@ -17,11 +18,12 @@ use tidemill_protocol::messages::{
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::connection::{ClientName, Opened, next_frame};
+use crate::connection::{Caller, Opened, next_frame};
 use crate::context::Context;
 use crate::errors;
 use crate::refusals;
 use crate::unpacking::Unpacker;
+use branches::Branches;
 use filtering::Filtering;
 use set::SubscriptionSet;
 
@@ -34,7 +36,7 @@ type Control = (subscribe_control::Kind, Instant);
 /// Serves a subscription until its stream ends.
 pub(crate) async fn serve(
     context: Arc<Context>,
-    client: ClientName,
+    caller: Caller,
     unpacker: Unpacker,
     opened: Opened,
     open: SubscribeOpen,
@@ -44,7 +46,7 @@ pub(crate) async fn serve(
     let filtering = match Filtering::open(&context, unpacker, open.filter.as_ref()).await {
         Ok(filtering) => filtering,
         Err(error) => {
-            refusals::opening(&client.0, &error);
+            refusals::opening(&caller, &error);
             let _ = writer.send(&SubscribeOpened { error: Some(error) }, &[]).await;
             let _ = writer.finish().await;
             return;
@@ -55,11 +57,13 @@ pub(crate) async fn serve(
     }
     let (forward, controls) = mpsc::channel(CONTROLS_MAX);
     let reading = tokio::spawn(read_controls(reader, forward));
-    let set = SubscriptionSet::new(context, client.clone(), writer, filtering, open.frame_bytes_max);
+    let frame_bytes_max = open.frame_bytes_max;
+    let branches = Branches::new(Arc::clone(&context), caller.clone(), open);
+    let set = SubscriptionSet::new(context, caller.clone(), writer, filtering, branches, frame_bytes_max);
     let Some(mut writer) = set.run(controls).await else { return reading.abort() };
     match reading.await {
         Ok(Err(error)) => {
-            refusals::stream(&client.0, &error);
+            refusals::stream(&caller, &error);
             writer.reset(error.code);
         }
         _ => drop(writer.finish().await),

@@ -12,15 +12,16 @@ use tidemill_protocol::messages::{
     Error, SubscribeAdd, SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeSeek,
     SubscribeStarted, subscribe_control, subscribe_event,
 };
-use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
+use tidemill_protocol::{BrokerId, ErrorCode, Offset, TopicPartition};
 use tidemill_shard::{Batches, Fetch};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Control;
+use super::branches::{Branches, News, Told};
 use super::filtering::{BatchFilter, Filtering};
 use super::partition::{Confirmed, Needed, Removal, Subscribed, catch_up, out_of_range, resolve};
-use crate::connection::ClientName;
+use crate::connection::Caller;
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::topics;
@@ -47,10 +48,12 @@ enum Woken {
 /// Partitions by the client's id, and whose turn it is.
 pub(super) struct SubscriptionSet {
     context: Arc<Context>,
-    client: ClientName,
+    caller: Caller,
     writer: FrameWriter,
     filtering: Filtering,
     frame_bytes: usize,
+    /// Partitions that are not here.
+    branches: Branches,
     partitions: HashMap<u32, Subscribed>,
     /// Those that may have something to send, in turn.
     queue: VecDeque<u32>,
@@ -62,9 +65,10 @@ pub(super) struct SubscriptionSet {
 impl SubscriptionSet {
     pub(super) fn new(
         context: Arc<Context>,
-        client: ClientName,
+        caller: Caller,
         writer: FrameWriter,
         filtering: Filtering,
+        branches: Branches,
         frame_bytes_max: u32,
     ) -> Self {
         let frame_bytes = match frame_bytes_max {
@@ -73,9 +77,10 @@ impl SubscriptionSet {
         };
         Self {
             context,
-            client,
+            caller,
             writer,
             filtering,
+            branches,
             frame_bytes: usize::try_from(frame_bytes).unwrap_or(usize::MAX),
             partitions: HashMap::new(),
             queue: VecDeque::new(),
@@ -96,6 +101,7 @@ impl SubscriptionSet {
                     Some((id, woken)) = self.waiters.next(), if !self.waiters.is_empty() => {
                         self.woken(id, woken).await
                     }
+                    Some(news) = self.branches.next() => self.pass_on(news).await,
                 }
             } else {
                 self.serve_next(&mut controls).await
@@ -115,6 +121,9 @@ impl SubscriptionSet {
         while let Some(Some((id, woken))) = self.waiters.next().now_or_never() {
             self.woken(id, woken).await?;
         }
+        if let Some(news) = self.branches.try_next() {
+            self.pass_on(news).await?;
+        }
         let Some(id) = self.queue.pop_front() else { return Ok(()) };
         if let Some(partition) = self.partitions.get_mut(&id) {
             partition.queued = false;
@@ -125,6 +134,10 @@ impl SubscriptionSet {
     }
 
     async fn control(&mut self, (control, asked): Control) -> Result<(), WriteError> {
+        if let Some(id) = id_of(&control).filter(|id| self.branches.serves(*id)) {
+            let told = self.branches.tell(id, control);
+            return self.tell(told).await;
+        }
         match control {
             subscribe_control::Kind::Add(add) => self.add(add, asked).await,
             subscribe_control::Kind::Remove(remove) => {
@@ -153,9 +166,12 @@ impl SubscriptionSet {
 
     async fn add(&mut self, add: SubscribeAdd, asked: Instant) -> Result<(), WriteError> {
         let id = add.id;
-        let held = self.partitions.len();
-        let opened = if self.partitions.contains_key(&id) {
+        let held = self.partitions.len() + self.branches.len();
+        let opened = if self.partitions.contains_key(&id) || self.branches.serves(id) {
             Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")))
+        } else if let Some(broker) = self.elsewhere(held, &add) {
+            let told = self.branches.add(broker, add);
+            return self.tell(told).await;
         } else {
             open(&self.context, &mut self.confirmed, held, &add, asked).await
         };
@@ -168,6 +184,33 @@ impl SubscriptionSet {
                 Ok(())
             }
             Err(error) => self.fail(id, 0, error).await,
+        }
+    }
+
+    /// The broker that serves a partition in this one's place.
+    fn elsewhere(&self, held: usize, add: &SubscribeAdd) -> Option<BrokerId> {
+        let partition = topics::partition(add.partition.as_ref()).ok()?;
+        (held < partitions_max(&self.context)).then(|| self.branches.broker_of(partition)).flatten()
+    }
+
+    async fn pass_on(&mut self, news: News) -> Result<(), WriteError> {
+        let told = self.branches.told(news);
+        self.tell(told).await
+    }
+
+    async fn tell(&mut self, told: Told) -> Result<(), WriteError> {
+        match told {
+            Told::Frame(frame) => {
+                self.writer.feed_raw(&frame)?;
+                self.writer.flush().await
+            }
+            Told::Failed(failed, error) => {
+                for (id, generation) in failed {
+                    self.fail(id, generation, error.clone()).await?;
+                }
+                Ok(())
+            }
+            Told::Nothing => Ok(()),
         }
     }
 
@@ -275,7 +318,7 @@ impl SubscriptionSet {
     async fn fail(&mut self, id: u32, generation: u64, error: Error) -> Result<(), WriteError> {
         self.partitions.remove(&id);
         metrics::counter!("tidemill_subscribe_failed_total", "code" => refusals::code(&error)).increment(1);
-        refusals::note(Refused::Subscription, &self.client.0, &error);
+        refusals::note(Refused::Subscription, &self.caller, &error);
         let failed = SubscribeFailed { id, generation, error: Some(error) };
         self.send(subscribe_event::Kind::Failed(failed), &[]).await
     }
@@ -289,6 +332,21 @@ fn credit_max(context: &Context) -> i64 {
     i64::try_from(context.config.limits.subscription_credit_bytes_max).unwrap_or(i64::MAX)
 }
 
+/// The partition that a message is about, if it was added before.
+const fn id_of(control: &subscribe_control::Kind) -> Option<u32> {
+    match control {
+        subscribe_control::Kind::Add(_) => None,
+        subscribe_control::Kind::Remove(remove) => Some(remove.id),
+        subscribe_control::Kind::Seek(seek) => Some(seek.id),
+        subscribe_control::Kind::Pause(pause) => Some(pause.id),
+        subscribe_control::Kind::Credit(credit) => Some(credit.id),
+    }
+}
+
+fn partitions_max(context: &Context) -> usize {
+    usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX)
+}
+
 async fn open(
     context: &Context,
     confirmed: &mut Confirmed,
@@ -296,7 +354,7 @@ async fn open(
     add: &SubscribeAdd,
     asked: Instant,
 ) -> Result<Subscribed, Error> {
-    let limit = usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX);
+    let limit = partitions_max(context);
     if held >= limit {
         return Err(Error::new(
             ErrorCode::Overloaded,

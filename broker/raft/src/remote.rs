@@ -1,0 +1,98 @@
+//! A shard of which this broker has no replica: its units go to whoever leads it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_protocol::{NodeId, ShardId};
+use tidemill_shard::{Unit, UnitResult};
+use tokio::time::Instant;
+
+use crate::anywhere::PermitAnywhere;
+use crate::config::ReplicaLimits;
+use crate::error::ProposeError;
+use crate::forward::Forwarder;
+use crate::peer_network::PeerLinks;
+use crate::peers::PeerDialer;
+use crate::snapshot::SnapshotLimiter;
+
+/// How many replicas are asked one after the other.
+const HOPS_MAX: usize = 8;
+/// How long to wait for news of a leader before one is asked again that was wrong, or could not be reached.
+const NEWS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// The way to a shard's leader for who has no replica of the shard. Units are written there as those of a replica that follows are,
+/// over the same kind of stream. Cheap to clone.
+#[derive(Clone)]
+pub struct RemoteShard(Arc<Inner>);
+
+struct Inner {
+    shard: ShardId,
+    forwarder: Forwarder,
+    leader: Box<dyn Fn() -> Option<NodeId> + Send + Sync>,
+    proposal_deadline: Duration,
+}
+
+impl RemoteShard {
+    /// A way that begins at `from`, which is no member of the shard's group and names this broker alone. `leader` says who leads as
+    /// far as this broker has heard; a replica that does not lead any more knows better.
+    pub fn new(
+        shard: ShardId,
+        from: NodeId,
+        dialer: Arc<dyn PeerDialer>,
+        limits: &ReplicaLimits,
+        leader: impl Fn() -> Option<NodeId> + Send + Sync + 'static,
+    ) -> Self {
+        let bytes_max = limits.append_in_flight_bytes_max;
+        // No snapshot ever leaves from here.
+        let links = PeerLinks::new(dialer, shard, from, bytes_max, Arc::new(SnapshotLimiter::new(None)));
+        Self(Arc::new(Inner {
+            shard,
+            forwarder: Forwarder::new(links, bytes_max),
+            leader: Box::new(leader),
+            proposal_deadline: limits.proposal_deadline,
+        }))
+    }
+
+    /// Writes one unit at the shard's leader.
+    ///
+    /// # Errors
+    /// As of [`Replica::propose_anywhere`](crate::Replica::propose_anywhere).
+    pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
+        let deadline = Instant::now() + self.0.proposal_deadline;
+        let mut hint = None;
+        for _ in 0..HOPS_MAX {
+            if let Some(leader) = hint.take().or_else(|| (self.0.leader)()) {
+                match self.0.forwarder.propose(leader, unit.clone(), deadline).await {
+                    Err(ProposeError::NotLeader { leader: next }) => {
+                        hint = next.filter(|next| *next != leader);
+                    }
+                    done => return done,
+                }
+            }
+            if hint.is_none() {
+                tokio::time::sleep_until(deadline.min(Instant::now() + NEWS_PATIENCE)).await;
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        Err(ProposeError::NotLeader { leader: (self.0.leader)() })
+    }
+
+    /// Waits for room for a unit of `bytes` on the stream to the leader: units that are submitted to the same leader are written in the
+    /// order of the calls.
+    ///
+    /// # Errors
+    /// As of [`Replica::reserve_anywhere`](crate::Replica::reserve_anywhere).
+    pub async fn reserve(&self, bytes: usize) -> Result<PermitAnywhere, ProposeError> {
+        let leader = (self.0.leader)().ok_or(ProposeError::NotLeader { leader: None })?;
+        self.0.forwarder.reserve(leader, bytes).await.map(PermitAnywhere::there)
+    }
+}
+
+impl fmt::Debug for RemoteShard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RemoteShard").field(&self.0.shard).finish()
+    }
+}

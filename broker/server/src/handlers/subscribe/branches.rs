@@ -1,0 +1,275 @@
+//! Partitions of a subscription that have no replica here: another broker serves them, over a stream of the same kind.
+//!
+//! ```text
+//!   client <--- one stream ---> this broker, partitions that are here
+//!                                 |--- branch ---> broker 2, partitions that it has
+//!                                 '--- branch ---> broker 4, partitions that it has
+//! ```
+//!
+//! A client asks the right broker by itself where it can; behind NAT it may reach one address alone. What it says of such a partition goes
+//! to the partition's branch, and what the branch says comes to the client as it is. Credit is the client's own, so a branch is held up by
+//! nobody but its reader. A branch that breaks off ends its partitions with `NOT_LEADER`, and the client adds them again.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tidemill_net::{FrameReader, FrameWriter, Stream};
+use tidemill_protocol::frame::RawFrame;
+use tidemill_protocol::messages::{
+    Error, StreamOpen, SubscribeAdd, SubscribeControl, SubscribeEvent, SubscribeOpen, SubscribeOpened,
+    stream_open, subscribe_control, subscribe_event,
+};
+use tidemill_protocol::{BrokerId, ErrorCode, ShardId, TopicPartition};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::connection::{Caller, Hop};
+use crate::context::Context;
+use crate::peers::messages::Purpose;
+
+/// Control messages on the way to one branch. Who sends more of them at once than that does not read what comes.
+const CONTROLS_MAX: usize = 1024;
+/// Frames of all branches that wait for the client, beside one that each has in its hands.
+const FRAMES_MAX: usize = 2;
+
+/// The branches of one subscription.
+pub(super) struct Branches {
+    context: Arc<Context>,
+    caller: Caller,
+    /// What the client asked for goes along: the filter runs where the records are.
+    open: SubscribeOpen,
+    placed: HashMap<u32, Placed>,
+    branches: HashMap<BrokerId, Branch>,
+    news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+}
+
+/// A partition of a branch, by the client's id.
+struct Placed {
+    broker: BrokerId,
+    /// Of the last seek.
+    generation: u64,
+}
+
+struct Branch {
+    controls: mpsc::Sender<subscribe_control::Kind>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Branch {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What a branch has to say.
+pub(super) enum News {
+    Frame(BrokerId, RawFrame),
+    Ended(BrokerId, Error),
+}
+
+/// What the client is to be told of it.
+pub(super) enum Told {
+    /// This frame, as it is.
+    Frame(RawFrame),
+    /// These partitions failed, each with its generation.
+    Failed(Vec<(u32, u64)>, Error),
+    Nothing,
+}
+
+impl Branches {
+    pub(super) fn new(context: Arc<Context>, caller: Caller, open: SubscribeOpen) -> Self {
+        Self {
+            context,
+            caller,
+            open,
+            placed: HashMap::new(),
+            branches: HashMap::new(),
+            news: mpsc::channel(FRAMES_MAX),
+        }
+    }
+
+    /// Partitions that branches serve.
+    pub(super) fn len(&self) -> usize {
+        self.placed.len()
+    }
+
+    pub(super) fn serves(&self, id: u32) -> bool {
+        self.placed.contains_key(&id)
+    }
+
+    /// The broker that serves a partition because this one can't; `None`: it is served or refused here.
+    pub(super) fn broker_of(&self, partition: TopicPartition) -> Option<BrokerId> {
+        let Hop::Direct = self.caller.hop else { return None };
+        let shard: ShardId = self.context.view.now().shard_of(partition)?;
+        if self.context.shards.serving(shard).is_some() {
+            return None;
+        }
+        let connected = self.context.peers.as_ref()?.connected();
+        self.context.holders(shard).into_iter().find(|broker| connected.contains(broker))
+    }
+
+    /// Adds a partition to a broker's branch, which is opened where there is none.
+    pub(super) fn add(&mut self, broker: BrokerId, add: SubscribeAdd) -> Told {
+        self.placed.insert(add.id, Placed { broker, generation: 0 });
+        if !self.branches.contains_key(&broker) {
+            metrics::counter!("tidemill_forwarded_streams_total").increment(1);
+            self.branches.insert(broker, self.open_branch(broker));
+        }
+        self.send(broker, subscribe_control::Kind::Add(add))
+    }
+
+    /// Tells a partition's branch what the client says of it.
+    pub(super) fn tell(&mut self, id: u32, control: subscribe_control::Kind) -> Told {
+        let Some(placed) = self.placed.get_mut(&id) else { return Told::Nothing };
+        let broker = placed.broker;
+        match &control {
+            subscribe_control::Kind::Seek(seek) => placed.generation = seek.generation,
+            subscribe_control::Kind::Remove(_) => _ = self.placed.remove(&id),
+            _ => {}
+        }
+        self.send(broker, control)
+    }
+
+    fn send(&mut self, broker: BrokerId, control: subscribe_control::Kind) -> Told {
+        let Some(branch) = self.branches.get(&broker) else { return Told::Nothing };
+        match branch.controls.try_send(control) {
+            // One that has ended says so itself.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Told::Nothing,
+            // Waiting could be for ever: the branch waits for this stream, too.
+            Err(mpsc::error::TrySendError::Full(_)) => self.ended(
+                broker,
+                Error::new(
+                    ErrorCode::Overloaded,
+                    format!(
+                        "more than {CONTROLS_MAX} messages of a subscription wait for broker {broker}; read what it sends"
+                    ),
+                ),
+            ),
+        }
+    }
+
+    fn ended(&mut self, broker: BrokerId, error: Error) -> Told {
+        self.branches.remove(&broker);
+        let of_it = self.placed.iter().filter(|(_, placed)| placed.broker == broker);
+        let failed: Vec<(u32, u64)> = of_it.map(|(id, placed)| (*id, placed.generation)).collect();
+        failed.iter().for_each(|(id, _)| _ = self.placed.remove(id));
+        Told::Failed(failed, error)
+    }
+
+    /// Waits for what branches have to say.
+    pub(super) async fn next(&mut self) -> Option<News> {
+        self.news.1.recv().await
+    }
+
+    /// What branches have to say already.
+    pub(super) fn try_next(&mut self) -> Option<News> {
+        self.news.1.try_recv().ok()
+    }
+
+    /// What the client is told of news.
+    pub(super) fn told(&mut self, news: News) -> Told {
+        match news {
+            News::Frame(broker, frame) => {
+                let event = frame.message::<SubscribeEvent>().ok().and_then(|event| event.kind);
+                let Some(event) = event else { return Told::Nothing };
+                let (id, is_over) = match &event {
+                    subscribe_event::Kind::Started(started) => (started.id, false),
+                    subscribe_event::Kind::Data(data) => (data.id, false),
+                    subscribe_event::Kind::Progress(progress) => (progress.id, false),
+                    subscribe_event::Kind::Failed(failed) => (failed.id, true),
+                };
+                if self.placed.get(&id).is_none_or(|placed| placed.broker != broker) {
+                    // The client has taken it out meanwhile.
+                    return Told::Nothing;
+                }
+                if is_over {
+                    self.placed.remove(&id);
+                }
+                Told::Frame(frame)
+            }
+            News::Ended(broker, error) => self.ended(broker, error),
+        }
+    }
+
+    fn open_branch(&self, broker: BrokerId) -> Branch {
+        let (controls, queue) = mpsc::channel(CONTROLS_MAX);
+        let (context, caller) = (Arc::clone(&self.context), self.caller.clone());
+        let (open, news) = (self.open.clone(), self.news.0.clone());
+        let task = tokio::spawn(async move {
+            let error = match begin(&context, &caller, broker, open).await {
+                Ok(stream) => serve(broker, stream, queue, &news).await,
+                Err(error) => error,
+            };
+            let _ = news.send(News::Ended(broker, error)).await;
+        });
+        Branch { controls, task }
+    }
+}
+
+/// Opens a subscription at another broker on the client's behalf.
+async fn begin(
+    context: &Context,
+    caller: &Caller,
+    broker: BrokerId,
+    open: SubscribeOpen,
+) -> Result<Stream, Error> {
+    let broken = |reason: String| broken(broker, &reason);
+    let peers = context.peers.as_ref().ok_or_else(|| broken("this broker has no others".to_owned()))?;
+    let forward = caller.forward(context, &BTreeSet::new());
+    let mut stream = peers.open(broker, Purpose::Forward(forward)).await?;
+    let open = StreamOpen { kind: Some(stream_open::Kind::Subscribe(open)) };
+    stream.writer.send(&open, &[]).await.map_err(|error| broken(error.to_string()))?;
+    let opened = stream.reader.next().await.map_err(|error| broken(error.to_string()))?;
+    let opened = opened.and_then(|frame| frame.message::<SubscribeOpened>().ok());
+    match opened.ok_or_else(|| broken("it ended the stream".to_owned()))?.error {
+        None => Ok(stream),
+        Some(error) => Err(error),
+    }
+}
+
+/// Carries both directions of a branch until one of them ends; answers why.
+async fn serve(
+    broker: BrokerId,
+    stream: Stream,
+    controls: mpsc::Receiver<subscribe_control::Kind>,
+    news: &mpsc::Sender<News>,
+) -> Error {
+    let Stream { reader, writer, .. } = stream;
+    let reason = tokio::select! {
+        reason = send(writer, controls) => reason,
+        reason = receive(broker, reader, news) => reason,
+    };
+    broken(broker, &reason)
+}
+
+async fn send(mut writer: FrameWriter, mut controls: mpsc::Receiver<subscribe_control::Kind>) -> String {
+    while let Some(control) = controls.recv().await {
+        if let Err(error) = writer.send(&SubscribeControl { kind: Some(control) }, &[]).await {
+            return error.to_string();
+        }
+    }
+    "the subscription is over".to_owned()
+}
+
+async fn receive(broker: BrokerId, mut reader: FrameReader, news: &mpsc::Sender<News>) -> String {
+    loop {
+        match reader.next().await {
+            Ok(Some(frame)) => {
+                if news.send(News::Frame(broker, frame)).await.is_err() {
+                    return "the subscription is over".to_owned();
+                }
+            }
+            Ok(None) => return "it ended the stream".to_owned(),
+            Err(error) => return error.to_string(),
+        }
+    }
+}
+
+fn broken(broker: BrokerId, reason: &str) -> Error {
+    Error::new(
+        ErrorCode::NotLeader,
+        format!(
+            "broker {broker}, which has the partition, does not serve it any more: {reason}; add it again"
+        ),
+    )
+}
