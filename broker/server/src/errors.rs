@@ -196,7 +196,12 @@ pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
         FetchError::Deleted { .. } => {
             Error::new(ErrorCode::UnknownTopic, format!("{partition} is gone: its topic was deleted"))
         }
-        FetchError::Read(_) | FetchError::Open(_) => {
+        // The segment is fetched from another replica: the same range may read later, and reads there now.
+        FetchError::Read(_) => {
+            Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
+                .with_retriable(true)
+        }
+        FetchError::Open(_) => {
             Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
         }
     }

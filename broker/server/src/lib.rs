@@ -34,6 +34,8 @@ mod peers;
 mod plans;
 mod producer_ids;
 mod refusals;
+mod repair;
+mod scrubber;
 mod shards;
 mod start_error;
 mod task_port;

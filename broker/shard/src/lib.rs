@@ -47,8 +47,9 @@ pub use partition_log::{Batches, DiskRead, Fetch, FetchError, PartitionView};
 pub use result::{ProgressRefusal, UnitError, UnitResult};
 pub use result_codec::ResultError;
 pub use shard::{
-    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, ClosedShard, OutboxItem,
-    RoutedAttempt, Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
+    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, ClosedShard, NoCopy,
+    OutboxItem, RoutedAttempt, SegmentRepair, SegmentRepairError, Shard, ShardConfig, ShardOpenError,
+    ShardStopped, StateEntry, StatePage, TaskView,
 };
 pub use snapshot::{
     ChunkRef, InstallError, ManifestError, SegmentRef, Snapshot, SnapshotError, SnapshotInstall,

@@ -9,6 +9,7 @@
 //!     keep        answered by ComponentReply when the component is kept here too: it is fetched from who asks
 //!     replace     a replica of the asking broker is lost; answered by ReplaceReply: under which id it comes back
 //!     status      answered by a ClusterStatus of the broker alone
+//!     segment     answered by SegmentReply, then frames whose payload is the segment's file, to the stream's end
 //!     join        by who has no certificate yet; answered by JoinReply
 //! ```
 
@@ -22,7 +23,7 @@ pub(crate) const PEER_PROTOCOL_MAX: u32 = 1;
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PeerOpen {
-    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
     pub(crate) purpose: Option<Purpose>,
 }
 
@@ -44,6 +45,8 @@ pub(crate) enum Purpose {
     Keep(ComponentOpen),
     #[prost(message, tag = "8")]
     Replace(ReplaceOpen),
+    #[prost(message, tag = "9")]
+    Segment(SegmentOpen),
 }
 
 impl From<Purpose> for PeerOpen {
@@ -137,6 +140,38 @@ pub(crate) struct ComponentReply {
     pub(crate) error: Option<Error>,
     #[prost(uint64, tag = "2")]
     pub(crate) size: u64,
+}
+
+/// A sealed segment is asked for, by a broker whose own copy does not read: what it recorded when it wrote it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct SegmentOpen {
+    #[prost(uint32, tag = "1")]
+    pub(crate) shard: u32,
+    /// The topic's id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) topic: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub(crate) partition: u32,
+    #[prost(int64, tag = "4")]
+    pub(crate) base_offset: i64,
+    #[prost(int64, tag = "5")]
+    pub(crate) next_offset: i64,
+    /// Length of the log file.
+    #[prost(uint64, tag = "6")]
+    pub(crate) bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub(crate) batches: u64,
+    #[prost(int64, tag = "8")]
+    pub(crate) max_timestamp: i64,
+    /// The running digest of its frames' checksums.
+    #[prost(fixed64, tag = "9")]
+    pub(crate) digest: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SegmentReply {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) error: Option<Error>,
 }
 
 /// A replica can't go on as what it was.

@@ -10,7 +10,9 @@ use tidemill_raft::Replica;
 use tokio::task::JoinSet;
 
 use super::greeting::refused;
-use super::messages::{ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply};
+use super::messages::{
+    ComponentOpen, ForwardOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply, SegmentOpen,
+};
 use super::{Peers, replicas};
 use crate::cluster::Lives;
 use crate::context::Context;
@@ -226,6 +228,7 @@ enum Ready {
     Keep(Arc<Context>, ComponentOpen),
     Replace(Arc<PeerServices>, ShardId, NodeId),
     Status(Arc<Context>),
+    Segment(Arc<Context>, SegmentOpen),
 }
 
 async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
@@ -254,6 +257,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
                 let _ = stream.writer.finish().await;
             }
         }
+        Ok(Ready::Segment(context, open)) => crate::repair::serve(&context, &open, stream).await,
         Err(error) => {
             tracing::debug!(%broker, %error, "a broker's stream is refused");
             stream.reader.stop(error.code);
@@ -280,6 +284,7 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
             Ready::Replace(services, ShardId::new(shard), old)
         }
         Purpose::Status(_) => Ready::Status(services.context().await?),
+        Purpose::Segment(open) => Ready::Segment(services.context().await?, open),
         Purpose::Hello(_) | Purpose::Join(_) => {
             return Err(Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already"));
         }

@@ -8,6 +8,7 @@ mod open;
 mod pin;
 mod poison;
 mod readers;
+mod repair;
 mod task_readers;
 mod write_behind;
 
@@ -33,6 +34,7 @@ pub use open::ShardOpenError;
 pub(crate) use pin::{OwnSegments, PinnedCheckpoint};
 pub use poison::ShardStopped;
 pub use readers::{AdoptedDeployment, AdoptedTopic, RoutedAttempt};
+pub use repair::{NoCopy, SegmentRepair, SegmentRepairError};
 pub use task_readers::{OutboxItem, StateEntry, StatePage, TaskView};
 
 use checkpoint::Recorded;

@@ -14,6 +14,7 @@ use tidemill_protocol::{LeaderEpoch, TopicPartition};
 
 use super::checkpoint::Recorded;
 use super::poison::Poison;
+use super::repair::REPAIR_DIR;
 use super::write_behind::{Moving, WriteBehind, Writer};
 use super::{Inner, Shard, ShardConfig};
 use crate::keys::{key, space};
@@ -84,7 +85,13 @@ impl Shard {
         };
         let damaged = |reason: String| ShardOpenError::Damaged { path: path.clone(), reason };
         let (state, ends) = read_all(config.shard, &base).map_err(|error| damaged(error.to_string()))?;
-        let log_files = LogFiles { files: Arc::clone(files), dir: dir.clone(), config: config.segment };
+        storage.remove_dir_all(&dir.join(REPAIR_DIR)).map_err(io_error)?;
+        let log_files = LogFiles {
+            files: Arc::clone(files),
+            dir: dir.clone(),
+            config: config.segment,
+            suspects: Arc::default(),
+        };
         let logs = open_logs(&state, ends, &log_files).map_err(|error| match error {
             LogsError::Open(error) => error.into(),
             LogsError::Contradiction(reason) => damaged(reason),

@@ -4,5 +4,6 @@ mod faults;
 mod lifecycle;
 mod model;
 mod model_tests;
+mod repair;
 mod tasks;
 mod world;
