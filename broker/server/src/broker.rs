@@ -395,6 +395,7 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
             stopping.clone(),
         )),
         tokio::spawn(repair::repair(Arc::clone(context))),
+        tokio::spawn(maintenance::compare_states(shards.clone(), stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
         tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(components::fetch_missing(Arc::clone(context))),

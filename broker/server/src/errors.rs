@@ -375,6 +375,19 @@ mod tests {
     }
 
     #[test]
+    fn a_damaged_range_may_be_read_again_later() {
+        let damage = tidemill_log::segment::Damage {
+            file: "shard-01/plays-3/0.log".into(),
+            segment: Offset::new(0),
+            position: 48..100,
+            fault: tidemill_log::segment::FrameFault::FrameCrc,
+        };
+        let error = read(&FetchError::Read(damage.into()), "plays-3");
+        assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), true));
+        assert!(error.message.contains("plays-3") && error.message.contains("48"), "{error}");
+    }
+
+    #[test]
     fn a_full_log_names_the_stopped_shard_that_keeps_it() {
         let kept = not_admitted(NoRoom::Log, Some(ShardId::new(3)));
         assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));

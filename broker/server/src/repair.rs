@@ -303,3 +303,26 @@ impl SegmentOpen {
         Some((shard, TopicPartition::new(topic, PartitionId::new(self.partition)), end))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_is_asked_for_as_it_was_recorded() {
+        let partition = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(7)), PartitionId::new(3));
+        let end = SegmentEnd {
+            next_offset: Offset::new(900),
+            bytes: 5000,
+            batches: 12,
+            max_timestamp: Timestamp::new(77),
+            sealed: true,
+            digest: u64::MAX - 5,
+            ..SegmentEnd::empty(Offset::new(30))
+        };
+        let open = SegmentOpen::new(ShardId::new(2), partition, &end);
+        assert_eq!(open.read(), Some((ShardId::new(2), partition, end)));
+        assert_eq!(SegmentOpen { topic: Bytes::from_static(b"short"), ..open.clone() }.read(), None);
+        assert_eq!(SegmentOpen { shard: 1 << 16, ..open }.read(), None);
+    }
+}

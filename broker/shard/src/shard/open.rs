@@ -13,6 +13,7 @@ use tidemill_partition::Partition;
 use tidemill_protocol::{LeaderEpoch, TopicPartition};
 
 use super::checkpoint::Recorded;
+use super::marked::Marked;
 use super::poison::Poison;
 use super::repair::REPAIR_DIR;
 use super::write_behind::{Moving, WriteBehind, Writer};
@@ -109,6 +110,7 @@ impl Shard {
             lets_go: AtomicBool::new(false),
             writer: Mutex::new(Writer::default()),
             recorded: Mutex::new(recorded),
+            marked: Mutex::new(Marked::default()),
             bytes_since_checkpoint: AtomicU64::new(0),
             changes: Watched::new(0),
             outbox_turn: AtomicU64::new(0),

@@ -2,6 +2,7 @@
 
 mod faults;
 mod lifecycle;
+mod marked;
 mod model;
 mod model_tests;
 mod repair;
