@@ -32,8 +32,12 @@ use crate::peers::messages::{Purpose, SegmentOpen, SegmentReply};
 
 /// How often the shards are asked for segments that do not read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// A segment that nobody could mend is tried again after this long.
-const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// A segment that nobody could mend is tried again after this long, then twice as long, and so on up to a bound: a broker that was just
+/// started does not reach the others yet.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+/// The try after which that is said.
+const ALARM_AT_TRY: u32 = 3;
 /// For the next piece of a segment: the other broker checks all of it before the first.
 const PIECE_PATIENCE: Duration = Duration::from_secs(120);
 /// A segment travels in pieces of this size.
@@ -47,6 +51,7 @@ type Place = (ShardId, TopicPartition, Offset);
 
 /// A segment that could not be mended yet.
 struct Waiting {
+    tries: u32,
     again: Instant,
 }
 
@@ -71,8 +76,10 @@ pub(crate) async fn repair(context: Arc<Context>) {
             match mended {
                 Ok(()) => drop(waiting.remove(&place)),
                 Err(reason) => {
-                    let again = Instant::now() + RETRY_INTERVAL;
-                    if waiting.insert(place, Waiting { again }).is_none() {
+                    let tries = waiting.get(&place).map_or(1, |waiting| waiting.tries.saturating_add(1));
+                    let pause = RETRY_FIRST.saturating_mul(1 << (tries - 1).min(10)).min(RETRY_MAX);
+                    waiting.insert(place, Waiting { tries, again: Instant::now() + pause });
+                    if tries == ALARM_AT_TRY {
                         alarm(&context, place, &reason);
                     }
                 }

@@ -8,6 +8,7 @@
 
 use std::time::Duration;
 
+use tidemill_log::segment::ScrubStep;
 use tidemill_protocol::{Offset, TopicPartition};
 use tidemill_raft::Replica;
 use tidemill_shard::Shard;
@@ -83,8 +84,8 @@ async fn check(
         metrics::counter!("tidemill_scrub_bytes_total").increment(bytes);
         tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64)).await;
         match step {
-            Ok(tidemill_log::segment::ScrubStep::More) => scrub = walked,
-            Ok(tidemill_log::segment::ScrubStep::Sound) => return Ok(()),
+            Ok(ScrubStep::More) => scrub = walked,
+            Ok(ScrubStep::Sound) => return Ok(()),
             Err(error) => return Err(error.to_string()),
         }
     }

@@ -123,8 +123,11 @@ impl SegmentImport {
         self.segment.log.path()
     }
 
+    /// Makes the log file durable, and that it is there: else a power loss could forget whereto it is renamed.
     pub(super) fn sync_log(&self) -> io::Result<()> {
-        self.files.sync(&self.segment.log)
+        self.files.sync(&self.segment.log)?;
+        let path = self.segment.log.path();
+        self.files.storage().sync_dir(path.parent().unwrap_or(Path::new("")))
     }
 
     /// The log file stands elsewhere now: there is nothing left to keep for a next try.

@@ -1,7 +1,7 @@
 //! Putting a whole copy of a sealed segment in the place of a damaged one.
 //!
 //! ```text
-//!   <repair dir>/00000000000000000000.log    received from a replica, every frame and the digest checked, synced
+//!   <repair dir>/00000000000000000000.log    received from a replica, every frame and the digest checked, synced with its directory
 //!        | rename, then sync of the partition's directory: before it readers have the damaged file, after it the whole one
 //!        v
 //!   <dir>/00000000000000000000.log

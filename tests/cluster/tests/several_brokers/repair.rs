@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tidemill_client::messages::TopicConfig;
 use tidemill_client::{Client, NewTopic, Record, Start};
+use tidemill_cluster_tests::fixtures::Random;
 use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
@@ -65,8 +66,10 @@ async fn damaged_segments_come_whole_from_the_other_brokers() -> Outcome<()> {
     client.topics().create(NewTopic::new("plays", 2).config(config)).await?;
     let producer = client.producer("plays").build().await?;
     let mut deliveries = Vec::new();
-    for number in 0..RECORDS {
-        let value = number.to_be_bytes().repeat(RECORD_BYTES / 4);
+    // Bytes that no compression makes fewer.
+    let (mut random, mut value) = (Random::new(11), vec![0; RECORD_BYTES]);
+    for _ in 0..RECORDS {
+        random.fill(&mut value);
         deliveries.push(producer.send(Record::new(&value)).await?);
     }
     for delivery in deliveries {
@@ -87,12 +90,12 @@ async fn damaged_segments_come_whole_from_the_other_brokers() -> Outcome<()> {
         let data_dir = cluster.broker(DAMAGED).data_dir();
         assert_eq!(sealed(&data_dir)?.keys().collect::<Vec<_>>(), whole.keys().collect::<Vec<_>>());
         for (number, (path, bytes)) in whole.iter().enumerate() {
-            let mut bytes = bytes.clone();
+            let (mut bytes, half) = (bytes.clone(), bytes.len() / 2);
             match number % 3 {
-                0 => bytes[20_000] ^= 1,
+                0 => bytes[half] ^= 1,
                 1 => {
-                    let (one, other) = bytes.split_at_mut(64 << 10);
-                    one[4096..8192].swap_with_slice(&mut other[8192..12_288]);
+                    let (one, other) = bytes.split_at_mut(half);
+                    one[512..1024].swap_with_slice(&mut other[512..1024]);
                 }
                 _ => continue,
             }

@@ -134,8 +134,9 @@ fn a_directory_that_cannot_be_synced_ends_the_writing() {
     let (memory, faulty, store, other, _) = replicas();
     memory.edit(&log_path(0), |bytes| bytes[900] ^= 8);
     let import = receive(&store, &other, 0);
+    let checked = import.checked().unwrap();
     faulty.on_nth(Some(Call::SyncDir), 1, Effect::Fail);
-    let failed = store.finish_repair(import.checked().unwrap()).unwrap_err();
+    let failed = store.finish_repair(checked).unwrap_err();
     assert!(matches!(failed, AppendError::Io { .. }), "{failed}");
     assert!(matches!(store.sync(), Err(SyncError::Failed { .. })));
 }
