@@ -151,6 +151,11 @@ pub struct ReplicaLimits {
     pub decoded_cache_bytes_max: usize,
     /// How much a shard applies until it is due for a checkpoint.
     pub checkpoint_bytes: u64,
+    /// How much is applied, and how long it takes at the least, until the leader has the replicas' states compared again. Where little is
+    /// applied it takes six times as long, and less will do.
+    pub state_hash_bytes: u64,
+    /// See `state_hash_bytes`.
+    pub state_hash_interval: Duration,
 }
 
 impl Default for ReplicaLimits {
@@ -173,6 +178,8 @@ impl Default for ReplicaLimits {
             apply_backlog_bytes_max: 16 << 20,
             decoded_cache_bytes_max: 1 << 20,
             checkpoint_bytes: 256 << 20,
+            state_hash_bytes: 64 << 20,
+            state_hash_interval: Duration::from_secs(600),
         }
     }
 }

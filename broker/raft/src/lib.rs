@@ -24,6 +24,7 @@
 mod anywhere;
 mod append_stream;
 mod codec;
+mod compare;
 mod config;
 mod contact;
 mod driver;

@@ -82,6 +82,7 @@ impl Replica {
         shard: Shard,
     ) -> Result<Self, ReplicaStartError> {
         let started = start::start(&config, wal, recovered, shard).await?;
+        started.machine.comparison().begin(config.node);
         let raft = Arc::new(started.raft);
         let sink = RaftSink { raft: Arc::clone(&raft), entry_bytes_max: started.log.wal().entry_bytes_max() };
         let telemetry = Telemetry::new(config.shard);

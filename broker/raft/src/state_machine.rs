@@ -10,19 +10,20 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use parking_lot::{Mutex, RwLock};
 use tidemill_log::background::Background;
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::ShardId;
-use tidemill_shard::{CheckpointDone, Shard, UnitResult};
+use tidemill_protocol::{NodeId, ShardId};
+use tidemill_shard::{CheckpointDone, Shard, Unit, UnitResult};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
 use crate::codec::{self, CodecError};
+use crate::compare::{Alarm, Comparison};
 use crate::config::ReplicaLimits;
 use crate::runtime::blocking;
 use crate::shared_log::{Lookup, SharedLog};
 use crate::snapshot::{Snapshot, StagingTurns, note_install, stage_here};
 use crate::types::{
-    LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, entry_id,
-    log_id,
+    Command, LogId, Payload, RaftLogEntry, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote,
+    entry_id, log_id,
 };
 
 /// How often whoever waits looks for itself. An installed snapshot replaces the shard, and needs it let go of.
@@ -35,6 +36,7 @@ pub(crate) struct Machine {
     shard: RwLock<Shard>,
     staging: StagingTurns,
     log: Arc<SharedLog>,
+    comparison: Comparison,
     state: Mutex<MachineState>,
     checkpoint_due: Notify,
     checkpoint_bytes: u64,
@@ -97,6 +99,7 @@ impl Machine {
             shard,
             staging: StagingTurns::new(),
             log,
+            comparison: Comparison::new(limits),
             state,
             checkpoint_due,
             checkpoint_bytes,
@@ -112,6 +115,11 @@ impl Machine {
     /// The vote that was saved last.
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.log.vote()
+    }
+
+    /// What this replica knows of the others' states.
+    pub(crate) fn comparison(&self) -> &Comparison {
+        &self.comparison
     }
 
     /// Who may stage a snapshot beside the shard.
@@ -237,7 +245,9 @@ impl Machine {
         let id = entry_id(&entry.log_id);
         let shard = self.shard.read();
         let applied = match entry.payload {
-            Payload::Normal(command) => shard.apply(id, command.entry()),
+            Payload::Normal(command) => {
+                shard.apply(id, command.entry()).inspect(|_| self.compare(&shard, &id, &command))
+            }
             Payload::Blank => shard.apply_blank(id).map(|()| Vec::new()),
             Payload::Membership(membership) => {
                 let stored = StoredMembership::new(Some(entry.log_id), membership);
@@ -247,6 +257,29 @@ impl Machine {
             }
         };
         applied.map_err(|stopped| io::Error::other(format!("shard {}: {}", self.id, stopped.reason)))
+    }
+
+    /// Sees to what an entry that was just applied says of the replicas' states.
+    fn compare(&self, shard: &Shard, id: &EntryId, command: &Command) {
+        let units = &command.entry().units;
+        if self.comparison.applied(command.bytes(), units) && !shard.mark_state() {
+            tracing::debug!(shard = %self.id, entry = %id.index, "a checkpoint is under way: this replica takes no part in this comparison");
+        }
+        let reports = units.iter().filter_map(|unit| match unit {
+            Unit::ReportStateHash(report) => Some(report),
+            _ => None,
+        });
+        for report in reports {
+            let voters = self.state.lock().membership().membership().voter_ids().collect();
+            let alarm = self.comparison.report(self.id, report, NodeId::from_raw(id.leader_node), &voters);
+            let Some(alarm) = alarm else { continue };
+            metrics::counter!("tidemill_state_hash_mismatches_total", "shard" => self.id.to_string())
+                .increment(1);
+            match alarm {
+                Alarm::Told(what) => tracing::error!(shard = %self.id, "{what}"),
+                Alarm::Stops(why) => shard.give_up(&why),
+            }
+        }
     }
 
     fn snapshot(&self) -> Option<RaftSnapshot> {
@@ -335,7 +368,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         let shard = self.0.shard.read();
         // An idle shard would keep the files of deleted partitions for good.
-        if shard.bytes_since_checkpoint() >= self.0.checkpoint_bytes || shard.has_deleted_partitions() {
+        if shard.bytes_since_checkpoint() >= self.0.checkpoint_bytes
+            || shard.has_deleted_partitions()
+            || shard.has_marked_state()
+        {
             self.0.checkpoint_due.notify_one();
         }
         Ok(())

@@ -37,7 +37,7 @@ use crate::room::{PeersGate, Room};
 use crate::shards::Shards;
 use crate::start_error::StartError;
 use crate::view::{ClusterView, ViewReader};
-use crate::{components, connection, errors, maintenance, outbox, telemetry, wiring};
+use crate::{components, connection, errors, maintenance, outbox, repair, scrubber, telemetry, wiring};
 
 /// A running broker.
 pub struct Broker {
@@ -415,6 +415,13 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
             context.disk.watch(),
             stopping.clone(),
         )),
+        tokio::spawn(scrubber::scrub(
+            shards.clone(),
+            context.config.storage.scrub_bytes_per_second,
+            stopping.clone(),
+        )),
+        tokio::spawn(repair::repair(Arc::clone(context))),
+        tokio::spawn(maintenance::compare_states(shards.clone(), stopping.clone())),
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
         tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(components::fetch_missing(Arc::clone(context))),

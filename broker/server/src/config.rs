@@ -116,6 +116,8 @@ pub struct StorageSettings {
     pub page_cache_bytes: u64,
     /// How often retention looks for what may go.
     pub retention_interval_ms: u64,
+    /// Segments are checked for damage at this rate, round and round; 0: only when they are read.
+    pub scrub_bytes_per_second: u64,
     /// Produce is refused when less than this is free; retention may still free space.
     pub disk_free_min_bytes: u64,
     /// A file of this size is kept in reserve, and given up when the disk is full.
@@ -252,6 +254,7 @@ impl Default for StorageSettings {
             write_behind_bytes_max: 256 * MIB,
             page_cache_bytes: 256 << 20,
             retention_interval_ms: 30_000,
+            scrub_bytes_per_second: 4 << 20,
             disk_free_min_bytes: 1 << 30,
             disk_reserve_bytes: 160 << 20,
         }

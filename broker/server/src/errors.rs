@@ -214,7 +214,12 @@ pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
         FetchError::Deleted { .. } => {
             Error::new(ErrorCode::UnknownTopic, format!("{partition} is gone: its topic was deleted"))
         }
-        FetchError::Read(_) | FetchError::Open(_) => {
+        // The segment is fetched from another replica: the same range may read later, and reads there now.
+        FetchError::Read(_) => {
+            Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
+                .with_retriable(true)
+        }
+        FetchError::Open(_) => {
             Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
         }
     }
@@ -385,6 +390,19 @@ mod tests {
         assert!(gone.message.contains("offset 5 of plays-3") && gone.message.contains("900"), "{gone}");
         let deleted = read(&FetchError::Deleted { partition }, "plays-3");
         assert_eq!(deleted.error_code(), Some(ErrorCode::UnknownTopic));
+    }
+
+    #[test]
+    fn a_damaged_range_may_be_read_again_later() {
+        let damage = tidemill_log::segment::Damage {
+            file: "shard-01/plays-3/0.log".into(),
+            segment: Offset::new(0),
+            position: 48..100,
+            fault: tidemill_log::segment::FrameFault::FrameCrc,
+        };
+        let error = read(&FetchError::Read(damage.into()), "plays-3");
+        assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), true));
+        assert!(error.message.contains("plays-3") && error.message.contains("48"), "{error}");
     }
 
     #[test]

@@ -54,6 +54,23 @@ async fn retain(replica: &Replica, clock: &Clock) {
     }
 }
 
+/// Has every replica here take its part in comparing the states of its group.
+pub(crate) async fn compare_states(shards: Shards, stopping: CancellationToken) {
+    const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            () = stopping.cancelled() => return,
+        }
+        for (_, replica) in shards.iter() {
+            tokio::select! {
+                () = replica.compare_states() => {}
+                () = stopping.cancelled() => return,
+            }
+        }
+    }
+}
+
 /// Proposes a tick when the log's time stands still while a timer is due, while there are keys that have expired or rows of
 /// deleted tasks, and now and then where something was written.
 pub(crate) async fn ticks(shards: Shards, shard: ShardId, clock: Clock, stopping: CancellationToken) {

@@ -89,6 +89,8 @@ fn needs(unit: &Unit) -> Needs {
         | Unit::Delivered { .. }
         | Unit::AdvanceLogStart { .. }
         | Unit::TaskStatus { .. }
+        | Unit::TakeStateHash
+        | Unit::ReportStateHash(_)
         | Unit::Tick => Needs::Nothing,
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use tidemill_controller::{ControllerCommand, TopicConfig};
 use tidemill_coordinator::{GroupCommand, PositionCommit};
 use tidemill_protocol::{
-    DeploymentId, LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, TopicId,
+    DeploymentId, LeaderEpoch, LogIndex, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, TopicId,
     TopicPartition,
 };
 use uuid::Uuid;
@@ -188,6 +188,10 @@ fn unit() -> impl Strategy<Value = Unit> {
             }
         ),
         Just(Unit::Tick),
+        Just(Unit::TakeStateHash),
+        (any::<u64>(), any::<u64>(), any::<[u8; 32]>()).prop_map(|(index, node, hash)| {
+            Unit::ReportStateHash(StateHash { index: LogIndex::new(index), node, hash })
+        }),
     ]
 }
 
@@ -277,6 +281,8 @@ fn the_numbers_of_units_stay() {
         (9, Unit::Delivered { stream, up_to: 1 }),
         (10, Unit::AdvanceLogStart { partition, offset: Offset::new(1) }),
         (12, Unit::Tick),
+        (13, Unit::TakeStateHash),
+        (14, Unit::ReportStateHash(StateHash { index: LogIndex::new(1), node: 2, hash: [3; 32] })),
     ];
     for (number, unit) in units {
         let bytes =

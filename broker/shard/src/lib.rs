@@ -47,8 +47,9 @@ pub use partition_log::{Batches, DiskRead, Fetch, FetchError, PartitionView};
 pub use result::{ProgressRefusal, UnitError, UnitResult};
 pub use result_codec::ResultError;
 pub use shard::{
-    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, ClosedShard, OutboxItem,
-    RoutedAttempt, Shard, ShardConfig, ShardOpenError, ShardStopped, StateEntry, StatePage, TaskView,
+    AdoptedDeployment, AdoptedTopic, AppliedState, CheckpointDone, CheckpointError, ClosedShard, MarkedState,
+    NoCopy, OutboxItem, RoutedAttempt, SegmentRepair, SegmentRepairError, Shard, ShardConfig, ShardOpenError,
+    ShardStopped, StateEntry, StatePage, TaskView,
 };
 pub use snapshot::{
     ChunkRef, InstallError, ManifestError, SegmentRef, Snapshot, SnapshotError, SnapshotInstall,
@@ -57,5 +58,5 @@ pub use snapshot::{
 pub use store::StoreError;
 pub use unit::{
     AdoptDeployment, AdoptTopic, AdoptedStatus, Entry, FilterPass, OutboxStream, PositionStep, Progress,
-    RoutedAppend, StartAt, StateWrite, TaskAssignment, TaskOutput, TaskStatus, TimerWrite, Unit,
+    RoutedAppend, StartAt, StateHash, StateWrite, TaskAssignment, TaskOutput, TaskStatus, TimerWrite, Unit,
 };

@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use tidemill_controller::{ControllerCommand, TopicConfig};
 use tidemill_coordinator::GroupCommand;
 use tidemill_protocol::{
-    DeploymentId, LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, Timestamp, TopicId,
-    TopicPartition,
+    DeploymentId, LeaderEpoch, LogIndex, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, Timestamp,
+    TopicId, TopicPartition,
 };
 
 use crate::wire;
@@ -95,6 +95,21 @@ pub enum Unit {
     },
     /// Nothing but time: expiry and clean-up take a bounded step.
     Tick,
+    /// Every replica finds the hash of its state as of this entry, and reports it. Changes nothing.
+    TakeStateHash,
+    /// What a replica found its state's hash to be. Changes nothing: whoever compares reads it off the log.
+    ReportStateHash(StateHash),
+}
+
+/// See [`Unit::ReportStateHash`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateHash {
+    /// The last entry in the state.
+    pub index: LogIndex,
+    /// The node id of the replica.
+    pub node: u64,
+    /// Of its state: see [`MarkedState::hash`](crate::MarkedState::hash).
+    pub hash: [u8; 32],
 }
 
 /// See [`Unit::RoutedAppend`].

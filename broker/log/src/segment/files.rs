@@ -75,6 +75,8 @@ pub(super) struct PooledFile {
     dirty: AtomicBool,
     /// A sync failed: what the file holds is unknown from then on, whatever a later sync says.
     failed: AtomicBool,
+    /// How often another file was put under its name: a handle that was opened before is of the old one.
+    replaced: AtomicU64,
     /// Serialises syncs, so that nobody takes the good answer that follows somebody else's failure.
     syncing: Mutex<()>,
 }
@@ -146,6 +148,7 @@ impl SegmentFiles {
             base_offset,
             dirty: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            replaced: AtomicU64::new(0),
             syncing: Mutex::new(()),
         })
     }
@@ -156,15 +159,30 @@ impl SegmentFiles {
             return Ok(handle);
         }
         let mode = if create { OpenMode::CREATE } else { OpenMode::WRITE };
-        let opened = self.storage.open(&file.path(), mode)?;
-        let handle = {
+        let handle = loop {
+            let replaced = file.replaced.load(Ordering::Acquire);
+            let opened = self.storage.open(&file.path(), mode)?;
             let mut pool = self.pool.lock();
             // Somebody may have opened it meanwhile; all use one handle.
-            let raced = pool.touch(file.id);
-            raced.unwrap_or_else(|| pool.insert(Arc::clone(file), opened))
+            if let Some(raced) = pool.touch(file.id) {
+                break raced;
+            }
+            // Nor is the handle of a file that no longer stands under the name kept.
+            if file.replaced.load(Ordering::Acquire) == replaced {
+                break pool.insert(Arc::clone(file), opened);
+            }
         };
         self.shrink();
         Ok(handle)
+    }
+
+    /// Puts the file `from` in the place of `file`. Who holds a handle goes on with the old one; later ones are of the new.
+    pub(super) fn replace(&self, from: &Path, file: &PooledFile) -> io::Result<()> {
+        self.storage.rename(from, &file.path())?;
+        let mut pool = self.pool.lock();
+        file.replaced.fetch_add(1, Ordering::AcqRel);
+        pool.remove(file.id);
+        Ok(())
     }
 
     /// Makes what was written to `file` durable. After a failure every later call fails too.

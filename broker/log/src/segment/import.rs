@@ -1,7 +1,7 @@
 //! Taking a segment over from another broker, or a repaired range of one.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::ends::SegmentEnd;
@@ -80,6 +80,17 @@ impl SegmentImport {
     /// # Errors
     /// `Damaged` with the first range that is not what was described: receive it again.
     pub fn finish(mut self) -> Result<SegmentEnd, ReadError> {
+        self.check()?;
+        rebuild_index(&self.files, &self.key, &self.segment, self.config.index_interval_bytes)?;
+        for file in [&self.segment.log, &self.segment.index] {
+            self.files.sync(file).map_err(|source| ReadError::Io { file: file.path(), source })?;
+        }
+        self.finished = true;
+        Ok(self.segment.end())
+    }
+
+    /// Checks every frame and the digest of what was received.
+    pub(super) fn check(&self) -> Result<(), ReadError> {
         let described = self.segment.end();
         let file = self.segment.log_file(&self.files, &self.key)?;
         file.set_len(described.bytes).map_err(|source| self.segment.io_error(source))?;
@@ -95,16 +106,33 @@ impl SegmentImport {
         }
         let same = (found.digest, found.next_offset, found.batches, found.max_timestamp)
             == (described.digest, described.next_offset, described.batches, described.max_timestamp);
-        if !same {
-            let range = FIRST_FRAME..described.bytes;
-            return Err(self.segment.damage(range, FrameFault::OtherContents).into());
+        if same {
+            return Ok(());
         }
-        rebuild_index(&self.files, &self.key, &self.segment, self.config.index_interval_bytes)?;
-        for file in [&self.segment.log, &self.segment.index] {
-            self.files.sync(file).map_err(|source| ReadError::Io { file: file.path(), source })?;
-        }
+        let range = FIRST_FRAME..described.bytes;
+        Err(self.segment.damage(range, FrameFault::OtherContents).into())
+    }
+
+    /// The end of the segment that is received.
+    #[must_use]
+    pub fn described(&self) -> SegmentEnd {
+        self.segment.end()
+    }
+
+    pub(super) fn log_path(&self) -> PathBuf {
+        self.segment.log.path()
+    }
+
+    /// Makes the log file durable, and that it is there: else a power loss could forget whereto it is renamed.
+    pub(super) fn sync_log(&self) -> io::Result<()> {
+        self.files.sync(&self.segment.log)?;
+        let path = self.segment.log.path();
+        self.files.storage().sync_dir(path.parent().unwrap_or(Path::new("")))
+    }
+
+    /// The log file stands elsewhere now: there is nothing left to keep for a next try.
+    pub(super) fn taken(mut self) {
         self.finished = true;
-        Ok(self.segment.end())
     }
 }
 

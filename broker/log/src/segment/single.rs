@@ -101,6 +101,14 @@ impl Segment {
         self.header_checked.store(false, Ordering::Release);
     }
 
+    /// Another log file with the same bytes, as far as they were sound, stands under the name now. An index that could not be rebuilt
+    /// because of the damage can be.
+    pub(super) fn log_replaced(&self) {
+        self.distrust_header();
+        let (confirmed, suspect) = (INDEX_CONFIRMED, INDEX_SUSPECT);
+        let _ = self.index_health.compare_exchange(confirmed, suspect, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// To be called by whoever wrote the header.
     pub(super) fn header_written(&self) {
         self.header_checked.store(true, Ordering::Release);

@@ -1,6 +1,7 @@
 //! Tests of several parts together.
 
 mod cluster;
+mod comparing;
 mod fixture;
 mod following;
 mod format;

@@ -12,6 +12,7 @@
 //!     disk        answered by DiskReports: one at once, and one whenever it is another
 //!     attempt     what the broker's replica of a shard remembers of a routed batch; answered by AttemptReply
 //!     held        which of what was deleted the broker's replica of a shard still holds; answered by HeldReply
+//!     segment     answered by SegmentReply, then frames whose payload is the segment's file, to the stream's end
 //!     join        by who has no certificate yet; answered by JoinReply
 //! ```
 
@@ -25,7 +26,7 @@ pub(crate) const PEER_PROTOCOL_MAX: u32 = 1;
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct PeerOpen {
-    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
+    #[prost(oneof = "Purpose", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub(crate) purpose: Option<Purpose>,
 }
 
@@ -53,6 +54,8 @@ pub(crate) enum Purpose {
     Held(HeldOpen),
     #[prost(message, tag = "11")]
     Disk(DiskOpen),
+    #[prost(message, tag = "12")]
+    Segment(SegmentOpen),
 }
 
 impl From<Purpose> for PeerOpen {
@@ -152,6 +155,38 @@ pub(crate) struct ComponentReply {
     pub(crate) error: Option<Error>,
     #[prost(uint64, tag = "2")]
     pub(crate) size: u64,
+}
+
+/// A sealed segment is asked for, by a broker whose own copy does not read: what it recorded when it wrote it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub(crate) struct SegmentOpen {
+    #[prost(uint32, tag = "1")]
+    pub(crate) shard: u32,
+    /// The topic's id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(crate) topic: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub(crate) partition: u32,
+    #[prost(int64, tag = "4")]
+    pub(crate) base_offset: i64,
+    #[prost(int64, tag = "5")]
+    pub(crate) next_offset: i64,
+    /// Length of the log file.
+    #[prost(uint64, tag = "6")]
+    pub(crate) bytes: u64,
+    #[prost(uint64, tag = "7")]
+    pub(crate) batches: u64,
+    #[prost(int64, tag = "8")]
+    pub(crate) max_timestamp: i64,
+    /// The running digest of its frames' checksums.
+    #[prost(fixed64, tag = "9")]
+    pub(crate) digest: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct SegmentReply {
+    #[prost(message, optional, tag = "1")]
+    pub(crate) error: Option<Error>,
 }
 
 /// A replica can't go on as what it was.

@@ -11,7 +11,8 @@ use tokio::task::JoinSet;
 
 use super::greeting::refused;
 use super::messages::{
-    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen, ReplaceReply,
+    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen,
+    ReplaceReply, SegmentOpen,
 };
 use super::{Peers, disks, replicas};
 use crate::cluster::Lives;
@@ -231,6 +232,7 @@ enum Ready {
     Held(Arc<Context>, HeldOpen),
     Status(Arc<Context>),
     Disk(Arc<Context>),
+    Segment(Arc<Context>, SegmentOpen),
 }
 
 async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
@@ -262,6 +264,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
             answer(stream, &crate::adopter::held_here(&context, &open).await).await;
         }
         Ok(Ready::Status(context)) => answer(stream, &crate::handlers::status::own(&context)).await,
+        Ok(Ready::Segment(context, open)) => crate::repair::serve(&context, &open, stream).await,
         Err(error) => {
             tracing::debug!(%broker, %error, "a broker's stream is refused");
             stream.reader.stop(error.code);
@@ -297,6 +300,7 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
         Purpose::Held(open) => Ready::Held(services.context().await?, open),
         Purpose::Status(_) => Ready::Status(services.context().await?),
         Purpose::Disk(_) => Ready::Disk(services.context().await?),
+        Purpose::Segment(open) => Ready::Segment(services.context().await?, open),
         Purpose::Hello(_) | Purpose::Join(_) => {
             return Err(Error::new(ErrorCode::UnexpectedStream, "a connection has said its hello already"));
         }

@@ -11,6 +11,7 @@
 //! newest records never touch the disk. The lock is held for pointers and counters only, never across I/O.
 
 mod batches;
+mod suspects;
 mod tail;
 
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use tokio::sync::watch;
 use crate::watched::Watched;
 
 pub use batches::Batches;
+pub(crate) use suspects::Suspects;
 use tail::Tail;
 pub(crate) use tail::{Chunk, tail_bytes};
 
@@ -128,6 +130,9 @@ impl DiskRead {
                 if self.from < log_start {
                     return Err(FetchError::Gone { partition: self.log.id, wanted: self.from, log_start });
                 }
+                if let ReadError::Damaged(damage) = &error {
+                    self.log.files.suspects.add(self.log.id, damage.segment);
+                }
                 Err(error.into())
             }
         }
@@ -140,6 +145,8 @@ pub(crate) struct LogFiles {
     pub(crate) files: Arc<SegmentFiles>,
     pub(crate) dir: PathBuf,
     pub(crate) config: SegmentConfig,
+    /// Segments of all partitions in which somebody met damage.
+    pub(crate) suspects: Arc<Suspects>,
 }
 
 /// One partition's log.

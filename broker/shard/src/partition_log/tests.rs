@@ -14,6 +14,7 @@ fn log() -> Arc<PartitionLog> {
         files: SegmentFiles::new(storage, SegmentFilesConfig::default()),
         dir: PathBuf::from("shard-01"),
         config: SegmentConfig::default(),
+        suspects: Arc::default(),
     };
     let id = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(7)), PartitionId::new(3));
     let zero = Offset::ZERO;

@@ -24,7 +24,7 @@ use super::write_behind::WriteError;
 use super::{Inner, Shard};
 use crate::keys::{key, space};
 use crate::partition_log::PartitionLog;
-use crate::state::{Frozen, Put, encode_end};
+use crate::state::{Frozen, Put, State, encode_end};
 use crate::store::StoreError;
 
 /// From so many partitions with new bytes on, one sync of the whole file system is cheaper than one per file: 9 ms
@@ -80,6 +80,13 @@ enum Failure {
     Wal(io::Error),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What was changed up to an entry, which a checkpoint writes.
+pub(super) struct Generation {
+    frozen: Frozen,
+    changed: Vec<Changed>,
+    deleted: Vec<Arc<PartitionLog>>,
 }
 
 /// A partition whose log changed in the generation.
@@ -149,21 +156,18 @@ impl Inner {
         };
         let mut writer = self.writer.lock();
         // Nothing to do is the usual case of an idle shard; but files that somebody held may be free by now.
-        if self.is_recorded(recorded) {
+        if self.is_recorded(recorded) && !self.has_marked_state() {
             self.delete_leftovers(recorded, Vec::new(), Vec::new());
             return Ok(done);
         }
         #[allow(clippy::disallowed_methods, reason = "measured, and nothing depends on it")]
         let started = std::time::Instant::now();
-        let (frozen, changed, deleted) = {
+        let (Generation { frozen, changed, deleted }, is_marked) = {
             let mut state = self.state.write();
-            self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
-            self.lets_go.store(false, Ordering::Relaxed);
-            let frozen = state.freeze();
-            // With the state held: a partition that is deleted from here on is still one of this generation's, whose
-            // state and files must agree.
-            let changed = self.changed_logs(&frozen);
-            (frozen, changed, std::mem::take(&mut *self.deleted_logs.lock()))
+            match self.take_ended() {
+                Some(marked) => (marked, true),
+                None => (self.end_generation(&mut state), false),
+            }
         };
         done.frozen_for = started.elapsed();
         for log in &deleted {
@@ -186,11 +190,25 @@ impl Inner {
         }
         self.commit(&frozen, &ends, &deleted)?;
         let base = self.store.rows()?;
+        if is_marked && let Some((applied, rows)) = done.applied.zip(base.clone()) {
+            self.marked_is_written(applied, rows);
+        }
         self.state.write().rows.thaw(base);
         recorded.applied = done.applied;
         self.delete_leftovers(recorded, ends, deleted);
         metrics::histogram!("tidemill_checkpoint_seconds").record(started.elapsed().as_secs_f64());
         Ok(done)
+    }
+
+    /// Ends a generation with what is applied now: apply goes on with the next.
+    pub(super) fn end_generation(&self, state: &mut State) -> Generation {
+        self.bytes_since_checkpoint.store(0, Ordering::Relaxed);
+        self.lets_go.store(false, Ordering::Relaxed);
+        let frozen = state.freeze();
+        // With the state held: a partition that is deleted from here on is still one of this generation's, whose
+        // state and files must agree.
+        let changed = self.changed_logs(&frozen);
+        Generation { frozen, changed, deleted: std::mem::take(&mut *self.deleted_logs.lock()) }
     }
 
     /// Whether nothing was applied since the last checkpoint. What is to go is then known too.

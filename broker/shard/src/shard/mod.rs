@@ -4,10 +4,12 @@ mod apply;
 mod checkpoint;
 mod close;
 mod config;
+mod marked;
 mod open;
 mod pin;
 mod poison;
 mod readers;
+mod repair;
 mod task_readers;
 mod write_behind;
 
@@ -28,14 +30,17 @@ pub use apply::AppliedState;
 pub use checkpoint::{CheckpointDone, CheckpointError};
 pub use close::ClosedShard;
 pub use config::ShardConfig;
+pub use marked::MarkedState;
 pub(crate) use open::STATE_FILE;
 pub use open::ShardOpenError;
 pub(crate) use pin::{OwnSegments, PinnedCheckpoint};
 pub use poison::ShardStopped;
 pub use readers::{AdoptedDeployment, AdoptedTopic, RoutedAttempt};
+pub use repair::{NoCopy, SegmentRepair, SegmentRepairError};
 pub use task_readers::{OutboxItem, StateEntry, StatePage, TaskView};
 
 use checkpoint::Recorded;
+use marked::Marked;
 use poison::Poison;
 use write_behind::{WriteBehind, Writer};
 
@@ -54,7 +59,7 @@ impl std::fmt::Debug for Shard {
 
 /// What the shard's clones and its worker share.
 ///
-/// Locks, in the order in which they may nest: `recorded`, `writer`, `state`, `logs`, one partition's log. Only the
+/// Locks, in the order in which they may nest: `recorded`, `writer`, `state`, `marked`, `logs`, one partition's log. Only the
 /// first two are ever held across I/O, and apply takes neither.
 struct Inner {
     config: ShardConfig,
@@ -72,6 +77,8 @@ struct Inner {
     writer: Mutex<Writer>,
     /// Held by the checkpoint that is under way.
     recorded: Mutex<Recorded>,
+    /// A state that is to be hashed.
+    marked: Mutex<Marked>,
     bytes_since_checkpoint: AtomicU64,
     changes: Watched<u64>,
     /// Where the next look at the outboxes begins, so that all get their turn.

@@ -13,7 +13,9 @@ use tidemill_partition::Partition;
 use tidemill_protocol::{LeaderEpoch, TopicPartition};
 
 use super::checkpoint::Recorded;
+use super::marked::Marked;
 use super::poison::Poison;
+use super::repair::REPAIR_DIR;
 use super::write_behind::{Moving, WriteBehind, Writer};
 use super::{Inner, Shard, ShardConfig};
 use crate::keys::{key, space};
@@ -84,7 +86,13 @@ impl Shard {
         };
         let damaged = |reason: String| ShardOpenError::Damaged { path: path.clone(), reason };
         let (state, ends) = read_all(config.shard, &base).map_err(|error| damaged(error.to_string()))?;
-        let log_files = LogFiles { files: Arc::clone(files), dir: dir.clone(), config: config.segment };
+        storage.remove_dir_all(&dir.join(REPAIR_DIR)).map_err(io_error)?;
+        let log_files = LogFiles {
+            files: Arc::clone(files),
+            dir: dir.clone(),
+            config: config.segment,
+            suspects: Arc::default(),
+        };
         let logs = open_logs(&state, ends, &log_files).map_err(|error| match error {
             LogsError::Open(error) => error.into(),
             LogsError::Contradiction(reason) => damaged(reason),
@@ -102,6 +110,7 @@ impl Shard {
             lets_go: AtomicBool::new(false),
             writer: Mutex::new(Writer::default()),
             recorded: Mutex::new(recorded),
+            marked: Mutex::new(Marked::default()),
             bytes_since_checkpoint: AtomicU64::new(0),
             changes: Watched::new(0),
             outbox_turn: AtomicU64::new(0),

@@ -200,6 +200,7 @@ impl Inner {
         let waiting = self.write_behind.take_waiting();
         let enough = self.config.write_behind_bytes / 2;
         let mut left = Vec::new();
+        let mut waits_for_checkpoint = false;
         for (bytes, log) in waiting {
             if self.poison.is_closed() {
                 return Ok(());
@@ -209,6 +210,13 @@ impl Inner {
                 // Bounded by what is there now: apply may add as fast as this writes.
                 let until = log.view().high_watermark;
                 let mut writer = self.writer.lock();
+                // What is newer than a marked state must not be in the segments whose ends are recorded with it. What was there to write
+                // before it was marked may be: so this is looked at after that.
+                if self.has_marked_state() {
+                    waits_for_checkpoint = true;
+                    left.push(log);
+                    continue;
+                }
                 self.write_until(&mut writer, &log, until)?;
                 // A checkpoint that waits comes before the next partition.
                 MutexGuard::unlock_fair(writer);
@@ -220,7 +228,9 @@ impl Inner {
                 left.push(log);
             }
         }
-        self.write_behind.wait_for_write(left, self.config.write_behind_bytes);
+        // The checkpoint looks at what waits when it is through.
+        let threshold = if waits_for_checkpoint { u64::MAX } else { self.config.write_behind_bytes };
+        self.write_behind.wait_for_write(left, threshold);
         Ok(())
     }
 

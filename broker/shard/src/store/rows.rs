@@ -160,6 +160,11 @@ impl Rows {
         }
     }
 
+    /// Whether the last generation is not in the file yet: no other can end.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
     /// Begins a new generation; what the old one changed stays readable.
     pub(crate) fn freeze(&mut self) -> FrozenRows {
         debug_assert!(self.frozen.is_none(), "one checkpoint at a time");

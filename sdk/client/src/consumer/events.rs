@@ -1,6 +1,7 @@
 //! What the broker says on a subscription stream. Nothing of it is believed unchecked.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_protocol::frame::RawFrame;
@@ -22,6 +23,8 @@ use crate::{Position, ServerError};
 
 /// A partition whose answers are damaged this often in a row ends with an error.
 const CORRUPTIONS_MAX: u32 = 3;
+/// A partition leaves a broker whose storage failed no more often than this.
+const STORAGE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Session {
     pub(super) async fn take(
@@ -211,6 +214,10 @@ impl Session {
             self.shared.send_to(partition, leader);
             return;
         }
+        if error.retriable && error.is(ErrorCode::StorageFailed) && self.leaves_storage(partition) {
+            tracing::debug!(%partition, broker = %self.broker, %error, "asking another replica");
+            return;
+        }
         if error.error_code().is_some_and(is_of_this_broker) || self.is_behind(partition, &error) {
             tracing::debug!(%partition, broker = %self.broker, %error, "is refused here");
             self.shared.cluster.wants_news();
@@ -243,6 +250,24 @@ impl Session {
             return;
         }
         view.again.push((Instant::now() + backoff.pause(), partition));
+    }
+
+    /// Whether a partition is read at another replica from now on, because what this broker stored does not read. Not again soon: where
+    /// no replica gives it out, it would go round among them without a pause.
+    fn leaves_storage(&self, partition: TopicPartition) -> bool {
+        let now = Instant::now();
+        let may_leave = self.shared.with_partition(partition, |state| {
+            let may_leave = state.left_storage_at.is_none_or(|at| now >= at + STORAGE_PAUSE);
+            if may_leave {
+                state.left_storage_at = Some(now);
+            }
+            may_leave
+        });
+        if may_leave != Some(true) {
+            return false;
+        }
+        self.shared.settle([partition], Some(self.broker));
+        self.shared.with_partition(partition, |state| state.place != Some(self.broker)) == Some(true)
     }
 
     /// The leader, where this is another broker: one that has perhaps not got so far as what it refuses.

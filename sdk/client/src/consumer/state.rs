@@ -83,6 +83,8 @@ pub(super) struct PartitionState {
     pub(super) tenure: u64,
     /// Since when another place would be better, though this one serves.
     pub(super) astray_since: Option<Instant>,
+    /// When it last left a broker whose storage did not give its records out.
+    pub(super) left_storage_at: Option<Instant>,
     /// Tells a partition that was removed and added again from what it was.
     pub(super) incarnation: u64,
     /// Rises with each seek, so that what comes from before it is known.
@@ -124,6 +126,7 @@ impl PartitionState {
             place: None,
             tenure: 0,
             astray_since: None,
+            left_storage_at: None,
             incarnation,
             generation: 0,
             resume: start,

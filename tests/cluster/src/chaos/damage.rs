@@ -1,5 +1,6 @@
 //! What a disk does to files that nobody has open: flipped bits, swapped blocks.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -12,11 +13,43 @@ const BLOCK_BYTES: u64 = 4_096;
 const FLIPS_MAX: u64 = 4;
 /// Directories below a data directory that are looked into.
 const DEPTH_MAX: usize = 3;
+/// `shard-NN/PARTITION/`: what is staged beside it lies deeper.
+const SEGMENT_DEPTH: usize = 2;
 
-/// Damages some file below `root` whose name ends so; says what was done, for people. `None`: there is none.
-pub(super) fn damage(root: &Path, extension: &str, random: &mut Random) -> io::Result<Option<String>> {
+/// The newest segments of a partition that are left alone: one of them is being written, and the other may be again, after a start from an older
+/// checkpoint.
+const NEWEST_SEGMENTS: usize = 2;
+
+/// Damages some file of the write-ahead log below `root`; says what was done, for people. `None`: there is none.
+pub(super) fn damage_log(root: &Path, random: &mut Random) -> io::Result<Option<String>> {
     let mut files = Vec::new();
-    find(root, extension, DEPTH_MAX, &mut files)?;
+    find(root, "wal", DEPTH_MAX, &mut files)?;
+    damage(files, random)
+}
+
+/// The same with a segment that was sealed long enough ago.
+pub(super) fn damage_segment(root: &Path, random: &mut Random) -> io::Result<Option<String>> {
+    let files = segments(root)?.into_values().flat_map(|mut files| {
+        files.truncate(files.len().saturating_sub(NEWEST_SEGMENTS));
+        files
+    });
+    damage(files.collect(), random)
+}
+
+/// The log files of the segments below a data directory, by partition's directory, in order.
+pub(super) fn segments(root: &Path) -> io::Result<BTreeMap<PathBuf, Vec<PathBuf>>> {
+    let mut files = Vec::new();
+    find(root, "log", SEGMENT_DEPTH, &mut files)?;
+    files.sort();
+    let mut segments = BTreeMap::<_, Vec<_>>::new();
+    for file in files {
+        let partition = file.parent().unwrap_or(root).to_owned();
+        segments.entry(partition).or_default().push(file);
+    }
+    Ok(segments)
+}
+
+fn damage(mut files: Vec<PathBuf>, random: &mut Random) -> io::Result<Option<String>> {
     // Directories are listed in any order, and the seed should decide.
     files.sort();
     if files.is_empty() {
@@ -105,14 +138,20 @@ mod tests {
             let mut before = vec![0; 5 * BLOCK_BYTES as usize + 17];
             let mut random = Random::new(seed);
             random.fill(&mut before);
-            std::fs::write(below.join("0.log"), &before).unwrap();
+            for name in ["0.log", "1.log", "2.log"] {
+                std::fs::write(below.join(name), &before).unwrap();
+            }
             std::fs::write(below.join("0.index"), [1, 2, 3]).unwrap();
-            damage(home.path(), "log", &mut random).unwrap().expect("there is a file");
+            assert_eq!(segments(home.path()).unwrap().len(), 1);
+            damage_segment(home.path(), &mut random).unwrap().expect("there is a file");
             let after = std::fs::read(below.join("0.log")).unwrap();
             changed += u32::from(after != before);
             assert_eq!(after.len(), before.len());
             assert_eq!(std::fs::read(below.join("0.index")).unwrap(), [1, 2, 3]);
-            assert_eq!(damage(home.path(), "wal", &mut random).unwrap(), None);
+            for newest in ["1.log", "2.log"] {
+                assert_eq!(std::fs::read(below.join(newest)).unwrap(), before);
+            }
+            assert_eq!(damage_log(home.path(), &mut random).unwrap(), None);
             empty(home.path()).unwrap();
             assert_eq!(std::fs::read_dir(home.path()).unwrap().count(), 0);
         }

@@ -28,7 +28,7 @@ pub enum FaultKind {
     Weather,
     /// Flipped bits and swapped blocks in the write-ahead log of a broker that was killed.
     WalDamage,
-    /// The same in its segments.
+    /// The same in its sealed segments, which it takes from the others again.
     SegmentDamage,
     /// A disk without room.
     DiskFull,
@@ -101,7 +101,7 @@ impl FaultKind {
             Self::Isolate => "one broker cut off from all",
             Self::Weather => "packets late, lost, doubled, out of order",
             Self::WalDamage => "write-ahead log damaged",
-            Self::SegmentDamage => "segments damaged",
+            Self::SegmentDamage => "sealed segments damaged",
             Self::DiskFull => "disk full",
             Self::DiskFails => "disk answers EIO",
             Self::PowerLoss => "power loss of one broker",
@@ -123,17 +123,6 @@ impl FaultKind {
     /// Whether each broker needs a file system of its own for it.
     pub(super) const fn needs_disks(self) -> bool {
         matches!(self, Self::DiskFull | Self::DiskFails | Self::PowerLoss | Self::PowerLossOfAll)
-    }
-
-    /// Why it is left out unless it is asked for by name.
-    pub(super) const fn why_left_out(self) -> Option<&'static str> {
-        match self {
-            Self::SegmentDamage => Some(
-                "brokers do not repair segments from their peers yet: who reads the damage is told STORAGE_FAILED; \
-                 --faults segment-damage does it all the same",
-            ),
-            _ => None,
-        }
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod check_log;
 mod check_readers;
+mod check_segments;
 mod check_tasks;
 mod config;
 mod damage;

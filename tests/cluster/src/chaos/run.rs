@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use super::check_log::check_log;
 use super::check_readers::{check_positions, check_reader};
+use super::check_segments::check_segments;
 use super::check_tasks::{check_counts, check_routes};
 use super::config::ChaosConfig;
 use super::faults::FaultKind;
@@ -338,6 +339,7 @@ async fn check(
     check_commits(client, &loaded.committed, recording, &mut findings).await?;
     let outputs = check_tasks(config, client, (&direct[..], &routed[..]), ends, &mut findings).await?;
     check_replicas(config, fleet, ends, recording, &mut findings).await?;
+    check_segments(&fleet.data_dirs(), &mut findings).await?;
     recording.check(&mut findings).await?;
     Ok(Report {
         seed: config.seed,

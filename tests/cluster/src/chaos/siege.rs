@@ -346,8 +346,10 @@ impl Siege<'_> {
         let id = self.any();
         self.kill(id).await?;
         let data = self.several.cluster.broker(id).data_dir();
-        let extension = if kind == FaultKind::WalDamage { "wal" } else { "log" };
-        let done = damage::damage(&data, extension, &mut self.random)?;
+        let done = match kind {
+            FaultKind::WalDamage => damage::damage_log(&data, &mut self.random)?,
+            _ => damage::damage_segment(&data, &mut self.random)?,
+        };
         self.recording.note(format!("broker {id}: {}", done.as_deref().unwrap_or("nothing to damage")));
         let restarted = self.several.cluster.broker(id).restart().await;
         match restarted {

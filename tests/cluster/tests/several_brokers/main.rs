@@ -7,5 +7,6 @@ mod load;
 mod members;
 mod quorum;
 mod remote;
+mod repair;
 mod room;
 mod strangers;

@@ -8,6 +8,7 @@ mod format;
 mod model;
 mod reading;
 mod recovery;
+mod repair;
 mod transfer;
 
 use std::path::Path;

@@ -2,7 +2,9 @@
 
 mod faults;
 mod lifecycle;
+mod marked;
 mod model;
 mod model_tests;
+mod repair;
 mod tasks;
 mod world;

@@ -1,0 +1,92 @@
+//! Looks for damage in this broker's segments before a reader does: round and round, slowly, and remembering nothing on the disk.
+//!
+//! ```text
+//!   round:  shard 0, 1, ...  its sealed segments  steps of STEP_BYTES, each on a thread that may block, then a pause for the rate
+//!   then a pause until a round has taken ROUND_MIN
+//! ```
+//! What it finds damaged it names to the shard, and goes on: [`repair`](crate::repair) sees to that.
+
+use std::time::Duration;
+
+use tidemill_log::segment::ScrubStep;
+use tidemill_protocol::{Offset, TopicPartition};
+use tidemill_raft::Replica;
+use tidemill_shard::Shard;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::shards::Shards;
+
+/// Checked at once: about as much as the rate lets through in a tenth of a second, within these.
+const STEP_BYTES: std::ops::RangeInclusive<u64> = (4 << 10)..=(1 << 20);
+/// Between two segments: many small ones are opened no faster than that.
+const SEGMENT_PAUSE: Duration = Duration::from_millis(20);
+/// A round takes no less: where there is little to check, the broker does nothing most of the time.
+const ROUND_MIN: Duration = Duration::from_secs(3600);
+
+/// Checks every sealed segment of every shard, again and again, until it is told to stop. A rate of 0 means not at all.
+pub(crate) async fn scrub(shards: Shards, bytes_per_second: u64, stopping: CancellationToken) {
+    if bytes_per_second == 0 {
+        return;
+    }
+    let rounds = async {
+        loop {
+            let begun = Instant::now();
+            round(&shards, bytes_per_second).await;
+            metrics::counter!("tidemill_scrub_rounds_total").increment(1);
+            tokio::time::sleep(ROUND_MIN.saturating_sub(begun.elapsed())).await;
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = rounds => {}
+    }
+}
+
+async fn round(shards: &Shards, bytes_per_second: u64) {
+    for (_, replica) in shards.iter() {
+        for (partition, base_offset) in replica.shard().sealed_segments() {
+            if replica.watch().borrow().stopped().is_some() {
+                break;
+            }
+            segment(&replica, partition, base_offset, bytes_per_second).await;
+            tokio::time::sleep(SEGMENT_PAUSE).await;
+        }
+    }
+}
+
+/// Checks one segment at the rate.
+async fn segment(replica: &Replica, partition: TopicPartition, base_offset: Offset, bytes_per_second: u64) {
+    // The shard as it is now: a snapshot may have taken the place of the one that named the segment.
+    let shard = replica.shard();
+    let checked = check(shard.clone(), partition, base_offset, bytes_per_second).await;
+    let Err(error) = checked else { return };
+    metrics::counter!("tidemill_scrub_damaged_total").increment(1);
+    tracing::warn!(shard = %replica.shard_id(), %partition, segment = %base_offset, error, "a segment does not read; it is repaired if another replica has it whole");
+    shard.suspect(partition, base_offset);
+}
+
+async fn check(
+    shard: Shard,
+    partition: TopicPartition,
+    base_offset: Offset,
+    bytes_per_second: u64,
+) -> Result<(), String> {
+    let step_bytes = (bytes_per_second / 10).clamp(*STEP_BYTES.start(), *STEP_BYTES.end());
+    let begun = tokio::task::spawn_blocking(move || shard.scrub(partition, base_offset)).await;
+    let Ok(begun) = begun else { return Ok(()) };
+    let Some(mut scrub) = begun.map_err(|error| error.to_string())? else { return Ok(()) };
+    loop {
+        let from = scrub.position();
+        let stepped = tokio::task::spawn_blocking(move || (scrub.step(step_bytes), scrub)).await;
+        let Ok((step, walked)) = stepped else { return Ok(()) };
+        let bytes = walked.position().saturating_sub(from);
+        metrics::counter!("tidemill_scrub_bytes_total").increment(bytes);
+        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / bytes_per_second as f64)).await;
+        match step {
+            Ok(ScrubStep::More) => scrub = walked,
+            Ok(ScrubStep::Sound) => return Ok(()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
