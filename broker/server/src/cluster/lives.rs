@@ -116,6 +116,20 @@ impl Lives {
         Ok(())
     }
 
+    /// Notes durably that the replicas of these shards go on under another incarnation, with all that they hold: what they
+    /// answered before counts for nobody any more. Blocks.
+    pub(crate) fn go_on_as(&self, shards: &[ShardId], incarnation: u32) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        for shard in shards {
+            next.renewed.insert(shard.to_string(), incarnation);
+            next.begun.insert(shard.get());
+        }
+        self.save(&next)?;
+        *stored = next;
+        Ok(())
+    }
+
     /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
     pub(crate) fn leave(&self, shard: ShardId) -> io::Result<()> {
         let mut stored = self.stored.lock();
@@ -175,6 +189,18 @@ mod tests {
         assert_eq!(lives.node(shard), NodeId::new(broker, 7));
         assert!(!lives.has_begun(shard));
         assert_eq!(lives.node(ShardId::new(1)), NodeId::new(broker, 1), "the others stay");
+    }
+
+    #[test]
+    fn replicas_that_are_left_alone_go_on_with_what_they_hold() {
+        let storage = MemoryStorage::new();
+        let (one, two, broker) = (ShardId::new(1), ShardId::new(2), BrokerId::new(2));
+        let lives = open(&storage, true);
+        lives.begin(one).expect("noted");
+        lives.go_on_as(&[one], 4).expect("noted");
+        let lives = open(&storage.crash(3), true);
+        assert!(lives.has_begun(one) && !lives.has_begun(two));
+        assert_eq!((lives.node(one), lives.node(two)), (NodeId::new(broker, 4), NodeId::new(broker, 1)));
     }
 
     #[test]

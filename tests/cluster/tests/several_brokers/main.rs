@@ -6,4 +6,5 @@ mod growing;
 mod load;
 mod members;
 mod quorum;
+mod recover;
 mod strangers;
