@@ -97,6 +97,9 @@ pub enum StartError {
     /// A small file of the data directory does not read.
     #[error("the data directory can't be read: {0}")]
     Read(std::io::Error),
+    /// The cluster was formed before, and this broker was another one then.
+    #[error("the cluster does not want this broker, which was about to form it anew: {0}")]
+    Over(String),
     /// The directory of `tidemill cluster init`.
     #[error(transparent)]
     Cluster(#[from] ClusterDirectoryError),

@@ -84,6 +84,11 @@ impl Lives {
         self.begun.get(usize::from(shard.get())).is_some_and(|begun| begun.load(Ordering::Acquire))
     }
 
+    /// Whether any replica may have answered its group before.
+    pub(crate) fn has_any_begun(&self) -> bool {
+        self.begun.iter().any(|begun| begun.load(Ordering::Acquire))
+    }
+
     /// Notes durably that the replica is about to answer its group. Blocks the first time.
     pub(crate) fn begin(&self, shard: ShardId) -> io::Result<()> {
         if self.has_begun(shard) {
@@ -171,10 +176,10 @@ mod tests {
         let storage = MemoryStorage::new();
         let (one, two) = (ShardId::new(1), ShardId::new(2));
         let lives = open(&storage, true);
-        assert!(!lives.has_begun(one) && !lives.has_begun(two));
+        assert!(!lives.has_begun(one) && !lives.has_begun(two) && !lives.has_any_begun());
         lives.begin(one).expect("noted");
         let lives = open(&storage.crash(1), true);
-        assert!(lives.has_begun(one) && !lives.has_begun(two));
+        assert!(lives.has_any_begun() && lives.has_begun(one) && !lives.has_begun(two));
     }
 
     #[test]

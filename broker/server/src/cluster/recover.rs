@@ -142,15 +142,17 @@ async fn recover_here(request: RecoverRequest) -> Result<RecoverReport, RecoverE
     let (plan, replicas) = Plan::of(&data_dir, &lives, &wal, &recovery, request.now)?;
     let mut report = plan.report(&data_dir);
     let missing: Vec<ShardId> = plan.findings.iter().filter(|f| f.held.is_err()).map(|f| f.shard).collect();
-    if request.accept_loss {
-        if !missing.is_empty() && !request.leave_missing {
-            return Err(RecoverError::Missing { broker: plan.node.broker(), missing });
-        }
-        let done = plan.carry_out(&mut data_dir, &lives, &wal, replicas, &missing, request.now).await;
-        done.map_err(RecoverError::BrokenOff)?;
-        report.recovered = true;
+    if !request.accept_loss {
+        // Nothing was written to the log: what its end tells of a power loss, say, it tells again.
+        return Ok(report);
     }
+    if !missing.is_empty() && !request.leave_missing {
+        return Err(RecoverError::Missing { broker: plan.node.broker(), missing });
+    }
+    let done = plan.carry_out(&mut data_dir, &lives, &wal, replicas, &missing, request.now).await;
+    done.map_err(RecoverError::BrokenOff)?;
     wal.close().map_err(|error| RecoverError::BrokenOff(error.to_string()))?;
+    report.recovered = true;
     Ok(report)
 }
 

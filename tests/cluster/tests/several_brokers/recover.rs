@@ -67,12 +67,12 @@ async fn the_last_of_three_goes_on_with_all_that_it_has() -> Outcome<()> {
     // One of the old ones was not lost after all: nobody hears it.
     let options = cluster.options_of(2).directory(&kept);
     let mut old = TestBroker::start(options).await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    let ended = old.ended(Duration::from_secs(30)).await?;
+    assert!(!ended.success(), "it says that it is not wanted: {ended}");
+    let there = old.log_text()?;
+    assert!(there.contains("refuses this one") && there.contains("does not want this broker"), "{there}");
     let here = cluster.broker(1).log_text()?;
     assert!(here.contains("broker 2 was removed from the cluster"), "{}", cluster.broker(1).log_tail());
-    let there = old.log_text()?;
-    assert!(there.contains("refuses this one"), "{}", old.log_tail());
-    old.kill().await?;
 
     for id in [2, 3] {
         let token = client.create_join_token(Some(BrokerId::new(id)), None).await?;
