@@ -87,27 +87,22 @@ fn show(report: &RecoverReport, data: &str) {
     );
     println!();
     let lost: Vec<String> = report.others.iter().map(ToString::to_string).collect();
-    match report.recovered {
-        true => println!(
-            "recovered: every shard here goes on as replica {broker}.{incarnation} alone, with all that it has"
-        ),
-        false => println!(
-            "nothing was changed. Recovered, every shard here goes on as replica {broker}.{incarnation} alone, with all that it has:"
-        ),
-    }
-    println!(
-        "what is not committed may have been acknowledged, and is kept. What only other brokers had is lost."
-    );
+    let (done, then) = match report.recovered {
+        true => ("recovered: every shard here goes on", "from now on"),
+        false => ("nothing was changed. Recovered, every shard here goes on", "then"),
+    };
+    println!("{done} as replica {broker}.{incarnation} alone, with all that it has: what is not committed");
+    println!("may have been acknowledged, and is kept. What only other brokers had is lost.");
     if !lost.is_empty() {
         println!();
+        println!("No part of the cluster {then}: brokers {}.", lost.join(", "));
         println!(
-            "Brokers {} are no part of the cluster any more. MAKE SURE THAT THEY NEVER START AGAIN on the",
-            lost.join(", ")
+            "MAKE SURE THAT THEY NEVER START AGAIN on the directories that they had: this broker refuses each"
         );
         println!(
-            "directories that they had: this broker refuses each of them, but a majority of them could go on"
+            "of them, but a majority of them could go on among themselves, as another cluster under the same"
         );
-        println!("among themselves, as another cluster under the same id. Delete these directories.");
+        println!("id. Delete these directories.");
     }
     println!();
     for line in next(report, data) {
@@ -124,8 +119,12 @@ fn next(report: &RecoverReport, data: &str) -> Vec<String> {
             format!("  tidemill cluster recover --data-dir {data} --accept-loss"),
         ];
     }
-    let mut lines =
-        vec!["Start the broker as before, on this directory. Then let others join, under their old numbers or new ones:".to_owned()];
+    let mut lines = vec!["Start the broker as before, on this directory.".to_owned()];
+    if !report.others.is_empty() {
+        lines.push(
+            "Then let others join, under their old numbers or new ones, on empty directories:".to_owned(),
+        );
+    }
     let others = report.others.iter().map(|broker| format!("  tidemill cluster add --broker {broker}"));
     lines.extend(others);
     lines
