@@ -212,7 +212,7 @@ pub(crate) fn check_words(
     Ok(())
 }
 
-fn set_alive(record: &mut BrokerRecord, alive: bool, now: Timestamp) {
+pub(crate) fn set_alive(record: &mut BrokerRecord, alive: bool, now: Timestamp) {
     if record.alive != alive {
         record.alive = alive;
         record.alive_changed_at = now;

@@ -214,12 +214,12 @@ impl Controller {
         NodeId::new(broker, incarnation)
     }
 
-    fn known_shard(&self, shard: ShardId) -> Result<&ShardRecord, MembershipError> {
+    pub(crate) fn known_shard(&self, shard: ShardId) -> Result<&ShardRecord, MembershipError> {
         self.shards.get(&shard).ok_or(MembershipError::UnknownShard(shard))
     }
 
     /// Changes what is planned of a shard that is known to be there, and gives it the next version.
-    fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
+    pub(crate) fn change_shard(&mut self, shard: ShardId, change: impl FnOnce(&mut ShardRecord)) {
         let version = self.next_version();
         self.note_change(ObjectKey::Shard(shard));
         let record = self.shards.get_mut(&shard).expect("callers look the shard up first");

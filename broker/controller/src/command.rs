@@ -161,6 +161,16 @@ pub enum ControllerCommand {
         /// It never falls.
         level: u32,
     },
+    /// A majority is lost for good, and the operator goes on with what one broker has: nobody else is part of the cluster any
+    /// more. Once it has been applied, it changes nothing a second time.
+    AcceptLoss {
+        /// Whose replicas are left.
+        survivor: BrokerId,
+        /// Under which each of them goes on: one that it never had.
+        incarnation: u32,
+        /// The shards of which it has a replica, the controller's among them.
+        shards: Vec<ShardId>,
+    },
 }
 
 /// What a [`ControllerCommand`] answers.

@@ -15,6 +15,7 @@
 mod apply_brokers;
 mod apply_deployments;
 mod apply_join;
+mod apply_loss;
 mod apply_plugins;
 mod apply_shards;
 mod apply_topics;
@@ -39,6 +40,8 @@ mod topic;
 
 #[cfg(test)]
 mod history_tests;
+#[cfg(test)]
+mod loss_tests;
 #[cfg(test)]
 mod membership_tests;
 #[cfg(test)]

@@ -138,6 +138,9 @@ impl Controller {
             ControllerCommand::ReplaceReplica { shard, old } => self.replace_replica(*shard, *old),
             ControllerCommand::SetSettings(settings) => self.set_settings(settings),
             ControllerCommand::RaiseFeatureLevel { level } => self.raise_feature_level(*level),
+            ControllerCommand::AcceptLoss { survivor, incarnation, shards } => {
+                self.accept_loss(*survivor, *incarnation, shards, now)
+            }
         }
     }
 

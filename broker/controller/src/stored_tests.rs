@@ -139,4 +139,6 @@ fn commands_keep_their_numbers() {
     assert_eq!(number(&Command::Undrain { broker: id(1) }), 19);
     assert_eq!(number(&Command::Remove { broker: id(1) }), 20);
     assert_eq!(number(&Command::RaiseFeatureLevel { level: 1 }), 25);
+    let lost = Command::AcceptLoss { survivor: id(1), incarnation: 2, shards: vec![] };
+    assert_eq!(number(&lost), 26);
 }

@@ -244,12 +244,12 @@ impl SharedLog {
             .wal
             .read(self.shard, LogIndex::new(from), LogIndex::new(to), bytes_max)
             .map_err(|error| io::Error::other(format!("write-ahead log: {error}")))?;
-        found.iter().zip(from..).map(|(entry, expected)| self.decode(entry, expected)).collect()
+        found.iter().zip(from..).map(|(entry, expected)| Self::decode(self.shard, entry, expected)).collect()
     }
 
-    fn decode(&self, entry: &WalEntry, expected: u64) -> io::Result<RaftLogEntry> {
+    /// Reads an entry of a shard that should stand at an index.
+    pub(crate) fn decode(shard: ShardId, entry: &WalEntry, expected: u64) -> io::Result<RaftLogEntry> {
         let invalid = |reason: String| {
-            let shard = self.shard;
             io::Error::new(io::ErrorKind::InvalidData, format!("entry {expected} of shard {shard}: {reason}"))
         };
         if entry.id.index.get() != expected {

@@ -54,7 +54,7 @@ pub(crate) async fn start(
     check_trust(config, &recovered, applied.as_ref())?;
     check_sizes(config, &wal)?;
     if config.accept_data_loss {
-        close_gap(config, &wal, &mut recovered, applied);
+        close_gap(config.shard, &wal, &mut recovered, applied);
     }
 
     let limits = &config.limits;
@@ -223,8 +223,7 @@ fn check_trust(
 /// After a loss the log may begin behind what it was purged to. Where the checkpoint reaches up to there, all before is as
 /// good as purged. Else nothing that it holds can ever be applied, and it goes on where it was purged to. Written with what
 /// follows: the acceptance of the doubt, which waits for the device, if there is one.
-fn close_gap(config: &ReplicaConfig, wal: &Wal, recovered: &mut RecoveredShard, applied: Option<EntryId>) {
-    let shard = config.shard;
+pub(crate) fn close_gap(shard: ShardId, wal: &Wal, recovered: &mut RecoveredShard, applied: Option<EntryId>) {
     let begin = recovered.purged.map_or(0, |purged| purged.index.get() + 1);
     let Some(first) = recovered.first.map(LogIndex::get).filter(|first| *first > begin) else {
         return;
@@ -360,7 +359,7 @@ mod tests {
     use bytes::Bytes;
     use tidemill_log::fs::MemoryStorage;
     use tidemill_log::wal::{LogRange, WalConfig, WalEntry};
-    use tidemill_protocol::{NodeId, Term, Timestamp};
+    use tidemill_protocol::Term;
 
     use super::*;
 
@@ -379,11 +378,10 @@ mod tests {
         let entries =
             (first..10).map(|index| WalEntry { id: id(index), payload: Bytes::from("entry").into() });
         wal.append(SHARD, entries.collect(), Box::new(|_| ()));
-        let config = ReplicaConfig::new(SHARD, NodeId::from_raw(1 << 32 | 1), Arc::new(|| Timestamp::new(0)));
         let range = wal.range(SHARD);
         let mut recovered =
             RecoveredShard { first: range.first, last: range.last, ..RecoveredShard::default() };
-        close_gap(&config, &wal, &mut recovered, applied.map(id));
+        close_gap(SHARD, &wal, &mut recovered, applied.map(id));
         let told = LogRange { purged: recovered.purged, first: recovered.first, last: recovered.last };
         assert_eq!(told, wal.range(SHARD));
         wal.close().unwrap();

@@ -91,6 +91,13 @@ impl Broker {
         let peers = open_peers(&config, &data_dir, &peers_stopping)?;
         peers.hear(known).await;
         let running_peers = tokio::spawn(peers.clone().run(config.peers.seeds.clone()));
+        if !alone && !meta.forming.is_empty() && !lives.has_any_begun() {
+            // It would form the cluster anew, with others that lost their directories as well.
+            peers.look_around(&config.peers.seeds).await;
+            if let Some(reason) = peers.over().borrow().clone() {
+                return Err(StartError::Over(reason));
+            }
+        }
 
         let (wal, recovery) = open_wal(&config, &data_dir, &machine).await?;
         let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
@@ -140,6 +147,7 @@ impl Broker {
                 }
             }));
         }
+        background.push(tokio::spawn(heed(peers.over(), refused.clone())));
         let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping);
         let remote = RemoteDialer {
             peers: peers.clone(),
@@ -344,6 +352,13 @@ async fn metrics_endpoint(
     let Some(address) = config.metrics.listen else { return Ok(None) };
     let bound = MetricsEndpoint::bind(address, metrics.clone()).await;
     bound.map(Some).map_err(|source| StartError::Metrics { address, source })
+}
+
+/// Passes on what another broker said: that this one is over for good.
+async fn heed(mut over: watch::Receiver<Option<String>>, refused: watch::Sender<Option<String>>) {
+    if let Ok(reason) = over.wait_for(Option::is_some).await {
+        refused.send_replace(reason.clone());
+    }
 }
 
 async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), StartError> {

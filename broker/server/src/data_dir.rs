@@ -25,7 +25,7 @@ use crate::disk;
 const FORMAT: u32 = 2;
 
 /// What this release calls itself where it writes.
-const RELEASE: &str = concat!("tidemill ", env!("CARGO_PKG_VERSION"));
+pub(crate) const RELEASE: &str = concat!("tidemill ", env!("CARGO_PKG_VERSION"));
 
 /// There from the first start until the directory is complete.
 const CREATING: &str = "creating";
@@ -123,6 +123,22 @@ impl DataDir {
             }
         };
         Ok(Self { root: root.to_owned(), storage, reserve, meta, created, _lock: lock })
+    }
+
+    /// Opens a directory that is there, for other work than a broker's.
+    pub(crate) fn open_existing(root: &Path) -> Result<Self, DataDirError> {
+        let path = root.join("meta");
+        let reason = "it is missing; restore it from a copy".to_owned();
+        match path.is_file() {
+            true => Self::open(root, 0, || unreachable!("it is there")),
+            false => Err(DataDirError::Meta { path, reason }),
+        }
+    }
+
+    /// From here on it forms no groups with others. Durable when this returns.
+    pub(crate) fn form_nothing(&mut self) -> io::Result<()> {
+        self.meta.forming.clear();
+        self.save(self.meta.clean)
     }
 
     /// The start goes on: counts it, and notes that it has not stopped cleanly yet.
@@ -234,7 +250,7 @@ fn parse_meta(text: &str) -> Result<Meta, String> {
 fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError> {
     let entries =
         storage.list(Path::new("")).map_err(|source| DataDirError::Io { path: root.to_owned(), source })?;
-    const OURS: [&str; 13] = [
+    const OURS: [&str; 15] = [
         "lock",
         CREATING,
         "meta.new",
@@ -248,6 +264,8 @@ fn refuse_foreign(storage: &dyn Storage, root: &Path) -> Result<(), DataDirError
         "replicas.new",
         "joining",
         "joining.new",
+        "recovered",
+        "recovered.new",
     ];
     let data = |name: &str| name == "wal" || name.starts_with("shard-");
     if let Some(entry) =

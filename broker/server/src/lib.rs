@@ -47,7 +47,10 @@ mod view;
 mod wiring;
 
 pub use broker::Broker;
-pub use cluster::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX, JoinError};
+pub use cluster::{
+    ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX, JoinError, RecoverError, RecoverReport,
+    RecoverRequest, ShardFinding, recover,
+};
 pub use config::{
     BrokerConfig, ConfigError, DEFAULT_PORT, DurabilitySetting, LimitSettings, MetricsSettings, PeerSettings,
     PluginSettings, SHARDS_DEFAULT, SHARDS_OF_SEVERAL_DEFAULT, StorageSettings, WalSettings,
@@ -55,4 +58,5 @@ pub use config::{
 pub use data_dir::DataDirError;
 pub use machine::{Clock, Machine, system_clock};
 pub use start_error::StartError;
+pub use tidemill_raft::HeldReplica;
 pub use wiring::hosting_config;

@@ -13,7 +13,7 @@ use tidemill_shard::ShardConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::replicas::ReplicaStarter;
-use crate::cluster::{ClusterPlan, Lives, Origin};
+use crate::cluster::{ClusterPlan, Lives, Origin, recovered};
 use crate::config::{BrokerConfig, DurabilitySetting};
 use crate::data_dir::{DataDir, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
@@ -32,6 +32,7 @@ pub(crate) async fn open_data_dir(config: &BrokerConfig) -> Result<(DataDir, Vec
     let new = || origin.meta(config);
     let mut data_dir = DataDir::open(&config.data_dir, config.storage.disk_reserve_bytes, new)?;
     check_identity(config, data_dir.meta())?;
+    check_recovered(&data_dir)?;
     data_dir.begin().map_err(StartError::Write)?;
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
@@ -73,6 +74,24 @@ pub(crate) fn peer_tls(meta: &Meta, directory: &Path) -> Result<PeerTls, TlsErro
     let authority = DevCa::open_or_create(directory)?;
     let certificate = authority.issue_peer(meta.cluster, BrokerId::new(meta.broker_id), directory)?;
     Ok(PeerTls::new(certificate, &authority))
+}
+
+/// Refuses a directory that is half recovered, and says at each start that one was recovered.
+fn check_recovered(data_dir: &DataDir) -> Result<(), StartError> {
+    let recoveries = recovered::read(&**data_dir.storage()).map_err(StartError::Read)?;
+    if recoveries.iter().any(|recovery| !recovery.complete) {
+        let path = data_dir.path("").display().to_string();
+        return Err(StartError::HalfRecovered { path });
+    }
+    for recovery in &recoveries {
+        tracing::warn!(
+            at_ms = recovery.at_ms, incarnation = recovery.incarnation, without_shards = ?recovery.missing,
+            lost_brokers = ?recovery.lost_brokers,
+            "this cluster was recovered with --accept-loss from this broker's directory: what only others had is lost, and the brokers of \
+             before must never start again on the directories that they had"
+        );
+    }
+    Ok(())
 }
 
 /// Refuses settings that say otherwise than the directory was made.

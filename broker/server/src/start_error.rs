@@ -94,6 +94,12 @@ pub enum StartError {
     /// The data directory's identity can't be written.
     #[error("the data directory can't be written: {0}")]
     Write(std::io::Error),
+    /// A small file of the data directory does not read.
+    #[error("the data directory can't be read: {0}")]
+    Read(std::io::Error),
+    /// The cluster was formed before, and this broker was another one then.
+    #[error("the cluster does not want this broker, which was about to form it anew: {0}")]
+    Over(String),
     /// The directory of `tidemill cluster init`.
     #[error(transparent)]
     Cluster(#[from] ClusterDirectoryError),
@@ -123,6 +129,15 @@ pub enum StartError {
         found: ClusterId,
         /// Which one the settings name.
         asked: ClusterId,
+    },
+    /// `tidemill cluster recover` did not get to its end.
+    #[error(
+        "the data directory {path} is half recovered: `tidemill cluster recover --accept-loss` broke off on it; run it again, as often as \
+         needed"
+    )]
+    HalfRecovered {
+        /// The directory.
+        path: String,
     },
     /// The socket for other brokers.
     #[error("peers.listen: {0}")]

@@ -12,6 +12,7 @@ mod installing;
 mod membership;
 mod network;
 mod proposing;
+mod recovering;
 mod replicas;
 mod replicating;
 mod slow_segments;

@@ -84,6 +84,11 @@ impl Lives {
         self.begun.get(usize::from(shard.get())).is_some_and(|begun| begun.load(Ordering::Acquire))
     }
 
+    /// Whether any replica may have answered its group before.
+    pub(crate) fn has_any_begun(&self) -> bool {
+        self.begun.iter().any(|begun| begun.load(Ordering::Acquire))
+    }
+
     /// Notes durably that the replica is about to answer its group. Blocks the first time.
     pub(crate) fn begin(&self, shard: ShardId) -> io::Result<()> {
         if self.has_begun(shard) {
@@ -97,6 +102,20 @@ impl Lives {
         self.change(shard, false, |next| {
             next.renewed.insert(shard.to_string(), node.incarnation());
         })
+    }
+
+    /// Notes durably that the replicas of these shards go on under another incarnation, with all that they hold: what they
+    /// answered before counts for nobody any more. Blocks.
+    pub(crate) fn go_on_as(&self, shards: &[ShardId], incarnation: u32) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        for shard in shards {
+            next.renewed.insert(shard.to_string(), incarnation);
+            next.begun.insert(shard.get());
+        }
+        self.save(&next)?;
+        *stored = next;
+        Ok(())
     }
 
     /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
@@ -113,13 +132,17 @@ impl Lives {
             false => next.begun.remove(&shard.get()),
         };
         change(&mut next);
-        write_text(&*self.storage, FILE, &toml::to_string(&next).map_err(io::Error::other)?)?;
+        self.save(&next)?;
         *stored = next;
         drop(stored);
         if let Some(known) = self.begun.get(usize::from(shard.get())) {
             known.store(begun, Ordering::Release);
         }
         Ok(())
+    }
+
+    fn save(&self, stored: &Stored) -> io::Result<()> {
+        write_text(&*self.storage, FILE, &toml::to_string(stored).map_err(io::Error::other)?)
     }
 }
 
@@ -145,10 +168,10 @@ mod tests {
         let storage = MemoryStorage::new();
         let (one, two) = (ShardId::new(1), ShardId::new(2));
         let lives = open(&storage, true);
-        assert!(!lives.has_begun(one) && !lives.has_begun(two));
+        assert!(!lives.has_begun(one) && !lives.has_begun(two) && !lives.has_any_begun());
         lives.begin(one).expect("noted");
         let lives = open(&storage.crash(1), true);
-        assert!(lives.has_begun(one) && !lives.has_begun(two));
+        assert!(lives.has_any_begun() && lives.has_begun(one) && !lives.has_begun(two));
     }
 
     #[test]
@@ -163,6 +186,18 @@ mod tests {
         assert_eq!(lives.node(shard), NodeId::new(broker, 7));
         assert!(!lives.has_begun(shard));
         assert_eq!(lives.node(ShardId::new(1)), NodeId::new(broker, 1), "the others stay");
+    }
+
+    #[test]
+    fn replicas_that_are_left_alone_go_on_with_what_they_hold() {
+        let storage = MemoryStorage::new();
+        let (one, two, broker) = (ShardId::new(1), ShardId::new(2), BrokerId::new(2));
+        let lives = open(&storage, true);
+        lives.begin(one).expect("noted");
+        lives.go_on_as(&[one], 4).expect("noted");
+        let lives = open(&storage.crash(3), true);
+        assert!(lives.has_begun(one) && !lives.has_begun(two));
+        assert_eq!((lives.node(one), lives.node(two)), (NodeId::new(broker, 4), NodeId::new(broker, 1)));
     }
 
     #[test]

@@ -70,6 +70,13 @@ pub(crate) enum BookRefusal {
     Unwritten(String),
 }
 
+impl BookRefusal {
+    /// Whether no broker that knows as much could say otherwise, at any time.
+    pub(crate) const fn is_over(&self) -> bool {
+        matches!(self, Self::OlderLife { .. } | Self::OtherDirectory { .. } | Self::OlderCopy { .. })
+    }
+}
+
 /// The brokers that this one has heard of, itself left out.
 pub(crate) struct PeerBook {
     me: BrokerId,
@@ -250,6 +257,7 @@ mod tests {
         book.meet(&said(2, 1, 20, 2)).expect("the same one");
         let copy = book.meet(&said(2, 1, 20, 1)).expect_err("an older copy");
         assert!(matches!(copy, BookRefusal::OlderCopy { came: 1, known: 2, .. }), "{copy}");
+        assert!(other.is_over() && copy.is_over() && !BookRefusal::Full.is_over());
         book.meet(&said(2, 2, 21, 1)).expect("a newer life");
         let older = book.meet(&said(2, 1, 20, 3)).expect_err("an older life");
         assert!(matches!(older, BookRefusal::OlderLife { came: 1, known: 2, .. }), "{older}");

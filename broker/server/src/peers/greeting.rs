@@ -58,6 +58,27 @@ pub(crate) fn refused(reason: impl Into<String>) -> Error {
     Error::new(ErrorCode::PeerRefused, reason)
 }
 
+/// Why a hello does not stand.
+#[derive(Debug, Clone)]
+pub(super) struct Refusal {
+    pub(super) error: Error,
+    /// Whoever said it is over for good, by what a formed cluster knows.
+    pub(super) is_over: bool,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self { error, is_over: false }
+    }
+}
+
+impl Refusal {
+    /// The answer to who is refused.
+    pub(super) fn welcome(&self) -> PeerWelcome {
+        PeerWelcome { error: Some(self.error.clone()), is_over: self.is_over, ..PeerWelcome::default() }
+    }
+}
+
 impl Peers {
     pub(super) fn hello(&self) -> PeerHello {
         own_hello(&self.0.myself, self.0.book.said())
@@ -68,24 +89,29 @@ impl Peers {
         &self,
         hello: Option<PeerHello>,
         identity: &PeerIdentity,
-    ) -> Result<Hello, Error> {
+    ) -> Result<Hello, Refusal> {
         let hello = decode_hello(hello.ok_or_else(|| refused("it said no hello"))?)?;
         let myself = &self.0.myself;
         if hello.cluster != myself.cluster {
             return Err(refused(format!(
                 "it belongs to cluster {}, and this broker to cluster {}; is a seed's address wrong, or a data directory another's?",
                 hello.cluster, myself.cluster
-            )));
+            ))
+            .into());
         }
         let said = BrokerId::new(hello.broker.broker_id);
         if (identity.cluster, identity.broker) != (hello.cluster, said) {
             return Err(refused(format!(
                 "it calls itself broker {said}, and its certificate is broker {}'s of cluster {}",
                 identity.broker, identity.cluster
-            )));
+            ))
+            .into());
         }
+        let mut is_formed = false;
         if let Some(services) = &*self.0.services.borrow() {
-            services.check_standing(said, hello.broker.incarnation)?;
+            let standing = services.check_standing(said, hello.broker.incarnation);
+            standing.map_err(|error| Refusal { error, is_over: true })?;
+            is_formed = services.is_formed();
         }
         let peers = self.clone();
         let (broker, known) = (hello.broker.clone(), hello.known.clone());
@@ -98,12 +124,16 @@ impl Peers {
         });
         match met.await {
             Ok(Ok(_)) => Ok(hello),
-            Ok(Err(refusal)) => Err(refused(refusal.to_string())),
-            Err(_) => Err(refused("the broker is stopping")),
+            Ok(Err(refusal)) => {
+                // Brokers that form a cluster only now have nothing that could be lost.
+                let is_over = is_formed && refusal.is_over();
+                Err(Refusal { error: refused(refusal.to_string()), is_over })
+            }
+            Err(_) => Err(refused("the broker is stopping").into()),
         }
     }
 
     pub(super) fn welcome(&self, protocol: u32) -> PeerWelcome {
-        PeerWelcome { error: None, protocol, hello: Some(self.hello()) }
+        PeerWelcome { protocol, hello: Some(self.hello()), ..PeerWelcome::default() }
     }
 }

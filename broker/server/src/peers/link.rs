@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use parking_lot::Mutex;
 use tidemill_net::{Connection, DialError};
 use tidemill_protocol::messages::Error;
@@ -20,6 +21,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 const GOOD_AFTER: Duration = Duration::from_secs(5);
 /// For the answer to a hello.
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
+/// For the answers of all who may know a broker that forms its first groups.
+const LOOK_AROUND_PATIENCE: Duration = Duration::from_secs(2);
 /// The same trouble is told again after this long.
 const TELL_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -166,11 +169,38 @@ pub(super) async fn greet(
     };
     if let Some(error) = welcome.error {
         connection.close(0, "as you say");
+        if welcome.is_over && identity.cluster == peers.0.myself.cluster {
+            peers.0.over.send_if_modified(|over| {
+                let is_news = over.is_none();
+                over.get_or_insert_with(|| format!("broker {} says: {}", identity.broker, error.message));
+                is_news
+            });
+        }
         return Err(GreetError::RefusedThere { address, error });
     }
     match peers.meet(welcome.hello, &identity).await {
         Ok(hello) => Ok((connection, hello)),
-        Err(error) => Err(refuse(error)),
+        Err(refusal) => Err(refuse(refusal.error)),
+    }
+}
+
+/// Asks the seeds, and then those whom they know, who this broker is to them; only for a moment, and whoever does not answer is not
+/// waited for.
+pub(super) async fn look_around(peers: &Peers, seeds: &[String]) {
+    let known = |peers: &Peers| peers.said().into_iter().flat_map(|known| known.peer_addresses);
+    let asked = async {
+        let ask = |addresses: Vec<String>| {
+            join_all(addresses.into_iter().map(|address| async move {
+                if let Ok((connection, _)) = greet(peers, &address, None).await {
+                    connection.close(0, "asked");
+                }
+            }))
+        };
+        ask(seeds.to_vec()).await;
+        ask(known(peers).filter(|address| !seeds.contains(address)).collect()).await;
+    };
+    if tokio::time::timeout(LOOK_AROUND_PATIENCE, asked).await.is_err() {
+        tracing::debug!("not everybody who may know this broker answers");
     }
 }
 

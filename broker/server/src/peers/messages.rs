@@ -92,6 +92,9 @@ pub(crate) struct PeerWelcome {
     pub(crate) protocol: u32,
     #[prost(message, optional, tag = "3")]
     pub(crate) hello: Option<PeerHello>,
+    /// Beside an error: by what a formed cluster knows, who said hello is over for good, and no other broker of it will say otherwise.
+    #[prost(bool, tag = "4")]
+    pub(crate) is_over: bool,
 }
 
 /// A broker as somebody has heard of it.

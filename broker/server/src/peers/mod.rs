@@ -67,6 +67,8 @@ struct Inner {
     disks: Mutex<HashMap<BrokerId, DiskReport>>,
     /// What answers other brokers; `None` until this one is far enough with its start.
     services: watch::Sender<Option<Arc<PeerServices>>>,
+    /// What a broker of the formed cluster said, once one has said that this one is over for good.
+    over: watch::Sender<Option<String>>,
     stopping: CancellationToken,
 }
 
@@ -85,6 +87,7 @@ impl Peers {
             links: Mutex::default(),
             disks: Mutex::default(),
             services: watch::Sender::new(None),
+            over: watch::Sender::new(None),
             // Peers are needed to the very end of a stop: they have a token of their own.
             stopping: stopping.clone(),
         })))
@@ -120,6 +123,16 @@ impl Peers {
     /// From here on other brokers are answered.
     pub(crate) fn serve(&self, services: PeerServices) {
         self.0.services.send_replace(Some(Arc::new(services)));
+    }
+
+    /// Why this broker is over for good, once a broker of the formed cluster has said so.
+    pub(crate) fn over(&self) -> watch::Receiver<Option<String>> {
+        self.0.over.subscribe()
+    }
+
+    /// Before first groups are formed: asks those who may know this broker already. What they say against it is in [`Self::over`].
+    pub(crate) async fn look_around(&self, seeds: &[String]) {
+        link::look_around(self, seeds).await;
     }
 
     pub(crate) fn myself(&self) -> &Myself {

@@ -11,8 +11,7 @@ use tokio::task::JoinSet;
 
 use super::greeting::refused;
 use super::messages::{
-    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, PeerWelcome, Purpose, RaftOpen,
-    ReplaceReply, SegmentOpen,
+    AttemptOpen, ComponentOpen, ForwardOpen, HeldOpen, PeerOpen, Purpose, RaftOpen, ReplaceReply, SegmentOpen,
 };
 use super::{Peers, disks, replicas};
 use crate::cluster::Lives;
@@ -36,6 +35,12 @@ pub(crate) struct PeerServices {
 }
 
 impl PeerServices {
+    /// Whether this broker knows of a cluster that was formed.
+    pub(super) fn is_formed(&self) -> bool {
+        let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
+        controller.is_some_and(|controller| controller.identity().is_some())
+    }
+
     /// Refuses whom the controller has removed, as far as this broker has heard.
     pub(crate) fn check_standing(&self, broker: BrokerId, incarnation: u32) -> Result<(), Error> {
         let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
@@ -124,14 +129,18 @@ async fn greet(peers: &Peers, connection: &Connection) -> Result<BrokerId, Error
     let met = peers.meet(Some(hello), &identity).await;
     let welcome = match &met {
         Ok(hello) => peers.welcome(hello.protocol),
-        Err(error) => PeerWelcome { error: Some(error.clone()), ..PeerWelcome::default() },
+        Err(refusal) => refusal.welcome(),
     };
     let sent = async {
         stream.writer.send(&welcome, &[]).await?;
         stream.writer.finish().await
     };
     let sent = sent.await;
-    let hello = met?;
+    if met.is_err() {
+        // It must hear why before the connection closes.
+        let _ = tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.writer.delivered()).await;
+    }
+    let hello = met.map_err(|refusal| refusal.error)?;
     sent.map_err(|error| refused(error.to_string()))?;
     Ok(BrokerId::new(hello.broker.broker_id))
 }

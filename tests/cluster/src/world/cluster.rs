@@ -1,5 +1,6 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
 use tidemill_client::{Client, ClientConfig};
@@ -153,6 +154,15 @@ impl TestCluster {
             .set("peers.seeds", format!("127.0.0.1:{seed}")))
     }
 
+    /// Runs a command of the command line to its end, however that is.
+    ///
+    /// # Errors
+    /// It can't be run.
+    pub async fn command(&self, arguments: &[&str]) -> Result<Output, WorldError> {
+        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        command(self.home.path(), &arguments).await
+    }
+
     /// How a client reaches the cluster: by all of its brokers' addresses.
     ///
     /// # Panics
@@ -219,16 +229,9 @@ impl TestCluster {
     }
 }
 
-/// Runs one command of the command line to its end.
+/// Runs one command of the command line, which should end well.
 async fn run(home: &tempfile::TempDir, arguments: &[String]) -> Result<(), WorldError> {
-    let binary = tidemill_binary()?;
-    let output = Command::new(&binary)
-        .args(arguments)
-        .env("HOME", home.path())
-        .env_remove("XDG_CONFIG_HOME")
-        .output()
-        .await
-        .map_err(|source| WorldError::Io { path: binary, source })?;
+    let output = command(home.path(), arguments).await?;
     match output.status.success() {
         true => Ok(()),
         false => Err(WorldError::Ended {
@@ -236,6 +239,17 @@ async fn run(home: &tempfile::TempDir, arguments: &[String]) -> Result<(), World
             log: String::from_utf8_lossy(&output.stderr).into_owned(),
         }),
     }
+}
+
+async fn command(home: &Path, arguments: &[String]) -> Result<Output, WorldError> {
+    let binary = tidemill_binary()?;
+    Command::new(&binary)
+        .args(arguments)
+        .env("HOME", home)
+        .env_remove("XDG_CONFIG_HOME")
+        .output()
+        .await
+        .map_err(|source| WorldError::Io { path: binary, source })
 }
 
 /// Ports that are free just now: others may take them meanwhile, but seldom do.

@@ -6,6 +6,7 @@ mod growing;
 mod load;
 mod members;
 mod quorum;
+mod recover;
 mod remote;
 mod repair;
 mod room;

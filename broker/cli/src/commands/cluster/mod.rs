@@ -3,6 +3,7 @@
 mod add;
 mod drain;
 mod init;
+mod recover;
 mod set;
 mod status;
 
@@ -25,7 +26,8 @@ Examples:
   tidemill cluster status                           who leads what, and what is at risk
   tidemill cluster add --broker 4                   let another one in
   tidemill cluster drain 2 --wait                   empty one
-  tidemill cluster remove 2                         and take it out")]
+  tidemill cluster remove 2                         and take it out
+  tidemill cluster recover --data-dir DIR           most of the others are lost for good")]
 pub(crate) enum Cluster {
     /// Plan a new cluster: its id, its key, and the brokers that form it
     #[command(after_help = "\
@@ -86,6 +88,19 @@ only with an empty data directory and a token of `tidemill cluster add`.")]
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
         broker: u32,
     },
+    /// Go on with one broker where most of the others are lost for good
+    #[command(after_help = "\
+Examples:
+  tidemill cluster recover --data-dir /var/lib/tidemill                 look at what is there
+  tidemill cluster recover --data-dir /var/lib/tidemill --accept-loss --dry-run
+  tidemill cluster recover --data-dir /var/lib/tidemill --accept-loss   go on with it
+
+For shards whose majority is gone: the disks of two of three brokers, say. It works on the
+directory of a stopped broker and asks no other one. Afterwards this broker is the cluster, with
+all that it has; what only others had is lost. They are out for good: delete their directories,
+for a majority of them would go on among themselves. They come back empty, with tokens of
+`tidemill cluster add`. Where a majority can be brought back, do that instead.")]
+    Recover(recover::Recover),
     /// Change settings of the whole cluster
     #[command(after_help = "\
 Examples:
@@ -110,6 +125,7 @@ pub(crate) async fn run(cluster: Cluster, connection: &Connection) -> Result<(),
         }
         Cluster::Drain(drain) => ask(connection, |client| drain::run(drain, client, json)).await,
         Cluster::Remove { broker } => ask(connection, |client| remove(broker, client, json)).await,
+        Cluster::Recover(recover) => recover::run(recover, json).await,
         Cluster::Set(set) => ask(connection, |client| set::run(set, client, json)).await,
     }
 }
