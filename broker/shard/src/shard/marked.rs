@@ -24,7 +24,7 @@ pub(super) enum Marked {
     #[default]
     Nothing,
     /// The next checkpoint is to write it.
-    Ended(Generation),
+    Ended(Box<Generation>),
     /// It is in the state file.
     Written(MarkedState),
 }
@@ -44,7 +44,7 @@ impl Shard {
         let is_free = !state.rows.is_frozen() && self.inner.poison.check().is_ok();
         if is_free {
             let generation = self.inner.end_generation(&mut state);
-            *self.inner.marked.lock() = Marked::Ended(generation);
+            *self.inner.marked.lock() = Marked::Ended(Box::new(generation));
         }
         is_free
     }
@@ -83,7 +83,7 @@ impl Inner {
     pub(super) fn take_ended(&self) -> Option<Generation> {
         let mut marked = self.marked.lock();
         match std::mem::take(&mut *marked) {
-            Marked::Ended(generation) => Some(generation),
+            Marked::Ended(generation) => Some(*generation),
             other => {
                 *marked = other;
                 None

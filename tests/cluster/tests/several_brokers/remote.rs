@@ -259,8 +259,11 @@ async fn records_are_placed_counted_and_sent_on_whichever_broker_is_asked() -> O
     Ok(())
 }
 
+/// A task's partition, status, each source's position and high watermark, and bytes of state.
+type TaskStands = (u32, i32, Vec<(i64, i64)>, u64);
+
 /// Where its tasks stand, without what only the broker tells that runs them.
-fn tasks_of(deployment: &Deployment) -> Vec<(u32, i32, Vec<(i64, i64)>, u64)> {
+fn tasks_of(deployment: &Deployment) -> Vec<TaskStands> {
     let tasks = deployment.tasks.iter().map(|task| {
         let positions = task.positions.iter().map(|source| (source.position, source.high_watermark));
         (task.partition, task.status, positions.collect(), task.state_bytes)

@@ -48,8 +48,8 @@ fn swap(bytes: &mut [u8], one: Range<usize>, other: Range<usize>) {
 fn a_damaged_segment_is_whole_again_and_read_without_opening_anew() {
     let (memory, _, store, other, batches) = replicas();
     let sound = memory.contents(&log_path(0)).unwrap();
-    let damages: [&dyn Fn(&mut Vec<u8>); 3] =
-        [&|bytes| bytes[900] ^= 8, &|bytes| bytes[3] ^= 1, &|bytes| swap(bytes, 512..1024, 2048..2560)];
+    let damages: [fn(&mut Vec<u8>); 3] =
+        [|bytes| bytes[900] ^= 8, |bytes| bytes[3] ^= 1, |bytes| swap(bytes, 512..1024, 2048..2560)];
     for damage in damages {
         memory.edit(&log_path(0), damage);
         // Who reads has the file open, and finds the damage.
