@@ -105,6 +105,13 @@ pub struct RaftTiming {
     pub election_spread_ms: u64,
 }
 
+impl RaftTiming {
+    /// How long a candidate waits for votes.
+    pub(crate) const fn votes_patience_ms(&self) -> u64 {
+        self.heartbeat_interval_ms.midpoint(self.lease_ms)
+    }
+}
+
 impl Default for RaftTiming {
     /// Three heartbeats may be lost, or come late; a leader that died is replaced within a second.
     fn default() -> Self {
@@ -198,7 +205,7 @@ pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<Conf
         heartbeat_interval: timing.heartbeat_interval_ms,
         // The leader's lease is the longer of the two; the shorter one bounds the wait for votes. When to stand for election, and
         // when to send heartbeats, is decided by `pulse`.
-        election_timeout_min: timing.heartbeat_interval_ms.midpoint(timing.lease_ms),
+        election_timeout_min: timing.votes_patience_ms(),
         election_timeout_max: timing.lease_ms,
         // A heartbeat to a follower that answered just now is redundant, but suppressing it eats into the election
         // time-out: not worth the risk at this interval.

@@ -82,20 +82,23 @@ impl Pulse {
             let next = Instant::now() + interval;
             self.raft.upgrade()?.trigger().heartbeat().await.ok()?;
             tokio::select! {
+                biased;
                 changed = self.role.changed() => return changed.ok(),
                 () = sleep_until(next) => {}
             }
         }
     }
 
-    /// Until the role changes; `None` where the replica is gone. A role that changed is news of an election: the one that stands is
-    /// given time to win it.
+    /// Until the role changes; `None` where the replica is gone. A role that changed is news of an election: whoever stands, this one or
+    /// another, is given time to win it, since votes wait for disks.
     async fn follow(&mut self) -> Option<()> {
-        let mut not_before = Instant::now() + self.drawn();
+        let votes_patience = Duration::from_millis(self.timing.votes_patience_ms());
+        let mut not_before = Instant::now() + votes_patience + self.drawn();
         let mut patience = self.patience();
         loop {
             let due = not_before.max(self.last_word.at() + patience);
             tokio::select! {
+                biased;
                 changed = self.role.changed() => return changed.ok(),
                 () = sleep_until(due) => {}
             }

@@ -175,11 +175,19 @@ impl Replica {
     /// # Errors
     /// Of these, only [`ProposeError::OutcomeUnknown`] leaves open whether the unit was written.
     pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
+        self.queue(unit).await?.await
+    }
+
+    /// The same up to where the unit has its place behind those queued before it; its outcome comes later.
+    pub(crate) async fn queue(
+        &self,
+        unit: Unit,
+    ) -> Result<impl Future<Output = Result<UnitResult, ProposeError>> + use<>, ProposeError> {
         let permit = match unit.has_records() {
             true => self.reserve(unit.bytes()).await?,
             false => self.0.proposer.reserve(unit.bytes()).await?,
         };
-        permit.submit(unit).await
+        Ok(permit.submit(unit))
     }
 
     /// The same where this replica leads.

@@ -70,8 +70,9 @@ impl Adopter {
                 continue;
             }
             let looks = deletes || to_look_at.contains(&shard);
-            let left_over = if looks { self.left_over(&replica) } else { Vec::new() };
-            let mut taken = true;
+            let left_over = if looks { self.left_over(&replica).await } else { Some(Vec::new()) };
+            let mut taken = left_over.is_some();
+            let left_over = left_over.unwrap_or_default();
             for unit in self.missing(&view, shard, &replica).into_iter().chain(left_over) {
                 match replica.propose(unit).await {
                     Ok(UnitResult::Adopted | UnitResult::Stale { .. } | UnitResult::Group(_)) => {}
@@ -126,20 +127,27 @@ impl Adopter {
     }
 
     /// What a shard holds of topics and deployments that are gone and that it never adopted: groups' positions live in the shard that the
-    /// group's name points to, and how far outputs came in the shard that they came to.
-    fn left_over(&self, replica: &Replica) -> Vec<Unit> {
+    /// group's name points to, and how far outputs came in the shard that they came to. `None` where the controller can't be asked: they
+    /// come from other brokers, too, which may know of topics and deployments that this one has not heard of.
+    async fn left_over(&self, replica: &Replica) -> Option<Vec<Unit>> {
         let shard = replica.shard();
-        let (topics, senders) = (shard.group_topics(), shard.strange_senders());
-        // Only now: whatever the shard holds belongs to something that some view until now has shown.
+        let (mut topics, mut senders) = (shard.group_topics(), shard.strange_senders());
         let view = self.view.now();
-        let gone = topics.into_iter().filter(|topic| view.topic(*topic).is_none());
+        topics.retain(|topic| view.topic(*topic).is_none());
+        senders.retain(|id| view.deployment(*id).is_none_or(|record| record.deleted));
+        if topics.is_empty() && senders.is_empty() {
+            return Some(Vec::new());
+        }
+        // Only now: whatever the shard holds belongs to something that the controller has known before.
+        let now = self.shards.controller_now().await?;
+        let gone = topics.into_iter().filter(|topic| now.topic(*topic).is_none_or(|topic| topic.deleted));
         let positions = gone.map(|topic| Unit::Group(GroupCommand::ForgetTopic { topic }));
-        let gone = senders.into_iter().filter_map(|id| match view.deployment(id) {
+        let gone = senders.into_iter().filter_map(|id| match now.deployment(id) {
             Some(record) if record.deleted => Some(self.adopt_deployment(record, Vec::new())),
             Some(_) => None,
             None => Some(AdoptDeployment {
                 deployment: id,
-                version: view.version(),
+                version: now.version(),
                 epoch: 0,
                 status: AdoptedStatus::Deleted,
                 tasks: Vec::new(),
@@ -147,7 +155,7 @@ impl Adopter {
                 outbox_bytes_max: 0,
             }),
         });
-        positions.chain(gone.map(Unit::AdoptDeployment)).collect()
+        Some(positions.chain(gone.map(Unit::AdoptDeployment)).collect())
     }
 
     fn adopt_deployment(&self, record: &DeploymentRecord, tasks: Vec<TaskAssignment>) -> AdoptDeployment {

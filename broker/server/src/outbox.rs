@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use parking_lot::Mutex;
-use tidemill_protocol::ShardId;
+use tidemill_protocol::{ShardId, TopicPartition};
 use tidemill_raft::{ProposeError, Replica};
 use tidemill_shard::{OutboxItem, OutboxStream, Unit, UnitError, UnitResult};
 use tokio::sync::Notify;
@@ -118,6 +118,9 @@ impl OutboxDispatcher {
     /// again with it.
     async fn send_stream(&self, source: &Replica, stream: OutboxStream, items: Vec<OutboxItem>) -> bool {
         let Some(target) = self.view.now().shard_of(stream.target) else {
+            if !self.is_gone(stream.target).await {
+                return false;
+            }
             // A topic that a deployment emits to can't be deleted; this is what is left of a deployment that went first.
             tracing::warn!(partition = %stream.target, "outputs for a deleted topic are dropped");
             self.refused.lock().remove(&stream);
@@ -127,6 +130,12 @@ impl OutboxDispatcher {
         let last = items.last().map(|item| item.number);
         let arrived = pipeline(items, |item| self.submit(target, stream, item)).await;
         self.free(source, stream, arrived).await && arrived == last
+    }
+
+    /// Whether a partition's topic is no more: a view that lacks it may be an old one.
+    async fn is_gone(&self, target: TopicPartition) -> bool {
+        let now = self.shards.controller_now().await;
+        now.is_some_and(|controller| controller.topic(target.topic).is_none_or(|topic| topic.deleted))
     }
 
     /// Lets the source forget what has arrived.
@@ -274,7 +283,7 @@ pub(crate) fn start(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use tidemill_protocol::{DeploymentId, PartitionId, TopicId, TopicPartition};
+    use tidemill_protocol::{DeploymentId, PartitionId, TopicId};
 
     use super::*;
 

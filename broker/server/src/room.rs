@@ -44,7 +44,7 @@ impl Room {
             return !failed && !self.disk.is_nearly_full();
         }
         let disk = self.peers.disk_of(broker);
-        !disk.failed && !disk.nearly_full
+        !disk.failed && !disk.nearly_full && !disk.stopping
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::RwLock;
+use tidemill_controller::Controller;
 use tidemill_protocol::{NodeId, ShardId};
 use tidemill_raft::{
     PeerDialer, PermitAnywhere, ProposeError, RemoteShard, Replica, ReplicaLimits, ReplicaState,
@@ -109,6 +110,14 @@ impl Shards {
     /// Shard 0's replica.
     pub(crate) fn controller(&self) -> Option<Replica> {
         self.replica(ShardId::CONTROLLER)
+    }
+
+    /// The controller's state with all that was decided before the call: what it does not know then, is not. `None` where no majority says
+    /// so, or this broker's replica has not been told of the cluster yet.
+    pub(crate) async fn controller_now(&self) -> Option<Arc<Controller>> {
+        let replica = self.controller()?;
+        replica.read_barrier().await.ok()?;
+        replica.shard().controller().filter(|controller| controller.identity().is_some())
     }
 
     /// The replicas that are here now.

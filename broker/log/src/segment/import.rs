@@ -62,7 +62,9 @@ impl SegmentImport {
         }
         let handle = self.files.handle(&self.segment.log, true)?;
         self.segment.log.mark_dirty();
-        handle.write_all_at(position, bytes)
+        handle.write_all_at(position, bytes)?;
+        // In small steps from the start on: a sync of all of it at the end would hold up every other write to the disk.
+        if bytes.is_empty() { Ok(()) } else { handle.start_writeback(position, bytes.len() as u64) }
     }
 
     /// Throws away what was received: it is not what was described.

@@ -1,11 +1,15 @@
 //! Units that other brokers propose here, because this replica leads or they think so.
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use std::collections::VecDeque;
+use std::pin::pin;
+
+use futures::future::{Fuse, FusedFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 use tidemill_protocol::NodeId;
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::error::ProposeError;
+use crate::gate::Held;
 use crate::peers::{MessageReceiver, MessageSender, PeerError};
 use crate::replica::Replica;
 use crate::rpc::{Answer, Request};
@@ -13,7 +17,11 @@ use crate::rpc::{Answer, Request};
 /// The most units of one stream that are not answered yet.
 pub(crate) const PROPOSALS_IN_FLIGHT_MAX: usize = 256;
 
-/// Serves a stream of proposals, whose first one was read. Answers come in the order in which units are applied.
+/// A unit's tag, its bytes, and what became of it.
+type Done = (u64, usize, Result<UnitResult, ProposeError>);
+
+/// Serves a stream of proposals, whose first one was read. Units are queued in the order in which they come, each after the one before it
+/// has found room or was refused; answers come in the order in which they are applied.
 pub(super) async fn serve(
     replica: &Replica,
     from: NodeId,
@@ -23,15 +31,19 @@ pub(super) async fn serve(
 ) -> Result<(), PeerError> {
     let inner = replica.inner();
     let bytes_max = inner.limits.append_in_flight_bytes_max;
-    let propose = |(tag, unit): (u64, Unit)| {
-        let bytes = unit.bytes();
-        async move { (tag, bytes, admitted(replica, unit).await) }
-    };
     let mut bytes = first.1.bytes();
-    let mut flying = FuturesUnordered::from_iter([propose(first)]);
+    let mut waiting = VecDeque::from([first]);
+    let mut entering = pin!(Fuse::terminated());
+    let mut flying = FuturesUnordered::new();
     let (mut open, mut refusal) = (true, None);
-    while open || !flying.is_empty() {
-        let room = open && flying.len() < PROPOSALS_IN_FLIGHT_MAX && (bytes < bytes_max || flying.is_empty());
+    while open || !flying.is_empty() || !waiting.is_empty() || !entering.is_terminated() {
+        if entering.is_terminated()
+            && let Some((tag, unit)) = waiting.pop_front()
+        {
+            entering.set(enter(replica, tag, unit).fuse());
+        }
+        let here = flying.len() + waiting.len();
+        let room = open && here < PROPOSALS_IN_FLIGHT_MAX && (bytes < bytes_max || bytes == 0);
         // Answers first: those in flight are bounded, and more are taken in once they are fewer.
         tokio::select! {
             biased;
@@ -40,12 +52,15 @@ pub(super) async fn serve(
                 let (head, body) = Answer::Proposed { tag, outcome }.encode();
                 sender.send(head, &body).await?;
             }
+            (tag, bytes, entered) = &mut entering, if !entering.is_terminated() => {
+                flying.push(outcome(tag, bytes, entered));
+            }
             message = receiver.next(), if room => match message? {
                 None => open = false,
                 Some(message) => match super::asked(inner, from, &message) {
                     Ok(Request::Propose { tag, unit }) => {
                         bytes += unit.bytes();
-                        flying.push(propose((tag, *unit)));
+                        waiting.push_back((tag, *unit));
                     }
                     Ok(_) => (open, refusal) = (false, Some("a stream of proposals has nothing else".to_owned())),
                     Err(reason) => (open, refusal) = (false, Some(reason)),
@@ -59,12 +74,38 @@ pub(super) async fn serve(
     }
 }
 
-/// Proposes a unit as if it had come to this broker first.
-async fn admitted(replica: &Replica, unit: Unit) -> Result<UnitResult, ProposeError> {
-    let _held = match &replica.inner().gate {
-        // Who does not lead says so first: whether there is room is the leader's to know.
-        Some(gate) if replica.watch().borrow().is_leader() => Some(gate.admit(replica, &unit).await?),
-        _ => None,
+/// Queues a unit as if it had come to this broker first.
+async fn enter(
+    replica: &Replica,
+    tag: u64,
+    unit: Unit,
+) -> (u64, usize, Result<(Option<Held>, impl Future<Output = Result<UnitResult, ProposeError>>), ProposeError>)
+{
+    let bytes = unit.bytes();
+    let entering = async {
+        let held = match &replica.inner().gate {
+            // Who does not lead says so first: whether there is room is the leader's to know.
+            Some(gate) if replica.watch().borrow().is_leader() => Some(gate.admit(replica, &unit).await?),
+            _ => None,
+        };
+        Ok((held, replica.queue(unit).await?))
     };
-    replica.propose(unit).await
+    (tag, bytes, entering.await)
+}
+
+/// Room is held until the unit has its outcome.
+async fn outcome<A: Future<Output = Result<UnitResult, ProposeError>>>(
+    tag: u64,
+    bytes: usize,
+    entered: Result<(Option<Held>, A), ProposeError>,
+) -> Done {
+    let outcome = match entered {
+        Ok((held, answer)) => {
+            let outcome = answer.await;
+            drop(held);
+            outcome
+        }
+        Err(error) => Err(error),
+    };
+    (tag, bytes, outcome)
 }

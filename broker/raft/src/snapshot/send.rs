@@ -80,8 +80,11 @@ enum SendError {
 struct Sender<'a> {
     stream: PeerStream,
     shard: ShardId,
+    source: Shard,
     background: Arc<dyn Background>,
     pinned: Arc<tidemill_shard::Snapshot>,
+    /// The number of the segment of which a piece was read last.
+    segment: Option<u32>,
     limiter: &'a SnapshotLimiter,
     /// The chunk that was asked for last: a large one is asked for in pieces.
     chunk: Option<(u32, Bytes)>,
@@ -95,10 +98,22 @@ impl<'a> Sender<'a> {
         limiter: &'a SnapshotLimiter,
     ) -> Result<Self, SendError> {
         let background = Arc::clone(source.background());
-        let pinned = blocking(&background, move || source.snapshot()).await??;
+        let shown = source.clone();
+        let pinned = blocking(&background, move || shown.snapshot()).await??;
         let shard = pinned.manifest().shard;
         let sent_bytes = counter!("tidemill_snapshot_sent_bytes_total", "shard" => shard.to_string());
-        Ok(Self { stream, shard, background, pinned: Arc::new(pinned), limiter, chunk: None, sent_bytes })
+        let pinned = Arc::new(pinned);
+        Ok(Self {
+            stream,
+            shard,
+            source,
+            background,
+            pinned,
+            segment: None,
+            limiter,
+            chunk: None,
+            sent_bytes,
+        })
     }
 
     async fn run(&mut self, vote: Vote, opening: impl FnOnce(Bytes) -> Bytes) -> Result<Vote, SendError> {
@@ -186,6 +201,7 @@ impl<'a> Sender<'a> {
     async fn read_segment(&mut self, number: u32, range: Range) -> Result<Bytes, SendError> {
         let segments = &self.pinned.manifest().segments;
         let segment = *segments.get(number as usize).ok_or(SendError::UnknownRange(range))?;
+        self.segment = Some(number);
         let pinned = Arc::clone(&self.pinned);
         let read = blocking(&self.background, move || {
             let mut buffer = vec![0; range.bytes as usize];
@@ -212,8 +228,26 @@ impl<'a> Sender<'a> {
                 error
             }
         };
+        if matches!(error, SendError::GivenUp(_)) {
+            self.look_for_damage().await;
+        }
         tracing::warn!(shard = %self.shard, %error, "a snapshot was not sent; the next try goes on where this one ended");
         error
+    }
+
+    /// A segment that the receiver does not take may be damaged here: then it is repaired before it is sent again.
+    async fn look_for_damage(&self) {
+        let segments = &self.pinned.manifest().segments;
+        let Some(segment) = self.segment.and_then(|number| segments.get(number as usize)).copied() else {
+            return;
+        };
+        let source = self.source.clone();
+        let checked =
+            blocking(&self.background, move || source.sound_copy(segment.partition, &segment.end).map(drop))
+                .await;
+        if let Ok(Err(error)) = checked {
+            tracing::warn!(shard = %self.shard, partition = %segment.partition, %error, "what a receiver did not take is looked at here");
+        }
     }
 
     async fn last_word(&mut self) -> Option<String> {

@@ -51,7 +51,8 @@ pub(super) async fn follow(peers: &Peers, broker: BrokerId, connection: &Connect
 
 async fn hear(peers: &Peers, broker: BrokerId, connection: &Connection) -> Result<(), String> {
     let mut stream = open_on(connection, Purpose::Disk(DiskOpen {})).await?;
-    stream.writer.finish().await.map_err(|error| error.to_string())?;
+    // This half stays open: its end tells the other broker that nobody listens any more.
+    stream.writer.flush().await.map_err(|error| error.to_string())?;
     while let Some(frame) = stream.reader.next().await.map_err(|error| error.to_string())? {
         let report = frame.message().map_err(|_| "what it says of its disk does not read")?;
         peers.disk_heard(broker, report);
@@ -65,14 +66,21 @@ pub(super) async fn tell(context: &Context, mut stream: Stream) {
     let mut told = None;
     loop {
         let nearly_full = *disk.borrow_and_update();
-        let report = DiskReport { nearly_full, failed: context.shards.any_stopped() };
+        let stopping = context.stopping.is_cancelled();
+        let report = DiskReport { nearly_full, failed: context.shards.any_stopped(), stopping };
         if told != Some(report) {
             if stream.writer.send(&report, &[]).await.is_err() {
                 return;
             }
             told = Some(report);
         }
-        // The disk's state is this broker's own, and does not go while it serves.
-        let _ = tokio::time::timeout(LOOK_INTERVAL, disk.changed()).await;
+        tokio::select! {
+            // The disk's state is this broker's own, and does not go while it serves.
+            _ = disk.changed() => {}
+            () = context.stopping.cancelled(), if !stopping => {}
+            () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            // Nobody listens any more.
+            _ = stream.reader.next() => return,
+        }
     }
 }

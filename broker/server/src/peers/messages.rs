@@ -305,6 +305,9 @@ pub(crate) struct DiskReport {
     /// A shard has stopped there: others should lead.
     #[prost(bool, tag = "2")]
     pub(crate) failed: bool,
+    /// It is about to stop: the leads that it has handed over are not to come back.
+    #[prost(bool, tag = "3")]
+    pub(crate) stopping: bool,
 }
 
 /// Somebody wants to become a broker of the cluster.

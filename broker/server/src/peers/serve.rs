@@ -21,6 +21,8 @@ use crate::shards::Shards;
 
 /// A stream that says nothing for so long after it was opened is dropped; so is a connection without a hello.
 const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether those that are connected still belong to the cluster.
+const STANDING_INTERVAL: Duration = Duration::from_secs(2);
 /// A broker that starts is asked before it can answer: what comes waits for so long.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections of brokers and of who wants to become one. More than one a broker, since a broken one may linger.
@@ -46,7 +48,9 @@ impl PeerServices {
         let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
         let Some(controller) = controller else { return Ok(()) };
         let Some(known) = controller.broker(broker) else { return Ok(()) };
-        if !known.is_member() && incarnation <= known.incarnation {
+        // After a recovery it may have had a life that only the lost brokers knew; who is let in anew gets a later one than all of these.
+        if !known.is_member() && incarnation < known.next_incarnation.max(known.incarnation.saturating_add(1))
+        {
             return Err(refused(format!(
                 "broker {broker} was removed from the cluster, and this life of it never comes back; let it join with an empty data \
                  directory and a token of `tidemill cluster add`"
@@ -106,9 +110,15 @@ async fn serve(peers: Peers, connection: Connection) {
         None => return serve_joiner(&peers, &connection).await,
     };
     match greeted {
-        Ok(broker) => {
+        Ok((broker, incarnation)) => {
             tracing::debug!(%address, %broker, "a broker connected");
-            serve_streams(&peers, &connection, broker).await;
+            tokio::select! {
+                () = serve_streams(&peers, &connection, broker) => {}
+                error = out_of_standing(&peers, broker, incarnation) => {
+                    refusals::note(Refused::Connection, &address, &error);
+                    connection.close(error.code, &error.message);
+                }
+            }
             tracing::debug!(%address, %broker, "a broker's connection ended");
         }
         Err(error) => {
@@ -119,8 +129,21 @@ async fn serve(peers: Peers, connection: Connection) {
     }
 }
 
-/// The first stream of a broker's connection carries its hello.
-async fn greet(peers: &Peers, connection: &Connection) -> Result<BrokerId, Error> {
+/// Comes back when the controller has removed a broker that is connected, or was not known yet when it was greeted. Dialling again it is
+/// told so.
+async fn out_of_standing(peers: &Peers, broker: BrokerId, incarnation: u32) -> Error {
+    loop {
+        tokio::time::sleep(STANDING_INTERVAL).await;
+        let services = peers.0.services.borrow().clone();
+        if let Some(Err(error)) = services.map(|services| services.check_standing(broker, incarnation)) {
+            metrics::counter!("tidemill_peer_refused_total", "reason" => "standing").increment(1);
+            return error;
+        }
+    }
+}
+
+/// The first stream of a broker's connection carries its hello. Answers who it is, and in which life.
+async fn greet(peers: &Peers, connection: &Connection) -> Result<(BrokerId, u32), Error> {
     let identity = connection.peer().peer.ok_or_else(|| refused("it shows no broker's certificate"))?;
     let (purpose, mut stream) = first_stream(connection).await?;
     let Purpose::Hello(hello) = purpose else {
@@ -142,7 +165,7 @@ async fn greet(peers: &Peers, connection: &Connection) -> Result<BrokerId, Error
     }
     let hello = met.map_err(|refusal| refusal.error)?;
     sent.map_err(|error| refused(error.to_string()))?;
-    Ok(BrokerId::new(hello.broker.broker_id))
+    Ok((BrokerId::new(hello.broker.broker_id), hello.broker.incarnation))
 }
 
 /// Who shows no certificate may ask for one, with a token, and for nothing else.

@@ -29,7 +29,8 @@ const PARTITIONS: u32 = 12;
 const LOADED: &str = "loaded";
 /// Who loses its data where nobody writes.
 const VICTIM: u32 = 2;
-const THROTTLE_BYTES_PER_SECOND: u64 = 50_000_000;
+/// Of each of the two brokers that send: 50 MB/s together.
+const THROTTLE_BYTES_PER_SECOND: u64 = 25_000_000;
 /// Bytes per second that a rebuild reaches at least, or it is stuck.
 const RATE_LEAST: f64 = 10e6;
 /// What it may take beside that.
@@ -55,7 +56,7 @@ pub(crate) const THROTTLED: Family = Family {
     by_default: true,
     seconds: |scale| {
         let bytes = throttled_bytes(scale) as f64;
-        let round = scale.leg.as_secs_f64() + 2.0 * RETURN_SECONDS + bytes / 75e6;
+        let round = scale.leg.as_secs_f64() + 2.0 * RETURN_SECONDS + bytes / 50e6;
         START_SECONDS + bytes / 50e6 + scale.settle.as_secs_f64() + round * scale.rounds as f64
     },
     disk_bytes: |scale| CLUSTER_BYTES + 3 * throttled_bytes(scale),
