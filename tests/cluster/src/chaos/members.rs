@@ -290,7 +290,7 @@ impl Siege<'_> {
 
 /// Whether a request may have been done, or may be done later. Where disks fail, the leader that was asked may have stopped.
 fn is_uncertain(error: &RequestError) -> bool {
-    error.retriable() || error.is(ErrorCode::StorageFailed)
+    matches!(error, RequestError::Connect(_)) || error.retriable() || error.is(ErrorCode::StorageFailed)
 }
 
 fn next_of(status: &ClusterStatus, id: u32) -> Next {
