@@ -37,6 +37,8 @@ async fn one_broker_under_fire_loses_doubles_and_reorders_nothing() -> Outcome<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_brokers_under_fire_lose_double_and_reorder_nothing() -> Outcome<()> {
-    under_fire(3, 45).await?;
+    let report = under_fire(3, 45).await?;
+    let members = report.fires.members;
+    assert!(members.joined > 0 && members.removed == members.joined, "{report}");
     Ok(())
 }

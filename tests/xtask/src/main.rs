@@ -37,7 +37,8 @@ enum Command {
     Fix,
     /// Build the plugins in plugins/ to components in target/plugins/components.
     Plugins(plugins::Arguments),
-    /// Strike brokers with faults under load for a while, and check that nothing was lost, doubled or reordered.
+    /// Strike brokers with faults under load for a while, let some join and leave, and check that nothing was lost, doubled or
+    /// reordered.
     Chaos(chaos::Arguments),
     /// Run clusters on one thread with simulated time, disks and network, from seeds.
     Sim(sim::Arguments),

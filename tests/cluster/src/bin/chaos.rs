@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Parser;
 use tidemill_cluster_tests::chaos::{ChaosConfig, FaultKind, run};
 
-/// Kills brokers, cuts them off and breaks their disks at random under load, and checks that nothing was lost, doubled or reordered.
+/// Kills brokers, cuts them off, breaks their disks and lets some join and leave at random under load, and checks that nothing was
+/// lost, doubled or reordered.
 #[derive(Parser)]
 struct Arguments {
     /// How long the brokers are under fire.

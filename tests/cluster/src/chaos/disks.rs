@@ -100,6 +100,13 @@ impl LoopDisk {
         Ok(())
     }
 
+    /// Unmounts it for good, and lets go of its file. Nobody may use it.
+    pub(super) fn discard(self) -> io::Result<()> {
+        let image = self.image.clone();
+        drop(self);
+        std::fs::remove_file(image)
+    }
+
     /// Gives the room back.
     pub(super) fn clear(&self) -> Outcome<()> {
         match std::fs::remove_file(self.mounted.join(FILLER)) {

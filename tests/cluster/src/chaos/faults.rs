@@ -38,11 +38,13 @@ pub enum FaultKind {
     PowerLoss,
     /// The power of all goes at once.
     PowerLossOfAll,
+    /// Another broker joins, and one of them is drained and removed, while other things happen.
+    Members,
 }
 
 impl FaultKind {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Kill,
         Self::KillTwo,
         Self::KillAll,
@@ -60,6 +62,7 @@ impl FaultKind {
         Self::DiskFails,
         Self::PowerLoss,
         Self::PowerLossOfAll,
+        Self::Members,
     ];
 
     /// What it is called on the command line.
@@ -83,6 +86,7 @@ impl FaultKind {
             Self::DiskFails => "disk-fails",
             Self::PowerLoss => "power-loss",
             Self::PowerLossOfAll => "power-loss-all",
+            Self::Members => "members",
         }
     }
 
@@ -106,6 +110,7 @@ impl FaultKind {
             Self::DiskFails => "disk answers EIO",
             Self::PowerLoss => "power loss of one broker",
             Self::PowerLossOfAll => "power loss of all at once",
+            Self::Members => "a broker joins, another one leaves",
         }
     }
 
@@ -114,7 +119,7 @@ impl FaultKind {
         match self {
             Self::Kill => 20,
             Self::Pause | Self::Cut | Self::Weather => 8,
-            Self::KillTwo | Self::Storm | Self::Stop | Self::CutOneWay | Self::Isolate => 5,
+            Self::KillTwo | Self::Storm | Self::Stop | Self::CutOneWay | Self::Isolate | Self::Members => 5,
             Self::KillAll | Self::Rolling | Self::PowerLoss | Self::PowerLossOfAll => 3,
             Self::WalDamage | Self::SegmentDamage | Self::DiskFull | Self::DiskFails => 2,
         }

@@ -20,12 +20,27 @@ pub struct Fires {
     pub starts: Vec<Duration>,
     /// Brokers that came back with an empty directory and a token, because they refused to start with a damaged one.
     pub rejoined: u64,
+    /// Brokers that came and went.
+    pub members: MemberChanges,
     /// Replicas that were retired because their log was damaged.
     pub retired: u64,
     /// From the kill of a leader to the next acknowledged write of each partition that it led.
     pub failovers: Vec<Duration>,
     /// What went over the network between brokers.
     pub traffic: Traffic,
+}
+
+/// Changes of who belongs to the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct MemberChanges {
+    /// Brokers that joined with a token.
+    pub joined: u64,
+    /// Brokers that were drained, removed, and ended.
+    pub removed: u64,
+    /// How often a step of that was refused or not answered, as it may be while other faults hold, and was tried again later.
+    pub tried_again: u64,
+    /// Of those that joined: without a disk of their own, though others have one.
+    pub without_disk: u64,
 }
 
 impl Fires {
@@ -81,6 +96,19 @@ impl fmt::Display for Fires {
                 self.failovers.len()
             )?;
         }
+        if self.members != MemberChanges::default() {
+            let MemberChanges { joined, removed, tried_again, without_disk } = self.members;
+            writeln!(
+                f,
+                "members               {joined} joined, {removed} drained and removed; {tried_again} times a step was refused and tried again"
+            )?;
+            if without_disk > 0 {
+                writeln!(
+                    f,
+                    "                      {without_disk} of them without a disk of their own, which no disk fault could strike"
+                )?;
+            }
+        }
         if self.retired + self.rejoined > 0 {
             writeln!(
                 f,
@@ -120,5 +148,8 @@ mod tests {
         assert!(words.contains("kill 2 kill -9 of one broker"), "{said}");
         assert!(words.contains("power-loss SKIPPED power loss of one broker: no mount"), "{said}");
         assert!(!said.contains("rolling"), "{said}");
+        assert!(!said.contains("drained"), "{said}");
+        fires.members = MemberChanges { joined: 3, removed: 2, ..MemberChanges::default() };
+        assert!(fires.to_string().contains("3 joined, 2 drained and removed; 0 times"), "{fires}");
     }
 }

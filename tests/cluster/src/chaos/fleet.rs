@@ -1,6 +1,7 @@
 //! The brokers under fire: one alone, or a cluster with the network and the disks that it is given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -25,11 +26,20 @@ pub(super) enum Fleet {
 pub(super) struct Several {
     pub(super) cluster: TestCluster,
     pub(super) proxy: PeerProxy,
-    /// A disk for each, the one of broker 1 first; empty where there are none.
-    pub(super) disks: Vec<LoopDisk>,
+    /// The brokers that are there: their numbers, and the rack that each stands in.
+    members: BTreeMap<u32, u32>,
+    /// A disk for each; empty where there are none.
+    pub(super) disks: BTreeMap<u32, LoopDisk>,
+    /// Whether there are disks, and so one for who comes.
+    with_disks: bool,
+    /// Brokers that came and have no disk of their own, though others do.
+    pub(super) without_disk: u64,
     /// What can't be done here, and why.
     pub(super) skipped: BTreeMap<FaultKind, String>,
 }
+
+/// A broker can be drained only where there are others for each of its replicas.
+const REPLICAS: u32 = 3;
 
 /// Small files and frequent checkpoints: a kill should find every kind of work under way.
 fn options() -> BrokerOptions {
@@ -41,9 +51,24 @@ fn options() -> BrokerOptions {
         .set("storage.scrub_bytes_per_second", 64 << 20)
 }
 
-/// In which a broker of a cluster stands alone, so that it can be read by itself.
-pub(super) fn rack_of(broker: u32) -> String {
-    format!("rack-{broker}")
+/// In which a broker of a cluster stands alone, so that it can be read by itself. At first that of broker 1 is the first; who comes
+/// takes the first that is free.
+pub(super) fn rack(number: u32) -> String {
+    format!("rack-{number}")
+}
+
+/// The first rack in which nobody stands.
+fn free_rack(members: &BTreeMap<u32, u32>) -> u32 {
+    let taken: BTreeSet<u32> = members.values().copied().collect();
+    (1..).find(|number| !taken.contains(number)).unwrap_or(1)
+}
+
+/// One of the brokers, to be reached by itself.
+pub(super) struct Alone {
+    pub(super) broker: u32,
+    /// The rack that it stands in alone, where there are others.
+    pub(super) rack: Option<String>,
+    pub(super) settings: ClientConfig,
 }
 
 impl Fleet {
@@ -68,7 +93,7 @@ impl Fleet {
 
     /// Whether the brokers have disks that can fail.
     pub(super) fn has_disks(&self) -> bool {
-        matches!(self, Self::Several(several) if !several.disks.is_empty())
+        matches!(self, Self::Several(several) if several.with_disks)
     }
 
     /// Where histories are kept.
@@ -114,14 +139,18 @@ impl Fleet {
         Ok(())
     }
 
-    /// How to reach each broker by itself: its number, and a client's settings; where there are others, in a rack of its own.
-    pub(super) fn each_alone(&self) -> Vec<(u32, ClientConfig)> {
+    /// How to reach each broker by itself.
+    pub(super) fn each_alone(&self) -> Vec<Alone> {
         match self {
-            Self::One(broker) => vec![(1, broker.client_config())],
-            Self::Several(several) => {
-                let brokers = (1u32..).zip(several.cluster.brokers());
-                brokers.map(|(id, broker)| (id, broker.client_config().rack(rack_of(id)))).collect()
-            }
+            Self::One(broker) => vec![Alone { broker: 1, rack: None, settings: broker.client_config() }],
+            Self::Several(several) => several
+                .present()
+                .map(|(id, own, broker)| {
+                    let own = rack(own);
+                    let settings = broker.client_config().rack(own.clone());
+                    Alone { broker: id, rack: Some(own), settings }
+                })
+                .collect(),
         }
     }
 
@@ -130,13 +159,12 @@ impl Fleet {
         match self {
             Self::One(broker) => vec![(1, broker.data_dir())],
             Self::Several(several) => {
-                let brokers = (1u32..).zip(several.cluster.brokers());
-                brokers.map(|(id, broker)| (id, broker.data_dir())).collect()
+                several.present().map(|(id, _, broker)| (id, broker.data_dir())).collect()
             }
         }
     }
 
-    /// All that the brokers said, over all their starts.
+    /// All that the brokers said, over all their starts; those that are gone too.
     pub(super) fn logs(&self) -> String {
         let all: Vec<&TestBroker> = match self {
             Self::One(broker) => vec![&**broker],
@@ -155,10 +183,15 @@ impl Several {
         let proxy = PeerProxy::start(addresses?, config.seed).await?;
         let mut skipped = BTreeMap::new();
         let wanted = config.wanted(&FaultKind::ALL);
+        let wants_members = wanted.contains(&FaultKind::Members);
         let disks: Vec<FaultKind> = wanted.into_iter().filter(|kind| kind.needs_disks()).collect();
-        let mut mounted = Vec::new();
+        if config.brokers < REPLICAS && wants_members {
+            let why = format!("of fewer than {REPLICAS} brokers none is drained once there are as many");
+            skipped.insert(FaultKind::Members, why);
+        }
+        let mut mounted = BTreeMap::new();
         if !disks.is_empty() {
-            match mount(&cluster.directory(), config.brokers) {
+            match mount_all(&cluster.directory(), config.brokers) {
                 Ok(all) => mounted = all,
                 Err(reason) => {
                     let why = format!("no file systems for the brokers can be made here: {reason}");
@@ -166,48 +199,119 @@ impl Several {
                 }
             }
         }
-        let brokers = config.brokers;
-        let started = cluster.start_planned(|id, options| seen_through(&proxy, brokers, id, options)).await;
+        let members: BTreeMap<u32, u32> = (1..=config.brokers).map(|id| (id, id)).collect();
+        let ids: Vec<u32> = members.keys().copied().collect();
+        let started =
+            cluster.start_planned(|id, options| seen_through(&proxy, &ids, (id, id), options)).await;
         // From here on whoever is dropped unmounts them in the right order.
-        let several = Self { cluster, proxy, disks: mounted, skipped };
+        let with_disks = !mounted.is_empty();
+        let several = Self { cluster, proxy, members, disks: mounted, with_disks, without_disk: 0, skipped };
         started?;
         Ok(several)
     }
 
-    /// The brokers' numbers.
-    pub(super) fn ids(&self) -> std::ops::RangeInclusive<u32> {
-        1..=u32::try_from(self.cluster.brokers().len()).unwrap_or(u32::MAX)
+    /// The brokers' numbers, in order.
+    pub(super) fn ids(&self) -> Vec<u32> {
+        self.members.keys().copied().collect()
     }
 
     /// How many there are.
     pub(super) fn count(&self) -> u32 {
-        *self.ids().end()
+        u32::try_from(self.members.len()).unwrap_or(u32::MAX)
     }
 
-    /// How a broker is started that joins again, with nothing but a token.
+    /// The brokers that are there: number, rack, broker.
+    fn present(&self) -> impl Iterator<Item = (u32, u32, &TestBroker)> {
+        let all = (1u32..).zip(self.cluster.brokers());
+        all.filter_map(move |(id, broker)| Some((id, *self.members.get(&id)?, broker)))
+    }
+
+    /// How a broker is started that joins, or joins again, with nothing but a token.
     pub(super) fn joining(&self, id: u32, token: &str) -> BrokerOptions {
         let options = self.cluster.options_of(id).without("cluster").set("join", token);
-        seen_through(&self.proxy, self.count(), id, options)
+        let rack = self.members.get(&id).copied().unwrap_or_else(|| free_rack(&self.members));
+        seen_through(&self.proxy, &self.ids(), (id, rack), options)
     }
+
+    /// Makes room for one more broker: an address, a face for the others, and a disk where they have some. Answers its number.
+    pub(super) async fn make_room(&mut self) -> Outcome<u32> {
+        let id = self.cluster.plan_another()?;
+        self.proxy.add(self.cluster.peer_address(id).parse()?).await?;
+        if self.with_disks {
+            match mount(&self.cluster.directory(), id) {
+                Ok(disk) => {
+                    self.disks.insert(id, disk);
+                }
+                // Then it does without.
+                Err(_) => self.without_disk += 1,
+            }
+        }
+        Ok(id)
+    }
+
+    /// It has joined, and is one of them.
+    pub(super) fn welcome(&mut self, id: u32, broker: TestBroker) {
+        let rack = free_rack(&self.members);
+        self.cluster.push(broker);
+        self.members.insert(id, rack);
+        self.tell_seeds();
+    }
+
+    /// It was removed, and its process is gone: so is its data. Its log stays.
+    pub(super) fn part_with(&mut self, id: u32) -> Outcome<()> {
+        self.members.remove(&id);
+        self.proxy.take_down(id);
+        let data = self.cluster.broker(id).data_dir();
+        if let Some(disk) = self.disks.remove(&id) {
+            disk.discard()?;
+        }
+        match std::fs::remove_dir_all(&data) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        self.tell_seeds();
+        Ok(())
+    }
+
+    /// From its next start on each knows who is there now, as an operator would have it.
+    fn tell_seeds(&mut self) {
+        let ids = self.ids();
+        for id in &ids {
+            let seeds = seeds_of(&self.proxy, &ids, *id);
+            self.cluster.broker(*id).set("peers.seeds", seeds);
+        }
+    }
+}
+
+/// The others, as they are reached through the proxy.
+fn seeds_of(proxy: &PeerProxy, ids: &[u32], id: u32) -> String {
+    let others = ids.iter().filter(|other| **other != id);
+    let seeds: Vec<String> = others.map(|other| proxy.face(*other).to_string()).collect();
+    seeds.join(",")
 }
 
 /// Others reach it through the proxy, and it them; by any of them it finds all.
-fn seen_through(proxy: &PeerProxy, brokers: u32, id: u32, options: BrokerOptions) -> BrokerOptions {
-    let others = (1..=brokers).filter(|other| *other != id);
-    let seeds: Vec<String> = others.map(|other| proxy.face(other).to_string()).collect();
+fn seen_through(
+    proxy: &PeerProxy,
+    ids: &[u32],
+    (id, own): (u32, u32),
+    options: BrokerOptions,
+) -> BrokerOptions {
     options
-        .set("rack", rack_of(id))
+        .set("rack", rack(own))
         .set("peers.advertise", proxy.face(id))
-        .set("peers.seeds", seeds.join(","))
+        .set("peers.seeds", seeds_of(proxy, ids, id))
 }
 
-/// A disk for each broker, where it will look for its data.
-fn mount(home: &Path, brokers: u32) -> Result<Vec<LoopDisk>, String> {
-    let disk = |broker: u32| {
-        let (image, at) = (format!("disk-{broker}"), format!("broker-{broker}"));
-        LoopDisk::mount(&home.join(image), &home.join(at).join("data"))
-    };
-    (1..=brokers).map(disk).collect()
+/// A disk for a broker, where it will look for its data.
+fn mount(home: &Path, broker: u32) -> Result<LoopDisk, String> {
+    let (image, at) = (format!("disk-{broker}"), format!("broker-{broker}"));
+    LoopDisk::mount(&home.join(image), &home.join(at).join("data"))
+}
+
+/// One for each of the first brokers.
+fn mount_all(home: &Path, brokers: u32) -> Result<BTreeMap<u32, LoopDisk>, String> {
+    (1..=brokers).map(|broker| mount(home, broker).map(|disk| (broker, disk))).collect()
 }
 
 impl Drop for Several {
@@ -215,5 +319,17 @@ impl Drop for Several {
         // Nobody uses the disks any more, then they go, then the directory around them.
         self.cluster.let_go();
         self.disks.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_takes_the_first_rack_that_is_free() {
+        assert_eq!(free_rack(&BTreeMap::new()), 1);
+        assert_eq!(free_rack(&BTreeMap::from([(1, 1), (2, 2), (3, 3)])), 4);
+        assert_eq!(free_rack(&BTreeMap::from([(5, 4), (2, 2), (3, 3)])), 1);
     }
 }

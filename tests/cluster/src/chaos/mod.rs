@@ -3,8 +3,8 @@
 //! Producers send to two topics: `direct`, whose partitions they choose, and `routed`, which the broker partitions by a field with a
 //! plugin. Two hosted consumers work on them, each with targets on several shards: one counts songs in its state and emits the
 //! counts, one sends each record on by its device. Readers read along, one of them through a filter, one from a broker that may
-//! follow. All the while brokers are killed, stopped and held up, cut off from each other, and their disks fail ([`FaultKind`] says
-//! each). A cluster's brokers talk to each other through a proxy that is the network between them (`proxy`), and have disks of their
+//! follow. All the while brokers are killed, stopped and held up, cut off from each other, their disks fail, and some join and leave
+//! for good ([`FaultKind`] says each). A cluster's brokers talk to each other through a proxy that is the network between them (`proxy`), and have disks of their
 //! own where this machine lets them (`disks`). One broker alone is killed with kill -9, sometimes again before it serves.
 //!
 //! What was sent follows from the seed, so that each record that is read back can be compared with what it must be. What clients did
@@ -32,6 +32,7 @@ mod gather;
 mod history;
 mod killer;
 mod load;
+mod members;
 mod producers;
 mod proxy;
 mod readers;
@@ -47,7 +48,7 @@ pub use check_tasks::{RouteTarget, check_counts, check_routes};
 pub use config::ChaosConfig;
 pub use faults::FaultKind;
 pub use findings::{Findings, Violation, ViolationKind};
-pub use fires::Fires;
+pub use fires::{Fires, MemberChanges};
 pub use history::{Fate, Logged, RecordId};
 pub use proxy::Traffic;
 pub use report::Report;

@@ -19,11 +19,12 @@ use super::config::ChaosConfig;
 use super::faults::FaultKind;
 use super::findings::{Findings, ViolationKind};
 use super::fires::Fires;
-use super::fleet::{Fleet, rack_of};
+use super::fleet::{Alone, Fleet, rack};
 use super::gather::{self, Ends, Held};
 use super::history::{Fate, Logged};
 use super::killer::{self, kill_until};
 use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic, user_name};
+use super::members::Members;
 use super::producers::{Produced, Producing, Watch};
 use super::readers::{Committed, Committing, Reading, Seen};
 use super::recording::{FILTERED_READER, Recording};
@@ -128,6 +129,7 @@ async fn under_fire(
                 recording: recording.clone(),
                 fires: Fires::default(),
                 weather_until: None,
+                members: Members::default(),
             };
             siege.until(deadline, progress).await
         }
@@ -154,9 +156,9 @@ impl Reader {
             at_leaders(FILTERED_READER, Topic::Routed, true),
         ];
         if config.brokers > 1 {
-            debug_assert_eq!(rack_of(1), NEAR_RACK);
-            let rack = Some(NEAR_RACK);
-            readers.push(Self { name: "direct-near", topic: Topic::Direct, is_filtered: false, rack });
+            debug_assert_eq!(rack(1), NEAR_RACK);
+            let near = Self { rack: Some(NEAR_RACK), ..at_leaders("direct-near", Topic::Direct, false) };
+            readers.push(near);
         }
         readers
     }
@@ -369,9 +371,8 @@ async fn check_replicas(
     findings: &mut Findings,
 ) -> Outcome<()> {
     let mut first: BTreeMap<&'static str, (u32, Held)> = BTreeMap::new();
-    for (broker, settings) in fleet.each_alone() {
+    for Alone { broker, rack, settings } in fleet.each_alone() {
         let client = Client::connect(settings.client_id("chaos-alone")).await?;
-        let rack = (config.brokers > 1).then(|| rack_of(broker));
         for (name, topic) in TOPICS {
             let held =
                 gather::held(&client, config.seed, (name, topic), ends, rack.as_deref(), findings).await?;

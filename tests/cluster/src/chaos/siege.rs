@@ -9,10 +9,12 @@ use tidemill_client::{BrokerId, Client};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::damage;
+use super::disks::LoopDisk;
 use super::faults::FaultKind;
 use super::fires::Fires;
 use super::fleet::Several;
 use super::load::DIRECT;
+use super::members::Members;
 use super::producers::Watch;
 use super::proxy::Weather;
 use super::recording::Recording;
@@ -56,16 +58,19 @@ pub(super) struct Siege<'a> {
     pub(super) fires: Fires,
     /// Bad weather ends then.
     pub(super) weather_until: Option<Instant>,
+    /// Who comes and goes.
+    pub(super) members: Members,
 }
 
 impl Siege<'_> {
-    /// Strikes until the time is up; all brokers serve and hear each other then. `progress` hears of each fault.
+    /// Strikes until the time is up; all brokers serve and hear each other then, and there are as many as at first. `progress` hears
+    /// of each fault.
     pub(super) async fn until(
         mut self,
         deadline: Instant,
         mut progress: impl FnMut(&Fires),
     ) -> Outcome<Fires> {
-        let mut impatient = 0;
+        let (mut impatient, mut is_first) = (0, true);
         self.kinds.retain(|kind| !self.several.skipped.contains_key(kind));
         self.fires.skipped.clone_from(&self.several.skipped);
         if self.kinds.is_empty() {
@@ -79,34 +84,43 @@ impl Siege<'_> {
             }
             sleep_until(next).await;
             self.look_at_the_sky();
+            self.tend_members().await?;
             if impatient >= IMPATIENT_MAX || self.random.chance(PATIENT_PERCENT) {
                 self.hear_of_a_write().await?;
                 impatient = 0;
             } else {
                 impatient += 1;
             }
-            let kind = self.draw();
+            // So that there is one in every run.
+            let begins = is_first && self.kinds.contains(&FaultKind::Members);
+            is_first = false;
+            let kind = if begins { Some(FaultKind::Members) } else { self.draw() };
+            let Some(kind) = kind else { continue };
             if self.strike(kind).await? {
                 self.fires.count(kind);
             }
             progress(&self.fires);
         }
-        self.fair_weather();
+        self.end_member_change().await?;
+        self.fires.members.without_disk = self.several.without_disk;
         self.fires.failovers = self.watch.failovers.times();
         self.fires.traffic = self.several.proxy.traffic();
         Ok(self.fires)
     }
 
-    fn draw(&mut self) -> FaultKind {
-        let all: u64 = self.kinds.iter().map(|kind| kind.weight()).sum();
+    /// One of those that can be done just now.
+    fn draw(&mut self) -> Option<FaultKind> {
+        let kinds: Vec<FaultKind> =
+            self.kinds.iter().copied().filter(|kind| self.members.allow(*kind)).collect();
+        let all: u64 = kinds.iter().map(|kind| kind.weight()).sum();
         let mut drawn = self.random.below(all.max(1));
-        for kind in &self.kinds {
+        for kind in kinds {
             if drawn < kind.weight() {
-                return *kind;
+                return Some(kind);
             }
             drawn -= kind.weight();
         }
-        self.kinds[0]
+        None
     }
 
     /// Does it; `false`: it could not be done this time.
@@ -130,16 +144,20 @@ impl Siege<'_> {
             FaultKind::Isolate => self.isolate().await,
             FaultKind::Weather => self.bad_weather(),
             FaultKind::WalDamage | FaultKind::SegmentDamage => return self.damage(kind).await,
-            FaultKind::DiskFull => self.fill_a_disk().await?,
-            FaultKind::DiskFails => self.break_a_disk().await?,
+            FaultKind::DiskFull => return self.fill_a_disk().await,
+            FaultKind::DiskFails => return self.break_a_disk().await,
             FaultKind::PowerLoss => {
                 let id = self.victim().await;
+                if !self.several.disks.contains_key(&id) {
+                    return Ok(false);
+                }
                 self.lose_power(&[id]).await?;
             }
             FaultKind::PowerLossOfAll => {
-                let all: Vec<u32> = self.several.ids().collect();
+                let all = self.several.ids();
                 self.lose_power(&all).await?;
             }
+            FaultKind::Members => self.begin_member_change().await?,
         }
         Ok(true)
     }
@@ -158,11 +176,9 @@ impl Siege<'_> {
                 self.look_at_the_sky();
             }
             if begun.elapsed() >= WRITE_DEADLINE {
-                let logs: Vec<String> =
-                    self.several.cluster.brokers().iter().map(|broker| broker.log_tail()).collect();
                 return Err(format!(
-                    "nothing was acknowledged within {WRITE_DEADLINE:?}, though all brokers run; their logs end:\n{}",
-                    logs.join("\n----\n")
+                    "nothing was acknowledged within {WRITE_DEADLINE:?}, though all brokers run; {}",
+                    self.log_tails()
                 )
                 .into());
             }
@@ -171,7 +187,14 @@ impl Siege<'_> {
         Ok(())
     }
 
-    fn some(&mut self, range_ms: std::ops::Range<u64>) -> Duration {
+    /// How the logs of the brokers end, those of brokers that are gone too.
+    pub(super) fn log_tails(&self) -> String {
+        let logs: Vec<String> =
+            self.several.cluster.brokers().iter().map(|broker| broker.log_tail()).collect();
+        format!("the brokers' logs end:\n{}", logs.join("\n----\n"))
+    }
+
+    pub(super) fn some(&mut self, range_ms: std::ops::Range<u64>) -> Duration {
         Duration::from_millis(range_ms.start + self.random.below(range_ms.end - range_ms.start))
     }
 
@@ -179,15 +202,24 @@ impl Siege<'_> {
         sleep(Duration::from_millis(self.random.below(AWAY_MS_MAX))).await;
     }
 
-    fn any(&mut self) -> u32 {
-        1 + self.random.below(self.several.count().into()) as u32
+    pub(super) fn any(&mut self) -> u32 {
+        let ids = self.several.ids();
+        self.random.pick(&ids)
+    }
+
+    /// All of them in a circle, from any of them on.
+    fn circle(&mut self) -> Vec<u32> {
+        let mut ids = self.several.ids();
+        let first = self.random.below(ids.len() as u64) as usize;
+        ids.rotate_left(first);
+        ids
     }
 
     /// One, and another one.
     fn pair(&mut self) -> (u32, u32) {
-        let (count, one) = (self.several.count(), self.any());
-        let step = 1 + self.random.below(u64::from(count) - 1) as u32;
-        (one, (one - 1 + step) % count + 1)
+        let ids = self.circle();
+        let step = 1 + self.random.below(ids.len() as u64 - 1) as usize;
+        (ids[0], ids[step])
     }
 
     /// Who leads which partitions of a topic, as far as is known.
@@ -233,9 +265,8 @@ impl Siege<'_> {
     }
 
     async fn kill_many(&mut self, count: u32) -> Outcome<()> {
-        let first = self.any();
-        let all = self.several.count();
-        let ids: Vec<u32> = (0..count.min(all)).map(|step| (first - 1 + step) % all + 1).collect();
+        let mut ids = self.circle();
+        ids.truncate(count as usize);
         for id in &ids {
             self.kill(*id).await?;
         }
@@ -299,14 +330,16 @@ impl Siege<'_> {
         // Half of the time in both directions.
         let (goes_out, comes_in) = (how != 1, how != 2);
         let proxy = &self.several.proxy;
-        for other in self.several.ids().filter(|other| *other != id) {
-            proxy.cut(id, other, goes_out);
-            proxy.cut(other, id, comes_in);
+        let mut others = self.several.ids();
+        others.retain(|other| *other != id);
+        for other in &others {
+            proxy.cut(id, *other, goes_out);
+            proxy.cut(*other, id, comes_in);
         }
         sleep(time).await;
-        for other in self.several.ids().filter(|other| *other != id) {
-            proxy.cut(id, other, false);
-            proxy.cut(other, id, false);
+        for other in &others {
+            proxy.cut(id, *other, false);
+            proxy.cut(*other, id, false);
         }
     }
 
@@ -316,10 +349,12 @@ impl Siege<'_> {
         let everywhere = self.random.chance(50);
         let (one, other) = self.pair();
         self.recording.note(format!("weather: {weather}"));
-        for from in self.several.ids() {
-            for to in self.several.ids().filter(|to| *to != from) {
-                if everywhere || (from, to) == (one, other) || (from, to) == (other, one) {
-                    self.several.proxy.change(from, to, weather);
+        let ids = self.several.ids();
+        for from in &ids {
+            for to in ids.iter().filter(|to| *to != from) {
+                let pair = (*from, *to);
+                if everywhere || pair == (one, other) || pair == (other, one) {
+                    self.several.proxy.change(*from, *to, weather);
                 }
             }
         }
@@ -332,7 +367,7 @@ impl Siege<'_> {
         }
     }
 
-    fn fair_weather(&mut self) {
+    pub(super) fn fair_weather(&mut self) {
         self.several.proxy.clear();
         self.weather_until = None;
     }
@@ -377,41 +412,54 @@ impl Siege<'_> {
         Ok(())
     }
 
-    async fn fill_a_disk(&mut self) -> Outcome<()> {
+    /// `false`: who was drawn has no disk of its own.
+    async fn fill_a_disk(&mut self) -> Outcome<bool> {
         let (id, time, to_the_brim) = (self.any(), self.some(BROKEN_DISK_MS), self.random.chance(50));
-        let disk = id as usize - 1;
-        self.several.disks[disk].fill(if to_the_brim { FULL_BYTES } else { NEARLY_FULL_BYTES })?;
+        let Some(disk) = self.several.disks.get(&id) else { return Ok(false) };
+        disk.fill(if to_the_brim { FULL_BYTES } else { NEARLY_FULL_BYTES })?;
         sleep(time).await;
         if to_the_brim {
             // Its shards may have stopped for good, until it starts again.
             self.kill(id).await?;
-            self.several.disks[disk].clear()?;
-            return self.start(id).await;
         }
-        self.several.disks[disk].clear()
+        if let Some(disk) = self.several.disks.get(&id) {
+            disk.clear()?;
+        }
+        if to_the_brim {
+            self.start(id).await?;
+        }
+        Ok(true)
     }
 
-    async fn break_a_disk(&mut self) -> Outcome<()> {
+    /// `false`: who was drawn has no disk of its own.
+    async fn break_a_disk(&mut self) -> Outcome<bool> {
         let (id, time) = (self.victim().await, self.some(BROKEN_DISK_MS));
-        let disk = id as usize - 1;
-        self.several.disks[disk].fail()?;
+        let Some(disk) = self.several.disks.get(&id) else { return Ok(false) };
+        disk.fail()?;
         sleep(time).await;
         self.kill(id).await?;
-        self.several.disks[disk].mend()?;
-        self.start(id).await
+        self.mend_disk(id)?;
+        self.start(id).await?;
+        Ok(true)
+    }
+
+    fn mend_disk(&self, id: u32) -> Outcome<()> {
+        self.several.disks.get(&id).map_or(Ok(()), LoopDisk::mend)
     }
 
     async fn lose_power(&mut self, ids: &[u32]) -> Outcome<()> {
         let ids: BTreeSet<u32> = ids.iter().copied().collect();
         for id in &ids {
-            self.several.disks[*id as usize - 1].fail()?;
+            if let Some(disk) = self.several.disks.get(id) {
+                disk.fail()?;
+            }
         }
         for id in &ids {
             self.kill(*id).await?;
         }
         self.away().await;
         for id in &ids {
-            self.several.disks[*id as usize - 1].mend()?;
+            self.mend_disk(*id)?;
             self.start(*id).await?;
         }
         Ok(())

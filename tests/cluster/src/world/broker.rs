@@ -178,6 +178,11 @@ impl TestBroker {
         self.options = options;
     }
 
+    /// From the next start on it runs with this setting, beside those that it has.
+    pub fn set(&mut self, name: &str, value: impl ToString) {
+        self.options = self.options.clone().set(name, value);
+    }
+
     /// Where its data directory and its log are.
     #[must_use]
     pub fn directory(&self) -> &Path {

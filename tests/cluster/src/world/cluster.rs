@@ -77,7 +77,7 @@ impl TestCluster {
         self.brokers.clear();
     }
 
-    /// How a broker of the plan is started.
+    /// How a broker of the plan is started, or of [`Self::plan_another`].
     #[must_use]
     pub fn options_of(&self, broker: u32) -> BrokerOptions {
         let own = broker as usize - 1;
@@ -134,6 +134,16 @@ impl TestCluster {
     /// Puts a broker that joined among the others; its id is the next one.
     pub fn push(&mut self, broker: TestBroker) {
         self.brokers.push(broker);
+    }
+
+    /// Finds an address for one more broker, which is to join; answers its number. [`Self::options_of`] says how it is started, but
+    /// for a token in place of the plan.
+    ///
+    /// # Errors
+    /// There is no free port.
+    pub fn plan_another(&mut self) -> Result<u32, WorldError> {
+        self.peer_ports.extend(free_ports(1)?);
+        Ok(u32::try_from(self.peer_ports.len()).unwrap_or(u32::MAX))
     }
 
     /// Options of a broker that joins with a token.

@@ -8,12 +8,13 @@
 //!
 //! A broker dials from the socket that it listens on, so the address that a packet comes from says who sent it. On its way to the broker
 //! behind a face it leaves from a socket of the sender's own, so that the answers find back. Who is unknown (who joins, that is)
-//! has fair weather. A packet is at most a datagram; late ones are bounded by number, and what is too many is dropped.
+//! has fair weather. A packet is at most a datagram; late ones are bounded by number, and what is too many is dropped. Brokers come and go:
+//! each has a number of its own for good, and the face of one that is gone is taken down.
 
 mod line;
 mod weather;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,28 +38,23 @@ const ERROR_PAUSE: Duration = Duration::from_millis(1);
 #[derive(Debug)]
 struct Shared {
     /// Where brokers listen; the first is broker 1.
-    real: Vec<SocketAddr>,
-    /// By from and to, both counted from 0 for nobody known.
-    weather: Mutex<Vec<Weather>>,
-    cuts: Mutex<Vec<bool>>,
+    real: Mutex<Vec<SocketAddr>>,
+    /// By from and to, both counted from 0 for nobody known; fair where nothing is said.
+    weather: Mutex<BTreeMap<(usize, usize), Weather>>,
+    cuts: Mutex<BTreeSet<(usize, usize)>>,
     counters: Counters,
 }
 
 impl Shared {
-    fn place(&self, (from, to): (usize, usize)) -> usize {
-        from * (self.real.len() + 1) + to
-    }
-
     fn weather(&self, pair: (usize, usize)) -> Weather {
-        let place = self.place(pair);
-        let cut = lock(&self.cuts).get(place).copied().unwrap_or_default();
-        let weather = lock(&self.weather).get(place).copied().unwrap_or_default();
+        let cut = lock(&self.cuts).contains(&pair);
+        let weather = lock(&self.weather).get(&pair).copied().unwrap_or_default();
         Weather { cut: cut || weather.cut, ..weather }
     }
 
-    /// The number of the broker that sends from there; 0: nobody known.
+    /// The number of the broker that sends from there; 0: nobody known. A port may be another broker's after one is gone.
     fn sender(&self, address: SocketAddr) -> usize {
-        self.real.iter().position(|real| *real == address).map_or(0, |place| place + 1)
+        lock(&self.real).iter().rposition(|real| *real == address).map_or(0, |place| place + 1)
     }
 }
 
@@ -70,28 +66,47 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(super) struct PeerProxy {
     shared: Arc<Shared>,
+    /// Where brokers are reached; the first is that of broker 1.
     faces: Vec<SocketAddr>,
+    /// Who takes the packets there.
     running: Vec<JoinHandle<()>>,
+    seed: u64,
 }
 
 impl PeerProxy {
     /// One for brokers that listen there, broker 1 first.
     pub(super) async fn start(real: Vec<SocketAddr>, seed: u64) -> io::Result<Self> {
-        let pairs = (real.len() + 1) * (real.len() + 1);
         let shared = Arc::new(Shared {
-            weather: Mutex::new(vec![Weather::default(); pairs]),
-            cuts: Mutex::new(vec![false; pairs]),
+            real: Mutex::default(),
+            weather: Mutex::default(),
+            cuts: Mutex::default(),
             counters: Counters::default(),
-            real,
         });
-        let (mut faces, mut running) = (Vec::new(), Vec::new());
-        for broker in 1..=shared.real.len() {
-            let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
-            faces.push(socket.local_addr()?);
-            let face = Face { shared: Arc::clone(&shared), broker, socket, seed, ways: VecDeque::new() };
-            running.push(tokio::spawn(face.run()));
+        let mut proxy = Self { shared, faces: Vec::new(), running: Vec::new(), seed };
+        for address in real {
+            proxy.add(address).await?;
         }
-        Ok(Self { shared, faces, running })
+        Ok(proxy)
+    }
+
+    /// One more broker that will listen there; its number is the next one.
+    pub(super) async fn add(&mut self, real: SocketAddr) -> io::Result<()> {
+        let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
+        let at = socket.local_addr()?;
+        self.faces.push(at);
+        let broker = self.faces.len();
+        lock(&self.shared.real).push(real);
+        let (shared, seed) = (Arc::clone(&self.shared), self.seed);
+        let face = Face { shared, broker, real, socket, seed, ways: VecDeque::new() };
+        self.running.push(tokio::spawn(face.run()));
+        Ok(())
+    }
+
+    /// Nobody reaches this broker any more.
+    pub(super) fn take_down(&self, broker: u32) {
+        if let Some(face) = self.running.get(broker as usize - 1) {
+            face.abort();
+        }
     }
 
     /// Where others reach a broker through the proxy.
@@ -101,24 +116,24 @@ impl PeerProxy {
 
     /// Lets nothing through from one broker to another, or lets it through again.
     pub(super) fn cut(&self, from: u32, to: u32, is_cut: bool) {
-        let place = self.shared.place((from as usize, to as usize));
-        if let Some(cut) = lock(&self.shared.cuts).get_mut(place) {
-            *cut = is_cut;
+        let pair = (from as usize, to as usize);
+        let mut cuts = lock(&self.shared.cuts);
+        if is_cut {
+            cuts.insert(pair);
+        } else {
+            cuts.remove(&pair);
         }
     }
 
     /// How it is from now on from one broker to another.
     pub(super) fn change(&self, from: u32, to: u32, weather: Weather) {
-        let place = self.shared.place((from as usize, to as usize));
-        if let Some(known) = lock(&self.shared.weather).get_mut(place) {
-            *known = weather;
-        }
+        lock(&self.shared.weather).insert((from as usize, to as usize), weather);
     }
 
     /// Fair weather everywhere, and no cuts.
     pub(super) fn clear(&self) {
-        lock(&self.shared.weather).fill(Weather::default());
-        lock(&self.shared.cuts).fill(false);
+        lock(&self.shared.weather).clear();
+        lock(&self.shared.cuts).clear();
     }
 
     pub(super) fn traffic(&self) -> Traffic {
@@ -138,6 +153,8 @@ impl Drop for PeerProxy {
 struct Face {
     shared: Arc<Shared>,
     broker: usize,
+    /// Where that one listens.
+    real: SocketAddr,
     socket: Arc<UdpSocket>,
     seed: u64,
     ways: VecDeque<Way>,
@@ -190,10 +207,10 @@ impl Face {
 
     async fn way(&self, sender: SocketAddr) -> io::Result<Way> {
         let socket = Arc::new(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await?);
-        socket.connect(self.shared.real[self.broker - 1]).await?;
+        socket.connect(self.real).await?;
         let (from, to) = (self.shared.sender(sender), self.broker);
         let line = |pair: (usize, usize), exit: Exit| {
-            let seed = self.seed ^ ((self.shared.place(pair) as u64 + 1) << 40);
+            let seed = self.seed ^ ((pair.0 as u64 + 1) << 48) ^ ((pair.1 as u64 + 1) << 40);
             Line::new(Arc::clone(&self.shared), pair, exit, seed)
         };
         let there = line((from, to), Exit { socket: Arc::clone(&socket), to: None });
@@ -256,6 +273,25 @@ mod tests {
         two.send_to(b"again", way).await.unwrap();
         assert!(heard(&one).await.is_some());
         assert_eq!(proxy.traffic().dropped, 2);
+    }
+
+    #[tokio::test]
+    async fn brokers_come_and_go() {
+        let ((one, at_one), (two, at_two)) = (socket().await, socket().await);
+        let mut proxy = PeerProxy::start(vec![at_one], 1).await.unwrap();
+        proxy.cut(2, 1, true);
+        two.send_to(b"who", proxy.face(1)).await.unwrap();
+        assert_eq!(heard(&one).await.expect("it is nobody yet").0, b"who");
+        proxy.add(at_two).await.unwrap();
+        one.send_to(b"hello", proxy.face(2)).await.unwrap();
+        let (said, way) = heard(&two).await.expect("it passes");
+        assert_eq!(said, b"hello");
+        two.send_to(b"lost", way).await.unwrap();
+        assert_eq!(heard(&one).await, None, "it is known by its address");
+        proxy.take_down(2);
+        // Its packets may be refused by then, as those to any port that nobody listens on.
+        let _ = one.send_to(b"anybody", proxy.face(2)).await;
+        assert_eq!(heard(&two).await, None);
     }
 
     #[tokio::test]
