@@ -188,6 +188,7 @@ pub(crate) fn unit(result: &UnitResult) -> Error {
         UnitError::TooManyProducers { .. } => ErrorCode::Overloaded,
         UnitError::ProducerFenced { .. } => ErrorCode::ProducerFenced,
         UnitError::InvalidBatch(_) => ErrorCode::InvalidBatch,
+        UnitError::OtherFilterPass => ErrorCode::PartlyStored,
         UnitError::OffsetOutOfRange { .. } => ErrorCode::OffsetOutOfRange,
         UnitError::OffsetsExhausted(_)
         | UnitError::NotController

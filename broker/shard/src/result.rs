@@ -169,6 +169,12 @@ pub enum UnitError {
     /// Lists or names beyond their bounds.
     #[error("{0}")]
     Invalid(String),
+    /// Of a batch that the broker partitions an attempt came that had passed the topic's produce filter as it is at another time, or another
+    /// filter: what the two let through may differ.
+    #[error(
+        "an earlier attempt of this batch passed the topic's produce filter as it was then, and this one as it is now; what was stored stays"
+    )]
+    OtherFilterPass,
 }
 
 impl UnitError {

@@ -122,6 +122,7 @@ mod tests {
             Just(UnitError::NotController),
             any::<u32>().prop_map(|current| UnitError::WrongDeploymentEpoch { current }),
             ".{0,40}".prop_map(UnitError::Invalid),
+            Just(UnitError::OtherFilterPass),
         ]
     }
 

@@ -137,3 +137,33 @@ impl Peers {
         PeerWelcome { protocol, hello: Some(self.hello()), ..PeerWelcome::default() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::ErrorCode;
+
+    use super::*;
+
+    fn hello(protocol_min: u32, protocol_max: u32) -> PeerHello {
+        let cluster_id = Bytes::from_static(&[7; 16]);
+        let broker = Some(KnownBroker { broker_id: 2, ..KnownBroker::default() });
+        let software = "tidemill/9.9".to_owned();
+        PeerHello { protocol_min, protocol_max, cluster_id, broker, known: Vec::new(), software }
+    }
+
+    #[test]
+    fn whoever_speaks_only_newer_or_older_versions_is_refused_and_told_which_there_are() {
+        let spoken = |min, max| decode_hello(hello(min, max));
+        assert_eq!(
+            spoken(PEER_PROTOCOL_MIN, PEER_PROTOCOL_MAX + 5).expect("both speak it").protocol,
+            PEER_PROTOCOL_MAX
+        );
+        for (min, max) in [(PEER_PROTOCOL_MAX + 1, PEER_PROTOCOL_MAX + 5), (0, PEER_PROTOCOL_MIN - 1)] {
+            let error = spoken(min, max).expect_err("no version in common");
+            assert_eq!(error.error_code(), Some(ErrorCode::PeerRefused));
+            let versions = format!("versions {min} to {max}");
+            assert!(error.message.contains(&versions) && error.message.contains("tidemill/9.9"), "{error:?}");
+        }
+        assert!(decode_hello(PeerHello { broker: None, ..hello(1, 1) }).is_err(), "nobody in particular");
+    }
+}

@@ -77,6 +77,7 @@ impl State {
             }
             Some(known) if routed.epoch > known.epoch => 0,
             Some(known) => match known.answer(got) {
+                Some(answer) if answer.filtered != routed.filtered => return Err(UnitError::OtherFilterPass),
                 Some(answer) => return Ok(RoutedCheck::Duplicate(answer.placements.clone())),
                 None => known.next,
             },

@@ -116,8 +116,11 @@ fn what_a_routed_batch_passed_is_remembered_with_its_answer() {
     world.checkpoint();
     world.one(routed(2, Some(FilterPass { now: at(6), ..pass })));
     world.kill();
-    // A second attempt changes nothing of what is remembered of the first.
-    assert!(matches!(world.one(routed(0, None)), UnitResult::RoutedAppended { duplicate: true, .. }));
+    // A second attempt changes nothing of what is remembered of the first, and must have passed the same.
+    assert!(matches!(world.one(routed(0, Some(pass))), UnitResult::RoutedAppended { duplicate: true, .. }));
+    for other in [None, Some(FilterPass { now: at(9), ..pass })] {
+        assert_eq!(world.one(routed(0, other)), UnitResult::Refused(UnitError::OtherFilterPass));
+    }
     assert_eq!(attempt(&world, 0), Some(RoutedAttempt { filtered: Some(pass) }));
     assert_eq!(attempt(&world, 1), Some(RoutedAttempt { filtered: None }));
     assert_eq!(attempt(&world, 2).and_then(|known| known.filtered).map(|pass| pass.now), Some(at(6)));
