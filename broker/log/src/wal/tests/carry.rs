@@ -18,7 +18,11 @@ fn carry(wal: &Wal, bytes_max: usize) -> Result<usize, WalError> {
         let (done, durable) = mpsc::channel();
         let copied = wal
             .carry_forward(A, bytes_max, Box::new(move |result| drop(done.send(result))))
-            .expect("they can be read");
+            // Where the plug was pulled meanwhile, nothing can be read either.
+            .map_err(|error| WalError::Poisoned {
+                action: "reading what is carried",
+                source: Arc::new(std::io::Error::other(error.to_string())),
+            })?;
         durable.recv().expect("a completion is always called")?;
         count += copied;
         if copied == 0 {
