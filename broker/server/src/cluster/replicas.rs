@@ -188,7 +188,10 @@ impl ReplicaStarter {
     async fn take(&self, shard: ShardId, due: Option<Due>, shards: &Shards) -> Result<(), String> {
         let Some(due) = due else { return Ok(()) };
         if due == Due::Start {
-            return self.bring_up(shard, shards, Trust::Whole).await;
+            // One that has not begun has promised nothing, whatever an earlier life left on the disk: this broker may have been killed
+            // before what was left was put away.
+            let waits = matches!(self.begin(shard, Trust::Whole), Begin::Join);
+            return self.bring_up(shard, shards, if waits { Trust::New } else { Trust::Whole }).await;
         }
         if let Some(replica) = shards.replica(shard) {
             tracing::info!(%shard, node = %replica.node(), ?due, "a replica's life here ends");

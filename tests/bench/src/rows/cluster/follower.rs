@@ -42,13 +42,15 @@ async fn killed(
     round: usize,
     leg: std::time::Duration,
 ) -> Outcome<Sample> {
-    let status = settled(client).await?;
-    let leader = leader_of(&status, shard_of(client, TOPIC).await?)?;
-    // Now the one, now the other.
-    let victim = others(leader)[round % 2];
+    settled(client).await?;
+    let shard = shard_of(client, TOPIC).await?;
     let load = Steady::start(client, TOPIC).await?;
     let begun = std::time::Instant::now();
     tokio::time::sleep(leg).await;
+    // Only now: a lead goes back to the planned leader some seconds after that has come back.
+    let leader = leader_of(&client.cluster_status().await?, shard)?;
+    // Now the one, now the other.
+    let victim = others(leader)[round % 2];
     let kill = std::time::Instant::now();
     cluster.kill(victim).await?;
     tokio::time::sleep(leg).await;

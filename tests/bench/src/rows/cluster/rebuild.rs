@@ -127,13 +127,15 @@ async fn throttled_leg(
     leg: Duration,
     bytes: u64,
 ) -> Outcome<Sample> {
-    let status = settled(client).await?;
-    let leader = leader_of(&status, shard_of(client, LOADED).await?)?;
-    let victim = others(leader)[round % 2];
-    let life = life_of(&status, victim);
+    settled(client).await?;
+    let shard = shard_of(client, LOADED).await?;
     let load = Steady::start(client, LOADED).await?;
     let begun = Instant::now();
     tokio::time::sleep(leg).await;
+    // Only now: a lead goes back to the planned leader some seconds after that has come back.
+    let status = client.cluster_status().await?;
+    let victim = others(leader_of(&status, shard)?)[round % 2];
+    let life = life_of(&status, victim);
     let emptied = Instant::now();
     cluster.empty(victim).await?;
     let (from, until) = rebuild(cluster, client, victim, life, deadline(bytes)).await?;
