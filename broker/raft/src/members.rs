@@ -87,6 +87,17 @@ impl Replica {
         progress.collect()
     }
 
+    /// At the leader: members that have lost what they acknowledged to it. They get nothing any more, so each must be replaced by one with
+    /// a new id.
+    #[must_use]
+    pub fn lost_followers(&self) -> BTreeSet<NodeId> {
+        let Some(peers) = &self.inner().peers else { return BTreeSet::new() };
+        let members = self.members();
+        let mut lost = peers.links.lost();
+        lost.retain(|node| members.voters.contains(node) || members.learners.contains(node));
+        lost
+    }
+
     /// Takes a node in as a learner; does not wait for it to catch up. For one that is a member already this changes nothing.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! openraft's network over the seam to other brokers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub(crate) struct PeerLinks {
     /// The last entry that a peer said to hold, under which leadership. One that says later that it does not has lost
     /// what it acknowledged, and must not be fed again.
     acknowledged: Mutex<BTreeMap<NodeId, (Vote, LogId)>>,
+    /// Those that were found to have lost some of that.
+    lost: Mutex<BTreeSet<NodeId>>,
 }
 
 /// Why a call has no answer.
@@ -59,8 +61,16 @@ impl PeerLinks {
         append_in_flight_bytes_max: usize,
         snapshot_limiter: Arc<SnapshotLimiter>,
     ) -> Arc<Self> {
-        let acknowledged = Mutex::default();
-        Arc::new(Self { dialer, shard, node, snapshot_limiter, append_in_flight_bytes_max, acknowledged })
+        let (acknowledged, lost) = (Mutex::default(), Mutex::default());
+        Arc::new(Self {
+            dialer,
+            shard,
+            node,
+            snapshot_limiter,
+            append_in_flight_bytes_max,
+            acknowledged,
+            lost,
+        })
     }
 
     pub(crate) fn address(&self, to: NodeId) -> Address {
@@ -106,7 +116,17 @@ impl PeerLinks {
     /// Whether the peer, which says that it does not hold an entry, once said under the same leader that it does.
     pub(crate) fn has_lost(&self, peer: NodeId, vote: Vote, missing: &LogId) -> bool {
         let acknowledged = self.acknowledged.lock();
-        acknowledged.get(&peer).is_some_and(|(under, upto)| *under == vote && missing.index <= upto.index)
+        let has_lost = acknowledged
+            .get(&peer)
+            .is_some_and(|(under, upto)| *under == vote && missing.index <= upto.index);
+        if has_lost {
+            self.lost.lock().insert(peer);
+        }
+        has_lost
+    }
+
+    pub(crate) fn lost(&self) -> BTreeSet<NodeId> {
+        self.lost.lock().clone()
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::handover;
+use super::replicas::replacement;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 
@@ -72,6 +73,7 @@ pub(crate) async fn follow(shards: Shards, shard: ShardId, view: ViewReader, sto
         };
         let now = view.now();
         report(&shards, &replica, now.controller(), &mut reported).await;
+        replace_lost(&shards, &replica, now.controller()).await;
         let Some(wanted) = wanted(now.controller(), shard) else { continue };
         let is_close = |node| is_close(&replica, node);
         let Some(step) = next_step(replica.node(), &wanted, &replica.members(), is_close) else { continue };
@@ -79,6 +81,25 @@ pub(crate) async fn follow(shards: Shards, shard: ShardId, view: ViewReader, sto
         if let Err(error) = take(&replica, &step).await {
             tracing::info!(%shard, ?step, %error, "the group's change will be tried again");
             pause = RETRY_INTERVAL;
+        }
+    }
+}
+
+/// Has the controller plan another replica in the place of one that lost what it had acknowledged, which its broker can't always know:
+/// the end of a log that is damaged may look like one that was never written.
+async fn replace_lost(shards: &Shards, replica: &Replica, controller: &Controller) {
+    let shard = replica.shard_id();
+    let planned = |node: &NodeId| {
+        controller
+            .shard(shard)
+            .is_some_and(|record| record.replicas.contains(node) || record.observers.contains(node))
+    };
+    for node in replica.lost_followers().into_iter().filter(planned) {
+        match replacement(shards, shard, node).await {
+            Ok(new) => {
+                tracing::warn!(%shard, old = %node, %new, "a replica that lost what it had acknowledged is replaced")
+            }
+            Err(error) => tracing::info!(%shard, %node, %error, "replacing a replica will be tried again"),
         }
     }
 }

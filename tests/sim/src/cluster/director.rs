@@ -396,8 +396,26 @@ impl Director {
         }
     }
 
+    /// Who was found to have lost what it acknowledged comes back under a new id, as the controller has it.
+    pub(crate) fn replace_lost(&mut self) {
+        for shard in SHARDS {
+            let lost =
+                self.world.leader(shard).map(|(_, leader)| leader.lost_followers()).unwrap_or_default();
+            for node in lost {
+                let place = self.machines.get(&node.broker()).and_then(|machine| machine.places.get(&shard));
+                if place.is_some_and(|place| place.node == node) {
+                    self.trace.note(format_args!("shard {shard}: {node} lost what it acknowledged"));
+                    self.kill(node.broker());
+                    self.renew(node.broker(), shard);
+                    self.start(node.broker());
+                }
+            }
+        }
+    }
+
     /// Whether every shard is kept by those that should, and all of them are well.
     fn is_whole(&mut self) -> bool {
+        self.replace_lost();
         let running = self.machines.values().all(|machine| self.world.at(machine.broker).is_some());
         let whole = running && SHARDS.iter().all(|shard| is_settled(&self.world, *shard));
         if whole {

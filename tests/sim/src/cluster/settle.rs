@@ -25,6 +25,7 @@ pub(crate) async fn settle(director: &mut Director, clients: Vec<JoinHandle<()>>
     let world = director.world.clone();
     while !clients.iter().all(JoinHandle::is_finished) || !is_even(director) {
         director.until(Instant::now() + LOOK_INTERVAL).await;
+        director.replace_lost();
         if world.violation().is_some() {
             return;
         }
