@@ -42,7 +42,7 @@ pub(super) async fn serve(
         {
             entering.set(enter(replica, tag, unit).fuse());
         }
-        let here = flying.len() + waiting.len();
+        let here = flying.len() + waiting.len() + usize::from(!entering.is_terminated());
         let room = open && here < PROPOSALS_IN_FLIGHT_MAX && (bytes < bytes_max || bytes == 0);
         // Answers first: those in flight are bounded, and more are taken in once they are fewer.
         tokio::select! {

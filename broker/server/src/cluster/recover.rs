@@ -89,9 +89,9 @@ pub enum RecoverError {
          is left, if there is one"
     )]
     NoController(String),
-    /// Shards without a replica here.
+    /// Shards without a replica here that can be gone on with.
     #[error(
-        "broker {broker} has no replica of {}: their records would be gone. Run this on the directory of a broker that has them, or say \
+        "broker {broker} has no replica of {} that can be gone on with (what is wrong with those that are here is said without --accept-loss): their records would be gone. Run this on the directory of a broker that has them, or say \
          --leave-missing to go on without them for good", shards(.missing)
     )]
     Missing {

@@ -27,7 +27,8 @@ use crate::connection::{Caller, Hop};
 use crate::context::Context;
 use crate::peers::messages::Purpose;
 
-/// Control messages on the way to one branch. Who sends more of them at once than that does not read what comes.
+/// Control messages on the way to one branch, beside one that adds each partition that a subscription may have: a branch takes none before
+/// it is open. Who sends more of them at once does not read what comes.
 const CONTROLS_MAX: usize = 1024;
 /// Frames of all branches that wait for the client, beside one that each has in its hands.
 const FRAMES_MAX: usize = 2;
@@ -141,7 +142,8 @@ impl Branches {
                 Error::new(
                     ErrorCode::Overloaded,
                     format!(
-                        "more than {CONTROLS_MAX} messages of a subscription wait for broker {broker}; read what it sends"
+                        "{} messages of a subscription wait for broker {broker}; read what it sends",
+                        branch.controls.max_capacity()
                     ),
                 ),
             ),
@@ -192,7 +194,11 @@ impl Branches {
     }
 
     fn open_branch(&self, broker: BrokerId) -> Branch {
-        let (controls, queue) = mpsc::channel(CONTROLS_MAX);
+        let partitions_max = self.context.config.limits.subscription_partitions_max;
+        let partitions_max = usize::try_from(partitions_max).unwrap_or(usize::MAX);
+        // A queue takes memory for what is in it only.
+        let bound = CONTROLS_MAX.saturating_add(partitions_max).min(tokio::sync::Semaphore::MAX_PERMITS);
+        let (controls, queue) = mpsc::channel(bound);
         let (context, caller) = (Arc::clone(&self.context), self.caller.clone());
         let (open, news) = (self.open.clone(), self.news.0.clone());
         let task = tokio::spawn(async move {
