@@ -16,9 +16,9 @@ use crate::rpc::{Answer, request};
 use crate::types::LogId;
 
 /// How many replicas are asked one after the other.
-const HOPS_MAX: usize = 8;
+pub(crate) const HOPS_MAX: usize = 8;
 /// How long to wait for news of a leader before one is asked again that was wrong, or could not be reached.
-const NEWS_PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const NEWS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Room for one unit at whoever leads the shard.
 #[must_use = "room that is not used is room that others wait for"]

@@ -8,18 +8,13 @@ use tidemill_protocol::{NodeId, ShardId};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::time::Instant;
 
-use crate::anywhere::PermitAnywhere;
+use crate::anywhere::{HOPS_MAX, NEWS_PATIENCE, PermitAnywhere};
 use crate::config::ReplicaLimits;
 use crate::error::ProposeError;
 use crate::forward::Forwarder;
 use crate::peer_network::PeerLinks;
 use crate::peers::PeerDialer;
 use crate::snapshot::SnapshotLimiter;
-
-/// How many replicas are asked one after the other.
-const HOPS_MAX: usize = 8;
-/// How long to wait for news of a leader before one is asked again that was wrong, or could not be reached.
-const NEWS_PATIENCE: Duration = Duration::from_millis(500);
 
 /// The way to a shard's leader for who has no replica of the shard. Units are written there as those of a replica that follows are,
 /// over the same kind of stream. Cheap to clone.
@@ -34,7 +29,8 @@ struct Inner {
 }
 
 impl RemoteShard {
-    /// A way that begins at `from`, which is no member of the shard's group and names this broker alone. `leader` says who leads as
+    /// A way that begins at `from`: this broker, under its directory's incarnation. It may be a member's id, too; nothing but proposals
+    /// goes out under it. `leader` says who leads as
     /// far as this broker has heard; a replica that does not lead any more knows better.
     pub fn new(
         shard: ShardId,
@@ -71,6 +67,7 @@ impl RemoteShard {
                 }
             }
             if hint.is_none() {
+                // No news wakes it: `leader` is asked again.
                 tokio::time::sleep_until(deadline.min(Instant::now() + NEWS_PATIENCE)).await;
             }
             if Instant::now() >= deadline {

@@ -243,6 +243,14 @@ impl Context {
         here.into_iter().chain(told).max_by_key(|leader| leader.term)
     }
 
+    /// Those [`Self::holders`] that this broker is connected to.
+    pub(crate) fn connected_holders(&self, shard: ShardId) -> Vec<BrokerId> {
+        let connected = self.peers.as_ref().map(|peers| peers.connected()).unwrap_or_default();
+        let mut holders = self.holders(shard);
+        holders.retain(|broker| connected.contains(broker));
+        holders
+    }
+
     /// The other brokers that have a replica of a shard, whoever leads it first.
     pub(crate) fn holders(&self, shard: ShardId) -> Vec<BrokerId> {
         let leader = self.leader(shard).map(|leader| leader.node);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidemill_log::segment::{ScrubStep, SegmentEnd, SegmentPin};
-use tidemill_net::{Frame, Stream};
+use tidemill_net::Stream;
 use tidemill_protocol::messages::{Error, PayloadChunk};
 use tidemill_protocol::{
     BrokerId, ErrorCode, Offset, PartitionId, ShardId, Timestamp, TopicId, TopicPartition,
@@ -27,8 +27,8 @@ use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::errors;
-use crate::peers::Peers;
 use crate::peers::messages::{Purpose, SegmentOpen, SegmentReply};
+use crate::peers::{Peers, first_answer};
 
 /// How often the shards are asked for segments that do not read.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -194,15 +194,12 @@ async fn fetch(
     let open = SegmentOpen::new(shard, partition, repair.end());
     let bytes = repair.end().bytes;
     let mut stream = peers.open(broker, Purpose::Segment(open)).await.map_err(|error| error.to_string())?;
-    stream.writer.finish().await.map_err(|error| error.to_string())?;
-    let next = next(&mut stream).await?;
-    let reply: SegmentReply =
-        next.and_then(|frame| frame.message().ok()).ok_or_else(|| "its answer does not read".to_owned())?;
+    let reply: SegmentReply = in_time(first_answer(&mut stream)).await?;
     if let Some(error) = reply.error {
         return Err(error.message);
     }
     let (mut position, mut repair) = (0, repair);
-    while let Some(frame) = self::next(&mut stream).await? {
+    while let Some(frame) = in_time(stream.reader.next()).await? {
         let piece = frame.payload;
         let at = position;
         position += piece.len() as u64;
@@ -216,9 +213,9 @@ async fn fetch(
     Ok(bytes)
 }
 
-async fn next(stream: &mut Stream) -> Result<Option<Frame>, String> {
-    let next = tokio::time::timeout(PIECE_PATIENCE, stream.reader.next()).await;
-    next.map_err(|_| "it sent nothing for too long".to_owned())?.map_err(|error| error.to_string())
+async fn in_time<T, E: ToString>(said: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    let said = tokio::time::timeout(PIECE_PATIENCE, said).await;
+    said.map_err(|_| "it sent nothing for too long".to_owned())?.map_err(|error| error.to_string())
 }
 
 /// Sends a segment to a broker whose own copy does not read, if this one's does.

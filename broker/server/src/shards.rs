@@ -136,7 +136,7 @@ impl Shards {
         (1..=self.count).map(ShardId::new)
     }
 
-    /// Whether a replica here has stopped for good: its log or its state failed.
+    /// Whether a replica here has stopped for good: its log or its state failed, or its state is not the group's.
     pub(crate) fn any_stopped(&self) -> bool {
         self.replicas.read().values().any(|replica| replica.watch().borrow().stopped().is_some())
     }

@@ -49,6 +49,13 @@ pub enum EndsError {
 }
 
 impl SegmentEnd {
+    /// Whether both describe the same sealed log file; indexes are each broker's own.
+    #[must_use]
+    pub fn is_same_file(&self, described: &Self) -> bool {
+        let Self { index_entries, indexed_to, .. } = *described;
+        self.sealed && Self { index_entries, indexed_to, ..*self } == *described
+    }
+
     /// The end of a segment that has nothing in it yet.
     #[must_use]
     pub const fn empty(base_offset: Offset) -> Self {

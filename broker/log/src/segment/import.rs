@@ -1,4 +1,4 @@
-//! Taking a segment over from another broker, or a repaired range of one.
+//! Taking a segment over from another broker, or a whole copy of a damaged one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::store::SegmentConfig;
 use super::walk::Walk;
 
 /// A log file that is being received into a directory no store has open: a staging directory, renamed when all of
-/// it is there.
+/// it is there, or a file that takes another's place (`repair.rs`).
 pub struct SegmentImport {
     files: Arc<SegmentFiles>,
     key: KeyHasher,
@@ -139,7 +139,7 @@ impl SegmentImport {
 }
 
 impl Drop for SegmentImport {
-    /// Nobody opens these files under this name again: they are moved. What was received so far is kept for the next try,
+    /// Nobody opens these files under this name again: they are moved. What was received so far is kept, for a snapshot's next try,
     /// unless the device did not take it.
     fn drop(&mut self) {
         let files = [&self.segment.log, &self.segment.index];

@@ -71,7 +71,7 @@ impl SegmentStore {
         self.check_usable(&writer)?;
         let described = import.described();
         let view = self.view();
-        let segment = view.iter().find(|segment| same_file(&segment.end(), &described));
+        let segment = view.iter().find(|segment| segment.end().is_same_file(&described));
         let Some(segment) = segment else { return Ok(false) };
         let file = segment.log.path();
         let swapped = self.files().replace(&import.log_path(), &segment.log);
@@ -85,10 +85,4 @@ impl SegmentStore {
         }
         Ok(true)
     }
-}
-
-/// Whether both describe the same sealed log file; indexes are each broker's own.
-fn same_file(own: &SegmentEnd, described: &SegmentEnd) -> bool {
-    let SegmentEnd { index_entries, indexed_to, .. } = *described;
-    own.sealed && SegmentEnd { index_entries, indexed_to, ..*own } == *described
 }

@@ -12,7 +12,7 @@ use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{Wal, WalConfig};
 use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
 use tidemill_protocol::{NodeId, Offset, PartitionId, ShardId, Timestamp, TopicId, TopicPartition};
-use tidemill_shard::{AdoptTopic, Shard, ShardConfig, Unit, UnitResult};
+use tidemill_shard::{AdoptTopic, Fetch, Shard, ShardConfig, Unit, UnitResult};
 
 use crate::config::{Begin, RaftTiming, ReplicaConfig, ReplicaLimits};
 use crate::error::ReplicaStartError;
@@ -175,5 +175,22 @@ pub(super) async fn commit_all(replica: &Replica, group: &str, offsets: std::ops
     for offset in offsets {
         let result = replica.propose(commit_position(group, offset)).await.unwrap();
         assert!(matches!(result, UnitResult::Group(_)), "{result:?}");
+    }
+}
+
+/// The batches of a partition from an offset to the end, as they are stored.
+pub(super) fn records(shard: &Shard, partition: TopicPartition, mut from: Offset) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let batches = match shard.fetch(partition, from, 1 << 20) {
+            Fetch::Memory(batches) => batches,
+            Fetch::Disk(disk) => disk.run().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        if batches.is_empty() {
+            return bytes;
+        }
+        bytes.extend(batches.parts.concat());
+        from = batches.next;
     }
 }

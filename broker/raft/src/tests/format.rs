@@ -19,10 +19,10 @@ use std::sync::Arc;
 
 use tidemill_log::fs::{DiskStorage, MemoryStorage, OpenMode, Storage};
 use tidemill_log::wal::{WalConfig, inspect};
-use tidemill_protocol::{LogIndex, Offset, ShardId, Timestamp, TopicPartition};
-use tidemill_shard::{Fetch, Shard, StateEntry, UnitResult};
+use tidemill_protocol::{LogIndex, ShardId, Timestamp};
+use tidemill_shard::{Shard, StateEntry, UnitResult};
 
-use super::fixture::{Broker, PATIENCE};
+use super::fixture::{Broker, PATIENCE, records};
 use super::format_history::{self as history, CONTROLLER, MAIN, QUIET};
 use crate::codec;
 use crate::replica::Replica;
@@ -184,22 +184,6 @@ fn describe_shard(shard: &Shard, text: &mut String) {
     }
     for known in controller.deployments() {
         writeln!(text, "  deployment {}: version {}", known.spec.name, known.version).unwrap();
-    }
-}
-
-fn records(shard: &Shard, partition: TopicPartition, mut from: Offset) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let batches = match shard.fetch(partition, from, 1 << 20) {
-            Fetch::Memory(batches) => batches,
-            Fetch::Disk(disk) => disk.run().unwrap(),
-            other => panic!("{other:?}"),
-        };
-        if batches.is_empty() {
-            return bytes;
-        }
-        bytes.extend(batches.parts.concat());
-        from = batches.next;
     }
 }
 

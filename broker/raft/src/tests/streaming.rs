@@ -16,7 +16,7 @@ use tidemill_log::wal::EntryId;
 use tidemill_protocol::{LogIndex, NodeId, Offset, PartitionId, Term, Timestamp, TopicId, TopicPartition};
 use tidemill_shard::{AdoptTopic, Entry, Fetch, Shard, Unit};
 
-use super::fixture::{Broker, NODE, PATIENCE, SHARD, record};
+use super::fixture::{Broker, NODE, PATIENCE, SHARD, record, records};
 use super::wire::{Fate, Tap, clear, pair};
 use crate::codec;
 use crate::follow::ShardHandle;
@@ -190,19 +190,7 @@ fn falsify(times: u64, which: impl Fn(&Message) -> bool + Send + Sync + 'static)
 }
 
 fn read_all(shard: &Shard, id: TopicPartition) -> Vec<u8> {
-    let (mut from, mut bytes) = (shard.partition(id).unwrap().log_start, Vec::new());
-    loop {
-        let batches = match shard.fetch(id, from, 1 << 20) {
-            Fetch::Memory(batches) => batches,
-            Fetch::Disk(disk) => disk.run().unwrap(),
-            other => panic!("{other:?}"),
-        };
-        if batches.is_empty() {
-            return bytes;
-        }
-        bytes.extend(batches.parts.concat());
-        from = batches.next;
-    }
+    records(shard, id, shard.partition(id).unwrap().log_start)
 }
 
 fn assert_same(a: &Shard, b: &Shard) {

@@ -1,7 +1,7 @@
 //! Deletions that every shard has adopted: the controller needs to remember them no longer.
 //!
-//! A broker that has a replica of every shard looks for itself. Where none has, the controller's leader asks about the shards that are not
-//! here at brokers that have them.
+//! A broker that has a replica of every shard looks for itself. A controller's leader that has not asks about the shards that are
+//! not here at brokers that have them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -148,8 +148,7 @@ impl Held {
 
 async fn ask(context: &Context, shard: ShardId, deleted: &Deleted, held: &mut Held) -> Result<(), Error> {
     let mut last = errors::not_on_this_broker(shard);
-    let connected = context.peers.as_ref().map(|peers| peers.connected()).unwrap_or_default();
-    for broker in context.holders(shard).into_iter().filter(|broker| connected.contains(broker)) {
+    for broker in context.connected_holders(shard) {
         match ask_at(context, broker, deleted.question(shard)).await {
             Some(HeldReply { error: Some(error), .. }) => last = error,
             Some(reply) => return held.read(&reply).ok_or_else(errors::not_an_id),

@@ -105,17 +105,14 @@ impl Lives {
     }
 
     /// Notes durably that the replicas of these shards go on under another incarnation, with all that they hold: what they
-    /// answered before counts for nobody any more. Blocks.
+    /// answered before counts for nobody any more. Of a broker that does not run: [`Self::has_begun`] shows it from the next start on. Blocks.
     pub(crate) fn go_on_as(&self, shards: &[ShardId], incarnation: u32) -> io::Result<()> {
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
-        for shard in shards {
-            next.renewed.insert(shard.to_string(), incarnation);
-            next.begun.insert(shard.get());
-        }
-        self.save(&next)?;
-        *stored = next;
-        Ok(())
+        self.save(|next| {
+            for shard in shards {
+                next.renewed.insert(shard.to_string(), incarnation);
+                next.begun.insert(shard.get());
+            }
+        })
     }
 
     /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
@@ -125,24 +122,27 @@ impl Lives {
 
     /// Notes durably whether a shard's replica has begun, with what else `change` does. What is shown is what is on the disk.
     fn change(&self, shard: ShardId, begun: bool, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
-        match begun {
-            true => next.begun.insert(shard.get()),
-            false => next.begun.remove(&shard.get()),
-        };
-        change(&mut next);
-        self.save(&next)?;
-        *stored = next;
-        drop(stored);
+        self.save(|next| {
+            match begun {
+                true => next.begun.insert(shard.get()),
+                false => next.begun.remove(&shard.get()),
+            };
+            change(next);
+        })?;
         if let Some(known) = self.begun.get(usize::from(shard.get())) {
             known.store(begun, Ordering::Release);
         }
         Ok(())
     }
 
-    fn save(&self, stored: &Stored) -> io::Result<()> {
-        write_text(&*self.storage, FILE, &toml::to_string(stored).map_err(io::Error::other)?)
+    /// Writes down what is changed, and goes by it once it is on the disk.
+    fn save(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
+        let mut stored = self.stored.lock();
+        let mut next = stored.clone();
+        change(&mut next);
+        write_text(&*self.storage, FILE, &toml::to_string(&next).map_err(io::Error::other)?)?;
+        *stored = next;
+        Ok(())
     }
 }
 

@@ -179,9 +179,7 @@ impl ReplicaStarter {
 
     /// The same by what the controller has decided up to now; `None` where it can't be asked.
     async fn due_now(&self, shard: ShardId, shards: &Shards) -> Option<Option<Due>> {
-        let controller = shards.controller()?;
-        controller.read_barrier().await.ok()?;
-        let state = controller.shard().controller()?;
+        let state = shards.controller_now().await?;
         Some(state.shard(shard).and_then(|record| self.due(record, shards)))
     }
 

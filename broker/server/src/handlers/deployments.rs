@@ -187,7 +187,7 @@ fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting
     })
 }
 
-/// Waits until every shard concerned has adopted the change; the request's deadline bounds it.
+/// Waits until every shard concerned that has a replica here has adopted the change; the request's deadline bounds it.
 async fn settled(context: &Context, record: &DeploymentRecord) {
     if record.spec.kind != DeploymentKind::Consumer {
         return;

@@ -144,7 +144,7 @@ fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
     }
 }
 
-/// Waits until every shard of the topic has the change, so that the next request finds it.
+/// Waits until every shard of the topic that has a replica here has the change, so that the next request finds it.
 /// Bounded by the request's deadline: the change stands whether or not anybody waits.
 async fn adopted(context: &Context, topic: &TopicRecord) {
     for (shard, replica) in context.shards.data() {

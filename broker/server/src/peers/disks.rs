@@ -33,7 +33,7 @@ impl Peers {
         };
         drop(disks);
         if known != report {
-            tracing::info!(%broker, nearly_full = report.nearly_full, failed = report.failed, "a broker's disk");
+            tracing::info!(%broker, nearly_full = report.nearly_full, failed = report.failed, stopping = report.stopping, "how a broker is");
         }
     }
 }

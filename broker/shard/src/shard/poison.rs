@@ -1,4 +1,5 @@
-//! The end of a shard on this broker: a write or a sync failed, and what is on the disk is not known any more.
+//! The end of a shard on this broker: a write or a sync failed, and what is on the disk is not known any more; or its state is not
+//! the group's.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};

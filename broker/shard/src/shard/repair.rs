@@ -54,7 +54,7 @@ pub enum NoCopy {
     Open(#[from] OpenError),
 }
 
-/// Why a segment was not mended. The shard is as it was, unless it says that it stopped.
+/// Why a segment was not mended. The shard is as it was, but that after `Storage` the partition's files may take no more writes.
 #[derive(Debug, thiserror::Error)]
 pub enum SegmentRepairError {
     /// The storage refused.
@@ -136,8 +136,7 @@ impl Shard {
         let store = log.store()?;
         let own = store.sealed().into_iter().find(|own| own.base_offset == base_offset);
         let Some(own) = own else { return Err(missing) };
-        let SegmentEnd { index_entries, indexed_to, .. } = own;
-        if (SegmentEnd { index_entries, indexed_to, ..*end }) != own {
+        if !own.is_same_file(end) {
             return Err(NoCopy::Other { partition, base_offset });
         }
         let pin = store.pin(&PartitionEnds { segments: vec![own] }).ok_or(missing)?;

@@ -35,8 +35,7 @@ pub(super) async fn elsewhere(
 
 async fn ask(context: &Context, shard: ShardId, key: &RoutedKey) -> Result<Option<RoutedAttempt>, Error> {
     let mut last = errors::not_on_this_broker(shard);
-    let connected = context.peers.as_ref().map(|peers| peers.connected()).unwrap_or_default();
-    for broker in context.holders(shard).into_iter().filter(|broker| connected.contains(broker)) {
+    for broker in context.connected_holders(shard) {
         match ask_at(context, broker, shard, key).await {
             Ok(AttemptReply { error: None, is_known, passed }) => {
                 let filtered = passed.map(|pass| FilterPass {
