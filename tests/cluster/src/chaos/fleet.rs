@@ -8,13 +8,16 @@ use std::path::{Path, PathBuf};
 use tidemill_client::{Client, ClientConfig};
 
 use super::config::ChaosConfig;
-use super::disks::LoopDisk;
 use super::faults::FaultKind;
 use super::proxy::PeerProxy;
+use crate::loop_disk::LoopDisk;
 use crate::{BrokerOptions, Outcome, TestBroker, TestCluster};
 
 /// Of a cluster, as of a broker that is alone by default.
 const SHARDS: u16 = 4;
+
+/// Of each broker's disk.
+const DISK_BYTES: u64 = 4 << 30;
 
 /// The brokers.
 pub(super) enum Fleet {
@@ -306,7 +309,7 @@ fn seen_through(
 /// A disk for a broker, where it will look for its data.
 fn mount(home: &Path, broker: u32) -> Result<LoopDisk, String> {
     let (image, at) = (format!("disk-{broker}"), format!("broker-{broker}"));
-    LoopDisk::mount(&home.join(image), &home.join(at).join("data"))
+    LoopDisk::mount(&home.join(image), &home.join(at).join("data"), DISK_BYTES)
 }
 
 /// One for each of the first brokers.

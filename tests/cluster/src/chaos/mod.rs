@@ -5,7 +5,7 @@
 //! counts, one sends each record on by its device. Readers read along, one of them through a filter, one from a broker that may
 //! follow. All the while brokers are killed, stopped and held up, cut off from each other, their disks fail, and some join and leave
 //! for good ([`FaultKind`] says each). A cluster's brokers talk to each other through a proxy that is the network between them (`proxy`), and have disks of their
-//! own where this machine lets them (`disks`). One broker alone is killed with kill -9, sometimes again before it serves.
+//! own where this machine lets them ([`LoopDisk`](crate::loop_disk::LoopDisk)). One broker alone is killed with kill -9, sometimes again before it serves.
 //!
 //! What was sent follows from the seed, so that each record that is read back can be compared with what it must be. What clients did
 //! and were told is recorded for the checker of histories (`tidemill_checker`), with what each broker by itself holds in the end. The
@@ -22,7 +22,6 @@ mod check_segments;
 mod check_tasks;
 mod config;
 mod damage;
-mod disks;
 mod failovers;
 mod faults;
 mod findings;

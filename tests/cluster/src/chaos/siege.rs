@@ -9,7 +9,6 @@ use tidemill_client::{BrokerId, Client};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::damage;
-use super::disks::LoopDisk;
 use super::faults::FaultKind;
 use super::fires::Fires;
 use super::fleet::Several;
@@ -19,6 +18,7 @@ use super::producers::Watch;
 use super::proxy::Weather;
 use super::recording::Recording;
 use crate::fixtures::Random;
+use crate::loop_disk::LoopDisk;
 use crate::{Outcome, WorldError};
 
 /// Between two faults.

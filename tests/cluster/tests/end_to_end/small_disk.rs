@@ -1,24 +1,15 @@
 //! Disks that a test can fill or break: each a file system of its own, gone with the test.
 
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::process::Command;
 
-use tidemill_cluster_tests::Outcome;
+use tidemill_cluster_tests::loop_disk::{LoopDisk, run};
 use tidemill_cluster_tests::skips::skipped;
 
 /// Set where a test runs again in a namespace of its own.
 const IN_NAMESPACE: &str = "TEST_IN_NAMESPACE";
-
-/// Runs a program; what it says where it fails.
-fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Result<(), String> {
-    let output =
-        Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-    }
-}
 
 fn unmount(path: &Path) {
     if let Err(error) = run("umount", &[path]) {
@@ -94,57 +85,29 @@ fn in_namespace(why_not_here: &str) {
     assert!(status.success(), "{test} failed in a namespace of its own: {status}");
 }
 
-/// What of a [`BrittleDisk`]'s directory is the disk.
-const IMAGE: &str = "image";
+/// Of a [`BrittleDisk`].
+const BRITTLE_BYTES: u64 = 256 << 20;
 
-fn attach(image: &Path, mounted: &Path) -> Result<(), String> {
-    run("mount", &[OsStr::new("-o"), OsStr::new("loop"), image.as_os_str(), mounted.as_os_str()])
-}
-
-/// An ext4 file system on a file, which can be made to fail every access as a broken disk does.
+/// A [`LoopDisk`] of 256 MiB, whose file goes with it.
 pub(crate) struct BrittleDisk {
-    image: tempfile::TempDir,
-    mounted: PathBuf,
+    // Unmounted first.
+    disk: LoopDisk,
+    _image: tempfile::TempDir,
 }
 
 impl BrittleDisk {
-    /// Mounts one of 256 MiB; an error where this machine does not let it.
+    /// Mounts one; an error where this machine does not let it.
     pub(crate) fn mount(mounted: &Path) -> Result<Self, String> {
         let image = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let image_path = image.path().join(IMAGE);
-        let file = std::fs::File::create(&image_path).map_err(|error| error.to_string())?;
-        file.set_len(256 << 20).map_err(|error| error.to_string())?;
-        let arguments = ["-q", "-F", "-b", "4096"].map(OsStr::new);
-        run("mkfs.ext4", &[&arguments[..], &[image_path.as_os_str()]].concat())?;
-        std::fs::create_dir_all(mounted).map_err(|error| error.to_string())?;
-        attach(&image_path, mounted)?;
-        let disk = Self { image, mounted: mounted.to_owned() };
-        std::fs::remove_dir(mounted.join("lost+found")).map_err(|error| error.to_string())?;
-        Ok(disk)
-    }
-
-    /// From now on every access fails with EIO, until it is mended.
-    #[allow(unsafe_code, reason = "an ioctl is only as safe as its arguments")]
-    pub(crate) fn fail(&self) -> Outcome<()> {
-        use rustix::ioctl::{Setter, ioctl, opcode};
-        /// `FS_IOC_SHUTDOWN`: without a flush of anything.
-        const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
-        const NO_LOG_FLUSH: u32 = 2;
-        let root = std::fs::File::open(&self.mounted)?;
-        // SAFETY: the operation reads one 32-bit number, and `Setter` hands it one.
-        unsafe { ioctl(&root, Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH)) }?;
-        Ok(())
-    }
-
-    /// A disk that works again, with what was durably on it.
-    pub(crate) fn mend(&self) -> Outcome<()> {
-        run("umount", &[&self.mounted])?;
-        Ok(attach(&self.image.path().join(IMAGE), &self.mounted)?)
+        let disk = LoopDisk::mount(&image.path().join("image"), mounted, BRITTLE_BYTES)?;
+        Ok(Self { disk, _image: image })
     }
 }
 
-impl Drop for BrittleDisk {
-    fn drop(&mut self) {
-        unmount(&self.mounted);
+impl Deref for BrittleDisk {
+    type Target = LoopDisk;
+
+    fn deref(&self) -> &LoopDisk {
+        &self.disk
     }
 }

@@ -1,5 +1,4 @@
-//! A disk for each broker, which can fill up, fail, and lose its power: an ext4 file system on a file. Whoever may not mount such
-//! has none.
+//! A disk that can fill up, fail, and lose its power: an ext4 file system on a file. Whoever may not mount such has none.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -10,15 +9,17 @@ use std::time::Duration;
 
 use crate::Outcome;
 
-/// Of a disk; the file takes only what is written to it.
-const DISK_BYTES: u64 = 4 << 30;
 /// Attempts to unmount: who has just been killed may have children that go in a moment.
 const UNMOUNT_ATTEMPTS: u32 = 100;
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(50);
 /// Takes up the room.
 const FILLER: &str = "filler";
 
-fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Result<(), String> {
+/// Runs a program.
+///
+/// # Errors
+/// What it says where it fails.
+pub fn run<A: AsRef<OsStr>>(program: &str, arguments: &[A]) -> Result<(), String> {
     let output =
         Command::new(program).args(arguments).output().map_err(|error| format!("{program}: {error}"))?;
     match output.status.success() {
@@ -44,19 +45,19 @@ fn detach(mounted: &Path) -> Result<(), String> {
 
 /// A file system on a file. Unmounted when it is dropped; the file stays.
 #[derive(Debug)]
-pub(super) struct LoopDisk {
+pub struct LoopDisk {
     image: PathBuf,
     mounted: PathBuf,
 }
 
 impl LoopDisk {
-    /// Makes one in the file `image`, and mounts it.
+    /// Makes one of so many bytes in the file `image`, which takes only what is written to it, and mounts it.
     ///
     /// # Errors
     /// This machine does not let it, and why.
-    pub(super) fn mount(image: &Path, mounted: &Path) -> Result<Self, String> {
+    pub fn mount(image: &Path, mounted: &Path, bytes: u64) -> Result<Self, String> {
         let file = File::create(image).map_err(|error| error.to_string())?;
-        file.set_len(DISK_BYTES).map_err(|error| error.to_string())?;
+        file.set_len(bytes).map_err(|error| error.to_string())?;
         let arguments = ["-q", "-F", "-b", "4096", "-m", "0"].map(OsStr::new);
         run("mkfs.ext4", &[&arguments[..], &[image.as_os_str()]].concat())?;
         std::fs::create_dir_all(mounted).map_err(|error| error.to_string())?;
@@ -67,8 +68,11 @@ impl LoopDisk {
     }
 
     /// From now on every access fails with EIO, and nothing that was not flushed reaches the file, until it is mended.
+    ///
+    /// # Errors
+    /// The file system refuses it.
     #[allow(unsafe_code, reason = "an ioctl is only as safe as its arguments")]
-    pub(super) fn fail(&self) -> Outcome<()> {
+    pub fn fail(&self) -> Outcome<()> {
         use rustix::ioctl::{Setter, ioctl, opcode};
         /// `FS_IOC_SHUTDOWN`: without a flush of anything.
         const SHUTDOWN: rustix::ioctl::Opcode = opcode::read::<u32>(b'X', 125);
@@ -80,13 +84,19 @@ impl LoopDisk {
     }
 
     /// A disk that works again, with what was durably on it. Nobody may use it.
-    pub(super) fn mend(&self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// It can't be unmounted or mounted.
+    pub fn mend(&self) -> Outcome<()> {
         detach(&self.mounted)?;
         Ok(attach(&self.image, &self.mounted)?)
     }
 
     /// Leaves so many bytes free.
-    pub(super) fn fill(&self, leave_bytes: u64) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn fill(&self, leave_bytes: u64) -> Outcome<()> {
         let space = rustix::fs::statvfs(&self.mounted).map_err(io::Error::from)?;
         let take = (space.f_bavail * space.f_frsize).saturating_sub(leave_bytes);
         if take > 0 {
@@ -101,14 +111,20 @@ impl LoopDisk {
     }
 
     /// Unmounts it for good, and lets go of its file. Nobody may use it.
-    pub(super) fn discard(self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// The file can't be removed.
+    pub fn discard(self) -> io::Result<()> {
         let image = self.image.clone();
         drop(self);
         std::fs::remove_file(image)
     }
 
     /// Gives the room back.
-    pub(super) fn clear(&self) -> Outcome<()> {
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn clear(&self) -> Outcome<()> {
         match std::fs::remove_file(self.mounted.join(FILLER)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),
