@@ -211,6 +211,7 @@ pub(crate) fn openraft_config(config: &ReplicaConfig) -> Result<Config, Box<Conf
         // time-out: not worth the risk at this interval.
         heartbeat_min_interval: Some(0),
         enable_tick: false,
+        // Nothing of these two happens without the tick.
         enable_heartbeat: true,
         enable_elect: true,
 

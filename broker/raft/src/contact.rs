@@ -36,7 +36,9 @@ impl Contact {
 
     /// How often to look.
     pub(crate) fn look_interval(timing: RaftTiming) -> Duration {
-        Duration::from_millis(timing.lease_ms).max(Duration::from_millis(10))
+        /// A look at each replica costs something, however short its lease is.
+        const LEAST: Duration = Duration::from_millis(10);
+        Duration::from_millis(timing.lease_ms).max(LEAST)
     }
 
     /// Whether nobody is to wait for the majority any longer.

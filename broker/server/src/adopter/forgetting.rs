@@ -5,21 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tidemill_controller::{ControllerCommand, DeploymentRecord, TopicRecord};
 use tidemill_protocol::messages::Error;
-use tidemill_protocol::{BrokerId, DeploymentId, ShardId, TopicId};
+use tidemill_protocol::{DeploymentId, ShardId, TopicId};
 use tidemill_raft::Replica;
 use tidemill_shard::Unit;
 
+use crate::cluster::ask_a_holder;
 use crate::context::Context;
 use crate::errors;
 use crate::peers::messages::{DeletedDeployment, DeletedTopic, HeldOpen, HeldReply, Purpose};
 use crate::view::ClusterView;
 
-/// How long another broker may take to answer.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// Of what was deleted, so much is looked at in one turn; the rest follows.
 const DELETED_MAX: usize = 1_000;
 
@@ -147,20 +145,9 @@ impl Held {
 }
 
 async fn ask(context: &Context, shard: ShardId, deleted: &Deleted, held: &mut Held) -> Result<(), Error> {
-    let mut last = errors::not_on_this_broker(shard);
-    for broker in context.connected_holders(shard) {
-        match ask_at(context, broker, deleted.question(shard)).await {
-            Some(HeldReply { error: Some(error), .. }) => last = error,
-            Some(reply) => return held.read(&reply).ok_or_else(errors::not_an_id),
-            None => {}
-        }
-    }
-    Err(last)
-}
-
-async fn ask_at(context: &Context, broker: BrokerId, question: HeldOpen) -> Option<HeldReply> {
-    let asked = context.peers.as_ref()?.ask(broker, Purpose::Held(question));
-    tokio::time::timeout(ANSWER_PATIENCE, asked).await.ok()?.ok()
+    let question = Purpose::Held(deleted.question(shard));
+    let reply = ask_a_holder(context, shard, question, |reply: &HeldReply| reply.error.as_ref()).await?;
+    held.read(&reply).ok_or_else(errors::not_an_id)
 }
 
 /// What a replica here holds of what was deleted, for another broker.

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use prost::Message;
 use tidemill_protocol::messages::{Error, Reply, Request, StreamOpen, reply, request, stream_open};
 use tidemill_protocol::{BrokerId, ErrorCode, ShardId};
 use tidemill_raft::Replica;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 
 use crate::connection::{Caller, Hop};
 use crate::context::Context;
+use crate::errors;
 use crate::peers::first_answer;
 use crate::peers::messages::Purpose;
 
@@ -28,6 +30,35 @@ use crate::peers::messages::Purpose;
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 /// Brokers that are asked for the same, one after the other.
 const ROUNDS_MAX: usize = 3;
+
+/// What the first broker answers that keeps a shard and can: whoever leads it is asked first. `refused` is the error that an answer may
+/// carry.
+///
+/// # Errors
+/// Of the last one that was asked, where none answers.
+pub(crate) async fn ask_a_holder<M: Message + Default>(
+    context: &Context,
+    shard: ShardId,
+    question: Purpose,
+    refused: impl Fn(&M) -> Option<&Error>,
+) -> Result<M, Error> {
+    let mut last = errors::not_on_this_broker(shard);
+    let Some(peers) = &context.peers else { return Err(last) };
+    for broker in context.connected_holders(shard) {
+        last = match tokio::time::timeout(ANSWER_PATIENCE, peers.ask(broker, question.clone())).await {
+            Ok(Ok(answer)) => match refused(&answer) {
+                None => return Ok(answer),
+                Some(error) => error.clone(),
+            },
+            Ok(Err(error)) => error.into(),
+            Err(_) => Error::new(
+                ErrorCode::NotLeader,
+                format!("broker {broker} does not say what it was asked of shard {shard}; try again"),
+            ),
+        };
+    }
+    Err(last)
+}
 
 /// A request while it is answered: who asks, and until when.
 pub(crate) struct Asking {

@@ -15,7 +15,7 @@ pub(crate) mod replicas;
 pub(crate) mod steering;
 
 pub use directory::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX};
-pub(crate) use elsewhere::{Asking, Place, another_answer, body_of};
+pub(crate) use elsewhere::{Asking, Place, another_answer, ask_a_holder, body_of};
 pub(crate) use forward::{leader_elsewhere, relay, serve_forwarded};
 pub use join::JoinError;
 pub(crate) use join::{Joined, join, take_in};

@@ -3,22 +3,16 @@
 //! Only batches of a topic that has, or had, a produce filter are asked about: a retry passes what its first attempt passed, and one
 //! shard may have its part of that attempt and another not.
 
-use std::time::Duration;
-
 use futures::future::try_join_all;
 use tidemill_protocol::messages::Error;
-use tidemill_protocol::{
-    BrokerId, DeploymentId, ErrorCode, ProducerEpoch, ProducerId, ShardId, Timestamp, TopicId,
-};
+use tidemill_protocol::{DeploymentId, ProducerEpoch, ProducerId, ShardId, Timestamp, TopicId};
 use tidemill_shard::{FilterPass, RoutedAttempt};
 
 use crate::attempts::RoutedKey;
+use crate::cluster::ask_a_holder;
 use crate::context::Context;
 use crate::errors;
 use crate::peers::messages::{AttemptOpen, AttemptPass, AttemptReply, Purpose};
-
-/// How long a broker may take to say what its replica remembers.
-const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What shards without a replica here remember of a batch; `None`: none of them has any of it.
 ///
@@ -34,44 +28,18 @@ pub(super) async fn elsewhere(
 }
 
 async fn ask(context: &Context, shard: ShardId, key: &RoutedKey) -> Result<Option<RoutedAttempt>, Error> {
-    let mut last = errors::not_on_this_broker(shard);
-    for broker in context.connected_holders(shard) {
-        match ask_at(context, broker, shard, key).await {
-            Ok(AttemptReply { error: None, is_known, passed }) => {
-                let filtered = passed.map(|pass| FilterPass {
-                    filter: DeploymentId::new(pass.deployment),
-                    now: Timestamp::new(pass.now),
-                });
-                return Ok(is_known.then_some(RoutedAttempt { filtered }));
-            }
-            Ok(AttemptReply { error: Some(error), .. }) | Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-async fn ask_at(
-    context: &Context,
-    broker: BrokerId,
-    shard: ShardId,
-    key: &RoutedKey,
-) -> Result<AttemptReply, Error> {
-    let open = AttemptOpen {
+    let question = Purpose::Attempt(AttemptOpen {
         shard: u32::from(shard.get()),
         topic_id: bytes::Bytes::copy_from_slice(&key.topic.bytes()),
         producer_id: key.producer.get(),
         producer_epoch: i32::from(key.epoch.get()),
         topic_sequence: key.topic_sequence,
-    };
-    let peers = context.peers.as_ref().ok_or_else(|| errors::not_on_this_broker(shard))?;
-    match tokio::time::timeout(ANSWER_PATIENCE, peers.ask(broker, Purpose::Attempt(open))).await {
-        Ok(answer) => Ok(answer?),
-        Err(_) => {
-            let reason =
-                format!("broker {broker} does not say what shard {shard} remembers of the batch; try again");
-            Err(Error::new(ErrorCode::NotLeader, reason))
-        }
-    }
+    });
+    let reply = ask_a_holder(context, shard, question, |reply: &AttemptReply| reply.error.as_ref()).await?;
+    let filtered = reply
+        .passed
+        .map(|pass| FilterPass { filter: DeploymentId::new(pass.deployment), now: Timestamp::new(pass.now) });
+    Ok(reply.is_known.then_some(RoutedAttempt { filtered }))
 }
 
 /// What a replica here remembers of a batch that came to another broker.
