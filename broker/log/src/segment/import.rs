@@ -6,22 +6,29 @@ use std::sync::Arc;
 
 use super::ends::SegmentEnd;
 use super::files::SegmentFiles;
-use super::frame::FrameFault;
+use super::frame::{FrameFault, HEAD_BYTES};
 use super::header::FIRST_FRAME;
 use super::key::{KeyHasher, StreamKey};
 use super::read::ReadError;
-use super::rebuild::rebuild_index;
+use super::rebuild::write_index;
 use super::single::Segment;
 use super::store::SegmentConfig;
-use super::walk::Walk;
+use super::survey::{Depth, Survey};
+use super::walk::WalkError;
+use crate::fs::StorageFile;
 
 /// A log file that is being received into a directory no store has open: a staging directory, renamed when all of
-/// it is there, or a file that takes another's place (`repair.rs`).
+/// it is there, or a file that takes another's place (`repair.rs`). Frames are checked as they come: all of a large file at its end
+/// would keep a core, and who waits for it, for a tenth of a second and more.
 pub struct SegmentImport {
     files: Arc<SegmentFiles>,
     key: KeyHasher,
     config: SegmentConfig,
     segment: Arc<Segment>,
+    /// The frames that were checked.
+    survey: Survey,
+    /// The next one is not sound: there is no use in looking again before the end.
+    stuck: bool,
     finished: bool,
 }
 
@@ -41,7 +48,9 @@ impl SegmentImport {
         files.storage().create_dir_all(&dir)?;
         let segment = Segment::new(files, &dir, end);
         files.handle(&segment.log, true)?;
-        Ok(Self { files: Arc::clone(files), key: KeyHasher::new(key), config, segment, finished: false })
+        let survey = Survey::new(segment.base_offset);
+        let (files, key) = (Arc::clone(files), KeyHasher::new(key));
+        Ok(Self { files, key, config, segment, survey, stuck: false, finished: false })
     }
 
     /// How many bytes are there already, in order: where a resumed transfer goes on.
@@ -56,7 +65,10 @@ impl SegmentImport {
     ///
     /// # Errors
     /// What the storage says; `InvalidInput` for bytes beyond the described end.
-    pub fn write(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn write(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
         if position.saturating_add(bytes.len() as u64) > self.segment.end().bytes {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "bytes beyond the end of the segment"));
         }
@@ -64,15 +76,44 @@ impl SegmentImport {
         self.segment.log.mark_dirty();
         handle.write_all_at(position, bytes)?;
         // In small steps from the start on: a sync of all of it at the end would hold up every other write to the disk.
-        if bytes.is_empty() { Ok(()) } else { handle.start_writeback(position, bytes.len() as u64) }
+        handle.start_writeback(position, bytes.len() as u64)?;
+        if position < self.survey.position() {
+            self.distrust();
+        }
+        self.look_ahead(position + bytes.len() as u64);
+        Ok(())
+    }
+
+    /// Checks the frames that are all there. What is wrong is said in the end.
+    fn look_ahead(&mut self, received: u64) {
+        if self.stuck {
+            return;
+        }
+        let Ok(file) = self.segment.log_file(&self.files, &self.key) else { return };
+        match self.go_on(&file, received) {
+            Ok(()) | Err(WalkError::Fault { fault: FrameFault::BeyondEnd, .. }) => {}
+            Err(_) if received < self.survey.position() + HEAD_BYTES as u64 => {}
+            Err(_) => self.stuck = true,
+        }
+    }
+
+    fn go_on(&mut self, file: &Arc<dyn StorageFile>, end: u64) -> Result<(), WalkError> {
+        self.survey.go_on(file, &self.key, end, self.config.index_interval_bytes, Depth::Bodies)
+    }
+
+    /// Whatever was checked is checked again.
+    fn distrust(&mut self) {
+        self.segment.distrust_header();
+        self.survey = Survey::new(self.segment.base_offset);
+        self.stuck = false;
     }
 
     /// Throws away what was received: it is not what was described.
     ///
     /// # Errors
     /// What the storage says.
-    pub fn restart(&self) -> io::Result<()> {
-        self.segment.distrust_header();
+    pub fn restart(&mut self) -> io::Result<()> {
+        self.distrust();
         self.files.handle(&self.segment.log, true)?.set_len(0)
     }
 
@@ -83,7 +124,7 @@ impl SegmentImport {
     /// `Damaged` with the first range that is not what was described: receive it again.
     pub fn finish(mut self) -> Result<SegmentEnd, ReadError> {
         self.check()?;
-        rebuild_index(&self.files, &self.key, &self.segment, self.config.index_interval_bytes)?;
+        write_index(&self.files, &self.key, &self.segment, &self.survey)?;
         for file in [&self.segment.log, &self.segment.index] {
             self.files.sync(file).map_err(|source| ReadError::Io { file: file.path(), source })?;
         }
@@ -91,21 +132,14 @@ impl SegmentImport {
         Ok(self.segment.end())
     }
 
-    /// Checks every frame and the digest of what was received.
-    pub(super) fn check(&self) -> Result<(), ReadError> {
+    /// Checks the frames that were not yet, and what all of them add up to.
+    pub(super) fn check(&mut self) -> Result<(), ReadError> {
         let described = self.segment.end();
         let file = self.segment.log_file(&self.files, &self.key)?;
         file.set_len(described.bytes).map_err(|source| self.segment.io_error(source))?;
-        let mut walk = Walk::new(&file, &self.key, FIRST_FRAME, described.bytes, self.segment.base_offset);
-        let mut found = SegmentEnd::empty(described.base_offset);
-        loop {
-            let at = walk.position();
-            let fail = |error| self.segment.walk_error(at, error);
-            let Some((head, hasher)) = walk.peek().map_err(fail)? else { break };
-            walk.check_body(&head, hasher).map_err(fail)?;
-            walk.advance(&head);
-            found.extend(&head);
-        }
+        let walked = self.go_on(&file, described.bytes);
+        walked.map_err(|error| self.segment.walk_error(self.survey.position(), error))?;
+        let found = self.survey.found();
         let same = (found.digest, found.next_offset, found.batches, found.max_timestamp)
             == (described.digest, described.next_offset, described.batches, described.max_timestamp);
         if same {

@@ -48,6 +48,7 @@ mod scrub;
 mod single;
 mod store;
 mod stored;
+mod survey;
 mod sync;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ impl SegmentImport {
     ///
     /// # Errors
     /// `Damaged` where it is not what was described: receive it from somebody else.
-    pub fn checked(self) -> Result<CheckedSegment, ReadError> {
+    pub fn checked(mut self) -> Result<CheckedSegment, ReadError> {
         self.check()?;
         self.sync_log().map_err(|source| ReadError::Io { file: self.log_path(), source })?;
         Ok(CheckedSegment(self))
@@ -55,7 +55,8 @@ impl SegmentStore {
         let Some(end) = self.sealed().into_iter().find(|end| end.base_offset == base_offset) else {
             return Ok(None);
         };
-        let import = SegmentImport::begin(self.shared_files(), dir, self.key().key(), *self.config(), end)?;
+        let mut import =
+            SegmentImport::begin(self.shared_files(), dir, self.key().key(), *self.config(), end)?;
         // What an earlier try left may be of anybody.
         import.restart()?;
         Ok(Some(import))

@@ -176,8 +176,8 @@ impl SegmentRepair {
     ///
     /// # Errors
     /// What the storage says; `InvalidInput` for bytes beyond the end.
-    pub fn write(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        self.import.as_ref().map_or(Ok(()), |import| import.write(position, bytes))
+    pub fn write(&mut self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        self.import.as_mut().map_or(Ok(()), |import| import.write(position, bytes))
     }
 
     /// Checks what came, and puts it in the place of the damaged file. Readers find it at once. Blocking.

@@ -263,7 +263,7 @@ impl SnapshotInstall {
         self.missing_segments.remove(&number);
     }
 
-    fn import(&mut self, number: usize) -> Result<&SegmentImport, InstallError> {
+    fn import(&mut self, number: usize) -> Result<&mut SegmentImport, InstallError> {
         let (partition, end) = self.segment(number)?;
         let begun = match self.imports.remove(&number) {
             Some(import) => import,
@@ -328,7 +328,7 @@ impl SnapshotInstall {
         self.import(number)?;
         let own = self.own.find(partition, wanted.base_offset).filter(|own| own.bytes <= wanted.bytes);
         let Some((_, pin)) = own.zip(self.own.pin(partition)) else { return Ok(()) };
-        let Some(import) = self.imports.get(&number) else { return Ok(()) };
+        let Some(import) = self.imports.get_mut(&number) else { return Ok(()) };
         let mut buffer = vec![0; COPY_BYTES];
         let mut position = 0;
         loop {

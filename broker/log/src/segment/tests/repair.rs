@@ -21,7 +21,7 @@ fn replicas() -> (MemoryStorage, FaultyStorage, SegmentStore, SegmentStore, Vec<
 
 /// What a broker sends of a segment, received beside the damaged one.
 fn receive(store: &SegmentStore, from: &SegmentStore, base: i64) -> SegmentImport {
-    let import = store.begin_repair(REPAIR, offset(base)).unwrap().expect("it is sealed");
+    let mut import = store.begin_repair(REPAIR, offset(base)).unwrap().expect("it is sealed");
     let pin = from.pin(&from.ends()).unwrap();
     let (mut at, mut chunk) = (0, vec![0; 500]);
     loop {
@@ -83,7 +83,7 @@ fn a_damaged_copy_is_refused_and_changes_nothing() {
     memory.edit(&log_path(0), |bytes| bytes[700] ^= 1);
     let before = memory.contents(&log_path(0)).unwrap();
     for at in [3, 60, 500, 900] {
-        let import = receive(&store, &other, 0);
+        let mut import = receive(&store, &other, 0);
         import.write(at, b"?!").unwrap();
         let Err(refused) = import.checked() else { panic!("byte {at} is not found") };
         assert!(matches!(refused, ReadError::Damaged(_)), "byte {at}: {refused}");

@@ -1,9 +1,10 @@
 //! Handing segments to another broker.
 
+use super::super::frame::HEAD_BYTES;
 use super::*;
 
 fn transfer(pin: &SegmentPin, end: SegmentEnd, to: &Arc<SegmentFiles>, dir: &str) -> SegmentImport {
-    let import = SegmentImport::begin(to, dir, KEY, CONFIG, end).unwrap();
+    let mut import = SegmentImport::begin(to, dir, KEY, CONFIG, end).unwrap();
     let mut chunk = vec![0; 777];
     loop {
         let at = import.received().unwrap();
@@ -52,7 +53,7 @@ fn what_was_damaged_on_the_way_is_not_taken() {
     let pin = store.pin(&ends).unwrap();
     for at in [3, 50, 100, 700] {
         let files = files_on(MemoryStorage::new());
-        let import = transfer(&pin, ends.segments[0], &files, "staging");
+        let mut import = transfer(&pin, ends.segments[0], &files, "staging");
         import.write(at, b"?").unwrap();
         assert!(matches!(import.finish(), Err(ReadError::Damaged(_))), "byte {at}");
     }
@@ -60,6 +61,40 @@ fn what_was_damaged_on_the_way_is_not_taken() {
     let end = SegmentEnd { digest: 1, ..ends.segments[0] };
     let Err(ReadError::Damaged(damage)) = transfer(&pin, end, &files, "staging").finish() else { panic!() };
     assert_eq!(damage.fault, FrameFault::OtherContents);
-    let import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
+    let mut import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
     assert!(import.write(end.bytes - 1, b"ab").is_err(), "bytes beyond the described end");
+}
+
+#[test]
+fn what_was_checked_while_it_came_is_checked_again_where_it_is_written_again() {
+    let (_, store) = fresh();
+    fill(&store, 0, 30);
+    let ends = store.sync().unwrap();
+    let pin = store.pin(&ends).unwrap();
+    let end = ends.segments[0];
+    let mut whole = vec![0; usize::try_from(end.bytes).unwrap()];
+    assert_eq!(pin.read_raw(end.base_offset, 0, &mut whole).unwrap(), whole.len());
+    for at in [0, 50, whole.len() / 2] {
+        let files = files_on(MemoryStorage::new());
+        let mut import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
+        // Damaged where it was sound, and sound again where it was damaged: each is found as it is last.
+        import.write(0, &whole).unwrap();
+        import.write(at as u64, &[!whole[at]]).unwrap();
+        let rest = at + 1;
+        import.write(rest as u64, &whole[rest..]).unwrap();
+        import.write(at as u64, &whole[at..]).unwrap();
+        assert!(import.finish().is_ok_and(|found| found == end), "byte {at}");
+    }
+    for piece in [1, HEAD_BYTES - 1, HEAD_BYTES + 1, whole.len()] {
+        let files = files_on(MemoryStorage::new());
+        let mut import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
+        for (number, bytes) in whole.chunks(piece).enumerate() {
+            import.write((number * piece) as u64, bytes).unwrap();
+        }
+        // Resumed by somebody who has checked nothing of it.
+        drop(import);
+        let import = SegmentImport::begin(&files, "staging", KEY, CONFIG, end).unwrap();
+        assert_eq!(import.received().unwrap(), end.bytes);
+        assert!(import.finish().is_ok_and(|found| found == end), "pieces of {piece} bytes");
+    }
 }

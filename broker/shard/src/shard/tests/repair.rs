@@ -32,7 +32,7 @@ fn damage(world: &World, base: Offset) {
 
 /// Brings a segment over from another replica, as brokers do.
 fn mend(world: &World, from: &World, base: Offset) -> Result<(), SegmentRepairError> {
-    let repair = world.shard.begin_repair(partition(1, 0), base)?.expect("it is sealed");
+    let mut repair = world.shard.begin_repair(partition(1, 0), base)?.expect("it is sealed");
     let pin = from.shard.sound_copy(partition(1, 0), repair.end()).expect("the other one has it whole");
     let (mut at, mut piece) = (0, vec![0; 100]);
     loop {
@@ -121,7 +121,7 @@ fn what_is_not_the_segment_does_not_take_its_place() {
     let (base, next) = (sealed[0].1, sealed[1].1);
     damage(&one, base);
     let before = one.memory.contents(&log_file(&one, base));
-    let repair = one.shard.begin_repair(partition(1, 0), base).unwrap().unwrap();
+    let mut repair = one.shard.begin_repair(partition(1, 0), base).unwrap().unwrap();
     let bytes = two.memory.contents(&log_file(&two, next)).unwrap();
     let length = bytes.len().min(usize::try_from(repair.end().bytes).unwrap());
     repair.write(0, &bytes[..length]).unwrap();
@@ -137,7 +137,7 @@ fn what_is_not_the_segment_does_not_take_its_place() {
 fn a_start_forgets_a_repair_that_was_cut_short() {
     let mut one = replica();
     let base = one.shard.sealed_segments()[0].1;
-    let repair = one.shard.begin_repair(partition(1, 0), base).unwrap().unwrap();
+    let mut repair = one.shard.begin_repair(partition(1, 0), base).unwrap().unwrap();
     repair.write(0, b"half of it").unwrap();
     let memory = one.memory.kill();
     let dir = one.config.dir.join("repair");
