@@ -27,6 +27,8 @@ pub(crate) struct Lives {
     broker: BrokerId,
     /// Of the data directory: of every replica that has no other.
     incarnation: u32,
+    /// Held while a change is made, its sync included; whoever reads goes by what stands until that is over.
+    changing: Mutex<()>,
     stored: Mutex<Stored>,
     /// Shards that are known to have begun, for a look without the lock.
     begun: Vec<AtomicBool>,
@@ -67,6 +69,7 @@ impl Lives {
             storage: Arc::clone(storage),
             broker: BrokerId::new(meta.broker_id),
             incarnation: meta.incarnation,
+            changing: Mutex::new(()),
             stored: Mutex::new(stored),
             begun,
         })
@@ -137,11 +140,11 @@ impl Lives {
 
     /// Writes down what is changed, and goes by it once it is on the disk.
     fn save(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
-        let mut stored = self.stored.lock();
-        let mut next = stored.clone();
+        let _changing = self.changing.lock();
+        let mut next = self.stored.lock().clone();
         change(&mut next);
         write_text(&*self.storage, FILE, &toml::to_string(&next).map_err(io::Error::other)?)?;
-        *stored = next;
+        *self.stored.lock() = next;
         Ok(())
     }
 }

@@ -81,6 +81,8 @@ impl BookRefusal {
 pub(crate) struct PeerBook {
     me: BrokerId,
     storage: Arc<dyn Storage>,
+    /// Held while a change is made, its sync included; whoever reads goes by what stands until that is over.
+    changing: Mutex<()>,
     entries: Mutex<BTreeMap<BrokerId, BookEntry>>,
     /// The brokers that are known, for whoever connects to them.
     known: watch::Sender<Vec<BrokerId>>,
@@ -101,7 +103,8 @@ impl PeerBook {
         }
         let entries: BTreeMap<_, _> = stored.brokers.into_iter().map(|entry| (entry.broker, entry)).collect();
         let known = watch::Sender::new(entries.keys().copied().collect());
-        Ok(Self { me, storage: Arc::clone(storage), entries: Mutex::new(entries), known })
+        let (changing, entries) = (Mutex::new(()), Mutex::new(entries));
+        Ok(Self { me, storage: Arc::clone(storage), changing, entries, known })
     }
 
     /// Takes what a broker says of itself; what is new is on the disk when this returns. Blocks.
@@ -113,8 +116,8 @@ impl PeerBook {
                 reason: "it has this broker's own number",
             });
         }
-        let mut entries = self.entries.lock();
-        if let Some(known) = entries.get(&entry.broker) {
+        let _changing = self.changing.lock();
+        if let Some(known) = self.entry(entry.broker) {
             if entry.incarnation < known.incarnation {
                 let (broker, came) = (entry.broker, entry.incarnation);
                 return Err(BookRefusal::OlderLife { broker, came, known: known.incarnation });
@@ -126,47 +129,44 @@ impl PeerBook {
                 let (broker, came) = (entry.broker, entry.starts);
                 return Err(BookRefusal::OlderCopy { broker, came, known: known.starts });
             }
-            if *known == entry {
+            if known == entry {
                 return Ok(entry);
             }
-        } else if entries.len() >= BROKERS_MAX {
+        } else if self.entries.lock().len() >= BROKERS_MAX {
             return Err(BookRefusal::Full);
         }
-        self.replace(&mut entries, entry.clone())?;
+        self.put(entry.clone())?;
         Ok(entry)
     }
 
     /// Takes what somebody says of others: only what is new, and only where it contradicts nothing. Blocks.
     pub(crate) fn hear(&self, said: &[KnownBroker]) {
-        let mut entries = self.entries.lock();
+        let _changing = self.changing.lock();
         for entry in said.iter().filter_map(|said| parse(said).ok()).filter(|entry| entry.broker != self.me) {
-            let is_news = entries.get(&entry.broker).is_none_or(|known| {
+            let is_news = self.entry(entry.broker).is_none_or(|known| {
                 let newer_life = entry.incarnation > known.incarnation;
                 let same_life = entry.incarnation == known.incarnation && entry.directory == known.directory;
                 newer_life || (same_life && entry.starts > known.starts)
             });
-            if !is_news || entries.len() >= BROKERS_MAX {
+            if !is_news || self.entries.lock().len() >= BROKERS_MAX {
                 continue;
             }
-            if let Err(error) = self.replace(&mut entries, entry) {
+            if let Err(error) = self.put(entry) {
                 tracing::warn!(%error, "what was heard of other brokers is not kept");
             }
         }
     }
 
-    fn replace(
-        &self,
-        entries: &mut BTreeMap<BrokerId, BookEntry>,
-        entry: BookEntry,
-    ) -> Result<(), BookRefusal> {
-        let mut next = entries.clone();
+    /// Writes an entry down, and goes by it then; for whoever holds `changing`.
+    fn put(&self, entry: BookEntry) -> Result<(), BookRefusal> {
+        let mut next = self.entries.lock().clone();
         next.insert(entry.broker, entry);
         let stored = Stored { format: FORMAT, brokers: next.values().cloned().collect() };
         let text = toml::to_string(&stored).map_err(|error| BookRefusal::Unwritten(error.to_string()))?;
         write_text(&*self.storage, FILE, &text).map_err(|error| BookRefusal::Unwritten(error.to_string()))?;
-        *entries = next;
+        let now: Vec<_> = next.keys().copied().collect();
+        *self.entries.lock() = next;
         self.known.send_if_modified(|known| {
-            let now: Vec<_> = entries.keys().copied().collect();
             let changed = *known != now;
             *known = now;
             changed
