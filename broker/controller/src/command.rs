@@ -9,7 +9,7 @@ use crate::deployment::{DeploymentRecord, DeploymentSpec, DeploymentStatus};
 use crate::names::Name;
 use crate::plugin::{PluginRecord, PluginUpload};
 use crate::producer_ids::ProducerIdBlock;
-use crate::settings::ClusterSettings;
+use crate::settings::{ClusterSettings, SettingsChange};
 use crate::shards::{ReportedMembers, ShardRecord};
 use crate::topic::{TopicOverrides, TopicRecord};
 
@@ -154,7 +154,7 @@ pub enum ControllerCommand {
         /// The one that is over.
         old: NodeId,
     },
-    /// What the operator sets for the whole cluster.
+    /// What the operator sets for the whole cluster, all of it.
     SetSettings(ClusterSettings),
     /// Behaviour that every broker's release knows by now.
     RaiseFeatureLevel {
@@ -171,6 +171,8 @@ pub enum ControllerCommand {
         /// The shards of which it has a replica, the controller's among them.
         shards: Vec<ShardId>,
     },
+    /// What the operator changes of the settings; two who change different ones at once don't undo each other.
+    AlterSettings(SettingsChange),
 }
 
 /// What a [`ControllerCommand`] answers.

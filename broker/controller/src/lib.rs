@@ -64,7 +64,7 @@ pub use planner::{Liveness, plan};
 pub use plugin::{ConfigKey, PluginKind, PluginRecord, PluginUpload};
 pub use producer_ids::ProducerIdBlock;
 pub use risks::{Risk, Severity, risks};
-pub use settings::ClusterSettings;
+pub use settings::{ClusterSettings, SettingsChange};
 pub use shards::{ReportedMembers, ShardRecord};
 pub use state::{Bounds, Controller};
 pub use topic::{PartitionerBinding, PastPartitioner, TopicConfig, TopicOverrides, TopicRecord};

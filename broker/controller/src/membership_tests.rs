@@ -6,7 +6,7 @@ use uuid::Uuid;
 use crate::brokers::{BrokerStart, BrokerState, JoinRequest};
 use crate::command::{ControllerCommand as Command, ControllerReply as Reply};
 use crate::placement::initial_placement;
-use crate::settings::ClusterSettings;
+use crate::settings::{ClusterSettings, SettingsChange};
 use crate::shards::ReportedMembers;
 use crate::state::Controller;
 use crate::testing::*;
@@ -323,6 +323,15 @@ fn settings_have_bounds_and_levels_only_rise() {
     let set = ClusterSettings { rebuild_delay_ms: 1_000, ..defaults };
     twice(&mut controller, Command::SetSettings(set.clone()));
     assert_eq!(controller.settings(), &set);
+    let rate = |rate| SettingsChange { snapshot_bytes_per_second: Some(rate), ..SettingsChange::default() };
+    twice(&mut controller, Command::AlterSettings(rate(1 << 20)));
+    let delay = SettingsChange { rebuild_delay_ms: Some(2_000), ..SettingsChange::default() };
+    twice(&mut controller, Command::AlterSettings(delay));
+    let both = ClusterSettings { rebuild_delay_ms: 2_000, snapshot_bytes_per_second: Some(1 << 20), ..set };
+    assert_eq!(controller.settings(), &both, "a change leaves the rest as it is");
+    assert!(refused(&mut controller, Command::AlterSettings(rate(1))).contains("per second"));
+    twice(&mut controller, Command::AlterSettings(rate(0)));
+    assert_eq!(controller.settings().snapshot_bytes_per_second, None);
 
     let raise = |level| Command::RaiseFeatureLevel { level };
     assert!(refused(&mut controller, raise(2)).contains("broker 1 knows up to 1"));

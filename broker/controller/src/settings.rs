@@ -24,6 +24,15 @@ pub struct ClusterSettings {
     pub replication_factor_max: u8,
 }
 
+/// A change of some settings; `None`: as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsChange {
+    /// See [`ClusterSettings::rebuild_delay_ms`].
+    pub rebuild_delay_ms: Option<u64>,
+    /// See [`ClusterSettings::snapshot_bytes_per_second`]; 0 is as much as goes.
+    pub snapshot_bytes_per_second: Option<u64>,
+}
+
 impl Default for ClusterSettings {
     fn default() -> Self {
         Self { rebuild_delay_ms: 300_000, snapshot_bytes_per_second: None, replication_factor_max: 3 }
@@ -31,6 +40,18 @@ impl Default for ClusterSettings {
 }
 
 impl ClusterSettings {
+    fn changed(&self, change: &SettingsChange) -> Self {
+        let rate = match change.snapshot_bytes_per_second {
+            None => self.snapshot_bytes_per_second,
+            Some(rate) => Some(rate).filter(|rate| *rate > 0),
+        };
+        Self {
+            rebuild_delay_ms: change.rebuild_delay_ms.unwrap_or(self.rebuild_delay_ms),
+            snapshot_bytes_per_second: rate,
+            ..self.clone()
+        }
+    }
+
     fn check(&self) -> Result<(), MembershipError> {
         let refuse = |reason: String| Err(MembershipError::InvalidSettings(reason));
         if self.rebuild_delay_ms > REBUILD_DELAY_MS_MAX {
@@ -85,6 +106,13 @@ impl Controller {
             self.next_version();
         }
         Ok(ControllerReply::Done)
+    }
+
+    pub(crate) fn alter_settings(
+        &mut self,
+        change: &SettingsChange,
+    ) -> Result<ControllerReply, ControllerError> {
+        self.set_settings(&self.cluster_wide.settings.changed(change))
     }
 
     pub(crate) fn raise_feature_level(&mut self, level: u32) -> Result<ControllerReply, ControllerError> {

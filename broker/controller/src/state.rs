@@ -141,6 +141,7 @@ impl Controller {
             ControllerCommand::AcceptLoss { survivor, incarnation, shards } => {
                 self.accept_loss(*survivor, *incarnation, shards, now)
             }
+            ControllerCommand::AlterSettings(change) => self.alter_settings(change),
         }
     }
 

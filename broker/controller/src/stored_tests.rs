@@ -9,7 +9,7 @@ use crate::brokers::{BrokerRecord, BrokerState};
 use crate::changes::{RestoreError, decode_broker, encode_broker};
 use crate::cluster::BrokerRegistration;
 use crate::command::ControllerCommand as Command;
-use crate::settings::ClusterSettings;
+use crate::settings::{ClusterSettings, SettingsChange};
 use crate::state::Controller;
 use crate::testing::*;
 
@@ -141,4 +141,5 @@ fn commands_keep_their_numbers() {
     assert_eq!(number(&Command::RaiseFeatureLevel { level: 1 }), 25);
     let lost = Command::AcceptLoss { survivor: id(1), incarnation: 2, shards: vec![] };
     assert_eq!(number(&lost), 26);
+    assert_eq!(number(&Command::AlterSettings(SettingsChange::default())), 27);
 }

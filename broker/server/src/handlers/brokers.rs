@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidemill_controller::{ClusterSettings, ControllerCommand, ControllerReply};
+use tidemill_controller::{ControllerCommand, ControllerReply, SettingsChange};
 use tidemill_net::JoinToken;
 use tidemill_protocol::messages::{
     self, AlterClusterRequest, CreateJoinTokenRequest, DrainBrokerRequest, Error, RemoveBrokerRequest,
@@ -65,18 +65,11 @@ pub(crate) async fn remove(context: &Arc<Context>, request: &RemoveBrokerRequest
 }
 
 pub(crate) async fn alter(context: &Arc<Context>, request: &AlterClusterRequest) -> Result<(), Error> {
-    let view = context.view.now();
-    let now = view.controller().settings().clone();
-    let settings = ClusterSettings {
-        rebuild_delay_ms: request.rebuild_delay_ms.unwrap_or(now.rebuild_delay_ms),
-        snapshot_bytes_per_second: match request.snapshot_bytes_per_second {
-            None => now.snapshot_bytes_per_second,
-            Some(0) => None,
-            Some(rate) => Some(rate),
-        },
-        ..now
+    let change = SettingsChange {
+        rebuild_delay_ms: request.rebuild_delay_ms,
+        snapshot_bytes_per_second: request.snapshot_bytes_per_second,
     };
-    done(control(context, ControllerCommand::SetSettings(settings)).await?)
+    done(control(context, ControllerCommand::AlterSettings(change)).await?)
 }
 
 fn done(reply: ControllerReply) -> Result<(), Error> {
