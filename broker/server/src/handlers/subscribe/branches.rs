@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemill_net::{FrameReader, FrameWriter, Stream};
 use tidemill_protocol::frame::RawFrame;
@@ -32,6 +33,8 @@ use crate::peers::messages::Purpose;
 const CONTROLS_MAX: usize = 1024;
 /// Frames of all branches that wait for the client, beside one that each has in its hands.
 const FRAMES_MAX: usize = 2;
+/// How long another broker may take to begin.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The branches of one subscription.
 pub(super) struct Branches {
@@ -41,17 +44,27 @@ pub(super) struct Branches {
     open: SubscribeOpen,
     placed: HashMap<u32, Placed>,
     branches: HashMap<BrokerId, Branch>,
+    /// Branches that there have been.
+    opened: u64,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+}
+
+/// One branch among all that a subscription has had: what an earlier one to the same broker still has to say is not of the present one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct BranchId {
+    broker: BrokerId,
+    number: u64,
 }
 
 /// A partition of a branch, by the client's id.
 struct Placed {
-    broker: BrokerId,
+    branch: BranchId,
     /// Of the last seek.
     generation: u64,
 }
 
 struct Branch {
+    id: BranchId,
     controls: mpsc::Sender<subscribe_control::Kind>,
     task: JoinHandle<()>,
 }
@@ -64,8 +77,8 @@ impl Drop for Branch {
 
 /// What a branch has to say.
 pub(super) enum News {
-    Frame(BrokerId, RawFrame),
-    Ended(BrokerId, Error),
+    Frame(BranchId, RawFrame),
+    Ended(BranchId, Error),
 }
 
 /// What the client is to be told of it.
@@ -85,6 +98,7 @@ impl Branches {
             open,
             placed: HashMap::new(),
             branches: HashMap::new(),
+            opened: 0,
             news: mpsc::channel(FRAMES_MAX),
         }
     }
@@ -111,48 +125,55 @@ impl Branches {
 
     /// Adds a partition to a broker's branch, which is opened where there is none.
     pub(super) fn add(&mut self, broker: BrokerId, add: SubscribeAdd) -> Told {
-        self.placed.insert(add.id, Placed { broker, generation: 0 });
-        if !self.branches.contains_key(&broker) {
-            metrics::counter!("tidemill_forwarded_streams_total").increment(1);
-            self.branches.insert(broker, self.open_branch(broker));
-        }
-        self.send(broker, subscribe_control::Kind::Add(add))
+        let branch = match self.branches.get(&broker) {
+            Some(branch) => branch.id,
+            None => {
+                metrics::counter!("tidemill_forwarded_streams_total").increment(1);
+                self.opened += 1;
+                let id = BranchId { broker, number: self.opened };
+                self.branches.insert(broker, self.open_branch(id));
+                id
+            }
+        };
+        self.placed.insert(add.id, Placed { branch, generation: 0 });
+        self.send(branch, subscribe_control::Kind::Add(add))
     }
 
     /// Tells a partition's branch what the client says of it.
     pub(super) fn tell(&mut self, id: u32, control: subscribe_control::Kind) -> Told {
         let Some(placed) = self.placed.get_mut(&id) else { return Told::Nothing };
-        let broker = placed.broker;
+        let branch = placed.branch;
         match &control {
             subscribe_control::Kind::Seek(seek) => placed.generation = seek.generation,
             subscribe_control::Kind::Remove(_) => _ = self.placed.remove(&id),
             _ => {}
         }
-        self.send(broker, control)
+        self.send(branch, control)
     }
 
-    fn send(&mut self, broker: BrokerId, control: subscribe_control::Kind) -> Told {
-        let Some(branch) = self.branches.get(&broker) else { return Told::Nothing };
+    fn send(&mut self, id: BranchId, control: subscribe_control::Kind) -> Told {
+        let open = self.branches.get(&id.broker).filter(|branch| branch.id == id);
+        let Some(branch) = open else { return Told::Nothing };
         match branch.controls.try_send(control) {
             // One that has ended says so itself.
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Told::Nothing,
             // Waiting could be for ever: the branch waits for this stream, too.
-            Err(mpsc::error::TrySendError::Full(_)) => self.ended(
-                broker,
-                Error::new(
-                    ErrorCode::Overloaded,
-                    format!(
-                        "{} messages of a subscription wait for broker {broker}; read what it sends",
-                        branch.controls.max_capacity()
-                    ),
-                ),
-            ),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                let (waiting, broker) = (branch.controls.max_capacity(), id.broker);
+                let reason = format!(
+                    "{waiting} messages of a subscription wait for broker {broker}; read what it sends"
+                );
+                self.ended(id, Error::new(ErrorCode::Overloaded, reason))
+            }
         }
     }
 
-    fn ended(&mut self, broker: BrokerId, error: Error) -> Told {
-        self.branches.remove(&broker);
-        let of_it = self.placed.iter().filter(|(_, placed)| placed.broker == broker);
+    fn ended(&mut self, branch: BranchId, error: Error) -> Told {
+        if self.branches.get(&branch.broker).is_none_or(|open| open.id != branch) {
+            return Told::Nothing;
+        }
+        self.branches.remove(&branch.broker);
+        let of_it = self.placed.iter().filter(|(_, placed)| placed.branch == branch);
         let failed: Vec<(u32, u64)> = of_it.map(|(id, placed)| (*id, placed.generation)).collect();
         failed.iter().for_each(|(id, _)| _ = self.placed.remove(id));
         Told::Failed(failed, error)
@@ -171,7 +192,7 @@ impl Branches {
     /// What the client is told of news.
     pub(super) fn told(&mut self, news: News) -> Told {
         match news {
-            News::Frame(broker, frame) => {
+            News::Frame(branch, frame) => {
                 let event = frame.message::<SubscribeEvent>().ok().and_then(|event| event.kind);
                 let Some(event) = event else { return Told::Nothing };
                 let (id, is_over) = match &event {
@@ -180,8 +201,8 @@ impl Branches {
                     subscribe_event::Kind::Progress(progress) => (progress.id, false),
                     subscribe_event::Kind::Failed(failed) => (failed.id, true),
                 };
-                if self.placed.get(&id).is_none_or(|placed| placed.broker != broker) {
-                    // The client has taken it out meanwhile.
+                if self.placed.get(&id).is_none_or(|placed| placed.branch != branch) {
+                    // The client has taken it out meanwhile, or the branch had ended and this was still on its way.
                     return Told::Nothing;
                 }
                 if is_over {
@@ -189,11 +210,11 @@ impl Branches {
                 }
                 Told::Frame(frame)
             }
-            News::Ended(broker, error) => self.ended(broker, error),
+            News::Ended(branch, error) => self.ended(branch, error),
         }
     }
 
-    fn open_branch(&self, broker: BrokerId) -> Branch {
+    fn open_branch(&self, id: BranchId) -> Branch {
         let partitions_max = self.context.config.limits.subscription_partitions_max;
         let partitions_max = usize::try_from(partitions_max).unwrap_or(usize::MAX);
         // A queue takes memory for what is in it only.
@@ -202,13 +223,15 @@ impl Branches {
         let (context, caller) = (Arc::clone(&self.context), self.caller.clone());
         let (open, news) = (self.open.clone(), self.news.0.clone());
         let task = tokio::spawn(async move {
-            let error = match begin(&context, &caller, broker, open).await {
-                Ok(stream) => serve(broker, stream, queue, &news).await,
-                Err(error) => error,
+            let begun = tokio::time::timeout(OPEN_PATIENCE, begin(&context, &caller, id.broker, open)).await;
+            let error = match begun {
+                Ok(Ok(stream)) => serve(id, stream, queue, &news).await,
+                Ok(Err(error)) => error,
+                Err(_) => broken(id.broker, "it does not answer"),
             };
-            let _ = news.send(News::Ended(broker, error)).await;
+            let _ = news.send(News::Ended(id, error)).await;
         });
-        Branch { controls, task }
+        Branch { id, controls, task }
     }
 }
 
@@ -235,7 +258,7 @@ async fn begin(
 
 /// Carries both directions of a branch until one of them ends; answers why.
 async fn serve(
-    broker: BrokerId,
+    branch: BranchId,
     stream: Stream,
     controls: mpsc::Receiver<subscribe_control::Kind>,
     news: &mpsc::Sender<News>,
@@ -243,9 +266,9 @@ async fn serve(
     let Stream { reader, writer, .. } = stream;
     let reason = tokio::select! {
         reason = send(writer, controls) => reason,
-        reason = receive(broker, reader, news) => reason,
+        reason = receive(branch, reader, news) => reason,
     };
-    broken(broker, &reason)
+    broken(branch.broker, &reason)
 }
 
 async fn send(mut writer: FrameWriter, mut controls: mpsc::Receiver<subscribe_control::Kind>) -> String {
@@ -257,11 +280,11 @@ async fn send(mut writer: FrameWriter, mut controls: mpsc::Receiver<subscribe_co
     "the subscription is over".to_owned()
 }
 
-async fn receive(broker: BrokerId, mut reader: FrameReader, news: &mpsc::Sender<News>) -> String {
+async fn receive(branch: BranchId, mut reader: FrameReader, news: &mpsc::Sender<News>) -> String {
     loop {
         match reader.next().await {
             Ok(Some(frame)) => {
-                if news.send(News::Frame(broker, frame)).await.is_err() {
+                if news.send(News::Frame(branch, frame)).await.is_err() {
                     return "the subscription is over".to_owned();
                 }
             }
