@@ -22,7 +22,7 @@ use tidemill_protocol::{
 };
 use tidemill_raft::Replica;
 use tidemill_shard::{SegmentRepair, Shard};
-use tokio::sync::Semaphore;
+use tokio::sync::SemaphorePermit;
 use tokio::time::Instant;
 
 use crate::context::Context;
@@ -40,12 +40,12 @@ const RETRY_MAX: Duration = Duration::from_secs(60);
 const ALARM_AT_TRY: u32 = 3;
 /// For the next piece of a segment: the other broker checks all of it before the first.
 const PIECE_PATIENCE: Duration = Duration::from_secs(120);
+/// For all of a segment, beside what it takes at the least rate that is worth waiting for: whoever is slower keeps a place from others,
+/// and another broker may be faster.
+const TRANSFER_PATIENCE: Duration = Duration::from_secs(120);
+const BYTES_PER_SECOND_LEAST: u64 = 1 << 20;
 /// A segment travels in pieces of this size.
 const PIECE_BYTES: usize = 256 << 10;
-/// Segments that are checked and sent to others at once, by this process.
-const SENT_AT_ONCE_MAX: usize = 2;
-
-static SENDING: Semaphore = Semaphore::const_new(SENT_AT_ONCE_MAX);
 
 type Place = (ShardId, TopicPartition, Offset);
 
@@ -53,6 +53,19 @@ type Place = (ShardId, TopicPartition, Offset);
 struct Waiting {
     tries: u32,
     again: Instant,
+}
+
+/// Why a segment is not whole yet.
+struct NotMended {
+    reason: String,
+    /// Others may have it, and had no place to send it just now: that is no try.
+    only_busy: bool,
+}
+
+impl From<String> for NotMended {
+    fn from(reason: String) -> Self {
+        Self { reason, only_busy: false }
+    }
 }
 
 /// Mends what does not read, until the broker stops.
@@ -75,11 +88,13 @@ pub(crate) async fn repair(context: Arc<Context>) {
             };
             match mended {
                 Ok(()) => drop(waiting.remove(&place)),
-                Err(reason) => {
-                    let tries = waiting.get(&place).map_or(1, |waiting| waiting.tries.saturating_add(1));
-                    let pause = RETRY_FIRST.saturating_mul(1 << (tries - 1).min(10)).min(RETRY_MAX);
+                Err(NotMended { reason, only_busy }) => {
+                    let before = waiting.get(&place).map_or(0, |waiting| waiting.tries);
+                    let tries = if only_busy { before } else { before.saturating_add(1) };
+                    let pause =
+                        RETRY_FIRST.saturating_mul(1 << tries.saturating_sub(1).min(10)).min(RETRY_MAX);
                     waiting.insert(place, Waiting { tries, again: Instant::now() + pause });
-                    if tries == ALARM_AT_TRY {
+                    if tries == ALARM_AT_TRY && before < tries {
                         alarm(&context, place, &reason);
                     }
                 }
@@ -117,20 +132,20 @@ async fn mend(
     context: &Context,
     replica: &Replica,
     (shard_id, partition, base_offset): Place,
-) -> Result<(), String> {
+) -> Result<(), NotMended> {
     let shard = replica.shard();
     if reads_again(&shard, partition, base_offset).await {
         shard.trust(partition, base_offset);
         return Ok(());
     }
     if context.disk.is_nearly_full() {
-        return Err("the disk has no room for a copy".to_owned());
+        return Err("the disk has no room for a copy".to_owned().into());
     }
     let others = others(replica);
     let Some(peers) = context.peers.as_ref().filter(|_| !others.is_empty()) else {
-        return Err("no other broker has a replica of the shard".to_owned());
+        return Err("no other broker has a replica of the shard".to_owned().into());
     };
-    let mut troubles = Vec::new();
+    let (mut troubles, mut only_busy) = (Vec::new(), true);
     for broker in others {
         let begun = {
             let shard = shard.clone();
@@ -138,7 +153,7 @@ async fn mend(
         };
         let begun = begun.map_err(|_| "it was interrupted".to_owned())?;
         let Some(repair) = begun.map_err(|error| error.to_string())? else {
-            return Err("it is still being written; it is repaired when it is sealed".to_owned());
+            return Err("it is still being written; it is repaired when it is sealed".to_owned().into());
         };
         match fetch(peers, broker, shard_id, partition, repair).await {
             Ok(bytes) => {
@@ -147,10 +162,18 @@ async fn mend(
                 tracing::info!(shard = %shard_id, partition = name, segment = %base_offset, bytes, from = %broker, "a damaged segment was repaired");
                 return Ok(());
             }
-            Err(reason) => troubles.push(format!("broker {broker}: {reason}")),
+            Err(trouble) => {
+                only_busy &= trouble.only_busy;
+                troubles.push(format!("broker {broker}: {}", trouble.reason));
+            }
         }
     }
-    Err(troubles.join("; "))
+    Err(NotMended { reason: troubles.join("; "), only_busy })
+}
+
+/// How long all of a segment may take on its way.
+fn transfer_patience(bytes: u64) -> Duration {
+    TRANSFER_PATIENCE + Duration::from_secs(bytes / BYTES_PER_SECOND_LEAST)
 }
 
 /// Whether all of the segment reads, or it is gone.
@@ -190,16 +213,18 @@ async fn fetch(
     shard: ShardId,
     partition: TopicPartition,
     repair: SegmentRepair,
-) -> Result<u64, String> {
+) -> Result<u64, NotMended> {
     let open = SegmentOpen::new(shard, partition, repair.end());
     let bytes = repair.end().bytes;
+    let deadline = Instant::now() + transfer_patience(bytes);
     let mut stream = peers.open(broker, Purpose::Segment(open)).await.map_err(|error| error.to_string())?;
-    let reply: SegmentReply = in_time(first_answer(&mut stream)).await?;
+    let reply: SegmentReply = in_time(deadline, first_answer(&mut stream)).await?;
     if let Some(error) = reply.error {
-        return Err(error.message);
+        let only_busy = error.code == ErrorCode::Overloaded.code();
+        return Err(NotMended { reason: error.message, only_busy });
     }
     let (mut position, mut repair) = (0, repair);
-    while let Some(frame) = in_time(stream.reader.next()).await? {
+    while let Some(frame) = in_time(deadline, stream.reader.next()).await? {
         let piece = frame.payload;
         let at = position;
         position += piece.len() as u64;
@@ -213,9 +238,13 @@ async fn fetch(
     Ok(bytes)
 }
 
-async fn in_time<T, E: ToString>(said: impl Future<Output = Result<T, E>>) -> Result<T, String> {
-    let said = tokio::time::timeout(PIECE_PATIENCE, said).await;
-    said.map_err(|_| "it sent nothing for too long".to_owned())?.map_err(|error| error.to_string())
+async fn in_time<T, E: ToString>(
+    deadline: Instant,
+    said: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    let said = tokio::time::timeout_at(deadline.min(Instant::now() + PIECE_PATIENCE), said).await;
+    said.map_err(|_| "it sent nothing for too long, or too slowly".to_owned())?
+        .map_err(|error| error.to_string())
 }
 
 /// Sends a segment to a broker whose own copy does not read, if this one's does.
@@ -249,19 +278,22 @@ pub(crate) async fn serve(context: &Context, open: &SegmentOpen, mut stream: Str
         }
         stream.writer.finish().await
     };
-    if let Err(error) = sending.await {
-        tracing::debug!(%error, "a segment was not sent");
+    // Whoever does not read gives its place back.
+    match tokio::time::timeout(transfer_patience(open.bytes), sending).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a segment was not sent"),
+        Err(_) => tracing::debug!("a segment was not sent: it was read too slowly"),
     }
 }
 
 /// This broker's copy of a segment, checked; and a place among those that are sent.
-async fn copy(
-    context: &Context,
+async fn copy<'a>(
+    context: &'a Context,
     open: &SegmentOpen,
-) -> Result<(SegmentPin, SegmentEnd, tokio::sync::SemaphorePermit<'static>), Error> {
+) -> Result<(SegmentPin, SegmentEnd, SemaphorePermit<'a>), Error> {
     let (shard, partition, end) =
         open.read().ok_or_else(|| errors::bad_message("a segment is named by its partition and its end"))?;
-    let place = SENDING.try_acquire().map_err(|_| {
+    let place = context.repairs_sent.try_acquire().map_err(|_| {
         Error::new(ErrorCode::Overloaded, "other segments are being sent just now; ask again")
     })?;
     let replica = context
