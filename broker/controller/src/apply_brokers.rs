@@ -128,14 +128,13 @@ impl Controller {
             if self.brokers().filter(|other| other.is_member()).count() == 1 {
                 return Err(MembershipError::LastBroker(broker).into());
             }
-            for shard in self.shards() {
-                let (alive, voters) = self.alive_voters_without(shard.shard, broker);
-                // Those who stay must carry the change that leaves it out, so a majority counts over all.
-                let concerned = shard.voters().iter().any(|node| node.broker() == broker);
-                if concerned && !is_majority(alive, voters) {
-                    let shard = shard.shard;
-                    return Err(MembershipError::QuorumLost { broker, shard, alive, voters }.into());
-                }
+            self.check_majorities_without(broker).map_err(|(shard, alive, voters)| {
+                MembershipError::QuorumLost { broker, shard, alive, voters }
+            })?;
+            let replicas =
+                self.shards().filter(|shard| shard.brokers().any(|holder| holder == broker)).count();
+            if record.alive && replicas > 0 {
+                return Err(MembershipError::StillServes { broker, replicas }.into());
             }
             set_alive(&mut record, false, now);
             record.state = BrokerState::Removed;
@@ -143,6 +142,19 @@ impl Controller {
             self.settle_observers();
         }
         Ok(ControllerReply::Broker(Box::new(self.brokers[&broker].clone())))
+    }
+
+    /// Whether those who stay can carry the change that leaves a broker's replicas out: a majority counts over all voters. Else the first shard
+    /// where they can't, who would be there, and of how many.
+    pub(crate) fn check_majorities_without(&self, broker: BrokerId) -> Result<(), (ShardId, usize, usize)> {
+        for shard in self.shards() {
+            let (alive, voters) = self.alive_voters_without(shard.shard, broker);
+            let concerned = shard.voters().iter().any(|node| node.broker() == broker);
+            if concerned && !is_majority(alive, voters) {
+                return Err((shard.shard, alive, voters));
+            }
+        }
+        Ok(())
     }
 
     fn alive_voters_without(&self, shard: ShardId, broker: BrokerId) -> (usize, usize) {

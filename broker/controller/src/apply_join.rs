@@ -69,10 +69,20 @@ impl Controller {
             return Err(MembershipError::TokenOfAnother { expected, broker }.into());
         }
         check_words(broker, &[&request.addresses, &request.peer_addresses], &[&request.rack])?;
-        let record = match self.brokers.get(&broker) {
-            Some(known) if token.broker.is_none() && known.is_member() && known.alive => {
-                return Err(MembershipError::IdInUse(broker).into());
+        if let Some(known) = self.brokers.get(&broker).filter(|known| known.is_member()) {
+            // It would be pushed out while it answers under the ids that the new one takes over.
+            if known.alive {
+                return Err(match token.broker {
+                    None => MembershipError::IdInUse(broker),
+                    Some(_) => MembershipError::StillAlive(broker),
+                }
+                .into());
             }
+            self.check_majorities_without(broker).map_err(|(shard, alive, voters)| {
+                MembershipError::JoinLosesQuorum { broker, shard, alive, voters }
+            })?;
+        }
+        let record = match self.brokers.get(&broker) {
             // The old life is over, whatever it was.
             Some(known) => BrokerRecord {
                 incarnation: known.next_incarnation,

@@ -63,7 +63,7 @@ pub use placement::initial_placement;
 pub use planner::{Liveness, plan};
 pub use plugin::{ConfigKey, PluginKind, PluginRecord, PluginUpload};
 pub use producer_ids::ProducerIdBlock;
-pub use risks::{Risk, Severity, risks};
+pub use risks::{Risk, Severity, risks, risks_from};
 pub use settings::{ClusterSettings, SettingsChange};
 pub use shards::{ReportedMembers, ShardRecord};
 pub use state::{Bounds, Controller};

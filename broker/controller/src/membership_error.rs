@@ -104,8 +104,7 @@ pub enum MembershipError {
     },
     /// A token that names nobody does not push a living broker out.
     #[error(
-        "there is a broker {0} already, and it is alive; choose another id, stop that one first, or make a token \
-         for just this id with `tidemill cluster add`"
+        "there is a broker {0} already, and it is alive; choose another id (`tidemill cluster status` shows which are taken)"
     )]
     IdInUse(BrokerId),
     /// The same secret twice.
@@ -199,5 +198,37 @@ pub enum MembershipError {
         broker: BrokerId,
         /// What it knows; 0 where it has not said yet.
         features: u32,
+    },
+    /// A token that names a broker does not push it out while it lives.
+    #[error(
+        "broker {0} is alive, or was a moment ago; where its data directory is to be given up, stop it first: some seconds after it went \
+         silent it counts as dead"
+    )]
+    StillAlive(BrokerId),
+    /// What an old life promised would be gone, and too few are left who know it.
+    #[error(
+        "broker {broker} can't come back with an empty data directory yet: without what it had shard {shard} has {alive} of its {voters} voters \
+         alive, which is no majority; bring the others back first, or see `tidemill cluster recover --help` where they are lost for good"
+    )]
+    JoinLosesQuorum {
+        /// Which broker.
+        broker: BrokerId,
+        /// The first shard that stands in the way.
+        shard: ShardId,
+        /// Who is left.
+        alive: usize,
+        /// Of how many.
+        voters: usize,
+    },
+    /// A broker that lives and holds replicas is emptied first.
+    #[error(
+        "broker {broker} is alive and holds {replicas} replicas: removing it is for good, and leaves their shards with fewer; drain it first \
+         (`tidemill cluster drain {broker}`), or stop it where it is to go at once"
+    )]
+    StillServes {
+        /// Which broker.
+        broker: BrokerId,
+        /// How many replicas it has.
+        replicas: usize,
     },
 }

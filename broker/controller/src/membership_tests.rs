@@ -123,6 +123,13 @@ fn a_wiped_broker_comes_back_as_its_next_life() {
     let held: Vec<ShardId> =
         controller.shards().filter(|s| s.node_of(id(2)).is_some()).map(|s| s.shard).collect();
     assert!(!held.is_empty());
+    let early = refused(&mut controller, Command::Join(request(1, 2, 20)));
+    assert!(early.contains("broker 2 is alive"), "it would be pushed out: {early}");
+    apply(&mut controller, down(2));
+    apply(&mut controller, down(3));
+    let early = refused(&mut controller, Command::Join(request(1, 2, 20)));
+    assert!(early.contains("no majority") && early.contains("cluster recover"), "{early}");
+    apply(&mut controller, Command::Register(start(3, 2)));
     let joined = twice(&mut controller, Command::Join(request(1, 2, 20)));
     assert_eq!(joined, Reply::Joined { incarnation: 2 });
     for shard in held {
@@ -188,6 +195,8 @@ fn removing_needs_a_majority_without_it_and_is_for_good() {
     assert!(refused(&mut controller, remove(9)).contains("no broker 9"));
     twice(&mut controller, remove(1));
     assert!(!broker(&controller, 1).is_member());
+    let mut whole = cluster(3, 2);
+    assert!(refused(&mut whole, remove(1)).contains("holds 3 replicas"), "one that lives is drained first");
 
     let later = BrokerStart { starts: 50, ..start(1, 1) };
     assert!(refused(&mut controller, Command::Register(later)).contains("was removed"));

@@ -36,6 +36,25 @@ pub enum Risk {
         /// Of how many.
         voters: usize,
     },
+    /// Nothing can be written to a shard, as far as the broker that is asked can tell: the controller may not be able to say so.
+    #[error(
+        "the broker that was asked reaches {reached} of the {voters} voters of shard {shard}, which is no majority: nothing can be \
+         written to it from here; bring the other brokers back, or look at the network between them"
+    )]
+    NoMajorityReached {
+        /// Which shard.
+        shard: ShardId,
+        /// Who is there.
+        reached: usize,
+        /// Of how many.
+        voters: usize,
+    },
+    /// A broker that counts as alive does not answer the one that is asked.
+    #[error("broker {broker} does not answer the broker that was asked")]
+    Unreached {
+        /// Which broker.
+        broker: BrokerId,
+    },
     /// A shard survives fewer failures than it should.
     #[error("shard {shard} has {alive} replicas up to date and alive, {wanted} are wanted")]
     UnderReplicated {
@@ -100,8 +119,9 @@ impl Risk {
     #[must_use]
     pub const fn severity(&self) -> Severity {
         match self {
-            Self::NoMajority { .. } => Severity::Critical,
-            Self::UnderReplicated { .. }
+            Self::NoMajority { .. } | Self::NoMajorityReached { .. } => Severity::Critical,
+            Self::Unreached { .. }
+            | Self::UnderReplicated { .. }
             | Self::NoLeader { .. }
             | Self::BrokerDead { .. }
             | Self::BrokerExpected { .. }
@@ -117,6 +137,26 @@ pub fn risks(controller: &Controller) -> Vec<Risk> {
     let mut found: Vec<Risk> = controller.shards().flat_map(|shard| of_shard(controller, shard)).collect();
     found.extend(of_brokers(controller));
     found.sort_by_key(|risk| std::cmp::Reverse(risk.severity()));
+    found
+}
+
+/// What is at risk by the connections of one broker: `reaches` says whether it has one to another, or is that one. Without a majority the controller
+/// can't write down that brokers are silent, so what it last said is not enough.
+#[must_use]
+pub fn risks_from(controller: &Controller, reaches: impl Fn(BrokerId) -> bool) -> Vec<Risk> {
+    let mut found = Vec::new();
+    for record in controller.shards() {
+        let (shard, voters) = (record.shard, record.voters());
+        let reached = voters.iter().filter(|node| reaches(node.broker())).count();
+        let (alive, all) = controller.alive_voters(record);
+        // Else it is said already.
+        if !is_majority(reached, voters.len()) && is_majority(alive, all) {
+            found.push(Risk::NoMajorityReached { shard, reached, voters: voters.len() });
+        }
+    }
+    let silent = controller.brokers().filter(|record| record.is_member() && record.alive);
+    let silent = silent.map(|record| record.broker).filter(|broker| !reaches(*broker));
+    found.extend(silent.map(|broker| Risk::Unreached { broker }));
     found
 }
 

@@ -127,7 +127,13 @@ pub(crate) fn controller(error: &ControllerError) -> Error {
         ControllerError::TooMany { .. } => ErrorCode::Overloaded,
         ControllerError::Membership(error) => membership(error),
     };
-    Error::new(code, error.to_string())
+    // Both pass by themselves, or when brokers come back.
+    let passes = matches!(
+        error,
+        ControllerError::Membership(MembershipError::StillAlive(_) | MembershipError::JoinLosesQuorum { .. })
+    );
+    let error = Error::new(code, error.to_string());
+    Error { retriable: error.retriable || passes, ..error }
 }
 
 const fn membership(error: &MembershipError) -> ErrorCode {
@@ -137,7 +143,9 @@ const fn membership(error: &MembershipError) -> ErrorCode {
         | MembershipError::TokenExpired
         | MembershipError::TokenUsed(_)
         | MembershipError::TokenOfAnother { .. }
-        | MembershipError::IdInUse(_) => ErrorCode::JoinRefused,
+        | MembershipError::IdInUse(_)
+        | MembershipError::StillAlive(_)
+        | MembershipError::JoinLosesQuorum { .. } => ErrorCode::JoinRefused,
         MembershipError::NotInvited(_)
         | MembershipError::Removed(_)
         | MembershipError::OldIncarnation { .. }
@@ -148,6 +156,7 @@ const fn membership(error: &MembershipError) -> ErrorCode {
         MembershipError::TokenExists
         | MembershipError::NowhereToGo { .. }
         | MembershipError::QuorumLost { .. }
+        | MembershipError::StillServes { .. }
         | MembershipError::LastBroker(_)
         | MembershipError::UnknownShard(_)
         | MembershipError::StaleVersion { .. }
@@ -362,6 +371,13 @@ pub(crate) fn interrupted(what: &str) -> Error {
 /// Of whatever comes while the broker stops.
 pub(crate) fn stopping() -> Error {
     Error::new(ErrorCode::ShuttingDown, "the broker is shutting down; try another")
+}
+
+/// A component is not here, and a broker that may have it could not be asked, or has not sent all of it.
+pub(crate) fn component_to_come(error: &OpenError, reason: &str) -> Error {
+    let message =
+        format!("{error}, unless another broker has it, which is not known yet ({reason}); try again");
+    Error::new(ErrorCode::NotYetAdopted, message)
 }
 
 pub(crate) fn open_plugin(error: &OpenError) -> Error {

@@ -34,8 +34,9 @@ use crate::peers::{Peers, decode_hello, own_hello};
 const JOINING: &str = "joining";
 /// For one attempt at one seed.
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(20);
-/// Attempts at all seeds, and the pause between them: a broker that is asked may just be starting.
-const ROUNDS_MAX: usize = 10;
+/// Attempts at all seeds, and the pause between them: a broker that is asked may just be starting, and one whose place is taken counts as alive
+/// for some seconds after its end.
+const ROUNDS_MAX: usize = 20;
 const ROUND_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a broker did not become one of the cluster's.
@@ -61,6 +62,9 @@ pub enum JoinError {
     /// The cluster said no.
     #[error("the cluster does not take this broker in: {0}")]
     Refused(String),
+    /// The cluster does not say yes yet.
+    #[error("the cluster does not take this broker in yet: {0}")]
+    NotYet(String),
     /// No seed answered.
     #[error("no broker of the cluster was reached: {0}")]
     Unreachable(String),
@@ -100,12 +104,13 @@ pub(crate) async fn join(
         rack: rack.to_owned(),
         software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
     };
-    let mut troubles = String::new();
+    let (mut troubles, mut answered) = (String::new(), false);
     for round in 0..ROUNDS_MAX {
         if round > 0 {
             tokio::time::sleep(ROUND_PAUSE).await;
         }
         let mut said = Vec::new();
+        answered = false;
         for seed in seeds {
             let asked = tokio::time::timeout(ATTEMPT_DEADLINE, ask(seed, &token, request.clone())).await;
             let reply = match asked.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
@@ -116,7 +121,10 @@ pub(crate) async fn join(
                 }
             };
             match reply.error.clone().filter(|error| !error.is_none()) {
-                Some(error) if error.retriable => said.push(format!("{seed}: {error}")),
+                Some(error) if error.retriable => {
+                    answered = true;
+                    said.push(format!("{seed}: {error}"));
+                }
                 Some(error) => return Err(JoinError::Refused(error.message)),
                 None => return accept(data_dir, directory, &token, reply),
             }
@@ -124,7 +132,7 @@ pub(crate) async fn join(
         troubles = said.join("; ");
         tracing::info!(troubles, "joining is tried again");
     }
-    Err(JoinError::Unreachable(troubles))
+    Err(if answered { JoinError::NotYet(troubles) } else { JoinError::Unreachable(troubles) })
 }
 
 async fn ask(seed: &str, token: &JoinToken, request: JoinRequest) -> Result<JoinReply, String> {

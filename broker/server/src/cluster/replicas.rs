@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tidemill_controller::{
-    ClusterSettings, ControllerCommand, ControllerReply, ShardRecord, initial_placement,
+    BrokerRecord, ClusterSettings, Controller, ControllerCommand, ControllerReply, ShardRecord,
+    initial_placement,
 };
 use tidemill_log::segment::SegmentFiles;
 use tidemill_log::wal::{LogRange, RecoveredShard, Recovery, Wal};
@@ -129,8 +130,7 @@ impl ReplicaStarter {
             let now = view.now();
             self.snapshot_limiter.set(now.controller().settings().snapshot_bytes_per_second);
             for shard in self.all().filter(|shard| !lost.contains_key(shard)) {
-                let seen = now.controller().shard(shard);
-                if seen.and_then(|record| self.due(record, &shards)).is_none() {
+                if self.due(now.controller(), shard, &shards).is_none() {
                     continue;
                 }
                 // A replica of the controller that catches up shows what was planned once, and is no more.
@@ -156,12 +156,14 @@ impl ReplicaStarter {
     }
 
     /// What is to be done so that a shard is here as planned; `None`: nothing.
-    fn due(&self, record: &ShardRecord, shards: &Shards) -> Option<Due> {
-        let shard = record.shard;
-        if self.leaving.lock().contains(&shard) {
+    fn due(&self, controller: &Controller, shard: ShardId, shards: &Shards) -> Option<Due> {
+        let (me, record) = (BrokerId::new(self.meta.broker_id), controller.shard(shard)?);
+        // Where another directory has this broker's place, what is planned for the broker is that one's: two must never live under one id.
+        let is_mine = |known: &BrokerRecord| known.is_member() && known.incarnation == self.meta.incarnation;
+        if self.leaving.lock().contains(&shard) || !controller.broker(me).is_none_or(is_mine) {
             return None;
         }
-        let planned = record.node_of(BrokerId::new(self.meta.broker_id));
+        let planned = record.node_of(me);
         let last = self.lives.node(shard);
         match (planned, shards.replica(shard)) {
             (Some(node), None) if node == last => Some(Due::Start),
@@ -180,7 +182,7 @@ impl ReplicaStarter {
     /// The same by what the controller has decided up to now; `None` where it can't be asked.
     async fn due_now(&self, shard: ShardId, shards: &Shards) -> Option<Option<Due>> {
         let state = shards.controller_now().await?;
-        Some(state.shard(shard).and_then(|record| self.due(record, shards)))
+        Some(self.due(&state, shard, shards))
     }
 
     async fn take(&self, shard: ShardId, due: Option<Due>, shards: &Shards) -> Result<(), String> {

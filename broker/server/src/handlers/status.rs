@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use tidemill_controller::{BrokerState, Controller, risks};
+use tidemill_controller::{BrokerState, Controller, risks, risks_from};
 use tidemill_protocol::messages::{
     BrokerStatus, ClusterSettings, ClusterStatus, MetricsReply, ShardPlacement, ShardReplica, ShardStatus,
 };
@@ -41,7 +41,10 @@ pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
     status.placement = placement.into_values().collect();
     status.brokers = brokers(context, controller, &status, &others);
     status.risks = match controller.identity() {
-        Some(_) => risks(controller).into_iter().map(|risk| risk.to_string()).collect(),
+        Some(_) => {
+            let seen_from_here = risks_from(controller, |broker| reaches(context, broker));
+            seen_from_here.into_iter().chain(risks(controller)).map(|risk| risk.to_string()).collect()
+        }
         None => vec![FORMING.to_owned()],
     };
     let settings = controller.settings();
@@ -51,6 +54,12 @@ pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
         replication_factor: u32::from(settings.replication_factor_max),
     });
     status
+}
+
+/// Whether this broker has a connection to a broker, or is that one.
+fn reaches(context: &Context, broker: BrokerId) -> bool {
+    let connected = || context.peers.as_ref().is_some_and(|peers| peers.connected().contains(&broker));
+    broker.get() == context.meta.broker_id || connected()
 }
 
 /// What the other brokers say of themselves, as far as they answer.
@@ -84,6 +93,12 @@ fn brokers(
         let of = status.placement.iter().filter(|shard| shard.leader == broker);
         u32::try_from(of.count()).unwrap_or(u32::MAX)
     };
+    // Else what the controller said last may be of long ago.
+    let is_current = controller.shard(ShardId::CONTROLLER).is_none_or(|record| {
+        let voters = record.voters();
+        let reached = voters.iter().filter(|node| reaches(context, node.broker())).count();
+        2 * reached > voters.len()
+    });
     controller
         .brokers()
         .map(|record| {
@@ -96,7 +111,7 @@ fn brokers(
                 peer_addresses: record.peer_addresses.clone(),
                 rack: record.rack.clone(),
                 software: record.software.clone(),
-                alive: record.alive,
+                alive: record.alive && (is_current || reaches(context, record.broker)),
                 state: match record.state {
                     BrokerState::Active => "active",
                     BrokerState::Draining => "draining",

@@ -88,6 +88,30 @@ async fn what_the_cluster_can_not_do_without_stays() -> Outcome<()> {
     Ok(())
 }
 
+/// Neither a token for its number nor a removal pushes out a broker that lives and holds replicas.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_lives_is_not_pushed_out() -> Outcome<()> {
+    let cluster = TestCluster::start(3, 2, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    let refused = client.remove_broker(BrokerId::new(3)).await.expect_err("it lives");
+    assert_eq!(refused.code(), Some(ErrorCode::ClusterChangeRefused.code()), "{refused}");
+    assert!(refused.to_string().contains("tidemill cluster drain 3"), "{refused}");
+
+    let token = client.create_join_token(Some(BrokerId::new(3)), None).await?;
+    let elsewhere = cluster.directory().join("another-3");
+    let options = cluster.joining(3, &token.token)?.directory(elsewhere);
+    let refused = TestBroker::start(options).await.expect_err("its place is taken");
+    assert!(
+        matches!(&refused, WorldError::Ended { log, .. } if log.contains("broker 3 is alive")),
+        "{refused}"
+    );
+    let status = cluster.settled(&client).await?;
+    assert!(status.brokers.iter().all(|broker| broker.alive && broker.incarnation == 1), "{status:#?}");
+    assert_eq!(replicas_of(&status, 3), 2);
+    Ok(())
+}
+
 /// Starts a broker that its cluster does not want: it ends by itself, at once or when it has heard why. Answers its log.
 async fn turned_away(broker: &mut TestBroker) -> Outcome<String> {
     match broker.restart().await {

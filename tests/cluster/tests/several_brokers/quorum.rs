@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tidemill_client::messages::ClusterStatus;
 use tidemill_client::{Client, NewTopic, PartitionId, Position, Record, Start, TopicPartition};
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
@@ -36,6 +37,12 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     }
 
     let alone = cluster.broker(1).client().await?;
+    // The controller can't write down that they are silent: whoever is asked says what it sees.
+    let said = |status: &ClusterStatus| {
+        let lost = status.risks.iter().any(|risk| risk.contains("which is no majority"));
+        lost && status.brokers.iter().filter(|broker| broker.alive).count() == 1
+    };
+    cluster.until(&alone, "say that there is no majority", said).await?;
     let hasty = client.producer("plays").delivery_timeout(DEADLINE).build().await;
     let begun = Instant::now();
     if let Ok(hasty) = hasty {

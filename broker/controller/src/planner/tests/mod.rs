@@ -8,7 +8,7 @@ use tidemill_protocol::ShardId;
 use super::liveness::{ALIVE_WITHIN_MS, DEAD_AFTER_MS};
 use super::replicas::SHARDS_MOVING_MAX;
 use super::*;
-use crate::risks::{Risk, Severity, risks};
+use crate::risks::{Risk, Severity, risks, risks_from};
 use crate::settings::ClusterSettings;
 use crate::testing::*;
 use world::{World, racks};
@@ -22,6 +22,25 @@ fn a_new_cluster_has_nothing_to_plan_and_nothing_at_risk() {
         let at_risk = if brokers == 2 { 13 } else { 0 };
         assert_eq!(risks(&world.controller).len(), at_risk, "{brokers} brokers");
     }
+}
+
+#[test]
+fn who_is_asked_says_whom_it_does_not_reach() {
+    let mut world = World::new(&["", "", ""], 2);
+    assert!(risks_from(&world.controller, |_| true).is_empty());
+    let one_away = risks_from(&world.controller, |broker| broker != id(2));
+    assert_eq!(one_away, [Risk::Unreached { broker: id(2) }]);
+    let alone = risks_from(&world.controller, |broker| broker == id(1));
+    let lost =
+        alone.iter().filter(|risk| matches!(risk, Risk::NoMajorityReached { reached: 1, voters: 3, .. }));
+    assert_eq!(lost.count(), 3, "the controller's shard and two more: {alone:?}");
+    assert!(alone.iter().any(|risk| risk.severity() == Severity::Critical));
+    // What the controller knows is not said twice.
+    for broker in 2..=3 {
+        let silent = ControllerCommand::SetAlive { broker: id(broker), starts: 1, alive: false };
+        assert!(world.apply(&silent));
+    }
+    assert!(risks_from(&world.controller, |broker| broker == id(1)).is_empty());
 }
 
 #[test]
