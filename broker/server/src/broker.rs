@@ -176,6 +176,7 @@ impl Broker {
             unpacking: crate::unpacking::UnpackPool::new(),
             uploads: crate::context::uploads(),
             compiles: crate::context::compiles(),
+            fetches: crate::context::fetches(),
             repairs_sent: crate::context::repairs_sent(),
             stopping: stopping.clone(),
             config,

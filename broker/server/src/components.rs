@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_controller::Controller;
+use tidemill_hosting::{Filter, OpenError, Partitioner, PluginPlan, PluginProblem};
 use tidemill_net::Stream;
 use tidemill_protocol::messages::{Error, PayloadChunk};
 use tidemill_protocol::{BrokerId, ErrorCode};
@@ -176,13 +177,56 @@ pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &Componen
     }
 }
 
+/// How long whoever wants to use a plugin waits for its component to come.
+const USE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens a filter. A component that is registered and not here yet, as on a broker that has just joined, is fetched first.
+pub(crate) async fn filter(context: &Context, plan: &PluginPlan) -> Result<Filter, Error> {
+    match context.hosting.filter(plan).await {
+        Ok(filter) => return Ok(filter),
+        Err(error) => bring(context, plan, &error).await?,
+    }
+    context.hosting.filter(plan).await.map_err(|error| errors::open_plugin(&error))
+}
+
+/// Opens a partitioner, as [`filter`] does a filter.
+pub(crate) async fn partitioner(context: &Context, plan: &PluginPlan) -> Result<Partitioner, Error> {
+    match context.hosting.partitioner(plan).await {
+        Ok(partitioner) => return Ok(partitioner),
+        Err(error) => bring(context, plan, &error).await?,
+    }
+    context.hosting.partitioner(plan).await.map_err(|error| errors::open_plugin(&error))
+}
+
+/// Brings the component here for want of which a plugin could not be opened.
+async fn bring(context: &Context, plan: &PluginPlan, error: &OpenError) -> Result<(), Error> {
+    let Some(peers) = context.peers.as_ref().filter(|_| error.problem() == PluginProblem::Missing) else {
+        return Err(errors::open_plugin(error));
+    };
+    let connected = peers.connected();
+    let ensured = ensure(context, peers, plan.digest, &connected);
+    match tokio::time::timeout(USE_PATIENCE, ensured).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) if all_others_are_among(context, &connected) => Err(errors::open_plugin(error)),
+        Ok(Err(reason)) => Err(errors::component_to_come(error, &reason.message)),
+        Err(_) => Err(errors::component_to_come(error, "it is still on its way here")),
+    }
+}
+
+fn all_others_are_among(context: &Context, brokers: &[BrokerId]) -> bool {
+    let me = BrokerId::new(context.meta.broker_id);
+    let view = context.view.now();
+    let mut members = view.controller().brokers().filter(|record| record.is_member());
+    members.all(|record| record.broker == me || brokers.contains(&record.broker))
+}
+
 /// Has a component here: found, or fetched from one of these brokers, checked and compiled.
-async fn ensure(
-    context: &Arc<Context>,
-    peers: &Peers,
-    digest: [u8; 32],
-    from: &[BrokerId],
-) -> Result<(), Error> {
+async fn ensure(context: &Context, peers: &Peers, digest: [u8; 32], from: &[BrokerId]) -> Result<(), Error> {
+    if context.hosting.component(digest).await.is_ok() {
+        return Ok(());
+    }
+    let _place = context.fetches.acquire().await.map_err(|_| errors::stopping())?;
+    // Whoever had the place may have brought it.
     if context.hosting.component(digest).await.is_ok() {
         return Ok(());
     }
@@ -197,7 +241,7 @@ async fn ensure(
             }
             Err(_) => continue,
         };
-        let _place = context.compiles.acquire().await.map_err(|_| errors::stopping())?;
+        let _compiles = context.compiles.acquire().await.map_err(|_| errors::stopping())?;
         match context.hosting.check_upload(component).await {
             Ok(_) => return Ok(()),
             Err(error) => last = errors::upload(&error),

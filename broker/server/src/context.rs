@@ -56,6 +56,8 @@ pub(crate) struct Context {
     pub(crate) uploads: tokio::sync::Semaphore,
     /// Places for what was received: checked and compiled.
     pub(crate) compiles: tokio::sync::Semaphore,
+    /// Places for components that come from other brokers.
+    pub(crate) fetches: tokio::sync::Semaphore,
     /// Places for segments that are checked and sent to brokers whose own don't read.
     pub(crate) repairs_sent: tokio::sync::Semaphore,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
@@ -67,6 +69,14 @@ pub(crate) struct Context {
 const UPLOADS_MAX: usize = 16;
 /// Of what was received, so many are checked at once: each holds a component in memory, and a compiler's process.
 const COMPILES_MAX: usize = 4;
+
+/// Components that come from other brokers at once: each is in memory as a whole.
+const FETCHES_MAX: usize = 2;
+
+/// Places for components that come from other brokers.
+pub(crate) const fn fetches() -> tokio::sync::Semaphore {
+    tokio::sync::Semaphore::const_new(FETCHES_MAX)
+}
 
 /// Segments that are checked and sent to others at once: each keeps a core and the disk busy.
 const REPAIRS_SENT_MAX: usize = 2;

@@ -9,6 +9,7 @@ use tidemill_protocol::messages::{Error, Rejection};
 use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch, Records};
 use tidemill_protocol::{DeploymentId, ErrorCode, Timestamp};
 
+use crate::components;
 use crate::context::Context;
 use crate::{errors, plans};
 
@@ -51,7 +52,7 @@ impl ProduceFilter {
         let view = context.view.now();
         let record = view.deployment(deployment).ok_or_else(|| forgotten(&topic))?;
         let plan = plans::plugin(&view, record);
-        let filter = context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
+        let filter = components::filter(context, &plan).await?;
         let bound = Bound { deployment, filter, drop_rejected: record.spec.drop_rejected };
         Ok(Self { topic, batch_bytes_max, bound: Some(bound) })
     }

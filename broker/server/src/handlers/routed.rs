@@ -22,6 +22,7 @@ use tidemill_shard::{FilterPass, RoutedAppend, Unit};
 
 use crate::admission::Admitted;
 use crate::attempts::{Attempt, RoutedKey};
+use crate::components;
 use crate::context::Context;
 use crate::errors;
 use crate::generations::Target;
@@ -351,12 +352,7 @@ impl Routing {
             Some(id) => {
                 let record = view.deployment(id).ok_or_else(|| partitioner_changed(&self.intake.topic))?;
                 let plan = plans::plugin(&view, record);
-                self.intake
-                    .context
-                    .hosting
-                    .partitioner(&plan)
-                    .await
-                    .map_err(|error| errors::open_plugin(&error))?
+                components::partitioner(&self.intake.context, &plan).await?
             }
         };
         self.partitioners.insert(epoch, partitioner.clone());

@@ -9,6 +9,7 @@ use tidemill_protocol::messages::{Error, FilterSpec};
 use tidemill_protocol::record_batch::{BatchLimits, Compression, RecordBatch};
 use tidemill_protocol::{ErrorCode, Offset, TopicPartition};
 
+use crate::components;
 use crate::context::Context;
 use crate::naming::unknown_filter;
 use crate::unpacking::Unpacker;
@@ -49,7 +50,7 @@ impl Filtering {
     ) -> Result<Self, Error> {
         let Some(spec) = spec else { return Ok(Self::None) };
         let plan = plan(context, spec)?;
-        let filter = context.hosting.filter(&plan).await.map_err(|error| errors::open_plugin(&error))?;
+        let filter = components::filter(context, &plan).await?;
         let decompressed_bytes_max = context.config.limits.decompressed_bytes_max;
         Ok(Self::By(BatchFilter { filter, unpacker, decompressed_bytes_max }))
     }
