@@ -4,6 +4,9 @@
 //! cargo run --release -p tidemill-sim --example sim -- cluster [first seed] [number of seeds]
 //! cargo run --release -p tidemill-sim --example sim -- seed SEED [file for its trace] [number of a bug]
 //! cargo run --release -p tidemill-sim --example sim -- bugs [most seeds for each] [number of a bug]
+//! cargo run --release -p tidemill-sim --example sim -- edits                          numbers of the bugs that are changes of the sources
+//! cargo run --release -p tidemill-sim --example sim -- edit NUMBER DIRECTORY          changes a copy of the sources
+//! cargo run --release -p tidemill-sim --example sim -- edited NUMBER [most seeds]     built from such a copy: which seed finds it
 //! cargo run --release -p tidemill-sim --example sim -- alone [first seed] [number of seeds] [file for the last trace]
 //! ```
 //!
@@ -11,16 +14,18 @@
 //! of a seed differ, or where a promise was broken.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use tidemill_sim::{Bug, Outcome, Trace, run, run_if_child, run_seed, run_seeds};
+use tidemill_sim::{Bug, EDITS, Edit, Outcome, Trace, run, run_if_child, run_seed, run_seeds};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One seed of a cluster in so many is run twice.
 const TWICE_ONE_IN: u64 = 10;
+/// Bugs that are changes of the sources are counted on from the others.
+const FIRST_EDIT: u64 = Bug::ALL.len() as u64 + 1;
 
 fn main() -> Result<ExitCode, Failure> {
     if let Some(done) = run_if_child(runtime) {
@@ -42,7 +47,21 @@ fn main() -> Result<ExitCode, Failure> {
             alone(first, count, arguments.next())?
         }
         "bugs" => bugs(number(1_000)?, number(0)?)?,
-        other => return Err(format!("{other}: cluster, seed, bugs or alone").into()),
+        "edits" => {
+            (FIRST_EDIT..).zip(EDITS).for_each(|(number, edit)| println!("{number} {}", edit.describe));
+            true
+        }
+        "edit" => {
+            let edit = edit(number(0)?)?;
+            edit.make(Path::new(&arguments.next().ok_or("edit NUMBER DIRECTORY")?))?;
+            true
+        }
+        "edited" => {
+            let (number, most) = (number(0)?, number(1_000)?);
+            row(number, edit(number)?.describe, most, None)?;
+            true
+        }
+        other => return Err(format!("{other}: cluster, seed, bugs, edits, edit, edited or alone").into()),
     };
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -96,28 +115,37 @@ fn one(seed: u64, file: Option<PathBuf>, bug: Option<usize>) -> Result<bool, Fai
 /// How many seeds each bug takes that is put back.
 fn bugs(most: u64, only: u64) -> Result<bool, Failure> {
     println!("| | bug | seeds until it was found | as |\n| --- | --- | --- | --- |");
-    let mut found = 0;
     for (number, bug) in (1..).zip(Bug::ALL).filter(|(number, _)| only == 0 || *number == only) {
-        let mut first: Option<Outcome> = None;
-        run_seeds(1, most, Some(bug), |outcome| {
-            let earlier = first.as_ref().is_none_or(|first| outcome.seed < first.seed);
-            if outcome.violation.is_some() && earlier {
-                first = Some(outcome);
-            }
-            first.is_none()
-        })?;
-        let line = match first {
-            Some(Outcome { seed, violation, .. }) => {
-                found += 1;
-                let text: String = violation.unwrap_or_default().chars().take(160).collect();
-                format!("{seed} | {text}")
-            }
-            None => format!("not in {most} |"),
-        };
-        println!("| {number} | {} | {line} |", bug.describe());
+        row(number, bug.describe(), most, Some(bug))?;
     }
-    println!("\n{found} found");
     Ok(true)
+}
+
+/// The bug of that number, of those that are changes of the sources.
+fn edit(number: u64) -> Result<Edit, Failure> {
+    let at = number.checked_sub(FIRST_EDIT).and_then(|at| usize::try_from(at).ok());
+    Ok(*at.and_then(|at| EDITS.get(at)).ok_or("`edits` tells the numbers")?)
+}
+
+/// Runs seeds until one finds something, and says which.
+fn row(number: u64, describe: &str, most: u64, bug: Option<Bug>) -> Result<(), Failure> {
+    let mut first: Option<Outcome> = None;
+    run_seeds(1, most, bug, |outcome| {
+        let earlier = first.as_ref().is_none_or(|first| outcome.seed < first.seed);
+        if outcome.violation.is_some() && earlier {
+            first = Some(outcome);
+        }
+        first.is_none()
+    })?;
+    let found = match first {
+        Some(Outcome { seed, violation, .. }) => {
+            let text: String = violation.unwrap_or_default().chars().take(160).collect();
+            format!("{seed} | {text}")
+        }
+        None => format!("not in {most} |"),
+    };
+    println!("| {number} | {describe} | {found} |");
+    Ok(())
 }
 
 fn alone(first: u64, count: u64, file: Option<String>) -> Result<bool, Failure> {

@@ -15,12 +15,15 @@ use rand::{RngExt, SeedableRng};
 use tidemill_log::fs::{DirEntry, LockGuard, MemoryStorage, OpenMode, Space, Storage, StorageFile};
 use tokio::sync::Notify;
 
+use crate::astray;
 use crate::trace::Trace;
 
 /// What the runtime's clock tells apart: less time than that is owed on.
 const TICK: Duration = Duration::from_millis(1);
 /// One call in so many is one that a busy device holds up.
 const STALL_ONE_IN: u32 = 200;
+/// Calls from a write that goes astray to the one behind which the power goes, where it goes by itself; the write counts.
+const CALLS_BEFORE_POWER_LOSS: std::ops::Range<u64> = 2..7;
 /// How much of a file is changed when it is damaged.
 const DAMAGE_BYTES: usize = 16;
 
@@ -61,6 +64,8 @@ struct State {
     /// How many times as long as usual a call takes.
     slowness: u32,
     lie: Option<Lie>,
+    /// So many further writes to the write-ahead log arrive where they should, and the one behind them does not.
+    astray_after: Option<u64>,
 }
 
 impl SimDisk {
@@ -79,6 +84,7 @@ impl SimDisk {
             off: false,
             slowness: 1,
             lie,
+            astray_after: None,
         };
         Self(Arc::new(Inner {
             name: name.to_owned(),
@@ -141,6 +147,46 @@ impl SimDisk {
             }
         });
         self.0.trace.note(format_args!("{}: {} is damaged at {at}", self.0.name, path.display()));
+        true
+    }
+
+    /// Of the writes to the write-ahead log that are to come, the one behind so many others lands elsewhere in the log, and says that
+    /// it did not. In this life of the disk only.
+    pub(crate) fn lead_astray_after(&self, writes: u64) {
+        self.0.state.lock().astray_after = Some(writes);
+    }
+
+    /// Whether the write of `bytes` at `offset` was led astray.
+    fn is_led_astray(&self, path: &Path, offset: u64, bytes: &[u8]) -> bool {
+        let mut state = self.0.state.lock();
+        if !path.starts_with("wal") || state.off {
+            return false;
+        }
+        match &mut state.astray_after {
+            None => return false,
+            Some(0) => {}
+            Some(writes) => {
+                *writes -= 1;
+                return false;
+            }
+        }
+        let Some((other, at)) = astray::place(&self.0.memory, &mut state.rng, path, offset, bytes.len())
+        else {
+            return false;
+        };
+        state.astray_after = None;
+        if state.rng.random() {
+            // Soon enough that what is written behind it does not give it away.
+            state.last_call = Some(state.calls + state.rng.random_range(CALLS_BEFORE_POWER_LOSS));
+        }
+        drop(state);
+        self.0.memory.edit(&other, |file| astray::put(file, at, bytes));
+        self.0.trace.note(format_args!(
+            "{}: what is written to {} at {offset} lands in {} at {at}",
+            self.0.name,
+            path.display(),
+            other.display()
+        ));
         true
     }
 
@@ -376,7 +422,12 @@ impl StorageFile for SimFile {
     }
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.call(Kind::Write, "write", offset, &[bytes], |file| file.write_all_at(offset, bytes))
+        self.call(Kind::Write, "write", offset, &[bytes], |file| {
+            if self.disk.is_led_astray(&self.path, offset, bytes) {
+                return Ok(());
+            }
+            file.write_all_at(offset, bytes)
+        })
     }
 
     fn write_all_vectored_at(&self, offset: u64, slices: &mut [IoSlice<'_>]) -> io::Result<()> {

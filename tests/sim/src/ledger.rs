@@ -49,6 +49,22 @@ pub enum Violation {
         /// What is there.
         found: i32,
     },
+    /// What a task emits is not in the order of its steps, or something is missing.
+    #[error(
+        "{partition}: at offset {offset} is what a task emits of {source_partition} from {found} on, where {expected} is next"
+    )]
+    StepMissing {
+        /// Where.
+        partition: TopicPartition,
+        /// At which offset.
+        offset: Offset,
+        /// What the task reads.
+        source_partition: TopicPartition,
+        /// Where the step would begin that is next.
+        expected: Offset,
+        /// Where the one begins that is there.
+        found: Offset,
+    },
     /// A broken promise among several brokers.
     #[error("{0}")]
     Cluster(String),
@@ -69,6 +85,23 @@ pub enum Violation {
 pub(crate) struct Ledger {
     sent: BTreeSet<Digest>,
     acknowledged: BTreeMap<(TopicPartition, Offset), Digest>,
+    steps: BTreeMap<Digest, Step>,
+}
+
+/// What one batch that a task emits says: that it has read a source from one offset to another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Step {
+    pub(crate) source: TopicPartition,
+    pub(crate) from: Offset,
+    pub(crate) to: Offset,
+}
+
+/// What a shard holds.
+pub(crate) struct Held {
+    /// The digest of all batches as they stand.
+    pub(crate) batches: blake3::Hash,
+    /// Up to where tasks have read their sources, by what they have emitted to here.
+    pub(crate) steps_to: BTreeMap<TopicPartition, Offset>,
 }
 
 type Digest = [u8; 32];
@@ -78,6 +111,12 @@ impl Ledger {
         let digest = digest(batch);
         self.sent.insert(digest);
         digest
+    }
+
+    /// The same of a batch that a task emits.
+    pub(crate) fn send_step(&mut self, batch: &Bytes, step: Step) {
+        let digest = self.send(batch);
+        self.steps.insert(digest, step);
     }
 
     pub(crate) fn acknowledge(&mut self, partition: TopicPartition, offset: Offset, batch: Digest) {
@@ -95,12 +134,12 @@ impl Ledger {
     }
 
     /// Reads everything, from memory and from segments, and compares with what was acknowledged in the shard's partitions.
-    /// Answers a digest of all batches as they stand.
     pub(crate) fn check(
         &self,
         shard: &Shard,
         is_here: impl Fn(TopicPartition) -> bool,
-    ) -> Result<blake3::Hash, Violation> {
+    ) -> Result<Held, Violation> {
+        let mut steps_to = BTreeMap::new();
         let mut stored = BTreeMap::new();
         let mut seen = BTreeSet::new();
         let mut sequences = BTreeMap::new();
@@ -129,6 +168,19 @@ impl Ledger {
                             return Err(Violation::Disorder { partition, offset, expected, found: sequence });
                         }
                     }
+                    if let Some(Step { source, from, to }) = self.steps.get(&digest).copied() {
+                        let expected = steps_to.insert(source, to).unwrap_or(Offset::ZERO);
+                        if from != expected {
+                            let (source_partition, found) = (source, from);
+                            return Err(Violation::StepMissing {
+                                partition,
+                                offset,
+                                source_partition,
+                                expected,
+                                found,
+                            });
+                        }
+                    }
                     all.update(&batch);
                     stored.insert((partition, offset), digest);
                 }
@@ -138,7 +190,7 @@ impl Ledger {
         let mut here = self.acknowledged.iter().filter(|((partition, _), _)| is_here(*partition));
         match here.find(|(place, batch)| stored.get(place) != Some(*batch)) {
             Some(((partition, offset), _)) => Err(Violation::Lost { partition: *partition, offset: *offset }),
-            None => Ok(all.finalize()),
+            None => Ok(Held { batches: all.finalize(), steps_to }),
         }
     }
 }

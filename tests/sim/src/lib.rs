@@ -15,11 +15,13 @@
 //! `start_paused`. The first thing that a simulation must show is that a seed run twice leaves the same trace.
 
 mod alone;
+mod astray;
 mod background;
 mod chance;
 mod child;
 mod cluster;
 mod disk;
+mod edits;
 mod host;
 mod ledger;
 mod network;
@@ -31,6 +33,7 @@ pub use background::SimBackground;
 pub use child::{Outcome, run_if_child, run_seed, run_seeds};
 pub use cluster::{Bug, Checks, ClusterReport, Fault, run_cluster};
 pub use disk::SimDisk;
+pub use edits::{Change, EDITS, Edit};
 pub use host::{Host, HostError};
 pub use ledger::Violation;
 pub use network::{Accept, SimNetwork};

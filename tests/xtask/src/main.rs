@@ -1,6 +1,7 @@
 //! The project's own commands: what README tells a newcomer, and what CI runs.
 
 mod bench;
+mod bugs;
 mod chaos;
 mod check;
 mod demo;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bugs;
 use crate::run::{Failed, cargo, step};
 
 /// See `cargo xtask sim`.
@@ -22,12 +23,18 @@ pub(crate) struct Arguments {
     /// Put each known bug back, one at a time, and say how many of the seeds find it.
     #[arg(long)]
     bugs: bool,
+    /// Only this one of them, by its number.
+    #[arg(long, requires = "bugs")]
+    bug: Option<u64>,
     /// One broker alone instead of clusters.
     #[arg(long, conflicts_with = "bugs")]
     alone: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
+    if arguments.bugs {
+        return bugs::run(arguments.seeds, arguments.bug);
+    }
     let (first, seeds) = (arguments.first.to_string(), arguments.seeds.to_string());
     // An example, because it alone is built with a clock that can be stopped; and not a release build, in which openraft would not
     // check what it asserts.
@@ -37,7 +44,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
             command.args(["seed", &seed.to_string()]);
             command.args(arguments.trace.iter());
         }
-        None if arguments.bugs => drop(command.args(["bugs", &seeds])),
         None => drop(command.args([if arguments.alone { "alone" } else { "cluster" }, &first, &seeds])),
     }
     step("simulate", &mut command)

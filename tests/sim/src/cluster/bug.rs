@@ -1,6 +1,8 @@
 //! Bugs that are put back one at a time, to see whether the simulation finds them. Each is something of the simulation's own
 //! that is wrong around the broker's code: a disk, the settings of a start, a client. The broker's code is what it is.
 
+use crate::disk::Lie;
+
 /// A bug that is put back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bug {
@@ -46,6 +48,17 @@ impl Bug {
         Self::WipedUnderOldId,
         Self::DoubtAccepted,
     ];
+
+    /// What disks say that they have synced, and have not.
+    pub(super) const fn lie(self) -> Option<Lie> {
+        match self {
+            Self::AckBeforeSync => Some(Lie::Wal),
+            Self::StateNotSynced => Some(Lie::State),
+            Self::SegmentsNotSynced => Some(Lie::Segments),
+            Self::NamesNotSynced => Some(Lie::Names),
+            _ => None,
+        }
+    }
 
     /// In a few words.
     #[must_use]

@@ -1,4 +1,4 @@
-//! Those who write and read: idempotent producers at any broker, and readers that ask first how current a broker is.
+//! Those who write and read: idempotent producers and plain ones at any broker, and readers that ask first how current a broker is.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,16 @@ use tidemill_protocol::{
 use tidemill_shard::{AdoptTopic, Unit, UnitError, UnitResult};
 
 use super::bug::Bug;
-use super::world::World;
+use super::world::{Running, World};
 use crate::ledger::{Ledger, Violation};
 use crate::trace::Trace;
 
 /// Partitions of a shard.
 pub(crate) const PARTITIONS: u32 = 2;
-const PAUSE_MS: std::ops::Range<u64> = 0..120;
+pub(super) const PAUSE_MS: std::ops::Range<u64> = 0..250;
 const RECORD_BYTES_MAX: usize = 5 << 10;
+/// One time in so many a client asks whichever broker.
+const STRANGER_ONE_IN: u32 = 8;
 /// How long a client waits for one broker.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -46,16 +48,16 @@ pub(crate) struct Client {
 impl Client {
     /// Writes batch after batch until all is to end; what was begun is brought to its end.
     pub(crate) async fn produce(mut self, producer: i64) {
-        self.write(&Unit::AdoptTopic(self.topic())).await;
-        let partition = PartitionId::new(self.rng.random_range(0..PARTITIONS));
-        let partition = TopicPartition::new(topic_of(self.shard), partition);
+        self.write(self.shard, &Unit::AdoptTopic(self.topic())).await;
+        let partition = self.partition();
         let mut sequence = 0;
         while !self.world.is_ending() {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
+            let producer = (self.bug != Some(Bug::RetryIsNew)).then_some(producer);
             let batch = self.batch(producer, sequence);
             let sent = self.ledger.lock().send(&batch);
             let unit = Unit::Append { partition, batch, leader_epoch: None };
-            match self.write(&unit).await {
+            match self.write(self.shard, &unit).await {
                 Some(UnitResult::Appended { base_offset, .. }) => {
                     self.ledger.lock().acknowledge(partition, base_offset, sent);
                 }
@@ -69,28 +71,60 @@ impl Client {
         }
     }
 
+    /// Writes batches that no broker can tell from others, each once: one whose fate nobody knows is not sent again.
+    pub(crate) async fn produce_plainly(mut self) {
+        let mut number = 0;
+        while !self.world.is_ending() && self.world.violation().is_none() {
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
+            let partition = self.partition();
+            let batch = self.batch(None, number);
+            number += 1;
+            let sent = self.ledger.lock().send(&batch);
+            let unit = Unit::Append { partition, batch, leader_epoch: None };
+            if let Some(UnitResult::Appended { base_offset, .. }) = self.try_write(self.shard, &unit).await {
+                self.ledger.lock().acknowledge(partition, base_offset, sent);
+            }
+        }
+    }
+
+    fn partition(&mut self) -> TopicPartition {
+        TopicPartition::new(topic_of(self.shard), PartitionId::new(self.rng.random_range(0..PARTITIONS)))
+    }
+
     /// Asks brokers until one answers; `None` where the simulation is over.
-    async fn write(&mut self, unit: &Unit) -> Option<UnitResult> {
+    pub(super) async fn write(&mut self, shard: ShardId, unit: &Unit) -> Option<UnitResult> {
         loop {
             if self.world.violation().is_some() {
                 return None;
             }
-            let at = self.world.any(&mut self.rng);
-            if let Some(at) = at
-                && let Some(replica) = at.replicas.get(&self.shard).cloned()
-            {
-                let asked = at.until_it_ends(replica.propose_anywhere(unit.clone()));
-                let answer = tokio::time::timeout(PATIENCE, asked).await;
-                drop(replica);
-                self.trace.note(format_args!("{} at {}: {answer:?}", self.name, at.broker));
-                match answer {
-                    Ok(Some(Ok(UnitResult::Refused(UnitError::NotAdopted(_))))) => {}
-                    Ok(Some(Ok(result))) => return Some(result),
-                    // Not written, or nobody knows: the same again.
-                    _ => {}
-                }
+            // Not written, or nobody knows: the same again.
+            if let Some(result) = self.try_write(shard, unit).await {
+                return Some(result);
             }
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(10..150))).await;
+        }
+    }
+
+    /// Mostly one that keeps the shard; now and then any, which may know of no leader.
+    pub(super) fn somebody(&mut self, shard: ShardId) -> Option<Running> {
+        if self.rng.random_ratio(1, STRANGER_ONE_IN) {
+            return self.world.any(&mut self.rng);
+        }
+        self.world.any_keeper(shard, &mut self.rng)
+    }
+
+    /// Asks one broker; `None` where it does not say that it is done.
+    async fn try_write(&mut self, shard: ShardId, unit: &Unit) -> Option<UnitResult> {
+        let at = self.somebody(shard)?;
+        let replica = at.replicas.get(&shard).cloned()?;
+        let asked = at.until_it_ends(replica.propose_anywhere(unit.clone()));
+        let answer = tokio::time::timeout(PATIENCE, asked).await;
+        drop(replica);
+        self.trace.note(format_args!("{} at {}: {answer:?}", self.name, at.broker));
+        match answer {
+            Ok(Some(Ok(UnitResult::Refused(UnitError::NotAdopted(_))))) => None,
+            Ok(Some(Ok(result))) => Some(result),
+            _ => None,
         }
     }
 
@@ -98,8 +132,7 @@ impl Client {
     pub(crate) async fn read(mut self) {
         while !self.world.is_ending() && self.world.violation().is_none() {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
-            let partition = PartitionId::new(self.rng.random_range(0..PARTITIONS));
-            let partition = TopicPartition::new(topic_of(self.shard), partition);
+            let partition = self.partition();
             let Some(at) = self.world.any(&mut self.rng) else { continue };
             let Some(replica) = at.replicas.get(&self.shard).cloned() else { continue };
             let Some(acknowledged) = self.ledger.lock().acknowledged_end(partition) else { continue };
@@ -122,7 +155,7 @@ impl Client {
         }
     }
 
-    fn topic(&self) -> AdoptTopic {
+    pub(super) fn topic(&self) -> AdoptTopic {
         AdoptTopic {
             topic: topic_of(self.shard),
             version: 1,
@@ -134,16 +167,22 @@ impl Client {
     }
 
     /// A batch of one record that no other is like.
-    fn batch(&mut self, producer: i64, sequence: i32) -> Bytes {
+    fn batch(&mut self, producer: Option<i64>, sequence: i32) -> Bytes {
         let mut value = format!("{} {sequence} ", self.name).into_bytes();
         let bytes = self.rng.random_range(0..RECORD_BYTES_MAX);
         value.extend((0..bytes).map(|_| self.rng.random::<u8>()));
-        let mut builder = BatchBuilder::new(BuilderOptions::default());
-        if self.bug != Some(Bug::RetryIsNew) {
-            builder.set_producer(ProducerId::new(producer), ProducerEpoch::new(0), Sequence::new(sequence));
-        }
-        let appended = builder.append(Timestamp::new(1_000), None, Some(&value), []);
-        assert!(appended.is_ok(), "a record of a few KiB fits a batch: {appended:?}");
-        builder.build().unwrap_or_else(|error| unreachable!("a batch of one record can be built: {error}"))
+        let producer = producer.map(|producer| (ProducerId::new(producer), Sequence::new(sequence)));
+        batch_of(&value, producer)
     }
+}
+
+/// A batch of one record.
+pub(super) fn batch_of(value: &[u8], producer: Option<(ProducerId, Sequence)>) -> Bytes {
+    let mut builder = BatchBuilder::new(BuilderOptions::default());
+    if let Some((producer, sequence)) = producer {
+        builder.set_producer(producer, ProducerEpoch::new(0), sequence);
+    }
+    let appended = builder.append(Timestamp::new(1_000), None, Some(value), []);
+    assert!(appended.is_ok(), "a record of a few KiB fits a batch: {appended:?}");
+    builder.build().unwrap_or_else(|error| unreachable!("a batch of one record can be built: {error}"))
 }

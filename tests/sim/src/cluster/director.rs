@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -19,13 +19,14 @@ use tokio::time::Instant;
 use super::bug::Bug;
 use super::clients::Client;
 use super::controller::{control, is_settled};
+use super::disks::Wrong;
 use super::faults::Fault;
 use super::machine::{Beginning, Life, Place, Started};
 use super::settle::settle;
 use super::watcher::{Checks, Watcher};
 use super::world::World;
 use super::{BROKERS, ClusterReport, SHARDS};
-use crate::disk::{Lie, SimDisk};
+use crate::disk::SimDisk;
 use crate::ledger::{Ledger, Violation};
 use crate::network::SimNetwork;
 use crate::notes::Notes;
@@ -39,17 +40,28 @@ const LONG_AWAY: Duration = Duration::from_secs(9);
 const PRODUCERS_PER_SHARD: i64 = 2;
 /// Of the call to the disk that makes a snapshot the shard.
 const INSTALLED: &str = "/staging/complete 0+0";
+/// How soon a start that has to wait looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Members of each group.
 const VOTERS: u32 = 3;
 
 /// What ends a fault.
 #[derive(Debug, Clone, Copy)]
-enum Undo {
+pub(super) enum Undo {
     Start(BrokerId),
     GoOn(BrokerId),
     Mend,
     InTime,
     Fast(BrokerId),
+    /// What its disk did wrong comes to light: the power goes, or only its process ends.
+    ComeToLight(BrokerId, Ending),
+}
+
+/// How a broker ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    PowerLost,
+    Killed,
 }
 
 /// Of a start: at which broker, in which life, and what it came to.
@@ -58,16 +70,18 @@ type News = (BrokerId, u64, Started);
 pub(crate) struct Machine {
     pub(crate) broker: BrokerId,
     pub(crate) disk: SimDisk,
-    places: BTreeMap<ShardId, Place>,
-    life: Option<Life>,
+    pub(super) places: BTreeMap<ShardId, Place>,
+    pub(super) life: Option<Life>,
     clock_wrong_ms: Arc<AtomicI64>,
     /// It may refuse to start: something was taken from its disk.
-    may_have_lost: bool,
+    pub(super) may_have_lost: bool,
+    /// Its disk does wrong, or did: it starts again only once the others have gone on without it.
+    pub(super) wrong: Option<Wrong>,
 }
 
 pub(crate) struct Director {
-    rng: StdRng,
-    bug: Option<Bug>,
+    pub(super) rng: StdRng,
+    pub(super) bug: Option<Bug>,
     pub(crate) trace: Trace,
     pub(crate) network: SimNetwork,
     pub(crate) world: World,
@@ -78,7 +92,7 @@ pub(crate) struct Director {
     started: (mpsc::UnboundedSender<News>, mpsc::UnboundedReceiver<News>),
     lives: BTreeMap<BrokerId, u64>,
     faults: BTreeMap<Fault, u64>,
-    retired: u64,
+    pub(super) retired: u64,
 }
 
 impl Director {
@@ -90,13 +104,7 @@ impl Director {
         let world = World::new(&trace);
         let voters: BTreeSet<NodeId> =
             (1..=VOTERS).map(|broker| NodeId::new(BrokerId::new(broker), 1)).collect();
-        let lie = match bug {
-            Some(Bug::AckBeforeSync) => Some(Lie::Wal),
-            Some(Bug::StateNotSynced) => Some(Lie::State),
-            Some(Bug::SegmentsNotSynced) => Some(Lie::Segments),
-            Some(Bug::NamesNotSynced) => Some(Lie::Names),
-            _ => None,
-        };
+        let lie = bug.and_then(Bug::lie);
         let machine = |broker: u32| {
             let broker = BrokerId::new(broker);
             let node = NodeId::new(broker, 1);
@@ -111,6 +119,7 @@ impl Director {
                 life: None,
                 clock_wrong_ms: Arc::default(),
                 may_have_lost: false,
+                wrong: None,
             };
             (broker, machine)
         };
@@ -177,8 +186,15 @@ impl Director {
                 let client = self.client(format!("producer {producer}"), shard);
                 clients.push(tokio::spawn(client.produce(producer)));
             }
+            let plain = self.client(format!("plain producer {shard}"), shard);
+            clients.push(tokio::spawn(plain.produce_plainly()));
             let reader = self.client(format!("reader {shard}"), shard);
             clients.push(tokio::spawn(reader.read()));
+            let emits = Arc::new(AtomicBool::new(true));
+            let task = self.client(format!("task {shard}"), shard);
+            clients.push(tokio::spawn(task.run_task(Arc::clone(&emits))));
+            let deliverer = self.client(format!("deliverer {shard}"), shard);
+            clients.push(tokio::spawn(deliverer.deliver(emits)));
         }
         clients
     }
@@ -252,6 +268,7 @@ impl Director {
     fn undo(&mut self, undo: Undo) {
         match undo {
             Undo::Start(broker) => self.start(broker),
+            Undo::ComeToLight(broker, ending) => self.come_to_light(broker, ending),
             Undo::GoOn(broker) => self.network.pause(broker, false),
             Undo::Mend => self.network.heal(),
             Undo::InTime => self.network.set_late_one_in(None),
@@ -263,7 +280,7 @@ impl Director {
         }
     }
 
-    fn later(&mut self, after: Duration, undo: Undo) {
+    pub(super) fn later(&mut self, after: Duration, undo: Undo) {
         self.numbers += 1;
         self.undo.insert((Instant::now() + after, self.numbers), undo);
     }
@@ -282,7 +299,10 @@ impl Director {
         }
     }
 
-    fn start(&mut self, broker: BrokerId) {
+    pub(super) fn start(&mut self, broker: BrokerId) {
+        if self.must_wait(broker) {
+            return self.later(LOOK_AGAIN, Undo::Start(broker));
+        }
         let salt_seed = self.rng.random();
         self.numbers += 1;
         let life = self.numbers;
@@ -322,6 +342,13 @@ impl Director {
             }
         }
         self.network.remove(broker);
+        if let Some(wrong) = machine.wrong {
+            machine.may_have_lost = true;
+            if wrong == Wrong::Flushes {
+                // What it never synced must not lie about as if it would be yet.
+                machine.disk.lose_power();
+            }
+        }
         machine.disk = machine.disk.next_life();
         life.kill();
         self.world.ended(broker);
@@ -361,62 +388,11 @@ impl Director {
         }
     }
 
-    /// The broker's replica of the shard comes back under a new id.
-    fn renew(&mut self, broker: BrokerId, shard: ShardId) {
-        let Some(place) = self.machines.get_mut(&broker).and_then(|machine| machine.places.get_mut(&shard))
-        else {
-            return;
-        };
-        let old = place.node;
-        place.node = NodeId::new(broker, old.incarnation() + 1);
-        (place.begin, place.retired, place.old_vote) = (Begin::Join, true, None);
-        self.retired += 1;
-        let mut wanted = self.world.wanted(shard);
-        if wanted.remove(&old) {
-            wanted.insert(place.node);
-            self.world.want(shard, wanted);
-        }
-    }
-
-    fn lose_disk(&mut self, broker: BrokerId) {
-        let seed = self.rng.random();
-        let Some(machine) = self.machines.get_mut(&broker) else { return };
-        machine.disk = SimDisk::new(&format!("disk-{broker}"), seed, &self.trace);
-        self.trace.note(format_args!("{broker} has an empty disk"));
-        for shard in SHARDS {
-            if self.bug == Some(Bug::WipedUnderOldId) {
-                if let Some(place) =
-                    self.machines.get_mut(&broker).and_then(|machine| machine.places.get_mut(&shard))
-                {
-                    place.begin = Begin::Join;
-                }
-            } else {
-                self.renew(broker, shard);
-            }
-        }
-    }
-
-    /// Who was found to have lost what it acknowledged comes back under a new id, as the controller has it.
-    pub(crate) fn replace_lost(&mut self) {
-        for shard in SHARDS {
-            let lost =
-                self.world.leader(shard).map(|(_, leader)| leader.lost_followers()).unwrap_or_default();
-            for node in lost {
-                let place = self.machines.get(&node.broker()).and_then(|machine| machine.places.get(&shard));
-                if place.is_some_and(|place| place.node == node) {
-                    self.trace.note(format_args!("shard {shard}: {node} lost what it acknowledged"));
-                    self.kill(node.broker());
-                    self.renew(node.broker(), shard);
-                    self.start(node.broker());
-                }
-            }
-        }
-    }
-
     /// Whether every shard is kept by those that should, and all of them are well.
     fn is_whole(&mut self) -> bool {
         self.replace_lost();
-        let running = self.machines.values().all(|machine| self.world.at(machine.broker).is_some());
+        let is_well = |machine: &Machine| machine.wrong.is_none() && self.world.at(machine.broker).is_some();
+        let running = self.machines.values().all(is_well);
         let whole = running && SHARDS.iter().all(|shard| is_settled(&self.world, *shard));
         if whole {
             self.machines.values_mut().for_each(|machine| machine.may_have_lost = false);
@@ -497,6 +473,8 @@ impl Director {
             Fault::Checkpoint => self.checkpoint(broker),
             Fault::Moved => self.move_replica(),
             Fault::LogDamaged => self.damage_log(broker),
+            Fault::Misdirected => self.misdirect(broker),
+            Fault::FlushLost => self.lose_flushes(broker),
             Fault::DiskLost => {
                 self.kill(broker);
                 self.lose_disk(broker);
@@ -505,7 +483,7 @@ impl Director {
         }
     }
 
-    fn end_for(&mut self, broker: BrokerId, duration: Duration) {
+    pub(super) fn end_for(&mut self, broker: BrokerId, duration: Duration) {
         self.kill(broker);
         self.later(duration, Undo::Start(broker));
     }
@@ -547,15 +525,6 @@ impl Director {
         wanted.remove(&out);
         wanted.extend(self.machines[&broker].places.get(&shard).map(|place| place.node));
         self.world.want(shard, wanted);
-        self.start(broker);
-    }
-
-    fn damage_log(&mut self, broker: BrokerId) {
-        self.kill(broker);
-        let Some(machine) = self.machines.get_mut(&broker) else { return };
-        if machine.disk.damage_log(&mut self.rng) {
-            machine.may_have_lost = true;
-        }
         self.start(broker);
     }
 }

@@ -38,10 +38,14 @@ pub enum Fault {
     LogDamaged,
     /// One broker comes back with an empty disk.
     DiskLost,
+    /// One write to a broker's write-ahead log lands elsewhere in it; soon after the broker ends.
+    Misdirected,
+    /// One broker's disk says that it has synced the write-ahead log, and has not; then its power goes.
+    FlushLost,
 }
 
 /// Each with how often it comes.
-const WEIGHTS: [(Fault, u32); 16] = [
+const WEIGHTS: [(Fault, u32); 18] = [
     (Fault::PowerLoss, 14),
     (Fault::Killed, 8),
     (Fault::AllPowerLoss, 4),
@@ -58,6 +62,8 @@ const WEIGHTS: [(Fault, u32); 16] = [
     (Fault::Moved, 5),
     (Fault::LogDamaged, 4),
     (Fault::DiskLost, 2),
+    (Fault::Misdirected, 5),
+    (Fault::FlushLost, 3),
 ];
 
 impl Fault {
@@ -75,6 +81,6 @@ impl Fault {
 
     /// Whether it takes from a broker what it may have promised: only ever while all others are well.
     pub(super) const fn takes_promises(self) -> bool {
-        matches!(self, Self::Moved | Self::LogDamaged | Self::DiskLost)
+        matches!(self, Self::Moved | Self::LogDamaged | Self::DiskLost | Self::Misdirected | Self::FlushLost)
     }
 }

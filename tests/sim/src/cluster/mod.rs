@@ -4,7 +4,8 @@
 //!   Director    draws faults and lets them happen: at disks, at the network, at processes; starts brokers again
 //!   Life        one broker's life: log, shards, replicas, what serves others        (machine)
 //!   controller  plays the cluster's controller: whoever lost its log comes back under a new id and is taken in
-//!   Client      idempotent producers and readers, at any broker                     (clients)
+//!   Client      idempotent producers, plain ones, readers, at any broker            (clients)
+//!               tasks that emit to the next shard, and who delivers that            (tasks)
 //!   Watcher     compares what brokers have applied, all the time
 //! ```
 //! At the end everything is mended: then all must come to the same state, and what was acknowledged must be there once.
@@ -13,9 +14,11 @@ mod bug;
 mod clients;
 mod controller;
 mod director;
+mod disks;
 mod faults;
 mod machine;
 mod settle;
+mod tasks;
 mod watcher;
 mod world;
 

@@ -13,6 +13,7 @@ use super::SHARDS;
 use super::clients::topic_of;
 use super::controller::is_settled;
 use super::director::Director;
+use super::tasks::{TASK, deployment_of};
 use crate::ledger::Violation;
 
 /// How long it may take, in simulated time.
@@ -78,12 +79,23 @@ fn describe(director: &Director) -> String {
 }
 
 async fn compare(director: &Director) -> Result<(), Violation> {
+    let mut positions: BTreeMap<TopicPartition, Offset> = BTreeMap::new();
+    let mut steps_to: BTreeMap<TopicPartition, Offset> = BTreeMap::new();
     for shard in SHARDS {
         let mut all: Option<(BrokerId, blake3::Hash)> = None;
         let mut sealed: BTreeMap<(TopicPartition, Offset), (BrokerId, SegmentEnd)> = BTreeMap::new();
         for (broker, replica) in keepers(director, shard) {
             let is_here = |partition: TopicPartition| partition.topic == topic_of(shard);
-            let batches = director.ledger.lock().check(&replica.shard(), is_here)?;
+            let held = director.ledger.lock().check(&replica.shard(), is_here)?;
+            let batches = held.batches;
+            steps_to.extend(held.steps_to);
+            positions.extend(
+                replica
+                    .shard()
+                    .task_now(deployment_of(shard), TASK)
+                    .into_iter()
+                    .flat_map(|task| task.positions),
+            );
             let (other, expected) = *all.get_or_insert((broker, batches));
             if batches != expected {
                 let told = format!("shard {shard}: {broker} and {other} hold different batches");
@@ -101,6 +113,13 @@ async fn compare(director: &Director) -> Result<(), Violation> {
                 }
             }
         }
+    }
+    // A task stands at the beginning as long as it has taken no step.
+    positions.retain(|_, position| *position > Offset::ZERO);
+    if positions != steps_to {
+        let told =
+            format!("tasks stand at {positions:?}, and what they emitted was delivered up to {steps_to:?}");
+        return Err(Violation::Cluster(told));
     }
     Ok(())
 }

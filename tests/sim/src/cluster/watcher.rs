@@ -37,6 +37,8 @@ pub(crate) struct Watcher {
     /// Which life led in a term. A term may have several leaders, one after the other, by the order of their ids; but none is
     /// elected twice in one.
     leaders: BTreeMap<(ShardId, Term, NodeId), u64>,
+    /// Of a life, an entry about members that it goes by and does not have in its log: it must be within the snapshot that it came by.
+    ahead: BTreeMap<(u64, ShardId), LogIndex>,
     /// Up to where a life's entries were looked at.
     seen: BTreeMap<(u64, ShardId), LogIndex>,
 }
@@ -50,6 +52,7 @@ impl Watcher {
             entries: BTreeMap::new(),
             states: BTreeMap::new(),
             leaders: BTreeMap::new(),
+            ahead: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -95,9 +98,38 @@ impl Watcher {
             }
         }
         let Some(applied) = replica.shard().applied().last else { return Ok(()) };
+        self.look_at_members(running, shard, replica, applied)?;
         self.look_at_entries(running, shard, replica, applied)?;
         if hashes && replica.shard().poisoned().is_none() {
             self.look_at_state(shard, replica)?;
+        }
+        Ok(())
+    }
+
+    /// Members are learned from the log, or from a snapshot, which must be one of no later entry than it says.
+    fn look_at_members(
+        &mut self,
+        running: &Running,
+        shard: ShardId,
+        replica: &Replica,
+        applied: EntryId,
+    ) -> Result<(), String> {
+        let life = (running.life, shard);
+        let (status, members) = (replica.status(), replica.members().index);
+        if let Some(members) = members
+            && status.last_entry.is_none_or(|last| last.index < members)
+        {
+            self.ahead.insert(life, members);
+        }
+        // Its snapshot is in place.
+        if let Some(members) = self.ahead.get(&life).copied().filter(|members| *members <= applied.index) {
+            self.ahead.remove(&life);
+            if status.checkpointed.is_none_or(|checkpoint| checkpoint.index < members) {
+                let checkpoint = status.checkpointed.map(|checkpoint| checkpoint.index);
+                return Err(format!(
+                    "had its members of entry {members}, and a snapshot of what is before, up to {checkpoint:?}"
+                ));
+            }
         }
         Ok(())
     }

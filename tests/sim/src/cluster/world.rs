@@ -80,6 +80,17 @@ impl World {
         running.into_iter().nth(at)
     }
 
+    /// One of those that should vote.
+    pub(crate) fn any_keeper(&self, shard: ShardId, rng: &mut StdRng) -> Option<Running> {
+        let wanted = self.wanted(shard);
+        let mut running = self.running();
+        running.retain(|running| {
+            running.replicas.get(&shard).is_some_and(|replica| wanted.contains(&replica.node()))
+        });
+        let at = rng.random_range(0..running.len().max(1));
+        running.into_iter().nth(at)
+    }
+
     /// Who says that it leads, the latest of them.
     pub(crate) fn leader(&self, shard: ShardId) -> Option<(Running, Replica)> {
         let leads = |running: Running| {

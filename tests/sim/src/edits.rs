@@ -1,0 +1,141 @@
+//! Bugs that nothing around the broker's code can stand for: put back by changing its sources, in a copy of them.
+//!
+//! The code itself has no switch for any of them. `cargo xtask sim --bugs` copies the sources, makes one of these changes, builds the
+//! simulation from that and runs it; a test of the ordinary suite sees to it that each place is still there.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+/// A bug that is put back by a change of the sources.
+#[derive(Debug, Clone, Copy)]
+pub struct Edit {
+    /// In a few words.
+    pub describe: &'static str,
+    /// What changes.
+    pub changes: &'static [Change],
+}
+
+/// One place.
+#[derive(Debug, Clone, Copy)]
+pub struct Change {
+    /// The file, from the workspace's root.
+    pub file: &'static str,
+    /// What stands there, once.
+    pub before: &'static str,
+    /// What is to stand there.
+    pub after: &'static str,
+}
+
+/// All of them.
+pub const EDITS: [Edit; 5] = [
+    Edit {
+        describe: "offsets askew after a truncation: what was cut off is applied all the same",
+        changes: &[
+            Change {
+                file: "broker/raft/src/shared_log.rs",
+                before: "        state.recent.truncate_after(last.map(|id| id.index));\n",
+                after: "",
+            },
+            Change {
+                file: "broker/raft/src/recent.rs",
+                before: "        if self.entries.back().is_some_and(|last| last.id.index + 1 != id.index) {
+            debug_assert!(false, \"entry {id} does not follow the last one\");
+            self.clear();
+        }
+",
+                after: "        if self.entries.back().is_some_and(|last| last.id.index + 1 != id.index) {
+            return;
+        }
+",
+            },
+        ],
+    },
+    Edit {
+        describe: "a snapshot with the newest membership instead of the one at its index",
+        changes: &[Change {
+            file: "broker/raft/src/state_machine.rs",
+            before: "        let meta = self.state.lock().checkpoint.clone()?;\n",
+            after: "        let newest = self.state.lock().membership();
+        let meta = SnapshotMeta { last_membership: newest, ..self.state.lock().checkpoint.clone()? };
+",
+        }],
+    },
+    Edit {
+        describe: "the checkpoint's last entry is applied a second time after a restart",
+        changes: &[
+            Change {
+                file: "broker/raft/src/state_machine.rs",
+                before: "        let mut next = self.applied().map_or(0, |id| id.index.get() + 1);\n",
+                after: "        let mut next = self.applied().map_or(0, |id| id.index.get());\n",
+            },
+            Change {
+                file: "broker/raft/src/state_machine.rs",
+                before: "                Some(first) if first.log_id.index == next => {}\n",
+                after: "                Some(first) if first.log_id.index <= next + 1 => {}\n",
+            },
+            Change {
+                file: "broker/shard/src/shard/apply.rs",
+                before: "Some(last) if id.index != last.index.next() || id.term < last.term => {\n",
+                after: "Some(last) if id.index > last.index.next() || id.term < last.term => {\n",
+            },
+        ],
+    },
+    Edit {
+        describe: "numbers of an outbox that is empty begin anew after a restart",
+        changes: &[Change {
+            file: "broker/shard/src/state/stored.rs",
+            before: "            space::OUTBOX => self.state.outboxes.restore(take(&mut identity)?, OutboxState::decode(value)?),\n",
+            after: "            space::OUTBOX => {
+                let stored = OutboxState::decode(value)?;
+                let anew = OutboxState { first: 1, next: 1, bytes: 0 };
+                let outbox = if stored.first == stored.next { anew } else { stored };
+                self.state.outboxes.restore(take(&mut identity)?, outbox)
+            }
+",
+        }],
+    },
+    Edit {
+        describe: "a block of an earlier life is taken for one of this: neither salt, sequence nor chain is looked at",
+        changes: &[
+            Change {
+                file: "broker/log/src/wal/scan.rs",
+                before: "            if trailer.salt != header.salt || trailer.sequence != sequence || trailer.role != role {\n",
+                after: "            if trailer.role != role {\n",
+            },
+            Change {
+                file: "broker/log/src/wal/scan.rs",
+                before: "if frame.header.previous_crc != at.chain || !(self.visit)(&frame, role) {\n",
+                after: "if !(self.visit)(&frame, role) {\n",
+            },
+        ],
+    },
+];
+
+impl Edit {
+    /// Makes the change in the workspace at `root`.
+    ///
+    /// # Errors
+    /// A file can't be read or written, or a place is not there exactly once: then it changes nothing.
+    pub fn make(&self, root: &Path) -> io::Result<()> {
+        let mut changed: Vec<(&str, String)> = Vec::new();
+        for change in self.changes {
+            let at = match changed.iter().position(|(file, _)| *file == change.file) {
+                Some(at) => at,
+                None => {
+                    changed.push((change.file, fs::read_to_string(root.join(change.file))?));
+                    changed.len() - 1
+                }
+            };
+            let text = &mut changed[at].1;
+            let times = text.matches(change.before).count();
+            if times != 1 {
+                let reason =
+                    format!("{} holds {times} times what is to be changed: {}", change.file, change.before);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+            }
+            *text = text.replacen(change.before, change.after, 1);
+        }
+        changed.into_iter().try_for_each(|(file, text)| fs::write(root.join(file), text))
+    }
+}
