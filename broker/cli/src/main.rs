@@ -13,6 +13,7 @@ mod contexts;
 #[cfg(test)]
 mod documentation;
 mod error;
+mod logging;
 mod text;
 mod waiting;
 
@@ -27,7 +28,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let arguments = Arguments::of(std::env::args_os()).unwrap_or_else(|error| error.exit());
-    start_logging(&arguments);
+    let is_server = matches!(arguments.command, Command::Server(_) | Command::Dev(_));
+    logging::start(is_server, arguments.connection.json);
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -55,23 +57,4 @@ fn run(arguments: Arguments) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::other(format!("the runtime can't be started: {error}")))?;
     runtime.block_on(commands::run(arguments))
-}
-
-/// Logs go to standard error; `TIDEMILL_LOG` (as `RUST_LOG`) says how much.
-fn start_logging(arguments: &Arguments) {
-    let default = match arguments.command {
-        Command::Server(_) | Command::Dev(_) => "info,openraft=warn",
-        _ => "error",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TIDEMILL_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let logging = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr);
-    if arguments.connection.json {
-        logging.json().init();
-    } else {
-        logging.with_target(false).init();
-    }
 }

@@ -146,10 +146,6 @@ impl<'s> AppendStream<'s> {
             Answer::Conflict(missing) if sent.previous == Some(missing) => {
                 self.receiver = None;
                 if links.has_lost(peer, sent.vote, &missing) {
-                    tracing::error!(
-                        shard = %links.address(peer).shard, node = %peer, entry = missing.index,
-                        "a replica has lost what it acknowledged; it must come back under a new incarnation"
-                    );
                     let reason =
                         format!("node {peer} has lost what it acknowledged, and gets nothing any more");
                     return Ok(Err(RPCError::Unreachable(unreachable_peer(reason))));

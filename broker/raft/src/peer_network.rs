@@ -17,6 +17,7 @@ use openraft::raft::{
 use openraft::{EmptyNode, OptionalSend};
 use parking_lot::Mutex;
 use tidemill_protocol::{NodeId, ShardId};
+use tokio::time::Instant;
 
 use crate::append_stream::AppendStream;
 use crate::codec::CodecError;
@@ -24,6 +25,9 @@ use crate::peers::{PeerDialer, PeerError, PeerStream};
 use crate::rpc::{Address, Answer, Outgoing, TransferRefused, request};
 use crate::snapshot::{self, Snapshot, SnapshotLimiter};
 use crate::types::{LogId, RaftSnapshot, TypeConfig, Vote};
+
+/// That a replica has lost what it acknowledged is told again after this long.
+const LOST_TOLD_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The way from one replica to the others of its group.
 pub(crate) struct PeerLinks {
@@ -36,8 +40,8 @@ pub(crate) struct PeerLinks {
     /// The last entry that a peer said to hold, under which leadership. One that says later that it does not has lost
     /// what it acknowledged, and must not be fed again.
     acknowledged: Mutex<BTreeMap<NodeId, (Vote, LogId)>>,
-    /// Those that were found to have lost some of that.
-    lost: Mutex<BTreeSet<NodeId>>,
+    /// Those that were found to have lost some of that, and when that was last told.
+    lost: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 /// Why a call has no answer.
@@ -113,20 +117,35 @@ impl PeerLinks {
         *noted = if noted.0 == vote { (vote, upto.max(noted.1)) } else { (vote, upto) };
     }
 
-    /// Whether the peer, which says that it does not hold an entry, once said under the same leader that it does.
+    /// Whether the peer, which says that it does not hold an entry, once said under the same leader that it does. It is logged, but not each
+    /// time: openraft goes on asking it.
     pub(crate) fn has_lost(&self, peer: NodeId, vote: Vote, missing: &LogId) -> bool {
         let acknowledged = self.acknowledged.lock();
         let has_lost = acknowledged
             .get(&peer)
             .is_some_and(|(under, upto)| *under == vote && missing.index <= upto.index);
+        drop(acknowledged);
         if has_lost {
-            self.lost.lock().insert(peer);
+            self.note_lost(peer, missing);
         }
         has_lost
     }
 
+    fn note_lost(&self, peer: NodeId, missing: &LogId) {
+        let now = Instant::now();
+        let told = self.lost.lock().get(&peer).copied();
+        if told.is_some_and(|told| now.duration_since(told) < LOST_TOLD_INTERVAL) {
+            return;
+        }
+        self.lost.lock().insert(peer, now);
+        tracing::error!(
+            shard = %self.shard, node = %peer, entry = missing.index,
+            "a replica has lost what it acknowledged; it must come back under a new incarnation"
+        );
+    }
+
     pub(crate) fn lost(&self) -> BTreeSet<NodeId> {
-        self.lost.lock().clone()
+        self.lost.lock().keys().copied().collect()
     }
 }
 

@@ -21,7 +21,7 @@ use crate::adopter::Adopter;
 use crate::certificates::Certificates;
 use crate::cluster::registration::{self, register};
 use crate::cluster::replicas::ReplicaStarter;
-use crate::cluster::{Lives, handover, membership, steering};
+use crate::cluster::{Lives, forming, handover, membership, steering};
 use crate::config::BrokerConfig;
 use crate::context::Context;
 use crate::data_dir::{DataDir, Meta};
@@ -442,6 +442,7 @@ fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec
         tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
         tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(components::fetch_missing(Arc::clone(context))),
+        tokio::spawn(forming::tell(Arc::clone(context))),
         tokio::spawn(steering::steer(
             shards.clone(),
             context.meta.clone(),

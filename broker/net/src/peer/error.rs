@@ -83,9 +83,9 @@ pub enum DialError {
         /// In the other side's words.
         reason: String,
     },
-    /// The other side has as many connections as it takes.
+    /// The other side stops, or has as many connections as it takes.
     #[error(
-        "the broker at {address} takes no more connections; try again later, or look there for who holds so many"
+        "the broker at {address} takes no connections just now: it is stopping, or has as many as it takes; try again later, and if it goes on, look there for who holds so many"
     )]
     Crowded {
         /// As given.

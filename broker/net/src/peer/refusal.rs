@@ -4,7 +4,7 @@ use quinn::ConnectionError;
 
 /// TLS's alerts (RFC 8446, section 6.2) begin here among QUIC's codes (RFC 9001, section 4.8), and end before twice that.
 const CRYPTO_ERRORS: u64 = 0x100;
-/// QUIC's code of a server that takes no more connections (RFC 9000, section 20.1).
+/// QUIC's code of a server that takes no connection, as when it stops or has enough of them (RFC 9000, section 20.1).
 const CONNECTION_REFUSED: u64 = 0x2;
 
 const ALERT_BAD_CERTIFICATE: u64 = 42;
@@ -27,7 +27,7 @@ pub(super) enum Fault {
     Fingerprint,
     /// One side speaks the peers' protocol, and the other does not.
     Protocol,
-    /// The other side takes no more connections.
+    /// The other side takes no connections: it stops, or has enough.
     Crowded,
     /// The other side closed the connection, and says why.
     Refused {

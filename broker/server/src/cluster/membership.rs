@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tidemill_controller::{Controller, ControllerCommand, ReportedMembers};
-use tidemill_protocol::{NodeId, ShardId};
+use tidemill_protocol::{NodeId, ShardId, Term};
 use tidemill_raft::{ChangeError, GroupMembers, Replica};
 use tidemill_shard::Unit;
 use tokio::time::Instant;
@@ -178,15 +178,7 @@ async fn report(
     /// The controller may not have taken the report, or not have told this broker yet.
     const AGAIN_AFTER: Duration = Duration::from_secs(2);
     let shard = replica.shard_id();
-    let status = replica.status();
-    let GroupMembers { voters, learners, index, .. } = replica.members();
-    let members = ReportedMembers {
-        voters,
-        learners,
-        leader: Some(replica.node()),
-        term: status.term,
-        index: index.unwrap_or_default(),
-    };
+    let Some(members) = to_report(replica.node(), replica.status().term, replica.members()) else { return };
     let same = |known: &ReportedMembers| {
         (&known.voters, &known.learners, known.leader, known.term)
             == (&members.voters, &members.learners, members.leader, members.term)
@@ -206,6 +198,14 @@ async fn report(
     }
 }
 
+/// What the leader `leader` says of its group. Nothing before the first entry about members is known to be committed, which a new leader
+/// may learn a moment after it was elected: the group's first members stand at index 0, so a report of none at all under that index would
+/// be taken for the one about them, and the true one for a repetition of it.
+fn to_report(leader: NodeId, term: Term, now: GroupMembers) -> Option<ReportedMembers> {
+    let GroupMembers { voters, learners, index, .. } = now;
+    Some(ReportedMembers { voters, learners, leader: Some(leader), term, index: index? })
+}
+
 /// Starts following the plan for every shard.
 pub(crate) fn start(
     shards: &Shards,
@@ -220,7 +220,7 @@ pub(crate) fn start(
 
 #[cfg(test)]
 mod tests {
-    use tidemill_protocol::BrokerId;
+    use tidemill_protocol::{BrokerId, LogIndex};
 
     use super::*;
 
@@ -242,6 +242,21 @@ mod tests {
 
     fn change<const V: usize, const K: usize>(voters: [u32; V], keep: [u32; K]) -> Option<Step> {
         Some(Step::ChangeVoters { voters: nodes(voters), keep: nodes(keep) })
+    }
+
+    #[test]
+    fn a_group_is_reported_once_its_first_members_are_known() {
+        let report = |now: GroupMembers| to_report(node(1), Term::new(1), now);
+        assert_eq!(report(GroupMembers::default()), None, "it would stand for the first entry's members");
+        let known = report(GroupMembers { index: Some(LogIndex::new(0)), ..group([1, 2, 3], [4]) });
+        let expected = ReportedMembers {
+            voters: nodes([1, 2, 3]),
+            learners: nodes([4]),
+            leader: Some(node(1)),
+            term: Term::new(1),
+            index: LogIndex::new(0),
+        };
+        assert_eq!(known, Some(expected));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod directory;
 mod elsewhere;
+pub(crate) mod forming;
 mod forward;
 pub(crate) mod handover;
 mod join;

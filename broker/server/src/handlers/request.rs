@@ -8,7 +8,7 @@ use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{Empty, Error, Reply, Request, reply, request};
 use tokio::time::Instant;
 
-use crate::cluster::Asking;
+use crate::cluster::{Asking, forming};
 use crate::connection::{Caller, Opened};
 use crate::context::Context;
 use crate::handlers::{brokers, deployments, groups, metadata, offsets, plugins, state, status, topics};
@@ -61,6 +61,9 @@ async fn answer(
 ) -> Result<reply::Body, Error> {
     use request::Body;
     let context = &asking.context;
+    if needs_the_cluster(&body) {
+        forming::check(context)?;
+    }
     if is_about_metadata(&body) {
         // Whoever did something by another broker finds it here with his next request.
         context.fresh_view().await;
@@ -115,6 +118,16 @@ async fn answer(
         Body::RemoveBroker(request) => brokers::remove(context, &request).await.map(done)?,
         Body::AlterCluster(request) => brokers::alter(context, &request).await.map(done)?,
     })
+}
+
+/// Whether there is nothing to answer before the cluster is formed. Of no topic, the metadata say where the brokers are.
+fn needs_the_cluster(body: &request::Body) -> bool {
+    use request::Body;
+    match body {
+        Body::ClusterStatus(_) | Body::Metrics(_) => false,
+        Body::Metadata(request) => request.all || !request.topics.is_empty(),
+        _ => true,
+    }
 }
 
 /// Whether the answer depends on what the controller decided, and is asked for seldom enough to make sure that it is known here.

@@ -23,8 +23,9 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// For the answers of all who may know a broker that forms its first groups.
 const LOOK_AROUND_PATIENCE: Duration = Duration::from_secs(2);
-/// The same trouble is told again after this long.
-const TELL_INTERVAL: Duration = Duration::from_secs(60);
+/// Trouble that lasts is told at once, again after this long, and then at intervals that double up to the longest.
+const TELL_INTERVAL_MIN: Duration = Duration::from_secs(4);
+const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// The way to one broker.
 pub(super) struct Link {
@@ -36,7 +37,30 @@ pub(super) struct Link {
 struct State {
     connection: Option<Connection>,
     trouble: Option<String>,
-    told: Option<(String, Instant)>,
+    telling: Telling,
+}
+
+/// How often trouble that lasts is told, whatever it says of itself: a broker that is away is refused, silent and unreachable by turns.
+#[derive(Default)]
+struct Telling {
+    /// When it was told last, and how long the next time must wait.
+    told: Option<(Instant, Duration)>,
+}
+
+impl Telling {
+    fn is_due(&mut self, now: Instant) -> bool {
+        let next = match self.told {
+            None => TELL_INTERVAL_MIN,
+            Some((at, pause)) if now.duration_since(at) >= pause => (pause * 2).min(TELL_INTERVAL_MAX),
+            Some(_) => return false,
+        };
+        self.told = Some((now, next));
+        true
+    }
+
+    fn begin_anew(&mut self) {
+        self.told = None;
+    }
 }
 
 impl Link {
@@ -70,10 +94,11 @@ impl Link {
                         never = disks::follow(&peers, self.broker, &connection) => match never {},
                     };
                     peers.disk_heard(self.broker, DiskReport::default());
-                    self.is_down(&lost.to_string());
                     if since.elapsed() >= GOOD_AFTER {
                         pause = PAUSE_MIN;
+                        self.state.lock().telling.begin_anew();
                     }
+                    self.is_down(&lost.to_string());
                 }
                 Err(reason) => self.is_down(&reason),
             }
@@ -98,7 +123,6 @@ impl Link {
         let mut state = self.state.lock();
         state.connection = Some(connection.clone());
         state.trouble = None;
-        state.told = None;
         drop(state);
         metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(1.0);
         tracing::info!(broker = %self.broker, address = %connection.peer().address, "connected to a broker");
@@ -109,11 +133,9 @@ impl Link {
         let mut state = self.state.lock();
         state.connection = None;
         state.trouble = Some(reason.to_owned());
-        let known =
-            state.told.as_ref().is_some_and(|(told, at)| told == reason && at.elapsed() < TELL_INTERVAL);
-        if !known {
-            state.told = Some((reason.to_owned(), Instant::now()));
-            drop(state);
+        let is_due = state.telling.is_due(Instant::now());
+        drop(state);
+        if is_due {
             tracing::warn!(broker = %self.broker, reason, "no connection to a broker; it is tried again");
         }
     }
@@ -213,6 +235,7 @@ async fn say_hello(peers: &Peers, connection: &Connection) -> Result<PeerWelcome
 pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
     let mut pause = PAUSE_MIN;
     let mut others = seeds.clone();
+    let mut telling = Telling::default();
     loop {
         let mut troubles = Vec::new();
         for seed in others.clone() {
@@ -237,10 +260,28 @@ pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
             return;
         }
         if pause >= PAUSE_MAX {
-            tracing::warn!(troubles = troubles.join("; "), "no seed answers; they are tried again");
-            tokio::time::sleep(TELL_INTERVAL.min(PAUSE_MAX * 4)).await;
+            if telling.is_due(Instant::now()) {
+                tracing::warn!(troubles = troubles.join("; "), "no seed answers; they are tried again");
+            }
+            tokio::time::sleep(PAUSE_MAX * 4).await;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trouble_that_lasts_is_told_more_and_more_seldom() {
+        let (mut telling, start) = (Telling::default(), Instant::now());
+        let told = |telling: &mut Telling, seconds: std::ops::Range<u64>| -> Vec<u64> {
+            seconds.filter(|second| telling.is_due(start + Duration::from_secs(*second))).collect()
+        };
+        assert_eq!(told(&mut telling, 0..250), [0, 4, 12, 28, 60, 120, 180, 240]);
+        telling.begin_anew();
+        assert_eq!(told(&mut telling, 250..260), [250, 254], "what was well for a while is news again");
     }
 }

@@ -100,6 +100,14 @@ impl Dialer {
             {
                 Err(ConnectError::Certificate { address: address.to_owned(), reason: error.reason })
             }
+            Ok(Ok(Err(quinn::ConnectionError::ConnectionClosed(close))))
+                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+            {
+                Err(failed(
+                    "the broker takes no connections just now: it is stopping, or has as many as it takes"
+                        .to_owned(),
+                ))
+            }
             Ok(Ok(Err(error))) => Err(failed(error.to_string())),
         }
     }
