@@ -70,7 +70,7 @@ pub enum Risk {
     #[error(
         "broker {broker} is down and holds {replicas} replicas; start it again, or, where its disk is lost, bring \
          it back empty with a token of `tidemill cluster add --broker {broker}`{}",
-        or_remove(*.broker, *.is_replaceable)
+        or_remove(*broker, *is_replaceable)
     )]
     BrokerDead {
         /// Which broker.
