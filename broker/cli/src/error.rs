@@ -161,7 +161,7 @@ impl From<RequestError> for CliError {
                 if matches!(*last, RequestError::Connect(_) | RequestError::OutcomeUnknown(_)) =>
             {
                 Self::Away(format!(
-                    "{last}; no answer in time. Start the broker again, or wait longer with --timeout"
+                    "{last}; no answer in time. Start the broker that is away, or wait longer with --timeout"
                 ))
             }
             other => Self::other(other.to_string()),
