@@ -21,11 +21,17 @@ pub(crate) struct Add {
     valid: Option<Duration>,
 }
 
+/// What the broker allows, too.
+const VALID_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// The protocol takes nothing for the broker's choice, which nobody means by saying it.
 fn validity(text: &str) -> Result<Duration, String> {
     let time = text::duration(text)?;
     if time < Duration::from_secs(1) {
         return Err("nobody is so fast: a second at least".to_owned());
+    }
+    if time > VALID_MAX {
+        return Err("7d at the most: whoever has the token gets the cluster's key".to_owned());
     }
     Ok(time)
 }
@@ -118,6 +124,8 @@ mod tests {
     #[test]
     fn a_token_is_valid_for_a_while() {
         assert_eq!(validity("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(validity("7d"), Ok(VALID_MAX));
+        assert!(validity("10d").is_err_and(|reason| reason.contains("7d at the most")));
         assert!(validity("0s").is_err() && validity("1ms").is_err() && validity("soon").is_err());
     }
 }
