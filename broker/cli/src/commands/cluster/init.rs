@@ -80,9 +80,9 @@ fn planned(init: &Init) -> Result<ClusterPlan, CliError> {
 
 fn failed(error: ClusterDirectoryError) -> CliError {
     match error {
-        ClusterDirectoryError::Invalid(_) | ClusterDirectoryError::Exists(_) => {
-            CliError::usage(error.to_string())
-        }
+        ClusterDirectoryError::Invalid(_)
+        | ClusterDirectoryError::Exists(_)
+        | ClusterDirectoryError::Occupied { .. } => CliError::usage(error.to_string()),
         other => CliError::other(other.to_string()),
     }
 }
