@@ -7,15 +7,15 @@ use serde_json::json;
 use tidemill_client::messages::ClusterStatus;
 use tidemill_client::{BrokerId, Client};
 
+use super::which::MaybeBroker;
 use crate::error::CliError;
 use crate::{output, text};
 
 /// See `tidemill cluster add`.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// The number of the broker that may join; where none is named, any that is new or not alive.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    broker: Option<u32>,
+    #[command(flatten)]
+    which: MaybeBroker,
     /// How long the token may be used, 7d at the most; unless said an hour.
     #[arg(long, value_name = "TIME", value_parser = validity)]
     valid: Option<Duration>,
@@ -42,18 +42,19 @@ const SEEDS_MAX: usize = 3;
 pub(super) async fn run(add: Add, client: Client, json: bool) -> Result<(), CliError> {
     // First, so that no token is made that nobody is told.
     let status = client.cluster_status().await?;
-    let token = client.create_join_token(add.broker.map(BrokerId::new), add.valid).await?;
+    let asked = add.which.number();
+    let token = client.create_join_token(asked.map(BrokerId::new), add.valid).await?;
     let seeds = seeds(&status);
-    let broker = add.broker.unwrap_or_else(|| next_broker(&status));
+    let broker = asked.unwrap_or_else(|| next_broker(&status));
     let command = command(broker, &seeds, &token.token);
     let document = json!({
-        "token": token.token, "expires_at": token.expires_at, "broker": add.broker, "seeds": seeds,
+        "token": token.token, "expires_at": token.expires_at, "broker": asked, "seeds": seeds,
         "command": command,
     });
     output::print(json, &document, || {
         println!("{}", token.token);
         println!();
-        let whom = add.broker.map_or_else(|| "one broker".to_owned(), |broker| format!("broker {broker}"));
+        let whom = asked.map_or_else(|| "one broker".to_owned(), |broker| format!("broker {broker}"));
         let until = text::time(token.expires_at);
         println!("It lets {whom} in, once, until {until}. Whoever has it gets the cluster's key.");
         println!("Start the new broker with it, on an empty data directory:");

@@ -7,6 +7,7 @@ mod recover;
 mod set;
 mod settled;
 mod status;
+mod which;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -82,11 +83,7 @@ Examples:
 One that is lost is removed without draining; where a shard would be left without a majority,
 it is refused. Stop the broker's process then: started again it is turned away. It comes back
 only with an empty data directory and a token of `tidemill cluster add`.")]
-    Remove {
-        /// Its number.
-        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
-        broker: u32,
-    },
+    Remove(which::WhichBroker),
     /// Go on with one broker where most of the others are lost for good
     #[command(after_help = "\
 Examples:
@@ -123,7 +120,7 @@ pub(crate) async fn run(cluster: Cluster, connection: &Connection) -> Result<(),
             broker.bounded(&client, limit, drain::run(drain, client.clone(), json)).await
         }
         Cluster::Drain(drain) => ask(connection, |client| drain::run(drain, client, json)).await,
-        Cluster::Remove { broker } => ask(connection, |client| remove(broker, client, json)).await,
+        Cluster::Remove(which) => ask(connection, |client| remove(which.number(), client, json)).await,
         Cluster::Recover(recover) => recover::run(recover, json).await,
         Cluster::Set(set) => ask(connection, |client| set::run(set, client, json)).await,
     }
