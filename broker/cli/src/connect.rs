@@ -17,7 +17,8 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 /// come up.
 pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker), CliError> {
     let (config, context) = config(connection)?;
-    let failed = |error: ConnectError| CliError::Connect { error, context: context.clone() };
+    let is_alone = config.addresses().len() == 1;
+    let failed = |error: ConnectError| CliError::Connect { error, context: context.clone(), is_alone };
     let broker = Broker { addresses: config.addresses().join(","), timeout: connection.timeout };
     // A client that connects when it is used: it says what keeps it from that.
     let client = Client::detached(config.clone()).map_err(failed)?;

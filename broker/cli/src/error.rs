@@ -12,12 +12,14 @@ pub(crate) enum CliError {
     #[error("{0}")]
     Usage(String),
     /// No connection.
-    #[error("{}", no_connection(error, context.as_deref()))]
+    #[error("{}", no_connection(error, context.as_deref(), *is_alone))]
     Connect {
         /// Why.
         error: ConnectError,
         /// The saved context that said how to reach the broker, where one did.
         context: Option<String>,
+        /// Whether one address alone was named: there may be no broker yet.
+        is_alone: bool,
     },
     /// A broker that was there answers no more.
     #[error("{0}")]
@@ -104,19 +106,31 @@ impl CliError {
 }
 
 /// Why there is no connection, what to do, and who said where to.
-fn no_connection(error: &ConnectError, context: Option<&str>) -> String {
-    let advice = advice(error).map(|advice| format!(". {advice}")).unwrap_or_default();
+fn no_connection(error: &ConnectError, context: Option<&str>, is_alone: bool) -> String {
+    let may_be_first = is_alone && context.is_none();
+    let advice = advice(error, may_be_first).map(|advice| format!(". {advice}")).unwrap_or_default();
     let of_context = |name: &str| format!("; context '{name}' is in use: `tidemill context list`");
     let context = context.map(of_context).unwrap_or_default();
     format!("{error}{advice}{context}")
 }
 
+/// Whether an address is one of this machine alone.
+fn is_loopback(address: &str) -> bool {
+    ["127.", "localhost:", "[::1]:"].iter().any(|begins| address.starts_with(begins))
+}
+
 /// What to do where there is no connection.
-const fn advice(error: &ConnectError) -> Option<&'static str> {
+fn advice(error: &ConnectError, may_be_first: bool) -> Option<&'static str> {
     Some(match error {
-        ConnectError::TimedOut { .. } | ConnectError::NoAddress => {
-            "Start a broker there with `tidemill dev`, or name another address with --address"
+        // Beside other brokers `tidemill dev` would be a cluster of its own.
+        ConnectError::TimedOut { address, .. } if may_be_first && is_loopback(address) => {
+            "Does a broker run there? If not, start it, a first one with `tidemill dev`; or name another address \
+             with --address"
         }
+        ConnectError::TimedOut { .. } => {
+            "Does a broker run there? If not, start it again; or name another address with --address"
+        }
+        ConnectError::NoAddress => "Name one with --address",
         ConnectError::Address { .. } => "Name a broker as HOST:PORT with --address",
         ConnectError::Lookup { .. } => "Look at the host's name, or name another address with --address",
         ConnectError::Certificate { .. } => {
@@ -137,7 +151,7 @@ const fn advice(error: &ConnectError) -> Option<&'static str> {
 
 impl From<ConnectError> for CliError {
     fn from(error: ConnectError) -> Self {
-        Self::Connect { error, context: None }
+        Self::Connect { error, context: None, is_alone: false }
     }
 }
 
@@ -161,7 +175,7 @@ impl From<RequestError> for CliError {
                 if matches!(*last, RequestError::Connect(_) | RequestError::OutcomeUnknown(_)) =>
             {
                 Self::Away(format!(
-                    "{last}; no answer in time. Start the broker again, or wait longer with --timeout"
+                    "{last}; no answer in time. Start the broker that is away, or wait longer with --timeout"
                 ))
             }
             other => Self::other(other.to_string()),
@@ -278,13 +292,29 @@ mod tests {
     fn what_keeps_a_command_from_the_broker_is_told_with_a_way_out() {
         let address = || "log9:9630".to_owned();
         let lookup = ConnectError::Lookup { address: address(), reason: "no such name".to_owned() };
-        let said = CliError::Connect { error: lookup, context: Some("prod".to_owned()) };
+        let context = Some("prod".to_owned());
+        let said = CliError::Connect { error: lookup, context, is_alone: true };
         assert_eq!(
             said.to_string(),
             "log9:9630: the host is not known: no such name. Look at the host's name, or name another address \
              with --address; context 'prod' is in use: `tidemill context list`"
         );
         assert_eq!(said.exit_code(), 3);
+        let silent = |is_alone| CliError::Connect {
+            error: ConnectError::TimedOut {
+                address: "127.0.0.1:9630".to_owned(),
+                after: std::time::Duration::from_secs(5),
+            },
+            context: None,
+            is_alone,
+        };
+        assert!(silent(true).to_string().contains("tidemill dev"), "{}", silent(true));
+        assert!(
+            silent(false).to_string().contains("within 5s. Does a broker run there?"),
+            "{}",
+            silent(false)
+        );
+        assert!(!silent(false).to_string().contains("tidemill dev"), "one of several");
         let form = ConnectError::Address { address: "log9:x".to_owned(), reason: "no".to_owned() };
         let said = CliError::from(form);
         assert!(said.exit_code() == 2 && said.to_string().contains("HOST:PORT"), "{said}");

@@ -46,7 +46,15 @@ struct Watch {
     said: Option<Instant>,
 }
 
+/// Who is away is not always who was named: the one that answers may be another than the one that has what is asked for.
+const AWAY_ADVICE: &str = "Start the broker that is away (`tidemill cluster status` shows which is), or wait longer \
+                           with --timeout";
+
 impl Broker {
+    fn nothing_for(&self, time: &impl std::fmt::Display) -> String {
+        format!("no answer to what was asked by way of {} for {time}", self.addresses)
+    }
+
     /// Runs `work`, which ends by itself where the broker stays away, and says what it waits for. `progress` is looked at now and
     /// then, beside what the client says of its connections.
     pub(crate) async fn told<T>(
@@ -103,10 +111,8 @@ impl Broker {
             if let (Some(waited), Some(limit)) = (waited, limit)
                 && waited >= limit
             {
-                let (addresses, limit) = (&self.addresses, humantime::format_duration(limit));
-                return Err(CliError::Away(format!(
-                    "the broker at {addresses} has been away for {limit}: {last}. Start it again, or wait longer with --timeout"
-                )));
+                let limit = humantime::format_duration(limit);
+                return Err(CliError::Away(format!("{}: {last}. {AWAY_ADVICE}", self.nothing_for(&limit))));
             }
         }
     }
@@ -131,7 +137,7 @@ impl Watch {
             self.answers = progress.answers;
             self.since = now;
             if self.said.take().is_some() {
-                eprintln!("the broker at {} answers again", self.broker.addresses);
+                eprintln!("there are answers again by way of {}", self.broker.addresses);
             }
             return None;
         }
@@ -152,7 +158,7 @@ impl Watch {
             None => "until it is back".to_owned(),
         };
         let seconds = waited.as_secs();
-        format!("waiting for the broker at {} for {seconds} s{why}; {until}", self.broker.addresses)
+        format!("waiting for an answer by way of {} for {seconds} s{why}; {until}", self.broker.addresses)
     }
 }
 
@@ -178,7 +184,7 @@ mod tests {
         assert_eq!(said, [QUIET, QUIET + AGAIN_AFTER, QUIET + 2 * AGAIN_AFTER]);
         assert_eq!(
             watch.words(Duration::from_secs(12), Some("no broker answered".to_owned())),
-            "waiting for the broker at log1:9630 for 12 s (no broker answered); giving up after 30s"
+            "waiting for an answer by way of log1:9630 for 12 s (no broker answered); giving up after 30s"
         );
         // An answer begins it anew.
         let answered = Progress { answers: 1, ..waiting };

@@ -128,7 +128,8 @@ pub enum MembershipError {
     /// A shard would be without a majority.
     #[error(
         "broker {broker} can't be removed: without it shard {shard} has {alive} of its {voters} voters alive, \
-         which is no majority; drain it first (`tidemill cluster drain {broker}`), or bring the others back"
+         which is no majority; bring the others back, or drain it first (`tidemill cluster drain {broker}`): where nobody \
+         else can take its replicas, add a broker before that (`tidemill cluster add`)"
     )]
     QuorumLost {
         /// Which broker.

@@ -87,8 +87,9 @@ pub enum Risk {
     },
     /// A broker is silent.
     #[error(
-        "broker {broker} is down and holds {replicas} replicas; start it again, or `tidemill cluster remove \
-         {broker}`"
+        "broker {broker} is down and holds {replicas} replicas; start it again, or, where its disk is lost, bring \
+         it back empty with a token of `tidemill cluster add --broker {broker}`{}",
+        or_remove(*broker, *is_replaceable)
     )]
     BrokerDead {
         /// Which broker.
@@ -97,6 +98,8 @@ pub enum Risk {
         since: Timestamp,
         /// How many replicas it has.
         replicas: usize,
+        /// Whether there are others who can take all of them.
+        is_replaceable: bool,
     },
     /// A broker was let in, or was there at formation, and was never seen.
     #[error("broker {broker} has not come up yet; start it")]
@@ -112,6 +115,15 @@ pub enum Risk {
         /// How many replicas it has.
         replicas: usize,
     },
+}
+
+/// Where nobody can take its replicas, a removal leaves shards with fewer for good: no advice.
+fn or_remove(broker: BrokerId, is_replaceable: bool) -> String {
+    if is_replaceable {
+        format!("; `tidemill cluster remove {broker}` where it never comes back")
+    } else {
+        String::new()
+    }
 }
 
 impl Risk {
@@ -200,12 +212,22 @@ fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
     let held = |broker: BrokerId| {
         controller.shards().filter(|shard| shard.brokers().any(|holder| holder == broker)).count()
     };
+    let is_replaceable = |broker: BrokerId| {
+        let others = controller.eligible_brokers().filter(|other| other.broker != broker).count();
+        let mut held = controller.shards().filter(|shard| shard.brokers().any(|holder| holder == broker));
+        held.all(|shard| shard.replicas.len() <= others)
+    };
     controller.brokers().filter(|record| record.is_member()).flat_map(move |record| {
         let (broker, replicas) = (record.broker, held(record.broker));
         let silent = match (record.alive, record.starts) {
             (true, _) => None,
             (false, 0) => Some(Risk::BrokerExpected { broker }),
-            (false, _) => Some(Risk::BrokerDead { broker, since: record.alive_changed_at, replicas }),
+            (false, _) => Some(Risk::BrokerDead {
+                broker,
+                since: record.alive_changed_at,
+                replicas,
+                is_replaceable: is_replaceable(broker),
+            }),
         };
         let drained = record.state == BrokerState::Draining && replicas > 0;
         silent.into_iter().chain(drained.then_some(Risk::Draining { broker, replicas }))

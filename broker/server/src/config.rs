@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tidemill_protocol::record_batch::BatchLimits;
 
+mod addresses;
 mod environment;
 
 /// Batches of a producer without an answer, at most.
@@ -408,6 +409,9 @@ impl BrokerConfig {
                  listen on one with --peers-listen",
             );
         }
+        if let Some(fault) = self.peers.seeds.iter().find_map(|seed| addresses::fault_of(seed)) {
+            return invalid("peers.seeds", &fault);
+        }
         if self.cluster.is_some() && self.join.is_some() {
             return invalid(
                 "join",
@@ -554,6 +558,7 @@ mod tests {
         for (key, value) in [
             ("shards", "0"),
             ("broker_id", "0"),
+            ("peers.seeds", "127.0.0.1"),
             ("wal.bytes_max", "1"),
             ("storage.write_behind_bytes_max", "1"),
             ("limits.decompressed_bytes_max", "268435457"),

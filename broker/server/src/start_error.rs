@@ -24,7 +24,8 @@ pub enum StartError {
     DataDir(#[from] DataDirError),
     /// The settings name another broker than the data directory's.
     #[error(
-        "the data directory {path} belongs to broker {found}, the settings say {asked}; name the right directory"
+        "the data directory {path} belongs to broker {found}, the settings say {asked}; name the right directory, or give \
+         --broker-id {found}"
     )]
     WrongBroker {
         /// The directory.

@@ -49,6 +49,14 @@ pub enum ClusterDirectoryError {
     /// It is there already: a second plan would be another cluster.
     #[error("{0} holds a cluster already; name another directory, or start the brokers with this one")]
     Exists(PathBuf),
+    /// Something else is kept there.
+    #[error("{directory} is no place for a plan, it holds {found}; name a directory that is new or empty")]
+    Occupied {
+        /// Which directory.
+        directory: PathBuf,
+        /// What was found in it.
+        found: String,
+    },
     /// What is asked for makes no cluster.
     #[error("{0}")]
     Invalid(String),
@@ -116,6 +124,10 @@ impl ClusterPlan {
             move |source| ClusterDirectoryError::Io { path, source }
         };
         std::fs::create_dir_all(directory).map_err(io(directory))?;
+        // The authority's key beside a broker's data would be copied with it, or lost.
+        if let Some(found) = something_else(directory).map_err(io(directory))? {
+            return Err(ClusterDirectoryError::Occupied { directory: directory.to_owned(), found });
+        }
         ClusterCa::create(directory)?;
         let text = toml::to_string(self).map_err(|error| ClusterDirectoryError::Content {
             path: path.clone(),
@@ -146,6 +158,20 @@ impl ClusterPlan {
     }
 }
 
+/// What a directory holds that is no part of a plan. An authority alone is what a plan that broke off has left.
+fn something_else(directory: &Path) -> io::Result<Option<String>> {
+    if directory.join("meta").exists() {
+        return Ok(Some("a broker's data".to_owned()));
+    }
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if !["ca.pem", "ca.key"].contains(&name.as_str()) {
+            return Ok(Some(format!("'{name}'")));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +188,19 @@ mod tests {
         assert!(path.join("ca.pem").exists() && path.join("ca.key").exists());
         let again = plan.write(&path).expect_err("it is there");
         assert!(again.to_string().contains("holds a cluster already"), "{again}");
+    }
+
+    #[test]
+    fn a_plan_has_a_directory_of_its_own() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let plan = ClusterPlan::new([1], None, None).expect("a plan");
+        std::fs::write(dir.path().join("notes"), "").expect("written");
+        let refused = plan.write(dir.path()).expect_err("something is there").to_string();
+        assert!(refused.contains("it holds 'notes'"), "{refused}");
+        std::fs::write(dir.path().join("meta"), "").expect("written");
+        let refused = plan.write(dir.path()).expect_err("a broker's").to_string();
+        assert!(refused.contains("a broker's data"), "{refused}");
+        assert!(!dir.path().join("ca.key").exists(), "nothing is written");
     }
 
     #[test]

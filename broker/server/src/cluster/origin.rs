@@ -7,7 +7,7 @@ use tidemill_protocol::{BrokerId, ClusterId};
 use uuid::Uuid;
 
 use super::{ClusterPlan, Joined, join};
-use crate::config::{BrokerConfig, DurabilitySetting, SHARDS_DEFAULT};
+use crate::config::{BrokerConfig, ConfigError, DurabilitySetting, SHARDS_DEFAULT};
 use crate::data_dir::Meta;
 use crate::peers::messages::KnownBroker;
 use crate::start_error::StartError;
@@ -28,6 +28,13 @@ impl Origin {
         let tls = config.data_dir.join("tls");
         if let Some(token) = &config.join {
             let broker = BrokerId::new(config.broker_id);
+            // Before the token is shown, which is used by that.
+            let fixed = [("shards", config.shards.is_some()), ("durability", config.durability.is_some())];
+            if let Some((setting, _)) = fixed.into_iter().find(|(_, is_set)| *is_set) {
+                let reason =
+                    "the cluster that it joins has fixed it: leave it out of the settings".to_owned();
+                return Err(ConfigError::Invalid { setting, reason }.into());
+            }
             let joined = join(&config.data_dir, broker, &config.rack, token, &config.peers.seeds).await?;
             return Ok(Self::Joined(joined));
         }

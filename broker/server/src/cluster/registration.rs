@@ -70,14 +70,20 @@ pub(crate) async fn stay(meta: Meta, view: ViewReader, dismissed: watch::Sender<
         let now = view.now();
         if let Some(known) = now.controller().broker(BrokerId::new(meta.broker_id)) {
             let reason = if known.incarnation > meta.incarnation {
-                Some("another data directory has taken this broker's place in the cluster")
+                Some(
+                    "another data directory has taken this broker's place in the cluster; start it on that one",
+                )
             } else if known.incarnation == meta.incarnation && !known.is_member() {
                 Some("it was removed from the cluster")
             } else {
                 None
             };
             if let Some(reason) = reason {
-                dismissed.send_replace(Some(reason.to_owned()));
+                let broker = meta.broker_id;
+                let again = format!(
+                    "an empty data directory and a token of `tidemill cluster add --broker {broker}`"
+                );
+                dismissed.send_replace(Some(format!("{reason}; a new life of it needs {again}")));
             }
         }
         if view.changed().await.is_none() {

@@ -31,7 +31,13 @@ pub(crate) async fn create_join_token(
     let authority = context.authority()?;
     let valid_ms = match request.valid_ms {
         0 => TOKEN_VALID_MS_DEFAULT,
-        asked => asked.min(TOKEN_VALID_MS_MAX),
+        asked if asked > TOKEN_VALID_MS_MAX => {
+            return Err(Error::new(
+                ErrorCode::ClusterChangeRefused,
+                format!("a token is valid for 7 days at the most, and {asked} ms are more; ask for less"),
+            ));
+        }
+        asked => asked,
     };
     let expires_at = (context.clock)().plus_ms(i64::try_from(valid_ms).unwrap_or(i64::MAX));
     // From the system's random source, 122 bits of each half.

@@ -53,13 +53,13 @@ impl PeerServices {
         {
             return Err(refused(format!(
                 "broker {broker} was removed from the cluster, and this life of it never comes back; let it join with an empty data \
-                 directory and a token of `tidemill cluster add`"
+                 directory and a token of `tidemill cluster add --broker {broker}`"
             )));
         }
         if incarnation < known.incarnation {
             return Err(refused(format!(
                 "broker {broker} has begun another life (incarnation {}), and this is its incarnation {incarnation}: its data directory is an \
-                 old one",
+                 old one; start it on the newer one, or on an empty one with a token of `tidemill cluster add --broker {broker}`",
                 known.incarnation
             )));
         }

@@ -154,7 +154,8 @@ impl Cluster {
                 () = tokio::time::sleep(HEAD_START), if !is_last => {}
             }
         }
-        if last != ConnectError::Closed {
+        // Where nobody was left to ask, the trouble is what kept the client from those that it asked before.
+        if !matches!(last, ConnectError::Closed | ConnectError::NoAddress) {
             self.is_troubled(&last);
         }
         Err(last)

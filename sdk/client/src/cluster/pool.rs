@@ -145,6 +145,10 @@ impl Cluster {
             return Ok(other);
         }
         Err(match dialled {
+            Ok(Err(ConnectError::NoAddress)) => ConnectError::Handshake {
+                address: format!("broker {broker}"),
+                reason: "nobody that answers says where it is".to_owned(),
+            },
             Ok(Err(error)) => error,
             _ => ConnectError::TimedOut {
                 address: self.addresses_of(broker).join(","),

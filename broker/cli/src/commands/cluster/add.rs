@@ -7,25 +7,31 @@ use serde_json::json;
 use tidemill_client::messages::ClusterStatus;
 use tidemill_client::{BrokerId, Client};
 
+use super::which::MaybeBroker;
 use crate::error::CliError;
 use crate::{output, text};
 
 /// See `tidemill cluster add`.
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// The number of the broker that may join; where none is named, any that is new or not alive.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    broker: Option<u32>,
+    #[command(flatten)]
+    which: MaybeBroker,
     /// How long the token may be used, 7d at the most; unless said an hour.
     #[arg(long, value_name = "TIME", value_parser = validity)]
     valid: Option<Duration>,
 }
+
+/// What the broker allows, too.
+const VALID_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// The protocol takes nothing for the broker's choice, which nobody means by saying it.
 fn validity(text: &str) -> Result<Duration, String> {
     let time = text::duration(text)?;
     if time < Duration::from_secs(1) {
         return Err("nobody is so fast: a second at least".to_owned());
+    }
+    if time > VALID_MAX {
+        return Err("7d at the most: whoever has the token gets the cluster's key".to_owned());
     }
     Ok(time)
 }
@@ -36,18 +42,19 @@ const SEEDS_MAX: usize = 3;
 pub(super) async fn run(add: Add, client: Client, json: bool) -> Result<(), CliError> {
     // First, so that no token is made that nobody is told.
     let status = client.cluster_status().await?;
-    let token = client.create_join_token(add.broker.map(BrokerId::new), add.valid).await?;
+    let asked = add.which.number();
+    let token = client.create_join_token(asked.map(BrokerId::new), add.valid).await?;
     let seeds = seeds(&status);
-    let broker = add.broker.unwrap_or_else(|| next_broker(&status));
+    let broker = asked.unwrap_or_else(|| next_broker(&status));
     let command = command(broker, &seeds, &token.token);
     let document = json!({
-        "token": token.token, "expires_at": token.expires_at, "broker": add.broker, "seeds": seeds,
+        "token": token.token, "expires_at": token.expires_at, "broker": asked, "seeds": seeds,
         "command": command,
     });
     output::print(json, &document, || {
         println!("{}", token.token);
         println!();
-        let whom = add.broker.map_or_else(|| "one broker".to_owned(), |broker| format!("broker {broker}"));
+        let whom = asked.map_or_else(|| "one broker".to_owned(), |broker| format!("broker {broker}"));
         let until = text::time(token.expires_at);
         println!("It lets {whom} in, once, until {until}. Whoever has it gets the cluster's key.");
         println!("Start the new broker with it, on an empty data directory:");
@@ -118,6 +125,8 @@ mod tests {
     #[test]
     fn a_token_is_valid_for_a_while() {
         assert_eq!(validity("10m"), Ok(Duration::from_secs(600)));
+        assert_eq!(validity("7d"), Ok(VALID_MAX));
+        assert!(validity("10d").is_err_and(|reason| reason.contains("7d at the most")));
         assert!(validity("0s").is_err() && validity("1ms").is_err() && validity("soon").is_err());
     }
 }

@@ -8,6 +8,7 @@ use tidemill_client::messages::{ClusterStatus, ShardPlacement};
 use tidemill_client::{BrokerId, Client};
 
 use super::status::holds;
+use super::which::WhichBroker;
 use crate::error::CliError;
 use crate::output;
 use crate::text::counted;
@@ -16,9 +17,8 @@ use crate::waiting::{AGAIN_AFTER, QUIET};
 /// See `tidemill cluster drain`.
 #[derive(Debug, Args)]
 pub(crate) struct Drain {
-    /// Its number.
-    #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
-    broker: u32,
+    #[command(flatten)]
+    which: WhichBroker,
     /// Let it take replicas and leads again.
     #[arg(long)]
     undo: bool,
@@ -40,7 +40,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(drain: Drain, client: Client, json: bool) -> Result<(), CliError> {
-    let Drain { broker, undo, wait } = drain;
+    let Drain { which, undo, wait } = drain;
+    let broker = which.number();
     client.drain_broker(BrokerId::new(broker), undo).await?;
     if wait {
         until_empty(&client, broker).await?;

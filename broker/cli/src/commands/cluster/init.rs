@@ -19,8 +19,8 @@ pub(crate) struct Init {
     /// Where the plan is written; the directory is made.
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
-    /// The numbers of the brokers that form the cluster; may be repeated.
-    #[arg(long = "broker", value_name = "N", required = true, num_args = 1..)]
+    /// The numbers of the brokers that form the cluster: 1 2 3, 1,2,3, or repeated.
+    #[arg(long = "broker", value_name = "N", required = true, num_args = 1.., value_delimiter = ',')]
     brokers: Vec<u32>,
     /// Data shards, fixed for good: more than there will ever be brokers, so that each gets some.
     #[arg(
@@ -59,8 +59,17 @@ pub(super) fn run(init: &Init, json: bool) -> Result<(), CliError> {
         "dir": init.dir, "cluster": plan.cluster.to_string(), "brokers": plan.brokers, "shards": plan.shards,
         "durability": plan.durability, "commands": commands,
     });
-    output::print(json, &document, || explain(&init.dir, &plan, &commands))
+    output::print(json, &document, || explain(&init.dir, &plan, &commands))?;
+    if plan.brokers.len() == 2 {
+        eprintln!("{TWO_BROKERS}");
+    }
+    Ok(())
 }
+
+/// A majority of two is both.
+const TWO_BROKERS: &str = "\
+warning: a cluster of two survives no failure: where either is away, nothing can be written. Plan
+three, or one, which grows (`tidemill cluster add`); three survive the loss of one.";
 
 fn planned(init: &Init) -> Result<ClusterPlan, CliError> {
     let brokers = init.brokers.iter().copied();
@@ -71,9 +80,9 @@ fn planned(init: &Init) -> Result<ClusterPlan, CliError> {
 
 fn failed(error: ClusterDirectoryError) -> CliError {
     match error {
-        ClusterDirectoryError::Invalid(_) | ClusterDirectoryError::Exists(_) => {
-            CliError::usage(error.to_string())
-        }
+        ClusterDirectoryError::Invalid(_)
+        | ClusterDirectoryError::Exists(_)
+        | ClusterDirectoryError::Occupied { .. } => CliError::usage(error.to_string()),
         other => CliError::other(other.to_string()),
     }
 }

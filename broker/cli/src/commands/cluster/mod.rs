@@ -5,7 +5,9 @@ mod drain;
 mod init;
 mod recover;
 mod set;
+mod settled;
 mod status;
+mod which;
 
 use clap::Subcommand;
 use serde_json::json;
@@ -45,17 +47,15 @@ of one, which grows in the same way.")]
 Examples:
   tidemill cluster status
   tidemill cluster status --check > /dev/null || echo look at it
+  until tidemill cluster status --settled > /dev/null; do sleep 1; done
   tidemill cluster status --json
 
 Of replicas, 1* 2 3(+120) reads: broker 1 leads, 2 has all of it, 3 lacks 120 entries. A learner
 has no vote: it is catching up, or follows the controller (shard 0), as every broker does.
 Silent is who the leader has not heard of for so long. What is planned is shown where it differs
-from what is.")]
-    Status {
-        /// Exit with 5 where anything is at risk.
-        #[arg(long)]
-        check: bool,
-    },
+from what is. 3.2 is broker 3 in its second life, its incarnation: it has a new one when its
+directory was replaced, or when one of its replicas came back without all that it had.")]
+    Status(status::Status),
     /// Make a token with which one more broker joins
     #[command(after_help = "\
 Examples:
@@ -83,11 +83,7 @@ Examples:
 One that is lost is removed without draining; where a shard would be left without a majority,
 it is refused. Stop the broker's process then: started again it is turned away. It comes back
 only with an empty data directory and a token of `tidemill cluster add`.")]
-    Remove {
-        /// Its number.
-        #[arg(value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
-        broker: u32,
-    },
+    Remove(which::WhichBroker),
     /// Go on with one broker where most of the others are lost for good
     #[command(after_help = "\
 Examples:
@@ -116,7 +112,7 @@ pub(crate) async fn run(cluster: Cluster, connection: &Connection) -> Result<(),
     let json = connection.json;
     match cluster {
         Cluster::Init(init) => init::run(&init, json),
-        Cluster::Status { check } => ask(connection, |client| status::run(client, check, json)).await,
+        Cluster::Status(asked) => ask(connection, |client| status::run(asked, client, json)).await,
         Cluster::Add(add) => ask(connection, |client| add::run(add, client, json)).await,
         Cluster::Drain(drain) if drain.waits() => {
             let (client, broker) = connect(connection).await?;
@@ -124,7 +120,7 @@ pub(crate) async fn run(cluster: Cluster, connection: &Connection) -> Result<(),
             broker.bounded(&client, limit, drain::run(drain, client.clone(), json)).await
         }
         Cluster::Drain(drain) => ask(connection, |client| drain::run(drain, client, json)).await,
-        Cluster::Remove { broker } => ask(connection, |client| remove(broker, client, json)).await,
+        Cluster::Remove(which) => ask(connection, |client| remove(which.number(), client, json)).await,
         Cluster::Recover(recover) => recover::run(recover, json).await,
         Cluster::Set(set) => ask(connection, |client| set::run(set, client, json)).await,
     }

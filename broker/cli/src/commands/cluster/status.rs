@@ -1,10 +1,12 @@
 //! `tidemill cluster status`.
 
+use clap::Args;
 use serde_json::{Value, json};
 use tidemill_client::Client;
 use tidemill_client::messages::{BrokerStatus, ClusterSettings, ClusterStatus, ShardPlacement, ShardReplica};
 use tidemill_protocol::{ClusterId, ShardId};
 
+use super::settled;
 use crate::error::CliError;
 use crate::output;
 use crate::text::counted;
@@ -12,11 +14,27 @@ use crate::text::counted;
 /// A replica that its leader has not heard of for so long is shown as silent: others answer several times a second.
 const SILENT_MS_MIN: i64 = 2_000;
 
-pub(super) async fn run(client: Client, check: bool, json: bool) -> Result<(), CliError> {
+/// See `tidemill cluster status`.
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Exit with 5 where anything is at risk.
+    #[arg(long)]
+    check: bool,
+    /// As --check, and also while a replica lags or is silent, or is not where planned.
+    #[arg(long)]
+    settled: bool,
+}
+
+pub(super) async fn run(asked: Status, client: Client, json: bool) -> Result<(), CliError> {
     let status = client.cluster_status().await?;
     output::print(json, &document(&status), || show(&status))?;
-    if check && !status.risks.is_empty() {
+    if (asked.check || asked.settled) && !status.risks.is_empty() {
         return Err(CliError::Failed(at_risk(status.risks.len())));
+    }
+    if asked.settled
+        && let Some(words) = settled::words(&settled::unsettled(&status))
+    {
+        return Err(CliError::Failed(words));
     }
     Ok(())
 }
@@ -155,7 +173,7 @@ fn replica(shard: &ShardPlacement, replica: &ShardReplica) -> String {
 }
 
 /// Who should vote, the one that should lead first, where that is not so; nothing where it is.
-fn planned(shard: &ShardPlacement) -> String {
+pub(super) fn planned(shard: &ShardPlacement) -> String {
     let mut voters: Vec<u32> =
         shard.replicas.iter().filter(|replica| replica.voter).map(|replica| replica.broker_id).collect();
     let mut wanted = shard.planned.clone();

@@ -47,12 +47,12 @@ async fn whoever_reads_or_writes_hears_that_the_broker_is_away_and_back() -> Out
     input.write_all(b"behind\n").await?;
     for (errors, until) in [(&mut reader_says, "until it is back"), (&mut writer_says, "giving up after 1m")]
     {
-        let line = says(errors, "waiting for the broker at 127.0.0.1:").await?;
+        let line = says(errors, "waiting for an answer by way of 127.0.0.1:").await?;
         assert!(line.contains(until), "{line}");
     }
     terminal.broker.restart().await?;
-    says(&mut reader_says, "answers again").await?;
-    says(&mut writer_says, "answers again").await?;
+    says(&mut reader_says, "answers again by way of").await?;
+    says(&mut writer_says, "answers again by way of").await?;
     assert_eq!(tokio::time::timeout(PATIENCE, read.next_line()).await??.as_deref(), Some("behind"));
     drop(input);
     assert!(writer.wait().await?.success());
@@ -72,7 +72,7 @@ async fn whoever_reads_or_writes_hears_that_the_broker_is_away_and_back() -> Out
     let ran = run(&mut command, b"").await?;
     assert!(ran.code == 3 && begun.elapsed() >= Duration::from_secs(7), "{ran:?}");
     assert!(
-        ran.stderr.contains("waiting for the broker at") && ran.stderr.contains("giving up after 7s"),
+        ran.stderr.contains("waiting for an answer by way of") && ran.stderr.contains("giving up after 7s"),
         "{ran:?}"
     );
     Ok(())
