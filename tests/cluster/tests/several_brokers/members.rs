@@ -91,7 +91,7 @@ async fn what_the_cluster_can_not_do_without_stays() -> Outcome<()> {
 /// Neither a token for its number nor a removal pushes out a broker that lives and holds replicas.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_lives_is_not_pushed_out() -> Outcome<()> {
-    let cluster = TestCluster::start(3, 2, BrokerOptions::default()).await?;
+    let mut cluster = TestCluster::start(3, 2, BrokerOptions::default()).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
     let refused = client.remove_broker(BrokerId::new(3)).await.expect_err("it lives");

@@ -105,7 +105,7 @@ mod tests {
         let busy = ShardReplica { behind: BEHIND_MAX, silent_ms: 200, ..voter(3) };
         assert!(found(1, 1, true, busy).is_empty(), "load alone is not unrest");
         let lagging = ShardReplica { behind: 120, ..voter(3) };
-        assert_eq!(found(1, 1, true, lagging.clone()), ["shard 1: broker 3 lacks 120 entries"]);
+        assert_eq!(found(1, 1, true, lagging), ["shard 1: broker 3 lacks 120 entries"]);
         assert!(found(1, 1, false, lagging).is_empty(), "who is dead is at risk already");
         let silent = ShardReplica { silent_ms: 3_400, ..voter(3) };
         assert_eq!(found(1, 1, true, silent), ["shard 1: broker 3 has been silent for 3 s"]);
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn a_learner_is_on_its_way_unless_it_follows_the_controller() {
         let learner = ShardReplica { voter: false, ..voter(3) };
-        assert_eq!(found(1, 1, true, learner.clone())[1], "shard 1: broker 3 has no vote yet");
+        assert_eq!(found(1, 1, true, learner)[1], "shard 1: broker 3 has no vote yet");
         let shard = ShardPlacement { planned: vec![1, 2], ..ShardPlacement::default() };
         assert_eq!(unsettled_replica(&shard, &learner), None);
         let elsewhere = ShardPlacement { shard: 4, ..shard };
