@@ -72,7 +72,7 @@ mod tests {
             let value = defaults.pointer(&format!("/{}", name.replace('.', "/"))).expect(name);
             let texts = match value {
                 serde_json::Value::String(text) => vec![text.clone()],
-                serde_json::Value::Array(_) => vec!["one,two".to_owned()],
+                serde_json::Value::Array(_) => vec!["one,two".to_owned(), "one:1,two:2".to_owned()],
                 // Absent by default: a path, an address, a number or a word, whichever it takes.
                 serde_json::Value::Null => {
                     ["file.pem", "127.0.0.1:1", "1", "replicated"].map(str::to_owned).to_vec()

@@ -1,5 +1,6 @@
 //! Clusters of several broker processes: formed, failed over, grown.
 
+mod components;
 mod failover;
 mod forming;
 mod growing;

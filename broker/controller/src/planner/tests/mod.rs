@@ -130,8 +130,9 @@ fn a_dead_brokers_replicas_are_rebuilt_after_the_delay_and_not_before() {
 #[test]
 fn one_of_three_that_is_removed_leaves_two_until_another_comes() {
     let mut world = World::new(&["", "", ""], 4);
-    assert!(world.apply(&ControllerCommand::Remove { broker: id(3) }));
     world.up.remove(&id(3));
+    world.is_known_to_be_down(id(3));
+    assert!(world.apply(&ControllerCommand::Remove { broker: id(3) }));
     world.converge();
     assert!(world.shards_have(2));
     let found = risks(&world.controller);

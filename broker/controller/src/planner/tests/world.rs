@@ -6,6 +6,8 @@ use tidemill_protocol::{BrokerId, DirectoryId, ShardId, Timestamp};
 
 use crate::brokers::{BrokerStart, JoinRequest};
 use crate::command::{ControllerCommand, ControllerReply};
+use crate::error::ControllerError;
+use crate::membership_error::MembershipError;
 use crate::planner::replicas::SHARDS_MOVING_MAX;
 use crate::planner::{Liveness, PLAN_COMMANDS_MAX, plan};
 use crate::shards::{ShardRecord, is_majority};
@@ -68,8 +70,16 @@ impl World {
         self.up.insert(broker);
     }
 
-    /// A new broker, or one that lost its directory.
+    /// The controller has noticed that nobody hears of a broker.
+    pub(super) fn is_known_to_be_down(&mut self, broker: BrokerId) {
+        let starts = self.controller.broker(broker).map(|record| record.starts);
+        let starts = starts.unwrap_or_default();
+        self.apply(&ControllerCommand::SetAlive { broker, starts, alive: false });
+    }
+
+    /// A new broker, or one that lost its directory: that one stays away where too few of the others are there.
     pub(super) fn join(&mut self, broker: u32, rack: &str) {
+        self.is_known_to_be_down(id(broker));
         self.next_directory += 1;
         let hash = [u8::try_from(self.next_directory % 251).unwrap(); 32];
         let mut hash_of_all = hash;
@@ -86,8 +96,11 @@ impl World {
             ..request(0, broker, self.next_directory)
         };
         let directory = request.directory;
-        let joined = self.controller.apply(&ControllerCommand::Join(request), self.now()).unwrap();
-        let ControllerReply::Joined { incarnation } = joined else { panic!("{joined:?}") };
+        let incarnation = match self.controller.apply(&ControllerCommand::Join(request), self.now()) {
+            Ok(ControllerReply::Joined { incarnation }) => incarnation,
+            Err(ControllerError::Membership(MembershipError::JoinLosesQuorum { .. })) => return,
+            other => panic!("{other:?}"),
+        };
         self.register(id(broker), directory, incarnation, rack);
     }
 

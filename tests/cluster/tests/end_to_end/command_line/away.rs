@@ -64,7 +64,7 @@ async fn whoever_reads_or_writes_hears_that_the_broker_is_away_and_back() -> Out
     let mut read = BufReader::new(reader.stdout.take().ok_or("an output")?).lines();
     assert_eq!(tokio::time::timeout(PATIENCE, read.next_line()).await??.as_deref(), Some("before"));
     assert!(terminal.broker.stop().await?.success());
-    says(&mut reader_says, "error: the broker at 127.0.0.1:").await?;
+    says(&mut reader_says, "error: no answer to what was asked by way of 127.0.0.1:").await?;
     assert_eq!(reader.wait().await?.code(), Some(3));
     let begun = Instant::now();
     let mut command = terminal.command()?;
