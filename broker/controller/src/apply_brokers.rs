@@ -97,8 +97,7 @@ impl Controller {
         let record = self.member(broker)?.clone();
         if record.state == BrokerState::Active {
             let others = self.eligible_brokers().filter(|other| other.broker != broker).count();
-            let holds = |shard: &ShardRecord| shard.brokers().any(|holder| holder == broker);
-            if let Some(shard) = self.shards().find(|shard| holds(shard) && shard.replicas.len() > others) {
+            if let Some(shard) = self.held_by(broker).find(|shard| shard.replicas.len() > others) {
                 let (shard, replicas) = (shard.shard, shard.replicas.len());
                 return Err(MembershipError::NowhereToGo { broker, shard, replicas, others }.into());
             }
@@ -131,8 +130,7 @@ impl Controller {
             self.check_majorities_without(broker).map_err(|(shard, alive, voters)| {
                 MembershipError::QuorumLost { broker, shard, alive, voters }
             })?;
-            let replicas =
-                self.shards().filter(|shard| shard.brokers().any(|holder| holder == broker)).count();
+            let replicas = self.held_by(broker).count();
             if record.alive && replicas > 0 {
                 return Err(MembershipError::StillServes { broker, replicas }.into());
             }
@@ -142,6 +140,11 @@ impl Controller {
             self.settle_observers();
         }
         Ok(ControllerReply::Broker(Box::new(self.brokers[&broker].clone())))
+    }
+
+    /// The shards of which a broker is to have a replica.
+    pub(crate) fn held_by(&self, broker: BrokerId) -> impl Iterator<Item = &ShardRecord> {
+        self.shards().filter(move |shard| shard.brokers().any(|holder| holder == broker))
     }
 
     /// Whether those who stay can carry the change that leaves a broker's replicas out: a majority counts over all voters. Else the first shard

@@ -209,16 +209,12 @@ fn shares_a_rack(controller: &Controller, record: &ShardRecord) -> bool {
 }
 
 fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
-    let held = |broker: BrokerId| {
-        controller.shards().filter(|shard| shard.brokers().any(|holder| holder == broker)).count()
-    };
     let is_replaceable = |broker: BrokerId| {
         let others = controller.eligible_brokers().filter(|other| other.broker != broker).count();
-        let mut held = controller.shards().filter(|shard| shard.brokers().any(|holder| holder == broker));
-        held.all(|shard| shard.replicas.len() <= others)
+        controller.held_by(broker).all(|shard| shard.replicas.len() <= others)
     };
     controller.brokers().filter(|record| record.is_member()).flat_map(move |record| {
-        let (broker, replicas) = (record.broker, held(record.broker));
+        let (broker, replicas) = (record.broker, controller.held_by(record.broker).count());
         let silent = match (record.alive, record.starts) {
             (true, _) => None,
             (false, 0) => Some(Risk::BrokerExpected { broker }),

@@ -133,11 +133,12 @@ impl PeerLinks {
 
     fn note_lost(&self, peer: NodeId, missing: &LogId) {
         let now = Instant::now();
-        let told = self.lost.lock().get(&peer).copied();
-        if told.is_some_and(|told| now.duration_since(told) < LOST_TOLD_INTERVAL) {
+        let mut lost = self.lost.lock();
+        if lost.get(&peer).is_some_and(|told| now.duration_since(*told) < LOST_TOLD_INTERVAL) {
             return;
         }
-        self.lost.lock().insert(peer, now);
+        lost.insert(peer, now);
+        drop(lost);
         tracing::error!(
             shard = %self.shard, node = %peer, entry = missing.index,
             "a replica has lost what it acknowledged; it must come back under a new incarnation"

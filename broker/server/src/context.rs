@@ -70,6 +70,14 @@ const UPLOADS_MAX: usize = 16;
 /// Of what was received, so many are checked at once: each holds a component in memory, and a compiler's process.
 const COMPILES_MAX: usize = 4;
 
+impl Context {
+    /// This broker, and those that it has a connection to.
+    pub(crate) fn reached(&self) -> BTreeSet<BrokerId> {
+        let connected = self.peers.as_ref().map(|peers| peers.connected()).unwrap_or_default();
+        connected.into_iter().chain([BrokerId::new(self.meta.broker_id)]).collect()
+    }
+}
+
 /// Components that come from other brokers at once: each is in memory as a whole.
 const FETCHES_MAX: usize = 2;
 

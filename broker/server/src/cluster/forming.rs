@@ -70,9 +70,9 @@ fn waits(context: &Context) -> bool {
 
 /// The other founders that this broker has no connection to.
 fn missing(context: &Context) -> Vec<BrokerId> {
-    let connected = context.peers.as_ref().map(|peers| peers.connected()).unwrap_or_default();
+    let reached = context.reached();
     let mut others = context.meta.forming.clone();
-    others.retain(|broker| broker.get() != context.meta.broker_id && !connected.contains(broker));
+    others.retain(|broker| !reached.contains(broker));
     others
 }
 

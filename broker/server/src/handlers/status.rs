@@ -1,6 +1,6 @@
 //! How the broker is doing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -39,10 +39,11 @@ pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
         entry.planned = record.replicas.iter().map(|node| node.broker().get()).collect();
     }
     status.placement = placement.into_values().collect();
-    status.brokers = brokers(context, controller, &status, &others);
+    let reached = context.reached();
+    status.brokers = brokers(context, controller, &status, &others, &reached);
     status.risks = match controller.identity() {
         Some(_) => {
-            let seen_from_here = risks_from(controller, |broker| reaches(context, broker));
+            let seen_from_here = risks_from(controller, |broker| reached.contains(&broker));
             seen_from_here.into_iter().chain(risks(controller)).map(|risk| risk.to_string()).collect()
         }
         None => vec![FORMING.to_owned()],
@@ -54,12 +55,6 @@ pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
         replication_factor: u32::from(settings.replication_factor_max),
     });
     status
-}
-
-/// Whether this broker has a connection to a broker, or is that one.
-fn reaches(context: &Context, broker: BrokerId) -> bool {
-    let connected = || context.peers.as_ref().is_some_and(|peers| peers.connected().contains(&broker));
-    broker.get() == context.meta.broker_id || connected()
 }
 
 /// What the other brokers say of themselves, as far as they answer.
@@ -80,6 +75,7 @@ fn brokers(
     controller: &Controller,
     status: &ClusterStatus,
     others: &BTreeMap<BrokerId, ClusterStatus>,
+    reached: &BTreeSet<BrokerId>,
 ) -> Vec<BrokerStatus> {
     let replicas_of = |broker: u32| {
         // Who only follows the controller, as every broker does, holds nothing that would be missed.
@@ -96,8 +92,8 @@ fn brokers(
     // Else what the controller said last may be of long ago.
     let is_current = controller.shard(ShardId::CONTROLLER).is_none_or(|record| {
         let voters = record.voters();
-        let reached = voters.iter().filter(|node| reaches(context, node.broker())).count();
-        2 * reached > voters.len()
+        let heard = voters.iter().filter(|node| reached.contains(&node.broker())).count();
+        2 * heard > voters.len()
     });
     controller
         .brokers()
@@ -111,7 +107,7 @@ fn brokers(
                 peer_addresses: record.peer_addresses.clone(),
                 rack: record.rack.clone(),
                 software: record.software.clone(),
-                alive: record.alive && (is_current || reaches(context, record.broker)),
+                alive: record.alive && (is_current || reached.contains(&record.broker)),
                 state: match record.state {
                     BrokerState::Active => "active",
                     BrokerState::Draining => "draining",
