@@ -276,7 +276,7 @@ impl Inner {
 
 impl Lie {
     fn is_about(self, path: &Path, names: bool) -> bool {
-        let (wal, state) = (path.starts_with("wal"), path.ends_with("state"));
+        let (wal, state) = (path.starts_with("wal"), path.file_stem().is_some_and(|name| name == "state"));
         match self {
             Self::Names => names,
             Self::Wal => !names && wal,

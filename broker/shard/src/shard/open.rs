@@ -75,15 +75,14 @@ impl Shard {
         complete_install(&**storage, &dir).map_err(io_error)?;
         let path = dir.join(STATE_FILE);
         let store_error = |source| ShardOpenError::Store { path: path.clone(), source };
-        let store = StateFile::open(&**storage, &path, config.state_cache_bytes).map_err(store_error)?;
-        let base = match store.rows().map_err(store_error)? {
-            Some(base) => base,
-            None => {
-                begin(&store, &config).map_err(store_error)?;
-                storage.sync_dir(&dir).map_err(io_error)?;
-                store.rows().and_then(|rows| rows.ok_or_else(StoreError::no_table)).map_err(store_error)?
-            }
-        };
+        // A new state file says whose it is before anything else.
+        let header = crate::state::ShardHeader::new(config.shard);
+        let store = StateFile::open_whole(&**storage, &path, config.state_cache_bytes, |put| {
+            put(&key(space::SHARD, &()), Some(&header.encode()))
+        })
+        .map_err(store_error)?;
+        let base =
+            store.rows().and_then(|rows| rows.ok_or_else(StoreError::no_table)).map_err(store_error)?;
         let damaged = |reason: String| ShardOpenError::Damaged { path: path.clone(), reason };
         let (state, ends) = read_all(config.shard, &base).map_err(|error| damaged(error.to_string()))?;
         storage.remove_dir_all(&dir.join(REPAIR_DIR)).map_err(io_error)?;
@@ -120,12 +119,6 @@ impl Shard {
         let moving = Moving::start(Arc::clone(&inner)).map_err(io_error)?;
         Ok(Self { inner, moving: Arc::new(moving) })
     }
-}
-
-/// A new state file says whose it is before anything else.
-fn begin(store: &StateFile, config: &ShardConfig) -> Result<(), StoreError> {
-    let header = crate::state::ShardHeader::new(config.shard);
-    store.commit(|put| put(&key(space::SHARD, &()), Some(&header.encode())))
 }
 
 enum LogsError {

@@ -1,5 +1,6 @@
 //! The redb file: opening, reading a pinned version, committing a checkpoint's changes.
 
+use std::io;
 use std::ops::Bound;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -58,13 +59,43 @@ impl BaseRows {
     }
 }
 
+/// Takes a key and its value, `None` to delete.
+pub(crate) type Put<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), StoreError> + 'a;
+
 /// The open state file.
 pub(crate) struct StateFile {
     database: Database,
 }
 
 impl StateFile {
-    /// Opens or creates the file.
+    /// Opens the file. Where there is none, one with what `first` puts is made under another name and moved into its place when it is
+    /// durable: redb gives a new file its length before its first page, so one that a loss of power cut short looks like a damaged one, and
+    /// to take a damaged one for new would lose all that it held.
+    pub(crate) fn open_whole(
+        storage: &dyn Storage,
+        path: &Path,
+        cache_bytes: usize,
+        first: impl FnOnce(&mut Put<'_>) -> Result<(), StoreError>,
+    ) -> Result<Self, StoreError> {
+        let making = |error| StoreError::new("can't be made", error_io(error));
+        match storage.open(path, OpenMode::READ) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let unfinished = path.with_extension("new");
+                match storage.remove(&unfinished) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(making(error)),
+                    _ => {}
+                }
+                Self::open(storage, &unfinished, cache_bytes)?.commit(first)?;
+                storage.rename(&unfinished, path).map_err(making)?;
+                storage.sync_dir(path.parent().unwrap_or(Path::new(""))).map_err(making)?;
+            }
+            Err(error) => return Err(making(error)),
+        }
+        Self::open(storage, path, cache_bytes)
+    }
+
+    /// Opens or creates the file, whose first commit comes from the caller.
     pub(crate) fn open(storage: &dyn Storage, path: &Path, cache_bytes: usize) -> Result<Self, StoreError> {
         let opening = "can't be opened";
         let file = storage
@@ -91,13 +122,10 @@ impl StateFile {
         }
     }
 
-    /// Makes changes durable, all of them or none: `changes` calls its argument with each key and its value, `None`
-    /// to delete.
+    /// Makes changes durable, all of them or none.
     pub(crate) fn commit(
         &self,
-        changes: impl FnOnce(
-            &mut dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), StoreError>,
-        ) -> Result<(), StoreError>,
+        changes: impl FnOnce(&mut Put<'_>) -> Result<(), StoreError>,
     ) -> Result<(), StoreError> {
         let writing = "can't be written";
         let mut transaction = self.database.begin_write().map_err(|error| StoreError::new(writing, error))?;
@@ -117,6 +145,6 @@ impl StateFile {
     }
 }
 
-fn error_io(error: std::io::Error) -> redb::StorageError {
+fn error_io(error: io::Error) -> redb::StorageError {
     redb::StorageError::Io(error)
 }

@@ -189,3 +189,36 @@ fn damage_to_the_state_file_is_told_not_followed() {
     let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
     assert!(error.to_string().contains("shard-01/state"), "{error}");
 }
+
+#[test]
+fn a_zeroed_state_file_is_damage_and_no_new_one() {
+    let storage = loaded().memory.kill();
+    storage.edit(std::path::Path::new("shard-01/state"), |bytes| bytes.fill(0));
+    let faulty = FaultyStorage::new(Arc::new(storage));
+    let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
+    assert!(error.to_string().contains("shard-01/state"), "{error}");
+}
+
+#[test]
+fn a_shard_that_was_being_made_when_the_power_went_is_made_then() {
+    for nth in 1.. {
+        let memory = MemoryStorage::new();
+        let faulty = FaultyStorage::new(Arc::new(memory.clone()));
+        faulty.on_nth(None, nth, Effect::Halt);
+        let made = open(&faulty, &ShardConfig::new(SHARD));
+        let struck = faulty.has_struck();
+        for seed in 0..20 {
+            let mut world = World::on(memory.crash(seed), ShardConfig::new(SHARD));
+            assert_eq!(world.shard.checkpointed(), None, "call {nth}, seed {seed}");
+            world.one(adopt_topic(1, 1, 2, TopicConfig::default()));
+            fill(&mut world, 1);
+            world.checkpoint();
+            world.crash(seed);
+            assert_eq!(world.read_all(partition(1, 1)).len(), 461, "call {nth}, seed {seed}");
+        }
+        if !struck {
+            assert!(made.is_ok() && nth > 10, "it takes more calls than {nth}");
+            return;
+        }
+    }
+}
