@@ -18,16 +18,16 @@ use tokio::time::Instant;
 
 use super::bug::Bug;
 use super::clients::Client;
-use super::controller::{control, is_settled};
+use super::controller::control;
 use super::disks::Wrong;
 use super::faults::Fault;
-use super::machine::{Beginning, Life, Place, Started};
+use super::machine::{Life, Place, Started};
 use super::settle::settle;
 use super::watcher::{Checks, Watcher};
 use super::world::World;
 use super::{BROKERS, ClusterReport, SHARDS};
 use crate::disk::SimDisk;
-use crate::ledger::{Ledger, Violation};
+use crate::ledger::Ledger;
 use crate::network::SimNetwork;
 use crate::notes::Notes;
 use crate::trace::Trace;
@@ -41,7 +41,7 @@ const PRODUCERS_PER_SHARD: i64 = 2;
 /// Of the call to the disk that makes a snapshot the shard.
 const INSTALLED: &str = "/staging/complete 0+0";
 /// How soon a start that has to wait looks again.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Members of each group.
 const VOTERS: u32 = 3;
 
@@ -72,7 +72,7 @@ pub(crate) struct Machine {
     pub(crate) disk: SimDisk,
     pub(super) places: BTreeMap<ShardId, Place>,
     pub(super) life: Option<Life>,
-    clock_wrong_ms: Arc<AtomicI64>,
+    pub(super) clock_wrong_ms: Arc<AtomicI64>,
     /// It may refuse to start: something was taken from its disk.
     pub(super) may_have_lost: bool,
     /// Its disk does wrong, or did: it starts again only once the others have gone on without it.
@@ -88,9 +88,9 @@ pub(crate) struct Director {
     pub(crate) ledger: Arc<Mutex<Ledger>>,
     pub(crate) machines: BTreeMap<BrokerId, Machine>,
     undo: BTreeMap<(Instant, u64), Undo>,
-    numbers: u64,
-    started: (mpsc::UnboundedSender<News>, mpsc::UnboundedReceiver<News>),
-    lives: BTreeMap<BrokerId, u64>,
+    pub(super) numbers: u64,
+    pub(super) started: (mpsc::UnboundedSender<News>, mpsc::UnboundedReceiver<News>),
+    pub(super) lives: BTreeMap<BrokerId, u64>,
     faults: BTreeMap<Fault, u64>,
     pub(super) retired: u64,
 }
@@ -297,107 +297,6 @@ impl Director {
             self.network.pause(broker, false);
             self.start(broker);
         }
-    }
-
-    pub(super) fn start(&mut self, broker: BrokerId) {
-        if self.must_wait(broker) {
-            return self.later(LOOK_AGAIN, Undo::Start(broker));
-        }
-        let salt_seed = self.rng.random();
-        self.numbers += 1;
-        let life = self.numbers;
-        let Some(machine) = self.machines.get_mut(&broker).filter(|machine| machine.life.is_none()) else {
-            return;
-        };
-        self.trace.note(format_args!(
-            "{broker} starts as {:?}",
-            machine.places.values().map(|place| place.node).collect::<Vec<_>>()
-        ));
-        let beginning = Beginning {
-            broker,
-            life,
-            salt_seed,
-            disk: machine.disk.clone(),
-            network: self.network.clone(),
-            trace: self.trace.clone(),
-            places: machine.places.clone(),
-            clock_wrong_ms: Arc::clone(&machine.clock_wrong_ms),
-            bug: self.bug,
-        };
-        let tell = self.started.0.clone();
-        machine.life = Some(Life::begin(beginning, move |started| drop(tell.send((broker, life, started)))));
-        self.lives.insert(broker, life);
-    }
-
-    pub(crate) fn kill(&mut self, broker: BrokerId) {
-        let Some(machine) = self.machines.get_mut(&broker) else { return };
-        let Some(life) = machine.life.take() else { return };
-        self.trace.note(format_args!("{broker} ends"));
-        // What the others know of it: whoever has begun must find that again.
-        if let Some(running) = self.world.at(broker) {
-            for (shard, place) in &mut machine.places {
-                if running.wal.flushed(*shard).is_some() {
-                    place.begin = Begin::Existing;
-                }
-            }
-        }
-        self.network.remove(broker);
-        if let Some(wrong) = machine.wrong {
-            machine.may_have_lost = true;
-            if wrong == Wrong::Flushes {
-                // What it never synced must not lie about as if it would be yet.
-                machine.disk.lose_power();
-            }
-        }
-        machine.disk = machine.disk.next_life();
-        life.kill();
-        self.world.ended(broker);
-    }
-
-    fn started(&mut self, broker: BrokerId, life: u64, started: Started) {
-        if self.lives.get(&broker) != Some(&life) {
-            return;
-        }
-        let Some(machine) = self.machines.get_mut(&broker).filter(|machine| machine.life.is_some()) else {
-            return;
-        };
-        match started {
-            Ok((running, votes)) => {
-                self.trace.note(format_args!("{broker} runs"));
-                for (shard, vote) in votes {
-                    if let Some(place) = machine.places.get_mut(&shard) {
-                        (place.retired, place.old_vote) = (false, vote);
-                    }
-                }
-                self.world.runs(running);
-            }
-            // The power goes first.
-            Err(_) if machine.disk.has_lost_power() => {}
-            Err(error) => {
-                self.trace.note(format_args!("{broker} does not start: {error}"));
-                if !machine.may_have_lost {
-                    return self.world.broken(Violation::NoStart { reason: error.to_string() });
-                }
-                self.kill(broker);
-                match error.loss() {
-                    Some(shard) => self.renew(broker, shard),
-                    None => self.lose_disk(broker),
-                }
-                self.start(broker);
-            }
-        }
-    }
-
-    /// Whether every shard is kept by those that should, and all of them are well.
-    fn is_whole(&mut self) -> bool {
-        self.replace_lost();
-        let is_well = |machine: &Machine| machine.wrong.is_none() && self.world.at(machine.broker).is_some();
-        let running = self.machines.values().all(is_well);
-        let whole = running && SHARDS.iter().all(|shard| is_settled(&self.world, *shard));
-        if whole {
-            self.machines.values_mut().for_each(|machine| machine.may_have_lost = false);
-        }
-        whole
     }
 
     fn any_broker(&mut self) -> BrokerId {

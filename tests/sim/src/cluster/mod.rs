@@ -16,6 +16,7 @@ mod controller;
 mod director;
 mod disks;
 mod faults;
+mod lives;
 mod machine;
 mod settle;
 mod tasks;
