@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Recovery, Wal, WalConfig};
-use tidemill_net::{ClientAuthentication, DevCa, PeerEndpoint, PeerNetConfig, PeerTls, ServerTls, TlsError};
+use tidemill_net::{
+    ClientAuthentication, DevCa, JoinToken, PeerEndpoint, PeerNetConfig, PeerTls, ServerTls, TlsError,
+};
 use tidemill_protocol::{BrokerId, ShardId};
 use tidemill_raft::{ReplicaLimits, SnapshotLimiter};
 use tidemill_shard::ShardConfig;
@@ -104,11 +106,16 @@ fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> 
         let path = path.clone();
         Err(StartError::Fixed { setting, path, stored, asked })
     };
-    if let Some(directory) = &config.cluster {
-        let asked = ClusterPlan::read(directory)?.cluster;
-        if asked != meta.cluster {
-            return Err(StartError::OtherCluster { path, found: meta.cluster, asked });
-        }
+    // One that does not read names no other.
+    let token = config.join.as_ref().and_then(|token| token.parse::<JoinToken>().ok());
+    let named = match (&config.cluster, token) {
+        (Some(directory), _) => Some(("cluster", ClusterPlan::read(directory)?.cluster)),
+        (None, token) => token.map(|token| ("join", token.cluster)),
+    };
+    if let Some((setting, asked)) = named
+        && asked != meta.cluster
+    {
+        return Err(StartError::OtherCluster { path, found: meta.cluster, setting, asked });
     }
     match (config.shards, config.durability) {
         (Some(asked), _) if asked != meta.shards => {

@@ -115,19 +115,30 @@ pub enum StartError {
         /// The cluster's plan.
         directory: PathBuf,
     },
+    /// An empty data directory, other brokers, and nothing that says how it belongs to them.
+    #[error(
+        "the data directory {path} is empty, and peers.seeds names other brokers: say how this one comes into their cluster, with a token of \
+         `tidemill cluster add` (--join) or with the plan of `tidemill cluster init` (--cluster); to begin a cluster of its own, name no seeds"
+    )]
+    NoOrigin {
+        /// The directory.
+        path: String,
+    },
     /// The cluster does not take the broker in.
     #[error(transparent)]
     Join(#[from] JoinError),
     /// The data directory belongs to another cluster than the settings name.
     #[error(
-        "the data directory {path} belongs to cluster {found}, and the settings name cluster {asked}; name the right directory, or take the \
-         setting `cluster` out"
+        "the data directory {path} belongs to cluster {found}, and {setting} is of cluster {asked}; name the right directory, or take \
+         {setting} out of the settings"
     )]
     OtherCluster {
         /// The directory.
         path: String,
         /// Whose it is.
         found: ClusterId,
+        /// What names another: `cluster` or `join`.
+        setting: &'static str,
         /// Which one the settings name.
         asked: ClusterId,
     },

@@ -92,7 +92,8 @@ pub(crate) struct Server {
     /// TIDEMILL_JOIN keeps it from who lists processes.
     #[arg(long, value_name = "TOKEN")]
     join: Option<String>,
-    /// Where another broker listens for brokers; may be repeated. One that is up is enough.
+    /// Where another broker listens for brokers; may be repeated. One that is up is enough. The first
+    /// start needs --cluster or --join beside it.
     #[arg(long, value_name = "HOST:PORT")]
     seed: Vec<String>,
     /// UDP address to listen on for other brokers; unless said that of --listen, ten ports further.

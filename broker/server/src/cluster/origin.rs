@@ -38,7 +38,13 @@ impl Origin {
             let joined = join(&config.data_dir, broker, &config.rack, token, &config.peers.seeds).await?;
             return Ok(Self::Joined(joined));
         }
-        let Some(directory) = &config.cluster else { return Ok(Self::Alone) };
+        let Some(directory) = &config.cluster else {
+            // Whoever names others wants to be with them: a cluster of its own is easily begun, and hard to notice and undo.
+            return match config.peers.seeds.is_empty() {
+                true => Ok(Self::Alone),
+                false => Err(StartError::NoOrigin { path: config.data_dir.display().to_string() }),
+            };
+        };
         let plan = ClusterPlan::read(directory)?;
         let broker = BrokerId::new(config.broker_id);
         if !plan.brokers.contains(&broker) {

@@ -9,8 +9,10 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, Wo
 async fn a_broker_of_another_cluster_is_refused_with_the_reason_at_both_ends() -> Outcome<()> {
     let cluster = TestCluster::start(1, 1, BrokerOptions::default()).await?;
     let seed = cluster.peer_address(1);
-    let stranger =
-        TestBroker::start(BrokerOptions::default().set("broker_id", 2).set("peers.seeds", seed)).await?;
+    let mut stranger = TestBroker::start(BrokerOptions::default().set("broker_id", 2)).await?;
+    stranger.stop().await?;
+    stranger.set("peers.seeds", &seed);
+    stranger.restart().await?;
     tokio::time::sleep(Duration::from_secs(4)).await;
     let here = cluster.brokers()[0].log_text()?;
     assert!(here.contains("refused"), "{}", cluster.brokers()[0].log_tail());
@@ -36,10 +38,31 @@ async fn who_has_no_right_to_join_does_not() -> Outcome<()> {
     let said = refusal(TestBroker::start(options).await.expect_err("no token"));
     assert!(said.contains("this is no join token"), "{said}");
 
+    let forever = client.create_join_token(None, Some(Duration::from_secs(8 * 24 * 60 * 60))).await;
+    let said = forever.expect_err("a token for so long").to_string();
+    assert!(said.contains("CLUSTER_CHANGE_REFUSED") && said.contains("7 days"), "{said}");
+
     let token = client.create_join_token(Some(tidemill_client::BrokerId::new(3)), None).await?;
+    let options = cluster.joining(3, &token.token)?.set("shards", 5);
+    let said = refusal(TestBroker::start(options).await.expect_err("what the cluster has fixed"));
+    assert!(said.contains("shards") && said.contains("has fixed it"), "{said}");
     let options = cluster.joining(2, &token.token)?;
     let said = refusal(TestBroker::start(options).await.expect_err("another broker's token"));
     assert!(said.contains("is for broker 3"), "{said}");
+
+    let options = BrokerOptions::default().set("broker_id", 2).set("peers.seeds", cluster.peer_address(1));
+    let said = refusal(TestBroker::start(options).await.expect_err("neither token nor plan"));
+    assert!(said.contains("peers.seeds names other brokers") && said.contains("--join"), "{said}");
+
+    // A directory keeps to its cluster, whatever token is shown.
+    let other = TestCluster::start(1, 1, BrokerOptions::default()).await?;
+    let theirs = other.client()?.create_join_token(Some(tidemill_client::BrokerId::new(1)), None).await?;
+    cluster.broker(1).stop().await?;
+    let directory = cluster.broker(1).directory().to_owned();
+    let options = BrokerOptions::default().directory(directory).set("broker_id", 1).set("join", theirs.token);
+    cluster.broker(1).change(options);
+    let said = refusal(cluster.broker(1).restart().await.expect_err("another cluster's token"));
+    assert!(said.contains("and join is of cluster"), "{said}");
 
     let options = cluster.options_of(1).set("broker_id", 7).directory(cluster.directory().join("broker-7"));
     let said = refusal(TestBroker::start(options).await.expect_err("not planned"));
