@@ -64,7 +64,12 @@ impl Replica {
                 peers.forwarder.propose(leader, unit.clone(), deadline).await
             };
             match outcome {
-                Err(error @ (ProposeError::NotLeader { .. } | ProposeError::NoQuorum)) => {
+                // Where it is the replica here that has stopped, the next look for a leader says so.
+                Err(
+                    error @ (ProposeError::NotLeader { .. }
+                    | ProposeError::NoQuorum
+                    | ProposeError::Stopped { others_vote: true, .. }),
+                ) => {
                     has_quorum = error != ProposeError::NoQuorum;
                     hint = error.leader().filter(|next| *next != leader);
                     if hint.is_none() {
@@ -103,9 +108,11 @@ impl Replica {
         let Ok(known) = tokio::time::timeout_at(deadline, known).await else {
             return Err(ProposeError::NotLeader { leader: None });
         };
-        let role = known.map_err(|_gone| ProposeError::Stopped { reason: "it was shut down".into() })?;
+        let others_vote = self.others_vote();
+        let stopped = |reason| ProposeError::Stopped { reason, others_vote };
+        let role = known.map_err(|_gone| stopped("it was shut down".into()))?;
         match (role.stopped(), role.leader) {
-            (Some(reason), _) => Err(ProposeError::Stopped { reason: reason.clone() }),
+            (Some(reason), _) => Err(stopped(reason.clone())),
             (None, leader) => leader.ok_or(ProposeError::NotLeader { leader: None }),
         }
     }

@@ -138,6 +138,8 @@ pub enum ProposeError {
     Stopped {
         /// Why.
         reason: Arc<str>,
+        /// Whether the group has other voters, one of which leads soon: the same may be proposed to it.
+        others_vote: bool,
     },
 }
 

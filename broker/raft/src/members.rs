@@ -41,6 +41,12 @@ impl GroupMembers {
             index: stored.log_id().as_ref().map(|id| LogIndex::new(id.index)),
         }
     }
+
+    /// Whether anybody but this node may lead.
+    #[must_use]
+    pub fn has_voters_beside(&self, node: NodeId) -> bool {
+        self.voters.iter().any(|voter| *voter != node)
+    }
 }
 
 /// How far a follower or learner is, as its leader sees it.
@@ -59,6 +65,12 @@ impl Replica {
     #[must_use]
     pub fn members(&self) -> GroupMembers {
         self.inner().members.borrow().clone()
+    }
+
+    /// Whether the group has voters beside this replica, as far as it knows: where it ends, another may lead.
+    #[must_use]
+    pub fn others_vote(&self) -> bool {
+        self.inner().members.borrow().has_voters_beside(self.node())
     }
 
     /// The members whenever they change.

@@ -55,7 +55,7 @@ struct Queue {
     bytes: usize,
     /// Entries in flight, oldest first; those that are answered linger until the ones before them are.
     flights: VecDeque<Arc<Outcome>>,
-    stopped: Option<Arc<str>>,
+    stopped: Option<ProposeError>,
 }
 
 struct Waiting {
@@ -151,7 +151,7 @@ impl Proposer {
         let bytes_max = self.limits.unit_bytes_max;
         let mut queue = self.queue.lock();
         let refusal = match &queue.stopped {
-            Some(reason) => Some(ProposeError::Stopped { reason: Arc::clone(reason) }),
+            Some(stopped) => Some(stopped.clone()),
             None if self.is_cut_off() => Some(ProposeError::NoQuorum),
             None => (bytes > bytes_max).then_some(ProposeError::TooLarge { bytes, bytes_max }),
         };
@@ -299,20 +299,22 @@ impl Proposer {
         (self.limits.proposal_deadline / 8).clamp(Duration::from_millis(10), Duration::from_secs(1))
     }
 
-    /// Refuses everything from now on. What is queued was never written; what is in flight may have been.
-    pub(crate) fn stop(&self, reason: &Arc<str>) {
+    /// Refuses everything from now on. What is queued was never written; what is in flight may have been. `others_vote`: another
+    /// replica may go on.
+    pub(crate) fn stop(&self, reason: &Arc<str>, others_vote: bool) {
+        let stopped = ProposeError::Stopped { reason: Arc::clone(reason), others_vote };
         let mut queue = self.queue.lock();
         if queue.stopped.is_some() {
             return;
         }
-        queue.stopped = Some(Arc::clone(reason));
+        queue.stopped = Some(stopped.clone());
         let units = std::mem::take(&mut queue.units);
         let flights = std::mem::take(&mut queue.flights);
         queue.bytes = 0;
         drop(queue);
         self.room.close();
         for unit in units {
-            drop(unit.reply.send(Err(ProposeError::Stopped { reason: Arc::clone(reason) })));
+            drop(unit.reply.send(Err(stopped.clone())));
         }
         for flight in flights {
             flight.abandon();
@@ -320,8 +322,11 @@ impl Proposer {
     }
 
     fn stopped_error(&self) -> ProposeError {
-        let reason = self.queue.lock().stopped.clone().unwrap_or_else(|| Arc::from("it is stopping"));
-        ProposeError::Stopped { reason }
+        let stopped = self.queue.lock().stopped.clone();
+        stopped.unwrap_or_else(|| ProposeError::Stopped {
+            reason: Arc::from("it is stopping"),
+            others_vote: false,
+        })
     }
 }
 

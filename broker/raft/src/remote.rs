@@ -63,6 +63,7 @@ impl RemoteShard {
                     Err(ProposeError::NotLeader { leader: next }) => {
                         hint = next.filter(|next| *next != leader);
                     }
+                    Err(ProposeError::Stopped { others_vote: true, .. }) => {}
                     done => return done,
                 }
             }

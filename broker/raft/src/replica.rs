@@ -317,7 +317,7 @@ impl Replica {
 
     /// Stops. What is queued is refused; what is in flight has an unknown outcome.
     pub async fn stop(&self) {
-        self.0.proposer.stop(&Arc::from("it is shutting down"));
+        self.0.proposer.stop(&Arc::from("it is shutting down"), self.others_vote());
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(shard = %self.0.shard, %error, "the replica did not shut down cleanly");
         }

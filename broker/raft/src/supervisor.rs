@@ -164,11 +164,15 @@ impl Supervisor {
     /// Ends a replica whose log or state has failed.
     async fn give_up(&self, reason: &Arc<str>) {
         if let Some(proposer) = self.proposer.upgrade() {
-            proposer.stop(reason);
+            proposer.stop(reason, self.others_vote());
         }
         if let Some(raft) = self.raft.upgrade() {
             drop(raft.shutdown().await);
         }
+    }
+
+    fn others_vote(&self) -> bool {
+        self.members.borrow().has_voters_beside(self.metrics.borrow_watched().id)
     }
 
     fn ended(&self) {
@@ -192,7 +196,7 @@ impl Supervisor {
         };
         self.telemetry.leading.set(0.0);
         if let Some(proposer) = self.proposer.upgrade() {
-            proposer.stop(&reason);
+            proposer.stop(&reason, self.others_vote());
         }
         self.role.send_modify(|role| {
             role.state = ReplicaState::Stopped { reason };

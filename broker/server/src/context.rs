@@ -388,11 +388,11 @@ impl Context {
 
     /// A stopped shard whose entries lie in the oldest segment of the log though it is at its bound: there are too many to
     /// carry forward, or they can't be read.
-    fn stopped_shard(&self) -> Option<ShardId> {
-        self.wal.pinning_shards().into_iter().find(|shard| {
-            self.shards
-                .iter()
-                .any(|(known, replica)| known == *shard && replica.watch().borrow().stopped().is_some())
+    fn stopped_shard(&self) -> Option<(ShardId, bool)> {
+        self.wal.pinning_shards().into_iter().find_map(|shard| {
+            let replica = self.shards.replica(shard)?;
+            let has_stopped = replica.watch().borrow().stopped().is_some();
+            has_stopped.then(|| (shard, replica.others_vote()))
         })
     }
 }

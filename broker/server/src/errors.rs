@@ -28,22 +28,39 @@ pub(crate) fn propose(error: &ProposeError) -> Error {
         ProposeError::DiskFull { broker } => return disk_full_at(*broker),
         ProposeError::TooLarge { .. } => ErrorCode::BatchTooLarge,
         ProposeError::OutcomeUnknown => ErrorCode::OutcomeUnknown,
-        ProposeError::Stopped { .. } => ErrorCode::StorageFailed,
+        ProposeError::Stopped { others_vote: true, .. } => return gone_elsewhere(error),
+        ProposeError::Stopped { others_vote: false, .. } => ErrorCode::StorageFailed,
     };
     Error::new(code, error.to_string())
 }
 
-/// What was to be proposed found no room. `stopped` is a shard that keeps the log from becoming smaller.
-pub(crate) fn not_admitted(no_room: NoRoom, stopped: Option<ShardId>) -> Error {
+/// A replica stopped, and others of its group go on: whoever comes again is led to them.
+fn gone_elsewhere(error: &ProposeError) -> Error {
+    let message = format!("{error}; another replica takes over the lead: refresh the metadata and try again");
+    Error::new(ErrorCode::StorageFailed, message).with_retriable(true)
+}
+
+/// A replica that stopped has nothing more for its readers, while others go on.
+pub(crate) fn left_behind(partition: &str) -> Error {
+    let message = format!(
+        "this broker's replica of {partition} has stopped (`tidemill status` says why): read on at another broker"
+    );
+    Error::new(ErrorCode::StorageFailed, message).with_retriable(true)
+}
+
+/// What was to be proposed found no room. `stopped` is a shard that keeps the log from becoming smaller, and whether others can lead what
+/// this broker leads.
+pub(crate) fn not_admitted(no_room: NoRoom, stopped: Option<(ShardId, bool)>) -> Error {
     match (no_room, stopped) {
         (NoRoom::Disk, _) => disk_full(),
-        (NoRoom::Log, Some(shard)) => Error::new(
+        (NoRoom::Log, Some((shard, others_vote))) => Error::new(
             ErrorCode::StorageFailed,
             format!(
                 "shard {shard} has stopped, and what it left in the write-ahead log takes most of its room (wal.bytes_max): \
                  nothing more fits; restart the broker (`tidemill status` says why the shard stopped)"
             ),
-        ),
+        )
+        .with_retriable(others_vote),
         (NoRoom::Log, None) => Error::new(
             ErrorCode::Overloaded,
             "the write-ahead log is at its bound (wal.bytes_max) and waits for checkpoints; try again later",
@@ -213,6 +230,10 @@ pub(crate) fn unexpected(result: &UnitResult) -> Error {
     Error::new(ErrorCode::Internal, format!("the shard answered something else than was asked: {result:?}"))
 }
 
+pub(crate) fn deleted(partition: &str) -> Error {
+    Error::new(ErrorCode::UnknownTopic, format!("{partition} is gone: its topic was deleted"))
+}
+
 pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
     match error {
         FetchError::Gone { wanted, log_start, .. } => Error::new(
@@ -221,16 +242,11 @@ pub(crate) fn read(error: &FetchError, partition: &str) -> Error {
                 "offset {wanted} of {partition} was deleted while it was read: the log starts at {log_start} now; seek there"
             ),
         ),
-        FetchError::Deleted { .. } => {
-            Error::new(ErrorCode::UnknownTopic, format!("{partition} is gone: its topic was deleted"))
-        }
+        FetchError::Deleted { .. } => deleted(partition),
         // The segment is fetched from another replica: the same range may read later, and reads there now.
-        FetchError::Read(_) => {
+        FetchError::Read(_) | FetchError::Open(_) => {
             Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
                 .with_retriable(true)
-        }
-        FetchError::Open(_) => {
-            Error::new(ErrorCode::StorageFailed, format!("reading {partition} failed: {error}"))
         }
     }
 }
@@ -423,9 +439,23 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_that_stopped_is_final_only_where_there_is_no_other() {
+        let stopped = |others_vote| {
+            let reason = "the write-ahead log failed".into();
+            propose(&ProposeError::Stopped { reason, others_vote })
+        };
+        for (others_vote, retriable) in [(false, false), (true, true)] {
+            let error = stopped(others_vote);
+            assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), retriable));
+            assert!(error.message.contains("the write-ahead log failed"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_full_log_names_the_stopped_shard_that_keeps_it() {
-        let kept = not_admitted(NoRoom::Log, Some(ShardId::new(3)));
+        let kept = not_admitted(NoRoom::Log, Some((ShardId::new(3), false)));
         assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));
+        assert!(not_admitted(NoRoom::Log, Some((ShardId::new(3), true))).retriable, "others lead soon");
         assert!(kept.message.contains("shard 3") && kept.message.contains("restart"), "{kept}");
         let busy = not_admitted(NoRoom::Log, None);
         assert_eq!((busy.error_code(), busy.retriable), (Some(ErrorCode::Overloaded), true));

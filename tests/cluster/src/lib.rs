@@ -2,7 +2,7 @@
 //!
 //! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again; [`TestCluster`]: several;
 //! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`]: what tests do again and again;
-//! - [`fixtures`], [`plays`]: records to send; [`skips`]: tests that can't run here; [`loop_disk`]: disks that break;
+//! - [`fixtures`], [`plays`]: records to send; [`skips`], [`machine`]: tests that can't run here; [`loop_disk`]: disks that break;
 //! - [`chaos`]: brokers struck by faults at random under load, and the checks of what is left.
 //!
 //! `cargo xtask demo` runs the binary `demo`, `cargo xtask chaos` the binary `chaos`.
@@ -11,6 +11,7 @@ pub mod chaos;
 #[path = "../../fixtures/events.rs"]
 pub mod fixtures;
 pub mod loop_disk;
+pub mod machine;
 pub mod plays;
 pub mod plugins;
 pub mod reading;

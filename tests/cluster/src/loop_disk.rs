@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -137,5 +138,35 @@ impl Drop for LoopDisk {
         if let Err(error) = detach(&self.mounted) {
             eprintln!("{} is still mounted: {error}", self.mounted.display());
         }
+    }
+}
+
+/// Of a [`BrittleDisk`].
+const BRITTLE_BYTES: u64 = 256 << 20;
+
+/// A [`LoopDisk`] of 256 MiB, whose file goes with it.
+pub struct BrittleDisk {
+    // Unmounted first.
+    disk: LoopDisk,
+    _image: tempfile::TempDir,
+}
+
+impl BrittleDisk {
+    /// Mounts one.
+    ///
+    /// # Errors
+    /// This machine does not let it, and why.
+    pub fn mount(mounted: &Path) -> Result<Self, String> {
+        let image = tempfile::tempdir().map_err(|error| error.to_string())?;
+        let disk = LoopDisk::mount(&image.path().join("image"), mounted, BRITTLE_BYTES)?;
+        Ok(Self { disk, _image: image })
+    }
+}
+
+impl Deref for BrittleDisk {
+    type Target = LoopDisk;
+
+    fn deref(&self) -> &LoopDisk {
+        &self.disk
     }
 }

@@ -221,9 +221,10 @@ fn put_propose_error(out: &mut BytesMut, error: &ProposeError) {
             out.put_u64(*bytes_max as u64);
         }
         ProposeError::OutcomeUnknown => out.put_u8(OUTCOME_UNKNOWN),
-        ProposeError::Stopped { reason } => {
+        ProposeError::Stopped { reason, others_vote } => {
             out.put_u8(STOPPED);
             put_text(out, reason);
+            out.put_u8(u8::from(*others_vote));
         }
     }
 }
@@ -237,7 +238,7 @@ fn read_propose_error(input: &mut Input<'_>, why: u8) -> Result<ProposeError, Co
         DISK_FULL => ProposeError::DiskFull { broker: BrokerId::new(input.u32()?) },
         TOO_LARGE => ProposeError::TooLarge { bytes: length(input.u64()?), bytes_max: length(input.u64()?) },
         OUTCOME_UNKNOWN => ProposeError::OutcomeUnknown,
-        STOPPED => ProposeError::Stopped { reason: Arc::from(input.text()?) },
+        STOPPED => ProposeError::Stopped { reason: Arc::from(input.text()?), others_vote: input.flag()? },
         other => return Err(unknown(other)),
     })
 }

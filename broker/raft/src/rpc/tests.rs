@@ -120,7 +120,9 @@ fn propose_errors() -> impl Strategy<Value = ProposeError> {
             bytes_max: max as usize
         }),
         Just(ProposeError::OutcomeUnknown),
-        ".{0,30}".prop_map(|reason| ProposeError::Stopped { reason: Arc::from(reason) }),
+        (".{0,30}", any::<bool>()).prop_map(|(reason, others_vote)| {
+            ProposeError::Stopped { reason: Arc::from(reason), others_vote }
+        }),
     ]
 }
 

@@ -187,11 +187,11 @@ async fn a_dropped_entry_has_an_unknown_outcome_and_the_end_a_reason() {
     let in_flight = [submit(&proposer, 10).await, submit(&proposer, 10).await];
     let queued = submit(&proposer, 10).await;
     let permit = proposer.reserve(10).await.unwrap();
-    proposer.stop(&Arc::from("the disk failed"));
+    proposer.stop(&Arc::from("the disk failed"), true);
     for unit in in_flight {
         assert_eq!(unit.await, Err(ProposeError::OutcomeUnknown));
     }
-    let stopped = ProposeError::Stopped { reason: Arc::from("the disk failed") };
+    let stopped = ProposeError::Stopped { reason: Arc::from("the disk failed"), others_vote: true };
     assert_eq!(queued.await, Err(stopped.clone()));
     assert_eq!(permit.submit(Unit::Tick).await, Err(stopped.clone()));
     assert_eq!(proposer.reserve(10).await.unwrap_err(), stopped);

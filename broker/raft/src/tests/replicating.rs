@@ -80,7 +80,7 @@ async fn without_a_durable_write_there_is_no_answer() {
     assert_eq!(lost, Err(ProposeError::OutcomeUnknown));
     let mut role = replica.watch();
     tokio::time::timeout(PATIENCE, role.wait_for(|role| role.stopped().is_some())).await.unwrap().unwrap();
-    let Err(ProposeError::Stopped { reason }) = replica.propose(Unit::Tick).await else {
+    let Err(ProposeError::Stopped { reason, others_vote: false }) = replica.propose(Unit::Tick).await else {
         panic!("it goes on")
     };
     assert!(reason.contains("write-ahead log"), "{reason}");

@@ -188,15 +188,19 @@ fn may_repeat(error: &RequestError, repeat: Repeat) -> bool {
 fn may_go_elsewhere(error: &RequestError) -> bool {
     match error {
         RequestError::Connect(_) | RequestError::OutcomeUnknown(_) => true,
-        RequestError::Server(error) => error.error_code().is_some_and(is_of_this_broker),
+        RequestError::Server(error) => is_of_this_broker(error),
         RequestError::Deadline { .. } | RequestError::BadAnswer(_) => false,
     }
 }
 
 /// Whether a refusal is about the broker that was asked: another may say otherwise, and newer metadata may tell which.
-pub(crate) const fn is_of_this_broker(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::NotLeader | ErrorCode::NotYetAdopted | ErrorCode::NoQuorum | ErrorCode::ShuttingDown
-    )
+pub(crate) fn is_of_this_broker(error: &ServerError) -> bool {
+    match error.error_code() {
+        Some(
+            ErrorCode::NotLeader | ErrorCode::NotYetAdopted | ErrorCode::NoQuorum | ErrorCode::ShuttingDown,
+        ) => true,
+        // Of one replica among several; else it is all that there is.
+        Some(ErrorCode::StorageFailed) => error.retriable,
+        _ => false,
+    }
 }

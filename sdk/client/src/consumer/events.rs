@@ -218,7 +218,7 @@ impl Session {
             tracing::debug!(%partition, broker = %self.broker, %error, "asking another replica");
             return;
         }
-        if error.error_code().is_some_and(is_of_this_broker) || self.is_behind(partition, &error) {
+        if is_of_this_broker(&error) || self.is_behind(partition, &error) {
             tracing::debug!(%partition, broker = %self.broker, %error, "is refused here");
             self.shared.cluster.wants_news();
             view.again.push((Instant::now() + backoff.pause(), partition));

@@ -285,7 +285,7 @@ impl LaneTask {
             return None;
         }
         if error.retriable {
-            if code.is_some_and(is_of_this_broker) {
+            if is_of_this_broker(&error) {
                 self.cluster.wants_news();
             }
             return Some(StreamEnd::Retry(error.to_string()));

@@ -207,7 +207,7 @@ impl LaneTask {
             _ if !error.retriable => return StreamEnd::Fatal(DeliveryError::Refused(error)),
             _ => {}
         }
-        if code.is_some_and(is_of_this_broker) {
+        if is_of_this_broker(&error) {
             self.cluster.wants_news();
         }
         StreamEnd::Retry(error.to_string())

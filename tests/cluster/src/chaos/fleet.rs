@@ -94,11 +94,6 @@ impl Fleet {
         }
     }
 
-    /// Whether the brokers have disks that can fail.
-    pub(super) fn has_disks(&self) -> bool {
-        matches!(self, Self::Several(several) if several.with_disks)
-    }
-
     /// Where histories are kept.
     pub(super) fn directory(&self) -> PathBuf {
         match self {

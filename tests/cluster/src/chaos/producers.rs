@@ -2,9 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tidemill_client::{
-    Client, Compression, Delivery, DeliveryError, ErrorCode, PartitionId, Producer, Receipt, Record,
-};
+use tidemill_client::{Client, Compression, Delivery, DeliveryError, PartitionId, Producer, Receipt, Record};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -30,10 +28,6 @@ pub(super) struct Watch {
     pub(super) acknowledged: AtomicU64,
     /// Producers that still send.
     pub(super) sending: AtomicU32,
-    /// Brokers have disks that fail: then a record may be refused for that.
-    pub(super) disks_fail: bool,
-    /// How many were.
-    pub(super) refused_by_disks: AtomicU64,
     /// How long leaders are missed.
     pub(super) failovers: Failovers,
 }
@@ -172,22 +166,8 @@ async fn outcome(
                 DeliveryError::Refused(_) => recording.failed(topic, id),
                 _ => recording.unknown(topic, id),
             }
-            if watch.disks_fail && is_of_a_disk(&error) {
-                watch.refused_by_disks.fetch_add(1, Ordering::Relaxed);
-                return (Fate::Unknown, None);
-            }
             problem(ViolationKind::Refused, error)
         }
-    }
-}
-
-/// Whether the broker's storage failed; the client does not try such again.
-fn is_of_a_disk(error: &DeliveryError) -> bool {
-    match error {
-        DeliveryError::Refused(error)
-        | DeliveryError::Unknown(error)
-        | DeliveryError::PartlyStored { error, .. } => error.is(ErrorCode::StorageFailed),
-        _ => false,
     }
 }
 

@@ -1,10 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_client::{
-    Client, Commit, ConsumeError, Consumer, ConsumerRecord, ErrorCode, Offset, PartitionId, Position, Start,
-    TopicPartition,
-};
+use tidemill_client::{Client, Commit, ConsumerRecord, Offset, PartitionId, Start, TopicPartition};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -29,8 +26,6 @@ pub(super) struct Reading {
     pub(super) is_filtered: bool,
     /// Where it reads, if not at the leaders.
     pub(super) rack: Option<&'static str>,
-    /// Brokers have disks that fail: then a partition may end for that, and goes on where it was.
-    pub(super) disks_fail: bool,
     pub(super) recording: Recording,
     /// Where the partitions end, once nothing more is produced.
     pub(super) ends: watch::Receiver<Option<Vec<i64>>>,
@@ -44,8 +39,6 @@ pub(super) struct Seen {
     /// By partition: offset and record.
     pub(super) records: Vec<Vec<(i64, RecordId)>>,
     pub(super) reconnects: u64,
-    /// Partitions that ended because a disk had failed, and went on.
-    pub(super) resumed: u64,
 }
 
 impl Reading {
@@ -67,7 +60,6 @@ impl Reading {
         let mut consumer = builder.build().await?;
         let mut seen = vec![Vec::new(); self.topic.partitions() as usize];
         let mut positions = vec![0; seen.len()];
-        let mut resumed = 0;
         loop {
             let ends = self.ends.borrow().clone();
             if let Some(ends) = &ends {
@@ -86,17 +78,7 @@ impl Reading {
             }
             // With a look at the ends now and then, also where nothing comes any more.
             let Ok(record) = timeout(END_INTERVAL, consumer.next()).await else { continue };
-            let record = match record {
-                Some(Err(ConsumeError::Partition { partition, error }))
-                    if self.disks_fail && error.is(ErrorCode::StorageFailed) =>
-                {
-                    sleep(END_INTERVAL).await;
-                    resume(&mut consumer, partition);
-                    resumed += 1;
-                    continue;
-                }
-                record => record.ok_or("the reader came to an end")??,
-            };
+            let record = record.ok_or("the reader came to an end")??;
             let partition = record.partition.get() as usize;
             let read = self.recognise(&record)?;
             let offset = record.offset.get();
@@ -107,7 +89,7 @@ impl Reading {
             }
             self.positions.send_replace(positions.clone());
         }
-        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects, resumed })
+        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects })
     }
 
     fn recognise(&self, record: &ConsumerRecord) -> Outcome<RecordId> {
@@ -116,12 +98,6 @@ impl Reading {
         let place = format!("{}-{} at {offset}", record.topic, record.partition);
         Ok(read.map_err(|reason| format!("{place}: {reason}"))?.id)
     }
-}
-
-/// Lets a partition that has ended go on where it was.
-fn resume(consumer: &mut Consumer, partition: TopicPartition) {
-    let next = consumer.positions().get(&partition).and_then(|position| position.next);
-    consumer.seek(partition, next.map_or(Position::Earliest, Position::Offset));
 }
 
 /// Commits a reader's positions under a group's name, again and again.

@@ -28,10 +28,6 @@ pub struct Report {
     pub reconnects: u64,
     /// Acknowledged commits of a reader's position.
     pub commits: u64,
-    /// Records that were refused because a broker's disk had failed.
-    pub refused_by_disks: u64,
-    /// Partitions that ended for a reader because of that, and went on.
-    pub resumed: u64,
     /// Records that tasks emitted.
     pub outputs: u64,
     /// What the checks found.
@@ -72,13 +68,6 @@ impl fmt::Display for Report {
             "readers               subscribed again {} times, committed {} times",
             self.reconnects, self.commits
         )?;
-        if self.refused_by_disks + self.resumed > 0 {
-            writeln!(
-                f,
-                "disks that failed     {} records refused with STORAGE_FAILED, {} partitions read on after it",
-                self.refused_by_disks, self.resumed
-            )?;
-        }
         writeln!(f, "tasks                 emitted {} records", self.outputs)?;
         writeln!(f, "checks made           {}", findings.checks())?;
         writeln!(f, "violations            {}", findings.violation_count())?;

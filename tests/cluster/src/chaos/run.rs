@@ -180,14 +180,12 @@ struct Loaded {
     produced: Vec<(Topic, Produced)>,
     seen: Vec<(Reader, Seen)>,
     committed: Committed,
-    refused_by_disks: u64,
 }
 
 impl Load {
     async fn start(config: &ChaosConfig, fleet: &Fleet, recording: &Recording) -> Outcome<Self> {
         let (producing_stopped, stopped) = watch::channel(false);
-        let disks_fail = fleet.has_disks();
-        let watch = Arc::new(Watch { disks_fail, ..Watch::default() });
+        let watch = Arc::new(Watch::default());
         let client = fleet.client().await?;
         let mut producers = Vec::new();
         for (topic, count) in
@@ -224,7 +222,6 @@ impl Load {
                 topic,
                 is_filtered,
                 rack,
-                disks_fail,
                 recording: recording.clone(),
                 ends: until,
                 positions,
@@ -273,8 +270,7 @@ impl Load {
         }
         self.committing_stopped.send_replace(true);
         let committed = calm("the last commit", self.committer).await?;
-        let refused_by_disks = self.watch.refused_by_disks.load(Ordering::Relaxed);
-        Ok(Loaded { produced, seen, committed, refused_by_disks })
+        Ok(Loaded { produced, seen, committed })
     }
 }
 
@@ -354,8 +350,6 @@ async fn check(
         resent_batches: loaded.produced.iter().map(|(_, produced)| produced.resent_batches).sum(),
         reconnects: loaded.seen.iter().map(|(_, seen)| seen.reconnects).sum(),
         commits: loaded.committed.commits,
-        refused_by_disks: loaded.refused_by_disks,
-        resumed: loaded.seen.iter().map(|(_, seen)| seen.resumed).sum(),
         outputs,
         findings,
         kept: None,

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use tidemill_client::messages::TopicConfig;
 use tidemill_client::{Client, DeliveryError, ErrorCode, NewTopic, Record};
+use tidemill_cluster_tests::loop_disk::BrittleDisk;
+use tidemill_cluster_tests::machine::unable;
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 
 use crate::kit::{PATIENCE, create, metric, partition_of};
 use crate::raw::RawPeer;
-use crate::small_disk::{BrittleDisk, SmallDisk, unable};
+use crate::small_disk::SmallDisk;
 
 /// Sends records until one is refused: how many were acknowledged before, and why no more.
 pub(crate) async fn send_until_refused(

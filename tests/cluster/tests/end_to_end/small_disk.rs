@@ -1,12 +1,11 @@
-//! Disks that a test can fill or break: each a file system of its own, gone with the test.
+//! Disks that a test can fill: each a file system of its own, gone with the test.
 
 use std::ffi::OsStr;
-use std::ops::Deref;
 use std::path::Path;
 use std::process::Command;
 
-use tidemill_cluster_tests::loop_disk::{LoopDisk, run};
-use tidemill_cluster_tests::skips::skipped;
+use tidemill_cluster_tests::loop_disk::run;
+use tidemill_cluster_tests::machine::unable;
 
 /// Set where a test runs again in a namespace of its own.
 const IN_NAMESPACE: &str = "TEST_IN_NAMESPACE";
@@ -51,19 +50,6 @@ impl Drop for SmallDisk {
     }
 }
 
-/// The calling test can't run here, and is skipped where this machine does not let it. Where only a program is missing, a machine of
-/// CI's must get it.
-pub(crate) fn unable(programs: &[&str], reason: &str) {
-    let in_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
-    let is_missing = |program: &&&str| Command::new(**program).arg("--version").output().is_err();
-    let missing: Vec<&&str> = programs.iter().filter(is_missing).collect();
-    assert!(
-        missing.is_empty() || !in_ci,
-        "this test must run in CI, and these programs are missing: {missing:?}"
-    );
-    skipped(reason);
-}
-
 /// Runs the calling test again where it may mount, or says why it can't.
 fn in_namespace(why_not_here: &str) {
     const NAMESPACE: [&str; 3] = ["--user", "--map-root-user", "--mount"];
@@ -83,31 +69,4 @@ fn in_namespace(why_not_here: &str) {
     again.args(NAMESPACE).arg(program).args(["--exact", &test, "--nocapture"]).env(IN_NAMESPACE, "1");
     let status = again.status().expect("unshare runs");
     assert!(status.success(), "{test} failed in a namespace of its own: {status}");
-}
-
-/// Of a [`BrittleDisk`].
-const BRITTLE_BYTES: u64 = 256 << 20;
-
-/// A [`LoopDisk`] of 256 MiB, whose file goes with it.
-pub(crate) struct BrittleDisk {
-    // Unmounted first.
-    disk: LoopDisk,
-    _image: tempfile::TempDir,
-}
-
-impl BrittleDisk {
-    /// Mounts one; an error where this machine does not let it.
-    pub(crate) fn mount(mounted: &Path) -> Result<Self, String> {
-        let image = tempfile::tempdir().map_err(|error| error.to_string())?;
-        let disk = LoopDisk::mount(&image.path().join("image"), mounted, BRITTLE_BYTES)?;
-        Ok(Self { disk, _image: image })
-    }
-}
-
-impl Deref for BrittleDisk {
-    type Target = LoopDisk;
-
-    fn deref(&self) -> &LoopDisk {
-        &self.disk
-    }
 }

@@ -1,9 +1,11 @@
 //! Clusters of several broker processes: formed, failed over, grown.
 
 mod components;
+mod disk_fails;
 mod failover;
 mod forming;
 mod growing;
+mod hosted;
 mod load;
 mod members;
 mod quorum;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
 use tidemill_protocol::{ErrorCode, NodeId, Offset, ShardId, Timestamp, TopicPartition, messages::Error};
-use tidemill_raft::{HighWatermark, ReadError, Replica, ShardHandle};
+use tidemill_raft::{GroupMembers, HighWatermark, ReadError, Replica, ReplicaRole, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ const NEWS_PATIENCE: Duration = Duration::from_secs(1);
 /// One partition of a subscription.
 pub(super) struct Subscribed {
     pub(super) partition: TopicPartition,
+    pub(super) end: ReplicaEnd,
     pub(super) shard: ShardHandle,
     /// The next offset to send.
     pub(super) next: Offset,
@@ -60,6 +62,28 @@ impl Subscribed {
 
     pub(super) fn at_end(&self) -> bool {
         self.next >= self.high_watermark.get()
+    }
+}
+
+/// Tells when the replica that a partition is read from stops, and does not keep it from that.
+#[derive(Clone)]
+pub(super) struct ReplicaEnd {
+    node: NodeId,
+    role: watch::Receiver<ReplicaRole>,
+    members: watch::Receiver<GroupMembers>,
+}
+
+impl ReplicaEnd {
+    pub(super) fn of(replica: &Replica) -> Self {
+        Self { node: replica.node(), role: replica.watch(), members: replica.watch_members() }
+    }
+
+    /// Returns once it has stopped while others go on: nothing comes there any more.
+    pub(super) async fn left_behind(mut self) {
+        let stopped = self.role.wait_for(|role| role.stopped().is_some()).await.map(drop);
+        if stopped.is_err() || !self.members.borrow().has_voters_beside(self.node) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::Control;
 use super::branches::{Branches, News, Told};
 use super::filtering::{BatchFilter, Filtering};
-use super::partition::{Confirmed, Needed, Removal, Subscribed, catch_up, out_of_range, resolve};
+use super::partition::{Confirmed, Needed, Removal, ReplicaEnd, Subscribed, catch_up, out_of_range, resolve};
 use crate::connection::Caller;
 use crate::context::Context;
 use crate::errors;
@@ -41,6 +41,8 @@ enum Woken {
     More,
     /// Its topic was deleted.
     Gone,
+    /// Its replica here has stopped, and others go on.
+    LeftBehind,
     /// The client took it out of the subscription.
     Removed,
 }
@@ -260,9 +262,12 @@ impl SubscriptionSet {
             let (mut high_watermark, next) = (partition.high_watermark.clone(), partition.next);
             // Without this, adding and removing partitions at their end would pile up waiters.
             let removed = partition.removed.token();
+            let end = partition.end.clone();
             self.waiters.push(Box::pin(async move {
                 tokio::select! {
+                    biased;
                     more = high_watermark.reaches(next) => (id, if more { Woken::More } else { Woken::Gone }),
+                    () = end.left_behind() => (id, Woken::LeftBehind),
                     () = removed.cancelled() => (id, Woken::Removed),
                 }
             }));
@@ -280,9 +285,13 @@ impl SubscriptionSet {
             self.schedule(id);
             return Ok(());
         }
-        let (partition, generation) = (partition.partition, partition.generation);
-        let gone = gone(&self.context, partition);
-        self.fail(id, generation, gone).await
+        let generation = partition.generation;
+        let name = self.context.view.now().partition_name(partition.partition);
+        let error = match woken {
+            Woken::LeftBehind => errors::left_behind(&name),
+            _ => errors::deleted(&name),
+        };
+        self.fail(id, generation, error).await
     }
 
     async fn send_some(&mut self, id: u32) -> Result<(), WriteError> {
@@ -372,6 +381,7 @@ async fn open(
     let next = resolve(&shard.now(), partition, &name, add.start.as_ref()).await?;
     Ok(Subscribed {
         partition,
+        end: ReplicaEnd::of(&replica),
         shard,
         next,
         generation: 0,
@@ -412,7 +422,10 @@ async fn gather(
                 let name = context.view.now().partition_name(partition.partition);
                 return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
             }
-            Fetch::Unknown => return Err(gone(context, partition.partition)),
+            Fetch::Unknown => {
+                let name = context.view.now().partition_name(partition.partition);
+                return Err(errors::deleted(&name));
+            }
         };
         if batches.is_empty() {
             break;
@@ -472,11 +485,6 @@ impl Gathered {
         self.next = batches.next;
         Ok(())
     }
-}
-
-fn gone(context: &Context, partition: TopicPartition) -> Error {
-    let name = context.view.now().partition_name(partition);
-    Error::new(ErrorCode::UnknownTopic, format!("partition {name} is gone: its topic was deleted"))
 }
 
 fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {

@@ -6,7 +6,7 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, tidemill_binary
 use tokio::process::Command;
 
 use super::terminal::{Ran, at_home, run};
-use crate::small_disk::unable;
+use tidemill_cluster_tests::machine::unable;
 
 /// The first block of commands of the section.
 fn recipe() -> String {

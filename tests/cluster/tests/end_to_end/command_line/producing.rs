@@ -11,7 +11,7 @@ use tidemill_protocol::partitioner::partition_for_key;
 
 use super::terminal::{Terminal, at_home, run};
 use crate::kit::{as_fixture, header_views};
-use crate::small_disk::unable;
+use tidemill_cluster_tests::machine::unable;
 
 /// What a topic has, by partition and offset, without the times.
 async fn contents(terminal: &Terminal, topic: &str) -> Outcome<Vec<Value>> {
