@@ -128,20 +128,34 @@ impl Storage for DiskStorage {
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(self.resolve(path)?)?;
+        let path = self.resolve(path)?;
+        // Before the file, which is left as it is where the directory is another's: it says whose.
+        let directory = try_lock_directory(path.parent().unwrap_or(&self.root))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(Box::new(DiskLock { file }))
+        Ok(Box::new(DiskLock { file, _directory: directory }))
     }
 }
 
-/// An `flock`: the kernel drops it with the file, so a killed process leaves none behind.
+/// Locks a directory: unlike a file in it, it can't be replaced without what it holds. `None` where the file system or the
+/// platform locks no directories: some want the file open for writing, as no directory ever is.
+fn try_lock_directory(path: &Path) -> io::Result<Option<File>> {
+    use rustix::io::Errno;
+    let directory = File::open(path)?;
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(directory)),
+        Err(Errno::BADF | Errno::INVAL | Errno::ISDIR | Errno::NOLCK | Errno::NOSYS | Errno::OPNOTSUPP) => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Two `flock`s: the kernel drops them with the files, so a killed process leaves none behind.
 struct DiskLock {
     file: File,
+    /// Held for as long; `None` where directories can't be locked.
+    _directory: Option<File>,
 }
 
 impl LockGuard for DiskLock {

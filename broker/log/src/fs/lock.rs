@@ -1,4 +1,8 @@
 //! One process per data directory.
+//!
+//! What is locked is the directory itself and a file in it, which says who holds the lock. The file alone would not do: whoever
+//! removes or replaces it (a clean-up, a copy that is restored) leaves the holder with the lock of a file that nobody opens again,
+//! and the next process would start beside it. Where directories can't be locked, the file is all there is.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +18,7 @@ pub struct DirectoryLock {
 }
 
 impl DirectoryLock {
-    /// Takes the lock by its file and leaves a line in it that tells the next who holds it.
+    /// Takes the lock of the directory by the file `path` in it, and leaves a line in it that tells the next who holds it.
     ///
     /// # Errors
     /// [`LockError::Held`] where another process has it.
@@ -51,7 +55,7 @@ pub enum LockError {
         /// What the holder wrote about itself.
         holder: String,
     },
-    /// The lock file can't be opened or locked.
+    /// The directory or the lock file can't be opened or locked.
     #[error("cannot lock the data directory by {path}: {source}", path = path.display())]
     Io {
         /// The lock file.
@@ -82,6 +86,20 @@ mod tests {
         DirectoryLock::acquire(storage, Path::new("LOCK")).unwrap();
     }
 
+    fn without_its_file_it_is_held_all_the_same(storage: &dyn Storage) {
+        let path = Path::new("LOCK");
+        let first = DirectoryLock::acquire(storage, path).unwrap();
+        storage.remove(path).unwrap();
+        let error = DirectoryLock::acquire(storage, path).unwrap_err();
+        assert!(matches!(&error, LockError::Held { holder, .. } if holder == "another process"), "{error}");
+        // As one that is restored from a copy.
+        storage.open(path, OpenMode::CREATE_NEW).unwrap().write_all_at(0, b"process 7\n").unwrap();
+        let error = DirectoryLock::acquire(storage, path).unwrap_err();
+        assert!(matches!(&error, LockError::Held { holder, .. } if holder == "process 7"), "{error}");
+        drop(first);
+        DirectoryLock::acquire(storage, path).unwrap();
+    }
+
     #[test]
     fn on_disk() {
         let dir = tempfile::tempdir().unwrap();
@@ -91,5 +109,16 @@ mod tests {
     #[test]
     fn in_memory() {
         second_open_fails_until_the_first_is_dropped(&MemoryStorage::new());
+    }
+
+    #[test]
+    fn on_disk_without_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        without_its_file_it_is_held_all_the_same(&DiskStorage::new(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn in_memory_without_its_file() {
+        without_its_file_it_is_held_all_the_same(&MemoryStorage::new());
     }
 }

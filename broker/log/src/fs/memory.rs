@@ -113,6 +113,7 @@ struct Disk {
     pending_names: Vec<NameChange>,
     files: BTreeMap<u64, FileBytes>,
     next_file: u64,
+    /// Directories, as on a real disk: a file that is removed takes no lock away.
     locks: BTreeSet<PathBuf>,
     capacity: u64,
 }
@@ -413,17 +414,21 @@ impl Storage for MemoryStorage {
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        self.open(path, OpenMode::CREATE)?;
-        if !self.disk.lock().locks.insert(path.to_owned()) {
+        check_path(path)?;
+        let directory = path.parent().unwrap_or(path).to_owned();
+        if !self.disk.lock().locks.insert(directory.clone()) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        Ok(Box::new(MemoryLock { storage: self.clone(), path: path.to_owned() }))
+        let lock = MemoryLock { storage: self.clone(), path: path.to_owned(), directory };
+        self.open(path, OpenMode::CREATE)?;
+        Ok(Box::new(lock))
     }
 }
 
 struct MemoryLock {
     storage: MemoryStorage,
     path: PathBuf,
+    directory: PathBuf,
 }
 
 impl LockGuard for MemoryLock {
@@ -436,7 +441,7 @@ impl LockGuard for MemoryLock {
 
 impl Drop for MemoryLock {
     fn drop(&mut self) {
-        self.storage.disk.lock().locks.remove(&self.path);
+        self.storage.disk.lock().locks.remove(&self.directory);
     }
 }
 

@@ -61,10 +61,11 @@ pub trait Storage: Send + Sync + 'static {
     fn sync_all(&self) -> io::Result<()>;
     /// How much room the file system has.
     fn free_space(&self) -> io::Result<Space>;
-    /// Takes an exclusive lock on a file, which is created if absent; held until the guard is dropped.
+    /// Takes an exclusive lock on a file, which is created if absent, and on the directory that it lies in, where those can
+    /// be locked: removing or replacing the file lets nobody else in. Held until the guard is dropped.
     ///
     /// # Errors
-    /// `WouldBlock` where another holds it.
+    /// `WouldBlock` where another holds one of them.
     fn try_lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>>;
 }
 
