@@ -54,11 +54,19 @@ async fn a_directory_goes_on_under_new_lives_and_what_was_broken_off_starts_noth
     let note = data.join("recovered");
     let text = std::fs::read_to_string(&note).expect("there");
     assert!(text.contains("complete = true") && text.contains("1800000000000"), "{text}");
-    std::fs::write(&note, text.replace("complete = true", "complete = false")).expect("written");
+    // What it told the controller stands in the log by then: who was thrown out is known from the note alone.
+    assert!(text.contains("lost_brokers = []"), "{text}");
+    let half = text.replace("complete = true", "complete = false");
+    std::fs::write(&note, half.replace("lost_brokers = []", "lost_brokers = [2, 3]")).expect("written");
     let Err(error) = Broker::start(config(data)).await else { panic!("it is half recovered") };
     assert!(matches!(&error, StartError::HalfRecovered { .. }), "{error}");
     let again = run(data, true).await.expect("once more");
     assert_eq!(again.incarnation, 3, "no incarnation comes twice");
+    let lost: Vec<u32> = again.others.iter().map(|broker| broker.get()).collect();
+    assert_eq!(lost, [2, 3]);
+    let text = std::fs::read_to_string(&note).expect("there");
+    assert!(text.contains("lost_brokers = [2, 3]") && text.contains("complete = true"), "{text}");
+    assert!(!text.contains("complete = false"), "one note of one recovery: {text}");
     Broker::start(config(data)).await.expect("starts").shutdown("enough").await;
 }
 

@@ -10,6 +10,7 @@
 //! What the controller is told stands in its log behind all else that is there, and a group of one is led before a broker serves: so
 //! no client is served before it is applied.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -54,7 +55,8 @@ pub struct RecoverReport {
     pub incarnation: u32,
     /// Every shard of the cluster, the controller's first.
     pub shards: Vec<ShardFinding>,
-    /// The other brokers of the cluster, as far as this one knows: they are no part of it any more.
+    /// The other brokers of the cluster, as far as this one knows, those included that an attempt which was broken off threw
+    /// out: they are no part of it any more.
     pub others: Vec<BrokerId>,
     /// Whether it was done.
     pub recovered: bool,
@@ -139,7 +141,8 @@ async fn recover_here(request: RecoverRequest) -> Result<RecoverReport, RecoverE
     config.wal.segment_bytes = segment_bytes(&data_dir).map_err(io)?.unwrap_or(config.wal.segment_bytes);
     let opened = open_wal(&config, &data_dir, &Machine::this()).await;
     let (wal, recovery) = opened.map_err(|error| RecoverError::Open(Box::new(error)))?;
-    let (plan, replicas) = Plan::of(&data_dir, &lives, &wal, &recovery, request.now)?;
+    let (mut plan, replicas) = Plan::of(&data_dir, &lives, &wal, &recovery, request.now)?;
+    plan.count_in(recovered::lost_before(&**data_dir.storage()).map_err(io)?);
     let mut report = plan.report(&data_dir);
     let missing: Vec<ShardId> = plan.findings.iter().filter(|f| f.held.is_err()).map(|f| f.shard).collect();
     if !request.accept_loss {
@@ -225,6 +228,14 @@ impl Plan {
             return Err(RecoverError::NoController(reason));
         }
         Ok((Self { findings, node, others, told }, replicas))
+    }
+
+    /// Names those among the others, too, whom an attempt that was broken off threw out: what it told the controller may have been
+    /// played forward, where they are no members any more.
+    fn count_in(&mut self, lost_before: Vec<u32>) {
+        let before = lost_before.into_iter().map(BrokerId::new);
+        let all: BTreeSet<BrokerId> = before.chain(self.others.iter().copied()).collect();
+        self.others = all.into_iter().collect();
     }
 
     fn report(&self, data_dir: &DataDir) -> RecoverReport {

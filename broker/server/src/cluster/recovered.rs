@@ -67,6 +67,13 @@ pub(crate) fn note(storage: &dyn Storage, recovery: Recovered) -> io::Result<()>
     write_text(storage, FILE, &text)
 }
 
+/// Whom attempts that were broken off threw out. The controller may know of it by now and name nobody any more, and the note of the
+/// next attempt takes the place of theirs.
+pub(crate) fn lost_before(storage: &dyn Storage) -> io::Result<Vec<u32>> {
+    let recoveries = read(storage)?;
+    Ok(recoveries.into_iter().filter(|known| !known.complete).flat_map(|known| known.lost_brokers).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use tidemill_log::fs::MemoryStorage;
@@ -90,6 +97,18 @@ mod tests {
         note(&storage, recovery(4, false)).expect("noted");
         note(&storage, recovery(4, true)).expect("noted");
         assert_eq!(read(&storage).expect("reads"), [recovery(2, true), recovery(4, true)]);
+    }
+
+    #[test]
+    fn who_was_thrown_out_is_asked_of_what_was_broken_off_alone() {
+        let storage = MemoryStorage::new();
+        assert!(lost_before(&storage).expect("none").is_empty());
+        note(&storage, Recovered { lost_brokers: vec![7], ..recovery(2, true) }).expect("noted");
+        assert!(lost_before(&storage).expect("reads").is_empty(), "what is complete is told where it stands");
+        note(&storage, recovery(3, false)).expect("noted");
+        assert_eq!(lost_before(&storage).expect("reads"), [2, 3]);
+        note(&storage, recovery(3, true)).expect("noted");
+        assert!(lost_before(&storage).expect("reads").is_empty());
     }
 
     #[test]
