@@ -227,7 +227,8 @@ impl Controller {
             .ok_or_else(|| ControllerError::UnknownDeployment(name.to_string()))
     }
 
-    fn change_deployment(
+    /// Changes a deployment that is known to be there, and gives it the next version and a later epoch.
+    pub(crate) fn change_deployment(
         &mut self,
         id: DeploymentId,
         change: impl FnOnce(&mut DeploymentRecord),

@@ -7,10 +7,7 @@ use crate::command::ControllerReply;
 use crate::error::ControllerError;
 use crate::names::Name;
 use crate::state::{Bounds, Controller};
-use crate::topic::{
-    PAST_FILTERS_MAX, PAST_PARTITIONERS_MAX, PartitionerBinding, PastPartitioner, TopicConfig,
-    TopicOverrides, TopicRecord,
-};
+use crate::topic::{PAST_FILTERS_MAX, PartitionerBinding, TopicConfig, TopicOverrides, TopicRecord};
 
 impl Controller {
     pub(crate) fn create_topic(
@@ -141,15 +138,7 @@ impl Controller {
 
     /// Binds a deployment as the topic's partitioner, or none.
     pub(crate) fn bind_partitioner(&mut self, id: TopicId, deployment: Option<DeploymentId>) {
-        self.change_topic(id, |topic| {
-            let PartitionerBinding { deployment: replaced, epoch } = topic.partitioner;
-            topic.past_partitioners.push(PastPartitioner { epoch, deployment: replaced });
-            if topic.past_partitioners.len() > PAST_PARTITIONERS_MAX {
-                topic.past_partitioners.remove(0);
-            }
-            let epoch = epoch.saturating_add(1);
-            topic.partitioner = PartitionerBinding { deployment, epoch };
-        });
+        self.change_topic(id, |topic| topic.bind_partitioner(deployment, 1));
     }
 
     /// Takes a topic's produce filter away.

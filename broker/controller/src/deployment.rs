@@ -116,7 +116,7 @@ pub struct DeploymentRecord {
     pub dead_letter: Option<TopicId>,
     /// The controller's version when it changed last; shards adopt rising versions only.
     pub version: u64,
-    /// Fences tasks: rises with each change of status.
+    /// Fences tasks: rises with each change of status, and further where a majority was lost for good.
     pub epoch: u32,
     /// Whether it runs.
     pub status: DeploymentStatus,

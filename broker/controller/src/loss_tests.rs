@@ -1,13 +1,20 @@
 //! What is left when a majority is lost for good.
 
-use tidemill_protocol::ShardId;
+use std::collections::BTreeMap;
+
+use tidemill_protocol::{ShardId, TopicId};
+use uuid::Uuid;
 
 use crate::apply_loss::INCARNATIONS_LEFT_OUT;
 use crate::brokers::BrokerState;
 use crate::command::{ControllerCommand as Command, ControllerReply as Reply};
+use crate::deployment::{DeploymentKind, DeploymentSpec, DeploymentStatus, FailurePolicy, StartAt};
+use crate::names::Name;
 use crate::planner::{Liveness, plan};
-use crate::state::Controller;
+use crate::plugin::{PluginKind, PluginUpload};
+use crate::state::{Bounds, Controller};
 use crate::testing::*;
+use crate::topic::TopicOverrides;
 
 fn accept(survivor: u32, incarnation: u32, shards: &[u16]) -> Command {
     let shards = shards.iter().copied().map(ShardId::new).collect();
@@ -83,4 +90,152 @@ fn it_is_refused_as_a_whole() {
     assert!(refused(&mut controller, accept(1, 2, &[0, 7])).contains("no shard 7"));
     assert!(refused(&mut controller, accept(1, 2, &[1, 2])).contains("has no replica of it"));
     assert!(refused(&mut Controller::default(), accept(1, 2, &[0])).contains("still being formed"));
+}
+
+fn name(text: &str) -> Name {
+    Name::parse(text).expect("a name")
+}
+
+fn create(number: u128, topic: &str) -> Command {
+    Command::CreateTopic {
+        id: TopicId::new(Uuid::from_u128(number)),
+        name: name(topic),
+        partitions: 2,
+        overrides: TopicOverrides::default(),
+        with: None,
+        if_not_exists: false,
+    }
+}
+
+fn upload(plugin: &str, kind: PluginKind, digest: u8) -> Command {
+    Command::RegisterPlugin(PluginUpload {
+        name: name(plugin),
+        version: None,
+        kind,
+        digest: [digest; 32],
+        size: 10,
+        summary: "s".into(),
+        config: Vec::new(),
+    })
+}
+
+/// A deployment on the topic `plays`.
+fn deploy(deployment: &str, kind: DeploymentKind, plugin: &str) -> Command {
+    Command::CreateDeployment(DeploymentSpec {
+        name: name(deployment),
+        kind,
+        plugin: name(plugin),
+        version: None,
+        config: BTreeMap::new(),
+        topics: vec![name("plays")],
+        targets: Vec::new(),
+        start: StartAt::Earliest,
+        policy: FailurePolicy::Pause,
+        dead_letter: None,
+        attempts: 3,
+        backoff_ms: 10,
+        memory_bytes_max: 1 << 20,
+        drop_rejected: false,
+    })
+}
+
+/// What is given out where everything is asked for once.
+#[derive(Debug)]
+struct Given {
+    producer: i64,
+    deployment: u64,
+    plugin: u64,
+    version: u64,
+}
+
+/// Asks for a block of producer ids, uploads a plugin and deploys it.
+fn give(controller: &mut Controller, round: u8) -> Given {
+    let allocate = Command::AllocateProducerIds { count: Bounds::PRODUCER_IDS_MAX };
+    let Reply::ProducerIds(block) = apply(controller, allocate) else { panic!("a block") };
+    let uploaded = apply(controller, upload("count", PluginKind::Consumer, round));
+    let Reply::Plugin(plugin) = uploaded else { panic!("a plugin") };
+    let deployed = apply(controller, deploy(&format!("d-{round}"), DeploymentKind::Consumer, "count"));
+    let Reply::Deployment(deployment) = deployed else { panic!("a deployment") };
+    assert_eq!(deployment.version, controller.version());
+    Given {
+        producer: block.first.get(),
+        deployment: deployment.id.get(),
+        plugin: plugin.number,
+        version: deployment.version,
+    }
+}
+
+#[test]
+fn no_number_is_given_that_the_lost_may_have_given() {
+    let mut controller = cluster(3, 2);
+    apply(&mut controller, create(1, "plays"));
+    give(&mut controller, 0);
+    // The others go on without the survivor, which hears nothing of it.
+    let mut others = controller.clone();
+    for _ in 0..1000 {
+        apply(&mut others, Command::AllocateProducerIds { count: Bounds::PRODUCER_IDS_MAX });
+    }
+    let given: Vec<Given> = (1..=100).map(|round| give(&mut others, round)).collect();
+    let lost = given.last().expect("a hundred");
+    apply(&mut controller, accept(1, 2, &[0, 1, 2]));
+    assert!(controller.version() > others.version(), "clients and shards take it for news");
+    for shard in controller.shards() {
+        assert!(shard.version > others.version(), "shard {}", shard.shard);
+    }
+    let next = give(&mut controller, 200);
+    assert!(next.producer >= lost.producer + i64::from(Bounds::PRODUCER_IDS_MAX), "{next:?}, {lost:?}");
+    assert!(next.deployment > lost.deployment && next.plugin > lost.plugin, "{next:?}, {lost:?}");
+    assert!(next.version > lost.version, "{next:?}, {lost:?}");
+    assert_eq!(controller.plugin("count", None).expect("newest").number, next.plugin);
+    // And all of it is stored.
+    let changes = controller.take_changes();
+    let objects = changes.into_iter().filter_map(|(key, value)| Some((key, value?)));
+    let restored = Controller::restore(objects).expect("restores");
+    assert_eq!((&restored.header, &restored.topics), (&controller.header, &controller.topics));
+    assert_eq!(restored.deployments, controller.deployments);
+}
+
+#[test]
+fn what_shards_adopted_of_the_lost_gives_way_and_retries_are_placed_as_ever() {
+    let mut controller = cluster(3, 2);
+    apply(&mut controller, create(1, "plays"));
+    apply(&mut controller, create(2, "gone"));
+    apply(&mut controller, Command::DeleteTopic { name: name("gone") });
+    apply(&mut controller, upload("place", PluginKind::Partitioner, 1));
+    apply(&mut controller, upload("count", PluginKind::Consumer, 2));
+    apply(&mut controller, deploy("p", DeploymentKind::Partitioner, "place"));
+    apply(&mut controller, deploy("c", DeploymentKind::Consumer, "count"));
+    let plays = |controller: &Controller| controller.topic_by_name("plays").expect("plays").clone();
+    let before = plays(&controller);
+    let mut others = controller.clone();
+    apply(&mut others, Command::DeleteDeployment { name: name("p") });
+    apply(&mut others, deploy("q", DeploymentKind::Partitioner, "place"));
+    let pause = Command::SetDeploymentStatus { name: name("c"), status: DeploymentStatus::Paused };
+    apply(&mut others, pause);
+    let lost = plays(&others);
+    let lost_task = others.deployment_by_name("c").expect("c").epoch;
+
+    apply(&mut controller, accept(1, 2, &[0, 1, 2]));
+    let after = plays(&controller);
+    assert!(after.version > others.version() && after.partitioner.epoch > lost.partitioner.epoch);
+    assert_eq!(after.partitioner.deployment, before.partitioner.deployment);
+    let placed = |epoch: u32| after.partitioner_at(epoch);
+    assert_eq!(placed(before.partitioner.epoch), Some(before.partitioner.deployment));
+    assert_eq!(placed(lost.partitioner.epoch), None, "nobody knows who placed it");
+    for deployment in controller.deployments() {
+        assert!(deployment.version > others.version() && deployment.epoch > lost_task, "{deployment:?}");
+        assert_eq!(deployment.status, DeploymentStatus::Running);
+    }
+    let gone = |controller: &Controller| controller.topic(TopicId::new(Uuid::from_u128(2))).cloned();
+    assert_eq!(gone(&controller), gone(&others), "deleted is deleted");
+}
+
+#[test]
+fn numbers_that_come_to_their_end_stay_there() {
+    let mut controller = cluster(3, 2);
+    controller.header.next_producer_id = i64::MAX - 1;
+    controller.header.next_deployment_id = u64::MAX - 1;
+    apply(&mut controller, accept(1, 2, &[0, 1, 2]));
+    assert_eq!(controller.header.next_producer_id, i64::MAX);
+    assert_eq!(controller.header.next_deployment_id, u64::MAX);
 }

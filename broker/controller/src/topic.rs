@@ -95,7 +95,7 @@ impl TopicConfig {
 pub struct PartitionerBinding {
     /// The deployment; `None`: the broker places by murmur2 of the key.
     pub deployment: Option<DeploymentId>,
-    /// Rises by one with each change of the binding, from 0.
+    /// Rises with each change of the binding, from 0: by one, and by more where a majority was lost for good.
     pub epoch: u32,
 }
 
@@ -109,7 +109,7 @@ pub struct PastPartitioner {
 }
 
 /// How many past bindings a topic remembers; a retry from before them ends with `PARTITIONER_CHANGED`.
-pub(crate) const PAST_PARTITIONERS_MAX: usize = 8;
+const PAST_PARTITIONERS_MAX: usize = 8;
 
 /// How many past produce filters a topic remembers; a retry of a batch that passed an older one ends with
 /// `PARTITIONER_CHANGED`.
@@ -154,6 +154,16 @@ impl TopicRecord {
             return Some(self.partitioner.deployment);
         }
         self.past_partitioners.iter().find(|past| past.epoch == epoch).map(|past| past.deployment)
+    }
+
+    /// Places records by a deployment, or by none, from an epoch on that is so many later, and remembers who did before.
+    pub(crate) fn bind_partitioner(&mut self, deployment: Option<DeploymentId>, epochs: u32) {
+        let PartitionerBinding { deployment: replaced, epoch } = self.partitioner;
+        self.past_partitioners.push(PastPartitioner { epoch, deployment: replaced });
+        if self.past_partitioners.len() > PAST_PARTITIONERS_MAX {
+            self.past_partitioners.remove(0);
+        }
+        self.partitioner = PartitionerBinding { deployment, epoch: epoch.saturating_add(epochs) };
     }
 
     /// Whether a retry may still need a deployment that is gone from its place.
