@@ -66,7 +66,7 @@ impl Broker {
     ) -> Result<T, CliError> {
         let mut watch = Watch::new(self, Some(gives_up_after));
         let client = client.clone();
-        // A task of its own: reading standard input may hold up the command's.
+        // A task of its own: the command's may be busy for longer than one waits for a word.
         let watching = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(LOOK_EVERY).await;
@@ -133,7 +133,7 @@ impl Watch {
         trouble: Option<tidemill_client::Trouble>,
         now: Instant,
     ) -> Option<Duration> {
-        if !progress.is_waiting || progress.answers != self.answers {
+        if !progress.is_waiting || progress.answers > self.answers {
             self.answers = progress.answers;
             self.since = now;
             if self.said.take().is_some() {

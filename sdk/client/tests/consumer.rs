@@ -96,6 +96,28 @@ async fn fill_more(broker: &FakeBroker, first: usize, count: usize) {
 }
 
 #[tokio::test]
+async fn an_end_that_is_asked_for_once_reached_is_the_end() {
+    let broker = FakeBroker::start(3);
+    fill(&broker, 50, 7).await;
+    let client = broker.client().await;
+    for (start, expected) in [
+        (Start::Earliest, 150),
+        (Start::Offset(Offset::new(40)), 30),
+        (Start::Offset(Offset::new(50)), 0),
+        (Start::Latest, 0),
+    ] {
+        let builder = client.consumer().topic(TOPIC).from(start.clone()).stop_at_end_once_reached();
+        let mut consumer = builder.build().await.expect("a consumer");
+        let mut records = 0;
+        while let Some(record) = within(consumer.next()).await {
+            record.expect("a record");
+            records += 1;
+        }
+        assert_eq!(records, expected, "{start:?}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_not_read_costs_no_more_than_its_window() {
     const WINDOW: usize = 64 << 10;
     let broker = FakeBroker::start(2);

@@ -151,9 +151,12 @@ async fn open(consume: &Consume, client: &Client) -> Result<Consumer, CliError> 
             builder = builder.filter_version(version);
         }
     }
-    if !consume.follow {
-        builder = builder.stop_at_end();
-    }
+    builder = match (consume.follow, consume.max) {
+        (true, _) => builder,
+        // So many may be there whoever can say where the end is.
+        (false, Some(_)) => builder.stop_at_end_once_reached(),
+        (false, None) => builder.stop_at_end(),
+    };
     if let Some(rack) = &consume.rack {
         builder = builder.rack(rack.clone());
     }

@@ -5,7 +5,7 @@ use tidemill_protocol::messages::FilterSpec;
 use tidemill_protocol::{Offset, PartitionId, Timestamp, TopicPartition};
 
 use super::guide::guide;
-use super::state::{PartitionState, Settings, Shared};
+use super::state::{PartitionState, Settings, Shared, StopAtEnd};
 use super::{Consumer, ConsumerError};
 use crate::cluster::Cluster;
 use crate::{Client, Position};
@@ -102,7 +102,7 @@ impl Client {
             settings: Settings {
                 filter: None,
                 out_of_range: OutOfRange::Fail,
-                stop_at_end: false,
+                stop_at_end: StopAtEnd::Never,
                 rack: self.cluster.rack().map(str::to_owned),
             },
             window: Window { total_bytes: 32 << 20, partition_bytes: 8 << 20 },
@@ -159,7 +159,16 @@ impl ConsumerBuilder {
     /// Ends when every partition has been read up to where it ended when reading began: all that was acknowledged before is read. While a
     /// partition has no majority of its replicas, nobody can say where that is, and reading waits. By default it never ends.
     pub const fn stop_at_end(mut self) -> Self {
-        self.settings.stop_at_end = true;
+        self.settings.stop_at_end = StopAtEnd::FromTheBeginning;
+        self
+    }
+
+    /// As [`stop_at_end`](Self::stop_at_end), but a partition's end is asked for only when everything has been read that was known to
+    /// be there, and is the one of that moment. So what is there is read also while a partition has no majority of its replicas, and
+    /// only then reading waits. Behind producers that write faster than it reads it does not end: for readers that stop by themselves
+    /// after some records.
+    pub const fn stop_at_end_once_reached(mut self) -> Self {
+        self.settings.stop_at_end = StopAtEnd::OnceReached;
         self
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::record::BATCH_LIMITS;
 use super::session::{Session, SessionEnd, Told, View};
-use super::state::{Counters, Event, PartitionState};
+use super::state::{Counters, Event, PartitionState, StopAtEnd};
 use super::{ConsumeError, FetchedBatch, OutOfRange};
 use crate::backoff::Backoff;
 use crate::cluster::is_of_this_broker;
@@ -66,7 +66,6 @@ impl Session {
         {
             return Err(SessionEnd::Retry(format!("asked for offset {asked}, the broker began at {offset}")));
         }
-        let stop_at_end = self.shared.settings.stop_at_end;
         self.shared.with_partition(partition, |state| {
             if !told.is_of(state) {
                 return;
@@ -75,12 +74,23 @@ impl Session {
             state.resume = Position::Offset(offset);
             state.next.get_or_insert(offset);
             state.reaches(high_watermark.max(offset));
-            if stop_at_end {
+            if told.exact_end {
                 state.stop_at.get_or_insert(high_watermark);
             }
         });
+        self.ask_for_end(partition);
         self.shared.nudge();
         Ok(())
+    }
+
+    /// The broker is asked next where the log ends, where that is what decides.
+    fn ask_for_end(&self, partition: TopicPartition) {
+        let stop_at_end = self.shared.settings.stop_at_end;
+        if stop_at_end == StopAtEnd::OnceReached
+            && self.shared.with_partition(partition, |state| state.needs_end(stop_at_end)) == Some(true)
+        {
+            self.touch(partition);
+        }
     }
 
     fn data(&self, event: &SubscribeData, payload: &Bytes, view: &mut View) -> Result<(), SessionEnd> {
@@ -119,6 +129,7 @@ impl Session {
         match verify(payload, from, next) {
             Ok(batches) => {
                 self.queue(partition, told, event, batches, from, next, payload.len());
+                self.ask_for_end(partition);
                 Ok(())
             }
             Err(reason) => self.damaged(partition, from, reason),
@@ -195,6 +206,7 @@ impl Session {
                 state.settle_progress();
             }
         });
+        self.ask_for_end(partition);
         self.shared.nudge();
         Ok(())
     }

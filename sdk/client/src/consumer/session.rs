@@ -43,6 +43,8 @@ pub(super) struct Told {
     /// As the broker counts seeks on this stream.
     pub(super) wire_generation: u64,
     pub(super) asked: Position,
+    /// The answer shows where the log ends, for a reader that stops there.
+    pub(super) exact_end: bool,
     paused: bool,
     /// Bytes that the broker may still send. Below zero after a frame that was larger than what was left.
     pub(super) credit: i64,
@@ -228,6 +230,7 @@ impl Session {
                     *next_id = next_id.wrapping_add(1);
                     wanted.owed_bytes = 0;
                     let credit_bytes = wanted.window_bytes.saturating_sub(wanted.queued_bytes);
+                    let exact_end = wanted.needs_end(stop_at_end);
                     // Seeks from before are in the position: the broker counts those that come after the add.
                     let told = Told {
                         id,
@@ -236,6 +239,7 @@ impl Session {
                         generation: wanted.generation,
                         wire_generation: 0,
                         asked: wanted.resume,
+                        exact_end,
                         paused: wanted.paused,
                         credit: i64::try_from(credit_bytes).unwrap_or(i64::MAX),
                     };
@@ -248,17 +252,19 @@ impl Session {
                         credit_bytes,
                         paused: wanted.paused,
                         floor_offset: wanted.floor.get(),
-                        exact_end: stop_at_end && wanted.stop_at.is_none(),
+                        exact_end,
                     }))
                 }
                 (Some(wanted), Some(told)) => {
-                    if wanted.generation != told.generation {
+                    let exact_end = wanted.needs_end(stop_at_end);
+                    // To ask for the end it goes on where it is.
+                    if wanted.generation != told.generation || (exact_end && !told.exact_end) {
                         told.generation = wanted.generation;
                         told.asked = wanted.resume;
+                        told.exact_end = exact_end;
                         told.wire_generation += 1;
                         let (id, generation) = (told.id, told.wire_generation);
                         let (start, floor_offset) = (Some(wanted.resume.into()), wanted.floor.get());
-                        let exact_end = stop_at_end && wanted.stop_at.is_none();
                         say(Kind::Seek(SubscribeSeek { id, start, generation, floor_offset, exact_end }))?;
                     }
                     if wanted.paused != told.paused {

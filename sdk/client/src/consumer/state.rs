@@ -31,9 +31,20 @@ pub(super) struct Shared {
 pub(super) struct Settings {
     pub(super) filter: Option<FilterSpec>,
     pub(super) out_of_range: OutOfRange,
-    pub(super) stop_at_end: bool,
+    pub(super) stop_at_end: StopAtEnd,
     /// Where to read, if there is a replica.
     pub(super) rack: Option<String>,
+}
+
+/// Whether each partition ends where the log does, and when the broker is asked where that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StopAtEnd {
+    /// It never ends.
+    Never,
+    /// Asked when reading begins.
+    FromTheBeginning,
+    /// Asked when everything has come that was known to be there.
+    OnceReached,
 }
 
 #[derive(Debug, Default)]
@@ -159,6 +170,24 @@ impl PartitionState {
         /// Part of the window that is gathered before the broker is told.
         const SHARE: u64 = 8;
         self.owed_bytes > 0 && self.owed_bytes >= self.window_bytes / SHARE
+    }
+
+    /// Whether the broker is to say now where the log ends: it decides whether more is to come.
+    pub(super) fn needs_end(&self, stop: StopAtEnd) -> bool {
+        let is_due = match stop {
+            StopAtEnd::Never => false,
+            StopAtEnd::FromTheBeginning => true,
+            StopAtEnd::OnceReached => self.has_come_to_end(),
+        };
+        is_due && self.stop_at.is_none()
+    }
+
+    /// Whether all has come that the brokers told of so far, though it may not be handed out yet.
+    fn has_come_to_end(&self) -> bool {
+        match (self.resume, self.high_watermark) {
+            (Position::Offset(resume), Some(end)) => resume >= end,
+            _ => false,
+        }
     }
 
     /// Nothing more is to come.

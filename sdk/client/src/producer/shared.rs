@@ -185,11 +185,12 @@ impl Shared {
 
     /// A batch has its outcome: counts it and frees its memory.
     pub(super) fn settled(&self, buffered_bytes: usize, error: Option<&DeliveryError>) {
-        self.stats.batches.fetch_add(1, Ordering::Relaxed);
         if let Some(error) = error {
             self.stats.failed.fetch_add(1, Ordering::Relaxed);
             self.failed.lock().get_or_insert_with(|| error.clone());
         }
+        // Last: whoever looks in between must not take a failure for a success.
+        self.stats.batches.fetch_add(1, Ordering::Release);
         self.release(buffered_bytes);
     }
 
@@ -210,7 +211,8 @@ impl Shared {
     pub(super) fn stats(&self) -> ProducerStats {
         ProducerStats {
             records: self.stats.records.load(Ordering::Relaxed),
-            batches: self.stats.batches.load(Ordering::Relaxed),
+            // Before those that failed: they are among them.
+            batches: self.stats.batches.load(Ordering::Acquire),
             failed_batches: self.stats.failed.load(Ordering::Relaxed),
             resent_batches: self.stats.resent.load(Ordering::Relaxed),
             broken_streams: self.stats.broken.load(Ordering::Relaxed),

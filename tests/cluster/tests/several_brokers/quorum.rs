@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tidemill_client::messages::ClusterStatus;
-use tidemill_client::{Client, NewTopic, PartitionId, Position, Record, Start, TopicPartition};
+use tidemill_client::{Client, Consumer, NewTopic, PartitionId, Position, Record, Start, TopicPartition};
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
@@ -53,17 +53,13 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     assert!(took < DEADLINE + Duration::from_secs(5), "the deadline was {DEADLINE:?}, and it took {took:?}");
 
     // From the start, by offsets: what is committed here is there to read.
-    let mut consumer = alone.consumer().topic("plays").from(Start::Earliest).build().await?;
-    let mut read = 0;
-    while read < 50 {
-        match tokio::time::timeout(Duration::from_secs(20), consumer.next()).await {
-            Ok(Some(record)) => {
-                record?;
-                read += 1;
-            }
-            other => panic!("{read} of 50 records were read, then: {other:?}"),
-        }
-    }
+    let from_the_start = || alone.consumer().topic("plays").from(Start::Earliest);
+    reads(&mut from_the_start().build().await?, 50).await?;
+    // Also by whoever stops at the end, as long as that does not matter yet.
+    let mut consumer = from_the_start().stop_at_end_once_reached().build().await?;
+    reads(&mut consumer, 50).await?;
+    let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
+    assert!(next.is_err(), "nobody knows the end, and it says: {next:?}");
     drop(consumer);
 
     cluster.broker(2).restart().await?;
@@ -72,5 +68,16 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     producer.send(Record::new(b"again")).await?.await?;
     let there = count(&read_all(&client, "plays").await?);
     assert!((51..=52).contains(&there), "{there} records");
+    Ok(())
+}
+
+/// That so many records come.
+async fn reads(consumer: &mut Consumer, count: u32) -> Outcome<()> {
+    for read in 0..count {
+        match tokio::time::timeout(Duration::from_secs(20), consumer.next()).await {
+            Ok(Some(record)) => drop(record?),
+            other => panic!("{read} of {count} records were read, then: {other:?}"),
+        }
+    }
     Ok(())
 }

@@ -1,10 +1,11 @@
 //! `tidemill produce`: lines or JSON to records.
 
 mod input;
+mod lines;
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tidemill_client::{
 };
 
 pub(crate) use self::input::{InputRecord, RecordFormat};
+use self::lines::{LINE_BYTES_MAX, Lines};
 use crate::error::CliError;
 use crate::waiting::{Broker, Progress};
 use crate::{output, text};
@@ -123,8 +125,10 @@ pub(crate) async fn run(
     let progress = move || {
         let stats = watched.stats();
         // What lingers waits for more records, not for the broker.
-        let is_waiting = stats.buffered_bytes > 0 && (!lingers || troubled.trouble().is_some());
-        Progress { is_waiting, answers: stats.batches }
+        let is_under_way = stats.buffered_bytes > 0 && (!lingers || troubled.trouble().is_some());
+        // That nothing is under way any more because it failed is no answer; the command is about to end.
+        let is_waiting = is_under_way || stats.failed_batches > 0;
+        Progress { is_waiting, answers: stats.batches.saturating_sub(stats.failed_batches) }
     };
     let sent = broker.told(&client, timeout, progress, send_all(&produce, &producer)).await?;
     producer.close().await?;
@@ -147,12 +151,10 @@ fn note_partitioner(topic: &TopicMetadata) {
     }
 }
 
-/// How many deliveries are remembered before the oldest is looked at: errors come early, memory stays bounded.
+/// So many deliveries are remembered at most: before there are more the oldest is waited for.
 const DELIVERIES_MAX: usize = 10_000;
 /// So many refused lines are named.
 const REJECTIONS_SHOWN_MAX: usize = 10;
-/// No line is longer; a broker would take no record of this size.
-const LINE_BYTES_MAX: u64 = 64 << 20;
 
 /// What was read and sent so far.
 #[derive(Default)]
@@ -176,9 +178,9 @@ struct Sent {
 }
 
 async fn send_all(produce: &Produce, producer: &Producer) -> Result<Sent, CliError> {
-    let (mut input, progress) = open_input(produce)?;
+    let (mut lines, progress) = open_input(produce)?;
     let mut sent = Sent::default();
-    let read = sent.read_lines(produce, producer, &mut input, &progress).await;
+    let read = sent.read_lines(produce, producer, &mut lines, &progress).await;
     // What is gathered is sent now rather than after the linger, whatever came behind it.
     let flushed = producer.flush().await;
     while sent.settle_oldest().await {}
@@ -218,7 +220,7 @@ impl Sent {
         &mut self,
         produce: &Produce,
         producer: &Producer,
-        input: &mut Box<dyn BufRead>,
+        lines: &mut Lines,
         progress: &ProgressBar,
     ) -> Result<(), CliError> {
         let fixed: Vec<Header<'_>> = produce
@@ -227,24 +229,15 @@ impl Sent {
             .iter()
             .map(|(key, value)| Header { key: key.as_str(), value: Some(value.as_bytes()) })
             .collect();
-        let mut line = Vec::new();
-        while self.failed.is_none() {
-            line.clear();
-            self.lines += 1;
-            // Standard input may be a person: reading it must not hold up the runtime's other threads.
-            let read = tokio::task::block_in_place(|| {
-                Read::take(&mut *input, LINE_BYTES_MAX).read_until(b'\n', &mut line)
-            })?;
-            if read == 0 {
-                return Ok(());
+        while self.awaits_line(lines).await? {
+            let line = lines.take();
+            progress.inc(line.len() as u64);
+            let line = line.strip_suffix(b"\n").unwrap_or(line);
+            if line.len() >= LINE_BYTES_MAX {
+                let limit = output::bytes(LINE_BYTES_MAX as u64);
+                return Err(CliError::usage(format!("it is longer than {limit}")));
             }
-            progress.inc(read as u64);
-            if line.last() == Some(&b'\n') {
-                line.pop();
-            } else if read as u64 == LINE_BYTES_MAX {
-                return Err(CliError::usage(format!("it is longer than {}", output::bytes(LINE_BYTES_MAX))));
-            }
-            let record = produce.format.parse(&line).map_err(CliError::Usage)?;
+            let record = produce.format.parse(line).map_err(CliError::Usage)?;
             let Some(record) = record else { continue };
             let delivery = send(produce, producer, &fixed, &record).await?;
             self.records += 1;
@@ -257,11 +250,57 @@ impl Sent {
         Ok(())
     }
 
+    /// Waits for the next line, and learns meanwhile what becomes of those before it: who feeds a slow input must not wait for its end
+    /// to hear of a failure. `false` at the end, and where a record was not stored.
+    async fn awaits_line(&mut self, lines: &mut Lines) -> Result<bool, CliError> {
+        loop {
+            self.settle_known();
+            if self.failed.is_some() {
+                return Ok(false);
+            }
+            tokio::select! {
+                biased;
+                is_there = lines.ready() => {
+                    self.lines += 1;
+                    return is_there.map_err(CliError::from);
+                }
+                () = self.oldest_is_known() => {}
+            }
+        }
+    }
+
+    /// Waits until the outcome of the record that waits the longest is known; for ever where none does. Cancel-safe.
+    async fn oldest_is_known(&mut self) {
+        match self.deliveries.front_mut() {
+            // It is taken where it is settled.
+            Some((_, oldest)) => _ = oldest.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the outcomes that are known, of those that wait the longest.
+    fn settle_known(&mut self) {
+        while let Some((line, oldest)) = self.deliveries.front()
+            && let Some(outcome) = oldest.now()
+        {
+            let (line, ordinal) = (*line, oldest.ordinal());
+            drop(self.deliveries.pop_front());
+            self.settle(line, ordinal, outcome);
+        }
+    }
+
     /// Waits for the outcome of the record that waits the longest; `false` where none does.
     async fn settle_oldest(&mut self) -> bool {
         let Some((line, oldest)) = self.deliveries.pop_front() else { return false };
         let ordinal = oldest.ordinal();
-        match oldest.await {
+        let outcome = oldest.await;
+        self.settle(line, ordinal, outcome);
+        true
+    }
+
+    /// What became of the record of a line.
+    fn settle(&mut self, line: u64, ordinal: u32, outcome: Result<Receipt, DeliveryError>) {
+        match outcome {
             Ok(receipt) => {
                 let count = if receipt.is_left_out() { &mut self.left_out } else { &mut self.stored };
                 *count += 1;
@@ -272,7 +311,6 @@ impl Sent {
                 _ = self.failed.get_or_insert_with(|| error.into());
             }
         }
-        true
     }
 
     /// Where the last record is stored, where that is known.
@@ -368,20 +406,18 @@ async fn send(
     })
 }
 
-fn open_input(produce: &Produce) -> Result<(Box<dyn BufRead>, ProgressBar), CliError> {
-    const BUFFER_BYTES: usize = 1 << 20;
+fn open_input(produce: &Produce) -> Result<(Lines, ProgressBar), CliError> {
     let Some(path) = &produce.file else {
         if std::io::stdin().is_terminal() {
             eprintln!("reading records from the terminal, one a line; end with Ctrl-D");
         }
-        let input: Box<dyn Read> = Box::new(std::io::stdin());
-        return Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, input)), ProgressBar::hidden()));
+        return Ok((Lines::of(std::io::stdin())?, ProgressBar::hidden()));
     };
     let file = File::open(path).map_err(|error| CliError::usage(format!("{}: {error}", path.display())))?;
     let progress = ProgressBar::new(file.metadata()?.len());
     let style = "{bar:40} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
     progress.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
-    Ok((Box::new(BufReader::with_capacity(BUFFER_BYTES, file)), progress))
+    Ok((Lines::of(file)?, progress))
 }
 
 #[cfg(test)]

@@ -1,11 +1,10 @@
 //! What commands say while no broker answers, and how long they wait.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use tidemill_cluster_tests::Outcome;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr};
+use tokio::process::ChildStderr;
 
 use super::terminal::{Terminal, run};
 use crate::kit::PATIENCE;
@@ -23,21 +22,14 @@ async fn says(errors: &mut Lines<BufReader<ChildStderr>>, words: &str) -> Outcom
     tokio::time::timeout(PATIENCE, waiting).await.map_err(|_| format!("it does not say '{words}'"))?
 }
 
-fn start(terminal: &Terminal, line: &str) -> Outcome<Child> {
-    let mut command = terminal.command()?;
-    command.args(line.split_whitespace());
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command.spawn()?)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_reads_or_writes_hears_that_the_broker_is_away_and_back() -> Outcome<()> {
     let mut terminal = Terminal::new().await?;
     terminal.done("topic create t").await?;
-    let mut reader = start(&terminal, "consume t --follow --from earliest")?;
+    let mut reader = terminal.begun("consume t --follow --from earliest")?;
     let mut read = BufReader::new(reader.stdout.take().ok_or("an output")?).lines();
     let mut reader_says = BufReader::new(reader.stderr.take().ok_or("errors")?).lines();
-    let mut writer = start(&terminal, "produce t")?;
+    let mut writer = terminal.begun("produce t")?;
     let mut input = writer.stdin.take().ok_or("an input")?;
     let mut writer_says = BufReader::new(writer.stderr.take().ok_or("errors")?).lines();
     input.write_all(b"before\n").await?;
@@ -59,7 +51,7 @@ async fn whoever_reads_or_writes_hears_that_the_broker_is_away_and_back() -> Out
     reader.kill().await?;
 
     // Reading to the end gives up in the end; a request too.
-    let mut reader = start(&terminal, "consume t --follow --from earliest --timeout 3s")?;
+    let mut reader = terminal.begun("consume t --follow --from earliest --timeout 3s")?;
     let mut reader_says = BufReader::new(reader.stderr.take().ok_or("errors")?).lines();
     let mut read = BufReader::new(reader.stdout.take().ok_or("an output")?).lines();
     assert_eq!(tokio::time::timeout(PATIENCE, read.next_line()).await??.as_deref(), Some("before"));

@@ -41,6 +41,9 @@ async fn reading_begins_and_ends_where_one_says() -> Outcome<()> {
         ("--from -1h", 0..0),
         ("--from earliest --max 3", 0..3),
         ("--from 4 --max 2", 4..6),
+        // Fewer are there: it ends where the topic does.
+        ("--from earliest --max 20", 0..10),
+        ("--from latest --max 1", 0..0),
         ("--max 0", 0..0),
     ] {
         // "An hour ago" lies behind all of them only as long as that is past.

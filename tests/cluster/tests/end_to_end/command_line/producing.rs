@@ -1,16 +1,20 @@
 //! `tidemill produce`.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidemill_cluster_tests::fixtures;
 use tidemill_cluster_tests::plugins;
 use tidemill_cluster_tests::reading::read_all;
+use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{Outcome, fixtures::Fixture};
 use tidemill_protocol::partitioner::partition_for_key;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, ChildStdin};
 
 use super::terminal::{Terminal, at_home, run};
-use crate::kit::{as_fixture, header_views};
+use crate::kit::{PATIENCE, as_fixture, header_views};
 use tidemill_cluster_tests::machine::unable;
 
 /// What a topic has, by partition and offset, without the times.
@@ -285,5 +289,48 @@ async fn a_bad_line_is_named_and_those_before_it_are_stored() -> Outcome<()> {
     assert!(ran.code == 2 && ran.stderr.contains("line 2: "), "{ran:?}");
     assert!(ran.stderr.contains("the line before it is stored"), "{ran:?}");
     assert_eq!(terminal.done("consume t --from earliest").await?, "a\nb\nc\n");
+    Ok(())
+}
+
+/// Feeds a command a line now and then, for as long as it reads.
+async fn trickle(input: &mut ChildStdin) {
+    while input.write_all(b"lost\n").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// That a command ends in time by itself, because a record was not stored, and says how many are.
+async fn gives_up(child: Child) -> Outcome<()> {
+    const END_WITHIN: Duration = Duration::from_secs(20);
+    let ended = tokio::time::timeout(END_WITHIN, child.wait_with_output()).await;
+    let output = ended.map_err(|_| "it goes on though its records are lost")??;
+    let said = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("error: not acknowledged within 3s") && said.contains("; 1 of the "), "{said}");
+    assert!(!said.contains("answers again"), "nobody answered: {said}");
+    Ok(())
+}
+
+/// Whoever feeds an input that never ends hears of lost records when they are lost, and not at an end that does not come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_is_lost_ends_it_though_its_input_goes_on() -> Outcome<()> {
+    let mut terminal = Terminal::new().await?;
+    terminal.done("topic create t").await?;
+    let (mut slow, mut idle) =
+        (terminal.begun("produce t --timeout 3s")?, terminal.begun("produce t --timeout 3s")?);
+    let mut slow_input = slow.stdin.take().ok_or("an input")?;
+    let mut idle_input = idle.stdin.take().ok_or("an input")?;
+    slow_input.write_all(b"stored\n").await?;
+    idle_input.write_all(b"stored\n").await?;
+    let both = async || (terminal.done("consume t").await.ok()? == "stored\nstored\n").then_some(());
+    eventually("both lines are stored", PATIENCE, both).await?;
+
+    terminal.broker.kill().await?;
+    // After this it gets nothing, and no end either.
+    idle_input.write_all(b"lost\n").await?;
+    let (slow, idle, ()) = tokio::join!(gives_up(slow), gives_up(idle), trickle(&mut slow_input));
+    slow?;
+    idle?;
+    drop(idle_input);
     Ok(())
 }

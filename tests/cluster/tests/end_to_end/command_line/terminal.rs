@@ -86,6 +86,14 @@ impl Terminal {
         Ok((child, Printed(BufReader::new(output).lines())))
     }
 
+    /// Starts a command that runs on, with a pipe for each of its three streams.
+    pub(super) fn begun(&self, line: &str) -> Outcome<Child> {
+        let mut command = self.command()?;
+        command.args(line.split_whitespace());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(command.spawn()?)
+    }
+
     /// A command without quotes that must fail with this code; answers what it said.
     pub(super) async fn fails(&self, line: &str, code: i32) -> Outcome<String> {
         let arguments: Vec<&str> = line.split_whitespace().collect();
