@@ -9,6 +9,8 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
 /// One in each data shard, of which each broker leads one.
 const PARTITIONS: u32 = 3;
+/// What is in them.
+const RECORDS: u32 = 50;
 
 /// Producers get an error within their deadline, nobody is told of an end that may be an old one, readers go on with what is committed, and all is well when the others are back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,7 +22,7 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     client.topics().create(NewTopic::new("plays", PARTITIONS)).await?;
     let topic = client.topic_metadata("plays").await?.id;
     let producer = client.producer("plays").build().await?;
-    for number in 0..50u32 {
+    for number in 0..RECORDS {
         producer.send(Record::new(&number.to_be_bytes())).await?.await?;
     }
     cluster.broker(2).kill().await?;
@@ -54,10 +56,10 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
 
     // From the start, by offsets: what is committed here is there to read.
     let from_the_start = || alone.consumer().topic("plays").from(Start::Earliest);
-    reads(&mut from_the_start().build().await?, 50).await?;
+    reads(&mut from_the_start().build().await?, RECORDS).await?;
     // Also by whoever stops at the end, as long as that does not matter yet.
     let mut consumer = from_the_start().stop_at_end_once_reached().build().await?;
-    reads(&mut consumer, 50).await?;
+    reads(&mut consumer, RECORDS).await?;
     let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
     assert!(next.is_err(), "nobody knows the end, and it says: {next:?}");
     drop(consumer);
@@ -77,6 +79,51 @@ async fn reads(consumer: &mut Consumer, count: u32) -> Outcome<()> {
         match tokio::time::timeout(Duration::from_secs(20), consumer.next()).await {
             Ok(Some(record)) => drop(record?),
             other => panic!("{read} of {count} records were read, then: {other:?}"),
+        }
+    }
+    Ok(())
+}
+
+/// Where a partition ends nobody knows, so those to be read from there don't begin; those with records to read are served meanwhile, by the same subscription.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn partitions_that_cannot_begin_hold_up_no_others() -> Outcome<()> {
+    /// One after the other they would take longer than the reader waits, those alone that are led where it reads.
+    const WAITING: u32 = 120;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let mut cluster = TestCluster::start(3, 3, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    client.topics().create(NewTopic::new("plays", PARTITIONS)).await?;
+    client.topics().create(NewTopic::new("waiting", WAITING)).await?;
+    let producer = client.producer("plays").build().await?;
+    for number in 0..RECORDS {
+        producer.send(Record::new(&number.to_be_bytes())).await?.await?;
+    }
+    // The broker that stays hears with the next heartbeats that all of it is committed.
+    cluster.settled(&client).await?;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.broker(2).kill().await?;
+    cluster.broker(3).kill().await?;
+    let alone = cluster.broker(1).client().await?;
+    let said = |status: &ClusterStatus| status.risks.iter().any(|risk| risk.contains("which is no majority"));
+    cluster.until(&alone, "say that there is no majority", said).await?;
+
+    let waiting = alone.consumer().topic("waiting").from(Start::Latest).partition_window_bytes(128 << 10);
+    let mut consumer = waiting.build().await?;
+    // They are refused, and added again and again.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    for number in 0..PARTITIONS {
+        consumer.add("plays", PartitionId::new(number), Start::Earliest).await?;
+    }
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let mut read = 0;
+    while read < RECORDS {
+        match tokio::time::timeout_at(deadline, consumer.next()).await {
+            Ok(Some(record)) => {
+                record?;
+                read += 1;
+            }
+            other => panic!("{read} of {RECORDS} records were read, then: {other:?}"),
         }
     }
     Ok(())

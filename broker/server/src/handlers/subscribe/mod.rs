@@ -1,11 +1,16 @@
 //! Subscriptions: a set of partitions on one stream, pushed as far as their credit goes.
 //!
 //! One task owns the set. It serves partitions that have records, credit and no pause in turn, one frame each; those at
-//! their end wait for their high watermark, all at once. A slow reader of one partition runs out of that partition's
+//! their end wait for their high watermark, all at once. Where a partition begins is looked up beside that task: one that
+//! waits for a majority of its replicas holds up no other. A slow reader of one partition runs out of that partition's
 //! credit and holds up nobody else.
 
+mod barriers;
 mod branches;
 mod filtering;
+mod finder;
+mod gathering;
+mod lookups;
 mod partition;
 mod set;
 

@@ -1,36 +1,58 @@
 //! One partition of a subscription: where it stands and how much it may send.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
-use tidemill_protocol::{ErrorCode, NodeId, Offset, ShardId, Timestamp, TopicPartition, messages::Error};
+use tidemill_protocol::{ErrorCode, NodeId, Offset, Timestamp, TopicPartition, messages::Error};
 use tidemill_raft::{GroupMembers, HighWatermark, ReadError, Replica, ReplicaRole, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::barriers::Barriers;
 use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
 
 /// How long a reader that could begin waits for the replica to hear how far the log goes.
 const NEWS_PATIENCE: Duration = Duration::from_secs(1);
 
-/// One partition of a subscription.
-pub(super) struct Subscribed {
-    pub(super) partition: TopicPartition,
-    pub(super) end: ReplicaEnd,
-    pub(super) shard: ShardHandle,
-    /// The next offset to send.
-    pub(super) next: Offset,
+/// What the client has said of a partition.
+pub(super) struct Terms {
     /// Of the last seek; what was sent before it is the client's to discard.
     pub(super) generation: u64,
     /// Bytes that may still be sent. A batch larger than the rest takes it below zero.
     pub(super) credit: i64,
     pub(super) paused: bool,
+}
+
+/// A partition that was added, while it is looked up where it begins.
+pub(super) struct Opening {
+    pub(super) partition: TopicPartition,
+    pub(super) terms: Terms,
+}
+
+/// Where a partition is read, and from which offset on.
+pub(super) struct Source {
+    pub(super) partition: TopicPartition,
+    pub(super) end: ReplicaEnd,
+    pub(super) shard: ShardHandle,
     pub(super) high_watermark: HighWatermark,
+    pub(super) next: Offset,
+}
+
+/// One partition of a subscription.
+pub(super) struct Subscribed {
+    pub(super) partition: TopicPartition,
+    pub(super) end: ReplicaEnd,
+    pub(super) shard: ShardHandle,
+    pub(super) high_watermark: HighWatermark,
+    /// The next offset to send.
+    pub(super) next: Offset,
+    pub(super) terms: Terms,
+    /// It is looked up where it goes on: until then nothing is sent.
+    pub(super) seeking: bool,
     /// A future that waits for the high watermark is under way.
     pub(super) waiting: bool,
     /// It stands in the queue of those to serve.
@@ -56,8 +78,24 @@ impl Drop for Removal {
 }
 
 impl Subscribed {
+    pub(super) fn new(source: Source, terms: Terms) -> Self {
+        let Source { partition, end, shard, high_watermark, next } = source;
+        Self {
+            partition,
+            end,
+            shard,
+            high_watermark,
+            next,
+            terms,
+            seeking: false,
+            waiting: false,
+            queued: false,
+            removed: Removal::default(),
+        }
+    }
+
     pub(super) fn may_send(&self) -> bool {
-        !self.paused && self.credit > 0
+        !self.seeking && !self.terms.paused && self.terms.credit > 0
     }
 
     pub(super) fn at_end(&self) -> bool {
@@ -88,8 +126,8 @@ impl ReplicaEnd {
 }
 
 /// What a replica must show before a reader's start is looked up in it.
-pub(super) struct Needed<'a> {
-    pub(super) position: Option<&'a Position>,
+pub(super) struct Needed {
+    pub(super) position: Option<Position>,
     /// The reader has seen what is below it elsewhere.
     pub(super) floor: i64,
     /// The reader is going to stop at the end that it is told.
@@ -98,23 +136,10 @@ pub(super) struct Needed<'a> {
     pub(super) asked: Instant,
 }
 
-/// When each replica last began to make sure that it shows all that was acknowledged: whoever asked before that needs no round of their own,
-/// so that a thousand partitions that are added at once cost a round per shard.
-#[derive(Default)]
-pub(super) struct Confirmed(HashMap<(ShardId, NodeId), Instant>);
-
-impl Confirmed {
-    /// # Errors
-    /// See [`Replica::read_barrier`].
-    async fn confirm(&mut self, replica: &Replica, asked: Instant) -> Result<(), ReadError> {
-        let key = (replica.shard_id(), replica.node());
-        if self.0.get(&key).is_some_and(|begun| *begun >= asked) {
-            return Ok(());
-        }
-        let begun = Instant::now();
-        replica.read_barrier().await?;
-        self.0.insert(key, begun);
-        Ok(())
+impl Needed {
+    /// Whether the position is a time, which takes a look at the disk.
+    pub(super) fn is_a_time(&self) -> bool {
+        matches!(self.position.as_ref().and_then(|position| position.at.as_ref()), Some(At::Timestamp(_)))
     }
 }
 
@@ -125,9 +150,9 @@ impl Confirmed {
 /// It can't be asked: the same may succeed later, here or at another replica.
 pub(super) async fn catch_up(
     context: &Context,
-    confirmed: &mut Confirmed,
+    barriers: &Barriers,
     partition: TopicPartition,
-    needed: &Needed<'_>,
+    needed: &Needed,
 ) -> Result<(), Error> {
     let Some(replica) =
         context.view.now().shard_of(partition).and_then(|shard| context.shards.replica(shard))
@@ -137,13 +162,13 @@ pub(super) async fn catch_up(
     let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
     let may_lack = !shows_all(&replica);
     let may_be_deposed = may_be_deposed(&replica);
-    let (asks_for_end, is_behind) = match needed.position.and_then(|position| position.at.as_ref()) {
+    let (asks_for_end, is_behind) = match needed.position.as_ref().and_then(|position| position.at.as_ref()) {
         Some(At::Earliest(_)) => (needed.exact_end, end < needed.floor.max(0)),
         Some(At::Offset(offset)) => (needed.exact_end, end < needed.floor.max(*offset)),
         None | Some(At::Latest(_) | At::Timestamp(_)) => (true, end < needed.floor),
     };
     if is_behind || (asks_for_end && (may_lack || may_be_deposed)) {
-        return match confirmed.confirm(&replica, needed.asked).await {
+        return match barriers.confirm(&replica, needed.asked).await {
             Ok(()) => Ok(()),
             Err(ReadError::Stopped { .. }) if needed.exact_end && may_be_deposed => {
                 Err(errors::led_elsewhere(replica.shard_id()))
@@ -155,7 +180,7 @@ pub(super) async fn catch_up(
     }
     if may_lack {
         // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
-        let _ = tokio::time::timeout(NEWS_PATIENCE, confirmed.confirm(&replica, needed.asked)).await;
+        let _ = tokio::time::timeout(NEWS_PATIENCE, barriers.confirm(&replica, needed.asked)).await;
     }
     Ok(())
 }
@@ -188,7 +213,7 @@ pub(super) async fn resolve(
     }
 }
 
-pub(super) fn in_range(view: &PartitionView, offset: Offset, name: &str) -> Result<Offset, Error> {
+fn in_range(view: &PartitionView, offset: Offset, name: &str) -> Result<Offset, Error> {
     if offset < view.log_start || offset > view.high_watermark {
         return Err(out_of_range(name, offset, view.log_start, view.high_watermark));
     }

@@ -12,15 +12,17 @@ use tidemill_protocol::messages::{
     Error, SubscribeAdd, SubscribeData, SubscribeEvent, SubscribeFailed, SubscribeProgress, SubscribeSeek,
     SubscribeStarted, subscribe_control, subscribe_event,
 };
-use tidemill_protocol::{BrokerId, ErrorCode, Offset, TopicPartition};
-use tidemill_shard::{Batches, Fetch};
+use tidemill_protocol::{ErrorCode, TopicPartition};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Control;
 use super::branches::{Branches, News, Told};
-use super::filtering::{BatchFilter, Filtering};
-use super::partition::{Confirmed, Needed, Removal, ReplicaEnd, Subscribed, catch_up, out_of_range, resolve};
+use super::filtering::Filtering;
+use super::finder::{Finder, Found};
+use super::gathering::{Gathered, gather};
+use super::lookups::Lookups;
+use super::partition::{Needed, Opening, Subscribed, Terms};
 use crate::connection::Caller;
 use crate::context::Context;
 use crate::errors;
@@ -31,8 +33,6 @@ use crate::refusals::{self, Refused};
 const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
 /// And the range in which it may name one.
 const FRAME_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=4 << 20;
-/// A filter that passes nothing says how far it came after so many bytes of batches; where they have more, decompressed, those count.
-const SCAN_BYTES_MAX: usize = 4 << 20;
 
 /// Why a partition at its end waits no longer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +57,15 @@ pub(super) struct SubscriptionSet {
     /// Partitions that are not here.
     branches: Branches,
     partitions: HashMap<u32, Subscribed>,
+    /// Those that were added and have not begun.
+    opening: HashMap<u32, Opening>,
+    finder: Arc<Finder>,
+    /// Where partitions begin or go on, being looked up.
+    lookups: Lookups<Result<Found, Error>>,
     /// Those that may have something to send, in turn.
     queue: VecDeque<u32>,
     /// Those at their end, each waiting for more.
     waiters: FuturesUnordered<BoxFuture<'static, (u32, Woken)>>,
-    confirmed: Confirmed,
 }
 
 impl SubscriptionSet {
@@ -77,6 +81,7 @@ impl SubscriptionSet {
             0 => FRAME_BYTES_DEFAULT,
             asked => asked.clamp(*FRAME_BYTES.start(), *FRAME_BYTES.end()),
         };
+        let finder = Arc::new(Finder::new(Arc::clone(&context)));
         Self {
             context,
             caller,
@@ -85,9 +90,11 @@ impl SubscriptionSet {
             branches,
             frame_bytes: usize::try_from(frame_bytes).unwrap_or(usize::MAX),
             partitions: HashMap::new(),
+            opening: HashMap::new(),
+            finder,
+            lookups: Lookups::new(),
             queue: VecDeque::new(),
             waiters: FuturesUnordered::new(),
-            confirmed: Confirmed::default(),
         }
     }
 
@@ -98,8 +105,14 @@ impl SubscriptionSet {
                 tokio::select! {
                     control = controls.recv() => match control {
                         Some(control) => self.control(control).await,
-                        None => break,
+                        None if self.lookups.is_empty() => break,
+                        // What was asked for before is answered.
+                        None => {
+                            let (id, found) = self.lookups.next().await;
+                            self.found(id, found).await
+                        }
                     },
+                    (id, found) = self.lookups.next() => self.found(id, found).await,
                     Some((id, woken)) = self.waiters.next(), if !self.waiters.is_empty() => {
                         self.woken(id, woken).await
                     }
@@ -119,6 +132,9 @@ impl SubscriptionSet {
     async fn serve_next(&mut self, controls: &mut mpsc::Receiver<Control>) -> Result<(), WriteError> {
         while let Ok(control) = controls.try_recv() {
             self.control(control).await?;
+        }
+        while let Some((id, found)) = self.lookups.try_next() {
+            self.found(id, found).await?;
         }
         while let Some(Some((id, woken))) = self.waiters.next().now_or_never() {
             self.woken(id, woken).await?;
@@ -143,22 +159,25 @@ impl SubscriptionSet {
         match control {
             subscribe_control::Kind::Add(add) => self.add(add, asked).await,
             subscribe_control::Kind::Remove(remove) => {
-                self.partitions.remove(&remove.id);
+                self.forget(remove.id);
                 Ok(())
             }
-            subscribe_control::Kind::Seek(seek) => self.seek(seek, asked).await,
+            subscribe_control::Kind::Seek(seek) => {
+                self.seek(seek, asked);
+                Ok(())
+            }
             subscribe_control::Kind::Pause(pause) => {
-                if let Some(partition) = self.partitions.get_mut(&pause.id) {
-                    partition.paused = pause.paused;
+                if let Some(terms) = self.terms(pause.id) {
+                    terms.paused = pause.paused;
                 }
                 self.schedule(pause.id);
                 Ok(())
             }
             subscribe_control::Kind::Credit(credit) => {
                 let credit_max = credit_max(&self.context);
-                if let Some(partition) = self.partitions.get_mut(&credit.id) {
+                if let Some(terms) = self.terms(credit.id) {
                     let more = i64::try_from(credit.bytes).unwrap_or(i64::MAX);
-                    partition.credit = partition.credit.saturating_add(more).min(credit_max);
+                    terms.credit = terms.credit.saturating_add(more).min(credit_max);
                 }
                 self.schedule(credit.id);
                 Ok(())
@@ -166,33 +185,99 @@ impl SubscriptionSet {
         }
     }
 
-    async fn add(&mut self, add: SubscribeAdd, asked: Instant) -> Result<(), WriteError> {
-        let id = add.id;
-        let held = self.partitions.len() + self.branches.len();
-        let opened = if self.partitions.contains_key(&id) || self.branches.serves(id) {
-            Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")))
-        } else if let Some(broker) = self.elsewhere(held, &add) {
-            let told = self.branches.add(broker, add);
-            return self.tell(told).await;
-        } else {
-            open(&self.context, &mut self.confirmed, held, &add, asked).await
-        };
-        match opened {
-            Ok(subscribed) => {
-                let started = started(id, &subscribed);
-                self.partitions.insert(id, subscribed);
-                self.send(subscribe_event::Kind::Started(started), &[]).await?;
-                self.schedule(id);
-                Ok(())
-            }
-            Err(error) => self.fail(id, 0, error).await,
+    /// What the client has said of a partition, whether it has begun or not.
+    fn terms(&mut self, id: u32) -> Option<&mut Terms> {
+        match self.partitions.get_mut(&id) {
+            Some(partition) => Some(&mut partition.terms),
+            None => self.opening.get_mut(&id).map(|opening| &mut opening.terms),
         }
     }
 
-    /// The broker that serves a partition in this one's place.
-    fn elsewhere(&self, held: usize, add: &SubscribeAdd) -> Option<BrokerId> {
-        let partition = topics::partition(add.partition.as_ref()).ok()?;
-        (held < partitions_max(&self.context)).then(|| self.branches.broker_of(partition)).flatten()
+    async fn add(&mut self, add: SubscribeAdd, asked: Instant) -> Result<(), WriteError> {
+        let id = add.id;
+        let partition = match self.admit(&add) {
+            Ok(partition) => partition,
+            Err(error) => return self.fail(id, 0, error).await,
+        };
+        if let Some(broker) = self.branches.broker_of(partition) {
+            let told = self.branches.add(broker, add);
+            return self.tell(told).await;
+        }
+        let credit = i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(&self.context));
+        let terms = Terms { generation: 0, credit, paused: add.paused };
+        self.opening.insert(id, Opening { partition, terms });
+        let (floor, exact_end) = (add.floor_offset, add.exact_end);
+        self.look_up(id, Needed { position: add.start, floor, exact_end, asked });
+        Ok(())
+    }
+
+    /// The partition that a client wants to add, where it may.
+    fn admit(&self, add: &SubscribeAdd) -> Result<TopicPartition, Error> {
+        let id = add.id;
+        if self.partitions.contains_key(&id) || self.opening.contains_key(&id) || self.branches.serves(id) {
+            return Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")));
+        }
+        let limit = partitions_max(&self.context);
+        if self.partitions.len() + self.opening.len() + self.branches.len() >= limit {
+            return Err(Error::new(
+                ErrorCode::Overloaded,
+                format!("a subscription holds at most {limit} partitions; open another"),
+            ));
+        }
+        topics::partition(add.partition.as_ref())
+    }
+
+    fn seek(&mut self, seek: SubscribeSeek, asked: Instant) {
+        let Some(terms) = self.terms(seek.id) else { return };
+        terms.generation = seek.generation;
+        let (floor, exact_end) = (seek.floor_offset, seek.exact_end);
+        self.look_up(seek.id, Needed { position: seek.start, floor, exact_end, asked });
+    }
+
+    /// Begins to look up where a partition begins or goes on. What was being looked up of it before counts no more.
+    fn look_up(&mut self, id: u32, needed: Needed) {
+        let finder = Arc::clone(&self.finder);
+        if let Some(partition) = self.partitions.get_mut(&id) {
+            partition.seeking = true;
+            let (place, shard) = (partition.partition, partition.shard.clone());
+            self.lookups.begin(id, async move { finder.seek(place, &shard, &needed).await });
+        } else if let Some(opening) = self.opening.get(&id) {
+            let place = opening.partition;
+            self.lookups.begin(id, async move { finder.open(place, &needed).await });
+        }
+    }
+
+    /// Tells the client where a partition begins or goes on, and serves it from there.
+    async fn found(&mut self, id: u32, found: Result<Found, Error>) -> Result<(), WriteError> {
+        match found {
+            Ok(Found::Source(source)) => {
+                let Some(opening) = self.opening.remove(&id) else { return Ok(()) };
+                self.partitions.insert(id, Subscribed::new(source, opening.terms));
+            }
+            Ok(Found::Offset(next)) => {
+                let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
+                partition.next = next;
+                partition.seeking = false;
+                // Another shard may have taken the place of the one that was looked at last.
+                partition.high_watermark.follow();
+            }
+            Err(error) => {
+                let generation = self.terms(id).map_or(0, |terms| terms.generation);
+                return self.fail(id, generation, error).await;
+            }
+        }
+        let Some(partition) = self.partitions.get(&id) else { return Ok(()) };
+        let started = started(id, partition);
+        self.send(subscribe_event::Kind::Started(started), &[]).await?;
+        self.schedule(id);
+        Ok(())
+    }
+
+    /// A partition is the subscription's no more.
+    fn forget(&mut self, id: u32) {
+        self.lookups.end(id);
+        self.opening.remove(&id);
+        self.partitions.remove(&id);
     }
 
     async fn pass_on(&mut self, news: News) -> Result<(), WriteError> {
@@ -213,36 +298,6 @@ impl SubscriptionSet {
                 Ok(())
             }
             Told::Nothing => Ok(()),
-        }
-    }
-
-    async fn seek(&mut self, seek: SubscribeSeek, asked: Instant) -> Result<(), WriteError> {
-        let Some(partition) = self.partitions.get(&seek.id) else { return Ok(()) };
-        let name = self.context.view.now().partition_name(partition.partition);
-        let (place, shard) = (partition.partition, partition.shard.clone());
-        let needed = Needed {
-            position: seek.start.as_ref(),
-            floor: seek.floor_offset,
-            exact_end: seek.exact_end,
-            asked,
-        };
-        let found = match catch_up(&self.context, &mut self.confirmed, place, &needed).await {
-            Ok(()) => resolve(&shard.now(), place, &name, seek.start.as_ref()).await,
-            Err(error) => Err(error),
-        };
-        match (found, self.partitions.get_mut(&seek.id)) {
-            (Ok(next), Some(partition)) => {
-                partition.next = next;
-                partition.generation = seek.generation;
-                // Another shard may have taken the place of the one that was looked at last.
-                partition.high_watermark.follow();
-                let started = started(seek.id, partition);
-                self.send(subscribe_event::Kind::Started(started), &[]).await?;
-                self.schedule(seek.id);
-                Ok(())
-            }
-            (Err(error), _) => self.fail(seek.id, seek.generation, error).await,
-            (Ok(_), None) => Ok(()),
         }
     }
 
@@ -285,7 +340,7 @@ impl SubscriptionSet {
             self.schedule(id);
             return Ok(());
         }
-        let generation = partition.generation;
+        let generation = partition.terms.generation;
         let name = self.context.view.now().partition_name(partition.partition);
         let error = match woken {
             Woken::LeftBehind => errors::left_behind(&name),
@@ -299,7 +354,7 @@ impl SubscriptionSet {
         if !partition.may_send() {
             return Ok(());
         }
-        let generation = partition.generation;
+        let generation = partition.terms.generation;
         match gather(&self.context, &self.filtering, self.frame_bytes, partition).await {
             Ok(Some(gathered)) => self.push(id, gathered).await,
             Ok(None) => Ok(()),
@@ -310,8 +365,8 @@ impl SubscriptionSet {
     async fn push(&mut self, id: u32, gathered: Gathered) -> Result<(), WriteError> {
         let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
         partition.next = gathered.next;
-        partition.credit -= i64::try_from(gathered.bytes).unwrap_or(i64::MAX);
-        let generation = partition.generation;
+        partition.terms.credit -= i64::try_from(gathered.bytes).unwrap_or(i64::MAX);
+        let generation = partition.terms.generation;
         let high_watermark = partition.high_watermark.get().get();
         let (next_offset, bytes_scanned) = (gathered.next.get(), gathered.scanned as u64);
         metrics::counter!("tidemill_subscribe_scanned_bytes_total").increment(bytes_scanned);
@@ -325,7 +380,7 @@ impl SubscriptionSet {
     }
 
     async fn fail(&mut self, id: u32, generation: u64, error: Error) -> Result<(), WriteError> {
-        self.partitions.remove(&id);
+        self.forget(id);
         metrics::counter!("tidemill_subscribe_failed_total", "code" => refusals::code(&error)).increment(1);
         refusals::note(Refused::Subscription, &self.caller, &error);
         let failed = SubscribeFailed { id, generation, error: Some(error) };
@@ -356,142 +411,11 @@ fn partitions_max(context: &Context) -> usize {
     usize::try_from(context.config.limits.subscription_partitions_max).unwrap_or(usize::MAX)
 }
 
-async fn open(
-    context: &Context,
-    confirmed: &mut Confirmed,
-    held: usize,
-    add: &SubscribeAdd,
-    asked: Instant,
-) -> Result<Subscribed, Error> {
-    let limit = partitions_max(context);
-    if held >= limit {
-        return Err(Error::new(
-            ErrorCode::Overloaded,
-            format!("a subscription holds at most {limit} partitions; open another"),
-        ));
-    }
-    let partition = topics::partition(add.partition.as_ref())?;
-    let (_, replica) = context.find_fresh(partition).await?;
-    let needed =
-        Needed { position: add.start.as_ref(), floor: add.floor_offset, exact_end: add.exact_end, asked };
-    catch_up(context, confirmed, partition, &needed).await?;
-    let shard = replica.handle();
-    let name = context.view.now().partition_name(partition);
-    let high_watermark = shard.watch(partition).ok_or_else(|| errors::not_ready(&name))?;
-    let next = resolve(&shard.now(), partition, &name, add.start.as_ref()).await?;
-    Ok(Subscribed {
-        partition,
-        end: ReplicaEnd::of(&replica),
-        shard,
-        next,
-        generation: 0,
-        credit: i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(context)),
-        paused: add.paused,
-        high_watermark,
-        waiting: false,
-        queued: false,
-        removed: Removal::default(),
-    })
-}
-
-/// Reads on from where a partition stands until there is a frame's worth, the end, or enough scanned in vain.
-async fn gather(
-    context: &Context,
-    filtering: &Filtering,
-    frame_bytes: usize,
-    partition: &Subscribed,
-) -> Result<Option<Gathered>, Error> {
-    let room = usize::try_from(partition.credit).unwrap_or(0).min(frame_bytes);
-    let mut gathered =
-        Gathered { parts: Vec::new(), bytes: 0, scanned: 0, unpacked: 0, next: partition.next };
-    while gathered.bytes < room && !gathered.has_scanned_enough() {
-        let high_watermark = partition.high_watermark.get();
-        if gathered.next >= high_watermark {
-            break;
-        }
-        let fetched = partition.shard.now().fetch(partition.partition, gathered.next, room - gathered.bytes);
-        let batches = match fetched {
-            Fetch::Memory(batches) => batches,
-            Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())
-                .await
-                .map_err(|_| errors::interrupted("reading the log"))?
-                .map_err(|error| {
-                    errors::read(&error, &context.view.now().partition_name(partition.partition))
-                })?,
-            Fetch::OutOfRange { log_start, high_watermark } => {
-                let name = context.view.now().partition_name(partition.partition);
-                return Err(out_of_range(&name, gathered.next, log_start, high_watermark));
-            }
-            Fetch::Unknown => {
-                let name = context.view.now().partition_name(partition.partition);
-                return Err(errors::deleted(&name));
-            }
-        };
-        if batches.is_empty() {
-            break;
-        }
-        match filtering {
-            Filtering::None => gathered.take_all(batches),
-            Filtering::By(filter) => gathered.take_passed(filter, partition.partition, &batches).await?,
-        }
-    }
-    Ok((gathered.scanned > 0).then_some(gathered))
-}
-
-/// What one frame will carry.
-struct Gathered {
-    parts: Vec<Bytes>,
-    /// Of the parts.
-    bytes: usize,
-    /// Read from the log for it.
-    scanned: usize,
-    /// The same, decompressed for a filter.
-    unpacked: usize,
-    next: Offset,
-}
-
-impl Gathered {
-    fn has_scanned_enough(&self) -> bool {
-        self.scanned.max(self.unpacked) >= SCAN_BYTES_MAX
-    }
-
-    fn take_all(&mut self, batches: Batches) {
-        self.scanned += batches.bytes;
-        self.bytes += batches.bytes;
-        self.next = batches.next;
-        self.parts.extend(batches.parts);
-    }
-
-    /// What a filter passes of them: of all, or of so many that enough was scanned with the last.
-    async fn take_passed(
-        &mut self,
-        filter: &BatchFilter,
-        partition: TopicPartition,
-        batches: &Batches,
-    ) -> Result<(), Error> {
-        for batch in batches.contiguous() {
-            if self.has_scanned_enough() {
-                return Ok(());
-            }
-            self.scanned += batch.len();
-            let passed = filter.pass(partition, batch).await?;
-            self.unpacked += passed.unpacked_bytes;
-            self.next = self.next.max(passed.next);
-            if let Some(kept) = passed.kept {
-                self.bytes += kept.len();
-                self.parts.push(kept);
-            }
-        }
-        self.next = batches.next;
-        Ok(())
-    }
-}
-
 fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {
     let view = partition.shard.now().partition(partition.partition);
     SubscribeStarted {
         id,
-        generation: partition.generation,
+        generation: partition.terms.generation,
         offset: partition.next.get(),
         log_start_offset: view.map_or(0, |view| view.log_start.get()),
         high_watermark: partition.high_watermark.get().get(),

@@ -1,0 +1,109 @@
+//! Read barriers that the partitions of one subscription share.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tidemill_protocol::{NodeId, ShardId};
+use tidemill_raft::{ReadError, Replica};
+use tokio::time::Instant;
+
+/// A replica, and of which shard.
+type Key = (ShardId, NodeId);
+
+/// The last barrier at each replica, whatever came of it: whoever asked before it began needs no round of their own, so that a thousand
+/// partitions that are added at once cost a round per shard, and one round's patience where there is no majority.
+#[derive(Default)]
+pub(super) struct Barriers(Mutex<HashMap<Key, Arc<LastBarrier>>>);
+
+/// Held while a barrier is under way: whoever asks meanwhile waits, and then shares the next one.
+type LastBarrier = tokio::sync::Mutex<Option<Barrier>>;
+
+/// A barrier that is over.
+struct Barrier {
+    begun: Instant,
+    outcome: Result<(), ReadError>,
+}
+
+impl Barriers {
+    /// Makes sure that a replica shows all that was acknowledged before it was `asked` for.
+    ///
+    /// # Errors
+    /// See [`Replica::read_barrier`].
+    pub(super) async fn confirm(&self, replica: &Replica, asked: Instant) -> Result<(), ReadError> {
+        let key = (replica.shard_id(), replica.node());
+        self.share(key, asked, replica.read_barrier()).await
+    }
+
+    /// The outcome of a barrier that began after it was asked for: of one that others began, or else of this one.
+    async fn share(
+        &self,
+        key: Key,
+        asked: Instant,
+        barrier: impl Future<Output = Result<(), ReadError>>,
+    ) -> Result<(), ReadError> {
+        let last = self.last(key);
+        let mut last = last.lock().await;
+        if let Some(last) = last.as_ref().filter(|last| last.begun >= asked) {
+            return last.outcome.clone();
+        }
+        let begun = Instant::now();
+        let outcome = barrier.await;
+        *last = Some(Barrier { begun, outcome: outcome.clone() });
+        outcome
+    }
+
+    fn last(&self, key: Key) -> Arc<LastBarrier> {
+        Arc::clone(self.0.lock().entry(key).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use futures::future::join_all;
+    use tidemill_protocol::{BrokerId, NodeId, ShardId};
+    use tidemill_raft::ReadError;
+    use tokio::time::Instant;
+
+    use super::{Barriers, Key};
+
+    fn key() -> Key {
+        (ShardId::new(1), NodeId::new(BrokerId::new(1), 1))
+    }
+
+    #[tokio::test]
+    async fn a_failure_answers_all_that_asked_before_it_began() {
+        let (barriers, rounds) = (Barriers::default(), AtomicU32::new(0));
+        let asked = Instant::now();
+        let round = || async {
+            rounds.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+            Err::<(), _>(ReadError::NoQuorum)
+        };
+        let answers = join_all((0..100).map(|_| barriers.share(key(), asked, round()))).await;
+        assert!(answers.iter().all(|answer| *answer == Err(ReadError::NoQuorum)), "{answers:?}");
+        assert_eq!(rounds.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn whoever_asks_after_it_began_has_another() {
+        let barriers = Barriers::default();
+        let first = barriers.share(key(), Instant::now(), ready(Err(ReadError::NoQuorum))).await;
+        assert_eq!(first, Err(ReadError::NoQuorum));
+        let later = Instant::now() + Duration::from_secs(1);
+        assert_eq!(barriers.share(key(), later, ready(Ok(()))).await, Ok(()));
+    }
+
+    #[tokio::test]
+    async fn one_that_is_given_up_leaves_the_next_to_ask() {
+        let barriers = Barriers::default();
+        let asked = Instant::now();
+        assert_eq!(barriers.share(key(), asked, pending()).now_or_never(), None);
+        assert_eq!(barriers.share(key(), asked, ready(Ok(()))).await, Ok(()));
+    }
+}
