@@ -54,10 +54,12 @@ pub const EDITS: [Edit; 5] = [
     Edit {
         describe: "a snapshot with the newest membership instead of the one at its index",
         changes: &[Change {
-            file: "broker/raft/src/state_machine.rs",
-            before: "        let meta = self.state.lock().checkpoint.clone()?;\n",
-            after: "        let newest = self.state.lock().membership();
-        let meta = SnapshotMeta { last_membership: newest, ..self.state.lock().checkpoint.clone()? };
+            file: "broker/shard/src/shard/pin.rs",
+            before: "        let header = read_header(&rows).map_err(damaged)?;\n",
+            after: "        let mut header = read_header(&rows).map_err(damaged)?;
+        if let Some(newest) = inner.state.read().header.membership() {
+            header.set_membership(&newest);
+        }
 ",
         }],
     },

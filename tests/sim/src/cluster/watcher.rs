@@ -3,12 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use futures::future::select_all;
 use tidemill_log::wal::EntryId;
 use tidemill_protocol::{LogIndex, NodeId, ShardId, Term};
-use tidemill_raft::{GroupMembers, Replica};
-use tokio::sync::watch;
-use tokio::time::Instant;
+use tidemill_raft::Replica;
 
 use super::world::{Running, World};
 use crate::ledger::Violation;
@@ -30,9 +27,6 @@ pub struct Checks {
     pub leaders: u64,
 }
 
-/// Looks at one replica.
-type Look<'a> = dyn FnMut(&mut Watcher, &Running, ShardId, &Replica) -> Result<(), String> + 'a;
-
 /// What was seen so far.
 pub(crate) struct Watcher {
     world: World,
@@ -45,8 +39,6 @@ pub(crate) struct Watcher {
     leaders: BTreeMap<(ShardId, Term, NodeId), u64>,
     /// Of a life, an entry about members that it goes by and does not have in its log: it must be within the snapshot that it came by.
     ahead: BTreeMap<(u64, ShardId), LogIndex>,
-    /// Tells when a life goes by other members.
-    members: BTreeMap<(u64, ShardId), watch::Receiver<GroupMembers>>,
     /// Up to where a life's entries were looked at.
     seen: BTreeMap<(u64, ShardId), LogIndex>,
 }
@@ -61,7 +53,6 @@ impl Watcher {
             states: BTreeMap::new(),
             leaders: BTreeMap::new(),
             ahead: BTreeMap::new(),
-            members: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -70,63 +61,19 @@ impl Watcher {
     pub(crate) async fn run(mut self) -> Self {
         let mut looks = 0;
         while !self.world.is_ending() && self.world.violation().is_none() {
-            let next = Instant::now() + INTERVAL;
-            self.listen();
-            while tokio::time::timeout_at(next, self.other_members()).await.is_ok() {
-                self.look_with(&mut |watcher, running, shard, replica| {
-                    watcher.note_members(running, shard, replica);
-                    Ok(())
-                });
-            }
+            tokio::time::sleep(INTERVAL).await;
             looks += 1;
             self.look(looks % HASH_EVERY == 0);
         }
         self
     }
 
-    /// Begins to hear of the members of whoever has come.
-    fn listen(&mut self) {
-        let running = self.world.running();
-        let there: BTreeMap<_, _> = running
-            .iter()
-            .flat_map(|running| {
-                let replicas = running.replicas.iter();
-                replicas.map(|(shard, replica)| ((running.life, *shard), replica))
-            })
-            .collect();
-        self.members.retain(|life, _| there.contains_key(life));
-        for (life, replica) in there {
-            self.members.entry(life).or_insert_with(|| replica.watch_members());
-        }
-    }
-
-    /// Waits until somebody goes by other members: what it says of them may hold for a moment only.
-    async fn other_members(&mut self) {
-        let changes = self
-            .members
-            .iter_mut()
-            .map(|(life, members)| Box::pin(async move { members.changed().await.map_err(|_gone| *life) }));
-        let changes: Vec<_> = changes.collect();
-        if changes.is_empty() {
-            return std::future::pending().await;
-        }
-        let (changed, _, _) = select_all(changes).await;
-        if let Err(gone) = changed {
-            self.members.remove(&gone);
-        }
-    }
-
     /// Looks at everything once.
     pub(crate) fn look(&mut self, hashes: bool) {
-        self.look_with(&mut |watcher, running, shard, replica| {
-            watcher.look_at(running, shard, replica, hashes)
-        });
-    }
-
-    fn look_with(&mut self, look: &mut Look<'_>) {
         for running in self.world.running() {
             for (shard, replica) in &*running.replicas {
-                if let Err(what) = look(self, &running, *shard, replica) {
+                let looked = self.look_at(&running, *shard, replica, hashes);
+                if let Err(what) = looked {
                     let (broker, node) = (running.broker, replica.node());
                     let told = format!("shard {shard} at {broker}, node {node}: {what}");
                     return self.world.broken(Violation::Cluster(told));
@@ -150,8 +97,8 @@ impl Watcher {
                 return Err(format!("leads in term {}, which an earlier life of it has led", role.term));
             }
         }
-        self.look_at_members(running, shard, replica)?;
         let Some(applied) = replica.shard().applied().last else { return Ok(()) };
+        self.look_at_members(running, shard, replica, applied)?;
         self.look_at_entries(running, shard, replica, applied)?;
         if hashes && replica.shard().poisoned().is_none() {
             self.look_at_state(shard, replica)?;
@@ -165,10 +112,15 @@ impl Watcher {
         running: &Running,
         shard: ShardId,
         replica: &Replica,
+        applied: EntryId,
     ) -> Result<(), String> {
-        self.note_members(running, shard, replica);
-        let (life, status) = ((running.life, shard), replica.status());
-        let Some(applied) = replica.shard().applied().last else { return Ok(()) };
+        let life = (running.life, shard);
+        let (status, members) = (replica.status(), replica.members().index);
+        if let Some(members) = members
+            && status.last_entry.is_none_or(|last| last.index < members)
+        {
+            self.ahead.insert(life, members);
+        }
         // Its snapshot is in place.
         if let Some(members) = self.ahead.get(&life).copied().filter(|members| *members <= applied.index) {
             self.ahead.remove(&life);
@@ -180,14 +132,6 @@ impl Watcher {
             }
         }
         Ok(())
-    }
-
-    fn note_members(&mut self, running: &Running, shard: ShardId, replica: &Replica) {
-        if let Some(members) = replica.members().index
-            && replica.status().last_entry.is_none_or(|last| last.index < members)
-        {
-            self.ahead.insert((running.life, shard), members);
-        }
     }
 
     fn look_at_entries(
