@@ -9,7 +9,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use parking_lot::{Mutex, RwLock};
 use tidemill_log::background::Background;
-use tidemill_log::wal::EntryId;
+use tidemill_log::wal::{EntryId, Wal};
 use tidemill_protocol::{NodeId, ShardId};
 use tidemill_shard::{CheckpointDone, Shard, Unit, UnitResult};
 use tokio::runtime::Handle;
@@ -129,6 +129,11 @@ impl Machine {
 
     pub(crate) fn shard(&self) -> Shard {
         self.shard.read().clone()
+    }
+
+    /// The log that all shards of the broker share.
+    pub(crate) fn wal(&self) -> &Wal {
+        self.log.wal()
     }
 
     pub(crate) fn applied(&self) -> Option<EntryId> {

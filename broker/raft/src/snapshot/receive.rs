@@ -76,7 +76,11 @@ pub(crate) async fn receive_with(
     let shard = machine.id();
     let received_bytes = counter!("tidemill_snapshot_received_bytes_total", "shard" => shard.to_string());
     let mut receiver = Receiver { machine, shard, from, stream: &mut stream, received_bytes, refused: 0 };
-    let vote = match receiver.run(first, install).await {
+    let answered = match receiver.run(first, install).await {
+        Ok(vote) => receiver.durable().await.map(|()| vote),
+        Err(error) => Err(error),
+    };
+    let vote = match answered {
         Ok(vote) => vote,
         Err(error) => {
             // So that the sender's log says why, too; the stream may be broken as well.
@@ -144,6 +148,24 @@ impl Receiver<'_> {
         Ok(applied.filter(|id| id.index.get() >= offer.last.index).map(|_| offer.vote))
     }
 
+    /// Waits until all that was applied here is on the device. A follower applies what the others have, though its own log may still be
+    /// writing it; but who says that it needs no snapshot says that it has what the snapshot holds, whatever happens to it.
+    async fn durable(&self) -> Result<(), ReceiveError> {
+        let wal = self.machine.wal();
+        let applied = self.machine.applied().map(|id| id.index);
+        let flushed = wal.flushed(self.shard).max(self.machine.checkpointed()).map(|id| id.index);
+        if applied <= flushed {
+            return Ok(());
+        }
+        let (done, flushed) = tokio::sync::oneshot::channel();
+        wal.flush(Box::new(move |result| drop(done.send(result))));
+        match flushed.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(ReceiveError::Stopped(format!("write-ahead log: {error}"))),
+            Err(_closed) => Err(ReceiveError::Stopped("the write-ahead log was closed".to_owned())),
+        }
+    }
+
     async fn transfer(
         &mut self,
         offer: Offer,
@@ -163,6 +185,11 @@ impl Receiver<'_> {
         };
         if log_id(&manifest.applied()) != offer.last {
             return Err(ReceiveError::Unexpected("its manifest is of another entry than it offered"));
+        }
+        if last_membership.log_id().as_ref().is_some_and(|id| id.index > offer.last.index) {
+            return Err(ReceiveError::Unexpected(
+                "its manifest names members of a later entry than it ends with",
+            ));
         }
         let live = self.machine.shard();
         let staged = beside(self.machine, move || Staged::begin(&live, manifest, turn)).await??;

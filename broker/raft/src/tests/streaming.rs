@@ -11,7 +11,7 @@ use openraft::raft::SnapshotResponse;
 use openraft::storage::RaftStateMachine;
 use openraft::vote::RaftVote;
 use tidemill_controller::TopicConfig;
-use tidemill_log::fs::{MemoryStorage, Storage};
+use tidemill_log::fs::{Call, FaultyStorage, MemoryStorage, Storage};
 use tidemill_log::wal::EntryId;
 use tidemill_protocol::{LogIndex, NodeId, Offset, PartitionId, Term, Timestamp, TopicId, TopicPartition};
 use tidemill_shard::{AdoptTopic, Entry, Fetch, Shard, Unit};
@@ -58,7 +58,10 @@ impl Store {
     }
 
     fn on(storage: MemoryStorage) -> Self {
-        let broker = Broker::in_memory(&storage);
+        Self::with(Broker::in_memory(&storage), storage)
+    }
+
+    fn with(broker: Broker, storage: MemoryStorage) -> Self {
         let log = SharedLog::open(SHARD, broker.wal.clone(), &broker.recovered(SHARD), 1 << 20, 0).unwrap();
         let machine = Machine::open(SHARD, broker.shard(SHARD), log, &broker.limits).unwrap();
         Self { storage, broker, machine }
@@ -464,4 +467,34 @@ async fn a_newer_transfer_takes_over_and_a_cancelled_one_ends() {
     assert!(matches!(received, Err(ReceiveError::Overtaken)), "{received:?}");
     assert!(matches!(sent, Err(StreamingError::Closed(_))), "{sent:?}");
     assert_same(&source.shard(), &replica.shard());
+}
+
+/// A follower may have applied what it has not on its disk yet: it says that it has it when that is so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_needs_no_snapshot_says_so_when_what_it_has_is_durable() {
+    let (from, storage) = (Store::filled(3), MemoryStorage::new());
+    let faulty = FaultyStorage::new(Arc::new(storage.clone()));
+    let to = Store::with(Broker::open(Arc::new(faulty.clone())), storage);
+    transfer_all(&from, &to).await;
+    from.more(1);
+    to.apply((0..PARTITIONS).map(|number| record(partition(number), 10_000)).collect());
+    faulty.hold(Call::Sync);
+    let (done, written) = tokio::sync::oneshot::channel();
+    to.broker.wal.save_vote(
+        SHARD,
+        Bytes::from_static(b"vote"),
+        Box::new(move |result| drop(done.send(result))),
+    );
+    let device = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        faulty.go_on();
+    };
+    let asked = async {
+        let fetched = transfer_all(&from, &to).await;
+        let mut written = written;
+        (fetched, written.try_recv().is_ok())
+    };
+    let ((fetched, is_written), ()) = tokio::join!(asked, device);
+    assert!(is_written, "it answered while its log was still writing");
+    assert!(fetched < 10_000, "{fetched} bytes were sent of what it had");
 }
