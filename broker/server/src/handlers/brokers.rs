@@ -11,6 +11,7 @@ use tidemill_protocol::{BrokerId, ErrorCode};
 
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::stopped::check_working_without;
 use crate::handlers::topics::control;
 
 /// How long a token may be used where nothing is said, and at the longest.
@@ -67,6 +68,7 @@ pub(crate) async fn drain(context: &Arc<Context>, request: &DrainBrokerRequest) 
 
 pub(crate) async fn remove(context: &Arc<Context>, request: &RemoveBrokerRequest) -> Result<(), Error> {
     let broker = BrokerId::new(request.broker_id);
+    check_working_without(context, broker, &format!("removing broker {broker}")).await?;
     done(control(context, ControllerCommand::Remove { broker }).await?)
 }
 

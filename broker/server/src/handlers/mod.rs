@@ -18,4 +18,5 @@ mod plugins;
 mod produce_filter;
 mod state;
 pub(crate) mod status;
+pub(crate) mod stopped;
 pub(crate) mod topics;

@@ -11,6 +11,7 @@ use tidemill_protocol::messages::{
 use tidemill_protocol::{BrokerId, LogIndex, ShardId};
 use tidemill_raft::{Replica, ReplicaState};
 
+use super::stopped::{self, Stopped};
 use crate::context::Context;
 use crate::peers::messages::{Purpose, StatusOpen};
 
@@ -21,10 +22,16 @@ const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How the cluster is: what the controller says, and what each broker that answers says of itself.
 pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
+    with_stopped(context).await.0
+}
+
+/// The same, and the replicas that have stopped.
+pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<Stopped>) {
     let mut status = own(context);
     let view = context.fresh_view().await;
     let controller = view.controller();
     let others = others(context, controller).await;
+    let stopped = stopped::stopped(std::iter::once(&status).chain(others.values()));
     let mut placement: BTreeMap<u32, ShardPlacement> = BTreeMap::new();
     let said = std::iter::once(&status).chain(others.values()).flat_map(|status| &status.placement);
     for shard in said {
@@ -48,13 +55,14 @@ pub(crate) async fn cluster(context: &Context) -> ClusterStatus {
         }
         None => vec![FORMING.to_owned()],
     };
+    status.risks.extend(stopped::risks(&stopped));
     let settings = controller.settings();
     status.settings = Some(ClusterSettings {
         rebuild_delay_ms: settings.rebuild_delay_ms,
         snapshot_bytes_per_second: settings.snapshot_bytes_per_second.unwrap_or(0),
         replication_factor: u32::from(settings.replication_factor_max),
     });
-    status
+    (status, stopped)
 }
 
 /// What the other brokers say of themselves, as far as they answer.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use tidemill_client::messages::ClusterStatus;
 use tidemill_client::{Consumer, Start};
 use tidemill_cluster_tests::loop_disk::BrittleDisk;
 use tidemill_cluster_tests::machine::unable;
@@ -69,6 +70,10 @@ async fn whom_a_broker_with_a_failing_disk_served_the_others_serve() -> Outcome<
             status.placement.iter().all(|shard| shard.leader != 0 && shard.leader != FAILING)
         })
         .await?;
+    let told = |status: &ClusterStatus| {
+        status.risks.iter().any(|risk| risk.contains(&format!("has stopped on broker {FAILING}")))
+    };
+    world.cluster.until(&well, "say that shards have stopped", told).await?;
     // More than were on their way.
     read(&mut reader, 3_000).await?;
     load.goes_on().await?;
