@@ -55,8 +55,11 @@ impl Controller {
         let broker = request.broker;
         let token = self.join_tokens.get(&request.hash).ok_or(MembershipError::UnknownToken)?.clone();
         if let Some(used) = token.used {
-            // It may not have heard the first answer.
-            return if used.broker == broker && used.directory == request.directory {
+            // It may not have heard the first answer. Later the token is worth no more than another's, and nothing once its broker is out.
+            let is_same = used.broker == broker && used.directory == request.directory;
+            let known = self.brokers.get(&broker);
+            let is_in = known.is_some_and(|known| known.is_member() && known.incarnation == used.incarnation);
+            return if is_same && is_in && token.expires_at > now {
                 Ok(ControllerReply::Joined { incarnation: used.incarnation })
             } else {
                 Err(MembershipError::TokenUsed(used.broker).into())

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidemill_controller::{ControllerCommand, ControllerReply};
+use tidemill_controller::{ControllerCommand, ControllerReply, MembershipError};
 use tidemill_net::{ClusterCa, JoinToken, PeerLimits, TlsError, dial_to_join};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, DirectoryId, ErrorCode};
@@ -24,6 +24,7 @@ use uuid::Uuid;
 
 use crate::config::DurabilitySetting;
 use crate::context::Context;
+use crate::handlers::stopped::check_working_without;
 use crate::handlers::topics::control;
 use crate::peers::messages::{
     JoinReply, JoinRequest, KnownBroker, PEER_PROTOCOL_MAX, PEER_PROTOCOL_MIN, PeerOpen, Purpose,
@@ -206,6 +207,14 @@ fn directory_id(data_dir: &Path) -> Result<Uuid, JoinError> {
     Ok(id)
 }
 
+/// The directory has an identity of its own from now on: nobody needs what it was called while it joined.
+pub(crate) fn forget(data_dir: &Path) -> io::Result<()> {
+    match std::fs::remove_file(data_dir.join(JOINING)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Takes a new broker in, if the controller allows it.
 pub(crate) async fn take_in(context: &Context, peers: &Peers, request: JoinRequest) -> JoinReply {
     match taken_in(context, peers, request).await {
@@ -229,8 +238,19 @@ async fn taken_in(context: &Context, peers: &Peers, request: JoinRequest) -> Res
     if request.broker_id == 0 {
         return Err(bad("brokers are numbered from 1; name one with --broker-id"));
     }
+    let hash = *blake3::hash(&request.secret).as_bytes();
+    // Whoever knows no token writes nothing to the controller's log.
+    let controller = context.shards.controller_now().await.ok_or_else(|| {
+        Error::new(ErrorCode::NoQuorum, "no majority of the cluster answers to decide on it; try again")
+    })?;
+    if !controller.join_tokens().any(|token| token.hash == hash) {
+        return Err(bad(&MembershipError::UnknownToken.to_string()));
+    }
+    let broker = BrokerId::new(request.broker_id);
+    let what = format!("a new broker {broker} in the old one's place");
+    check_working_without(context, broker, &what).await?;
     let command = ControllerCommand::Join(tidemill_controller::JoinRequest {
-        hash: *blake3::hash(&request.secret).as_bytes(),
+        hash,
         broker: BrokerId::new(request.broker_id),
         directory: DirectoryId::new(directory),
         // It says where it is when it has come up.

@@ -19,7 +19,7 @@ pub use directory::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX};
 pub(crate) use elsewhere::{Asking, Place, another_answer, ask_a_holder, body_of};
 pub(crate) use forward::{leader_elsewhere, relay, serve_forwarded};
 pub use join::JoinError;
-pub(crate) use join::{Joined, join, take_in};
+pub(crate) use join::{Joined, forget, join, take_in};
 pub(crate) use lives::Lives;
 pub(crate) use origin::Origin;
 pub use recover::{RecoverError, RecoverReport, RecoverRequest, ShardFinding, recover};
