@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
@@ -39,6 +40,9 @@ pub struct ReplicaConfig {
     /// Only ever right for a group of one whose operator has read what is lost: in a larger group the replica is
     /// retired and comes back under a new [`NodeId`] instead.
     pub accept_data_loss: bool,
+    /// The largest unit that the log of every other broker takes, as far as is known: it changes as they come. What is larger is refused
+    /// before it is in anybody's log.
+    pub unit_bytes_elsewhere: Arc<AtomicUsize>,
     /// When a silent leader is given up.
     pub timing: RaftTiming,
     /// Bounds of everything that queues.
@@ -73,6 +77,7 @@ impl ReplicaConfig {
             snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
             retired: false,
             accept_data_loss: false,
+            unit_bytes_elsewhere: Arc::new(AtomicUsize::new(usize::MAX)),
             timing: RaftTiming::default(),
             limits: ReplicaLimits::default(),
         }

@@ -38,6 +38,8 @@ const UNIT_OVERHEAD_BYTES: usize = 512;
 /// Turns units into entries. Shared by the replica's handles, its permits and the entries in flight.
 pub(crate) struct Proposer {
     limits: ReplicaLimits,
+    /// See [`ReplicaConfig`](crate::ReplicaConfig).
+    unit_bytes_elsewhere: Arc<AtomicUsize>,
     clock: Clock,
     /// Room for units, in bytes.
     room: Arc<Semaphore>,
@@ -88,6 +90,7 @@ impl InFlight {
 impl Proposer {
     pub(crate) fn new(
         limits: ReplicaLimits,
+        unit_bytes_elsewhere: Arc<AtomicUsize>,
         clock: Clock,
         telemetry: Telemetry,
         sink: Box<dyn EntrySink>,
@@ -95,6 +98,7 @@ impl Proposer {
         let room = limits.pending_bytes_max.clamp(1, u32::MAX as usize);
         Arc::new(Self {
             limits,
+            unit_bytes_elsewhere,
             clock,
             room: Arc::new(Semaphore::new(room)),
             queue: Mutex::new(Queue::default()),
@@ -105,9 +109,19 @@ impl Proposer {
         })
     }
 
+    /// The largest unit that every broker's log takes.
+    fn unit_bytes_max(&self) -> usize {
+        self.limits.unit_bytes_max.min(self.unit_bytes_elsewhere.load(Ordering::Relaxed))
+    }
+
+    /// The size up to which units are gathered.
+    fn entry_bytes_max(&self) -> usize {
+        self.limits.entry_bytes_max.min(self.unit_bytes_max())
+    }
+
     /// Waits for room for a unit of `bytes`.
     pub(crate) async fn reserve(self: &Arc<Self>, bytes: usize) -> Result<Permit, ProposeError> {
-        let bytes_max = self.limits.unit_bytes_max;
+        let bytes_max = self.unit_bytes_max();
         if bytes > bytes_max {
             return Err(ProposeError::TooLarge { bytes, bytes_max });
         }
@@ -148,7 +162,7 @@ impl Proposer {
         self.telemetry.proposals.increment(1);
         // Whoever reserved less than the unit takes must not thereby get around the limit.
         let bytes = unit.bytes().max(bytes);
-        let bytes_max = self.limits.unit_bytes_max;
+        let bytes_max = self.unit_bytes_max();
         let mut queue = self.queue.lock();
         let refusal = match &queue.stopped {
             Some(stopped) => Some(stopped.clone()),
@@ -188,7 +202,7 @@ impl Proposer {
         }
         let limits = &self.limits;
         let bytes = self.in_flight.bytes.load(Ordering::Acquire);
-        let next = queue.bytes.min(limits.entry_bytes_max);
+        let next = queue.bytes.min(self.entry_bytes_max());
         if entries >= limits.in_flight_entries_max || bytes.saturating_add(next) > limits.in_flight_bytes_max
         {
             return false;
@@ -204,7 +218,7 @@ impl Proposer {
         let (mut units, mut replies) = (Vec::new(), Vec::new());
         let mut expires = None;
         while let Some(next) = queue.units.front() {
-            let full = bytes.saturating_add(next.bytes) > self.limits.entry_bytes_max
+            let full = bytes.saturating_add(next.bytes) > self.entry_bytes_max()
                 || units.len() >= self.limits.entry_units_max.max(1);
             if full && !units.is_empty() {
                 break;

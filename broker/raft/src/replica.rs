@@ -86,7 +86,10 @@ impl Replica {
         let raft = Arc::new(started.raft);
         let sink = RaftSink { raft: Arc::clone(&raft), entry_bytes_max: started.log.wal().entry_bytes_max() };
         let telemetry = Telemetry::new(config.shard);
-        let proposer = Proposer::new(config.limits, config.clock.clone(), telemetry, Box::new(sink));
+        let proposer = {
+            let elsewhere = Arc::clone(&config.unit_bytes_elsewhere);
+            Proposer::new(config.limits, elsewhere, config.clock.clone(), telemetry, Box::new(sink))
+        };
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
         let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health, config.timing);
         let last_word = LastWord::new();

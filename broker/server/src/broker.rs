@@ -100,7 +100,7 @@ impl Broker {
         }
 
         let (wal, recovery) = open_wal(&config, &data_dir, &machine).await?;
-        let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&wal));
+        let batch_bytes_max = batch_bytes_max(&config, unit_bytes_max(&config));
         let shards = Shards::new(meta.shards, Arc::new(Admission::new(wal.clone(), &config.wal)));
         let (offer_context, context_there) = watch::channel(None);
         peers.serve(PeerServices {

@@ -1,6 +1,6 @@
 //! Limits that follow from others, so that all of them agree.
 
-use tidemill_log::wal::Wal;
+use tidemill_log::wal::WalConfig;
 use tidemill_net::{NetLimits, PeerLimits};
 use tidemill_protocol::frame::FrameLimits;
 use tidemill_raft::ReplicaLimits;
@@ -12,8 +12,9 @@ const REFUSED_STREAMS_MAX: u32 = 16;
 
 /// The largest unit that a shard takes. A log of small segments takes small entries only: what does not fit is refused
 /// before it is proposed.
-pub(crate) fn unit_bytes_max(wal: &Wal) -> usize {
+pub(crate) fn unit_bytes_max(config: &BrokerConfig) -> usize {
     const ENTRY_OVERHEAD_BYTES: usize = 64 << 10;
+    let wal = WalConfig { segment_bytes: config.wal.segment_bytes, ..WalConfig::new("wal") };
     ReplicaLimits::default().unit_bytes_max.min(wal.entry_bytes_max().saturating_sub(ENTRY_OVERHEAD_BYTES))
 }
 

@@ -15,7 +15,7 @@ use tidemill_shard::ShardConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::replicas::ReplicaStarter;
-use crate::cluster::{ClusterPlan, Lives, Origin, recovered};
+use crate::cluster::{ClusterPlan, Lives, Origin, forget, recovered};
 use crate::config::{BrokerConfig, DurabilitySetting};
 use crate::data_dir::{DataDir, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
@@ -36,6 +36,7 @@ pub(crate) async fn open_data_dir(config: &BrokerConfig) -> Result<(DataDir, Vec
     check_identity(config, data_dir.meta())?;
     check_recovered(&data_dir)?;
     data_dir.begin().map_err(StartError::Write)?;
+    forget(&config.data_dir).map_err(StartError::Write)?;
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
     }
@@ -66,6 +67,7 @@ pub(crate) fn open_peers(
         directory: meta.directory,
         starts: meta.starts,
         peer_addresses,
+        unit_bytes_max: unit_bytes_max(config),
     };
     Peers::new(myself, endpoint, data_dir.storage(), stopping).map_err(StartError::Write)
 }
@@ -175,7 +177,7 @@ pub(crate) fn replica_starter(
     peers: &Peers,
 ) -> ReplicaStarter {
     let meta = data_dir.meta().clone();
-    let unit_bytes_max = unit_bytes_max(wal);
+    let unit_bytes_max = unit_bytes_max(config);
     let defaults = ReplicaLimits::default();
     let limits = ReplicaLimits {
         pending_bytes_max: config.limits.proposal_bytes_max,
@@ -200,6 +202,7 @@ pub(crate) fn replica_starter(
         files: SegmentFiles::new(Arc::clone(data_dir.storage()), segment_files_config(config)),
         shard_config,
         limits,
+        unit_bytes_elsewhere: peers.unit_bytes_elsewhere(),
         snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
         clock: machine.clock.clone(),
         dialer: Some(Arc::new(dialer)),

@@ -41,14 +41,15 @@ impl Default for PeerLimits {
     fn default() -> Self {
         Self {
             net: NetLimits {
-                connections_max: 256,
-                connections_per_address_max: 256,
+                // Three of each broker, and as many again that linger.
+                connections_max: 2048,
+                connections_per_address_max: 2048,
                 handshakes_max: 64,
                 retry_above_handshakes: 16,
                 handshake_timeout: Duration::from_secs(5),
                 incoming_max: 128,
                 incoming_bytes_total_max: 4 << 20,
-                streams_max: 1024,
+                streams_max: 8192,
                 // Twice what is in flight to a near peer at most, and 32 of these for the connection: see `peer/mod.rs`.
                 stream_window_bytes: 8 << 20,
                 connection_window_bytes: 256 << 20,

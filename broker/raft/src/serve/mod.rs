@@ -18,6 +18,7 @@ use crate::peers::{MessageSender, PeerError, PeerMessage, PeerStream};
 use crate::replica::{Inner, Replica};
 use crate::rpc::{Answer, Asked, Request, TransferRefused};
 use crate::snapshot;
+use crate::types::{Payload, RaftLogEntry};
 
 /// How long a stream may be open before it says what it is for.
 const FIRST_MESSAGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -98,7 +99,25 @@ fn asked(inner: &Inner, from: NodeId, message: &PeerMessage) -> Result<Request, 
     let spoken_for = request.speaks_for().unwrap_or(address.from);
     match [address.from, spoken_for].into_iter().find(|claimed| *claimed != from) {
         Some(claimed) => Err(format!("it says that it is from node {claimed}, and came from node {from}")),
-        None => Ok(request),
+        None => fits(&request, inner.machine.wal().entry_bytes_max()).map(|()| request),
+    }
+}
+
+/// An entry that this broker's log can't take would end the replica: its leader is told instead, and keeps it until the log can.
+fn fits(request: &Request, bytes_max: usize) -> Result<(), String> {
+    let Request::Append { append, .. } = request else { return Ok(()) };
+    let bytes = |entry: &RaftLogEntry| match &entry.payload {
+        Payload::Normal(command) => command.bytes(),
+        Payload::Blank | Payload::Membership(_) => 0,
+    };
+    match append.entries.iter().find(|entry| bytes(entry) > bytes_max) {
+        None => Ok(()),
+        Some(entry) => Err(format!(
+            "entry {} has {} bytes, and the write-ahead log here takes {bytes_max}: set wal.segment_bytes as it is at the other brokers, \
+             and start again",
+            entry.log_id.index,
+            bytes(entry)
+        )),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The proposer alone, over a sink that answers when the test says so.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -61,7 +62,8 @@ fn proposer(limits: ReplicaLimits) -> (Arc<Proposer>, Held) {
     let held = Held::default();
     let telemetry = Telemetry::new(ShardId::new(1));
     let clock = Arc::new(|| Timestamp::new(7));
-    (Proposer::new(limits, clock, telemetry, Box::new(held.clone())), held)
+    let elsewhere = Arc::new(AtomicUsize::new(usize::MAX));
+    (Proposer::new(limits, elsewhere, clock, telemetry, Box::new(held.clone())), held)
 }
 
 async fn submit(proposer: &Arc<Proposer>, bytes: usize) -> Pending {

@@ -23,8 +23,8 @@ use tokio::time::Instant;
 use crate::connection::{Caller, Hop};
 use crate::context::Context;
 use crate::errors;
-use crate::peers::first_answer;
 use crate::peers::messages::Purpose;
+use crate::peers::{Lane, first_answer};
 
 /// How long one broker may take to answer before another is asked.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -235,7 +235,7 @@ impl Asking {
     ) -> Result<Reply, String> {
         let peers = self.context.peers.as_ref().ok_or("this broker has no others")?;
         let open = self.caller.forward(&self.context, shards);
-        let opened = peers.open(broker, Purpose::Forward(open)).await;
+        let opened = peers.open_for_client(broker, Lane::Requests, open).await;
         let mut stream = opened.map_err(|error| error.reason)?;
         let open = StreamOpen { kind: Some(stream_open::Kind::Request(request)) };
         stream.writer.send(&open, &[]).await.map_err(|error| error.to_string())?;

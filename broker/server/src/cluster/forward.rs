@@ -16,7 +16,8 @@ use tidemill_protocol::{BrokerId, ErrorCode, ShardId, TopicPartition};
 
 use crate::connection::{self, Caller, ClientName, Hop, Opened};
 use crate::context::Context;
-use crate::peers::messages::{ForwardOpen, Purpose};
+use crate::peers::Lane;
+use crate::peers::messages::ForwardOpen;
 
 /// The broker that a stream must go to because it leads the partition; `None` where it is served here, or refused here with a reason.
 pub(crate) fn leader_elsewhere(context: &Context, kind: &stream_open::Kind) -> Option<BrokerId> {
@@ -42,7 +43,7 @@ pub(crate) async fn relay(
     metrics::counter!("tidemill_forwarded_streams_total").increment(1);
     let Some(peers) = &context.peers else { return connection::reset(opened, ErrorCode::NotLeader) };
     let open = caller.forward(context, &BTreeSet::new());
-    let there = peers.open(to, Purpose::Forward(open)).await;
+    let there = peers.open_for_client(to, Lane::Streams, open).await;
     let mut there = match there {
         Ok(there) => there,
         Err(error) => {

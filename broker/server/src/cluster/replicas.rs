@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -50,6 +51,8 @@ pub(crate) struct ReplicaStarter {
     pub(crate) files: Arc<SegmentFiles>,
     pub(crate) shard_config: Arc<dyn Fn(ShardId) -> ShardConfig + Send + Sync>,
     pub(crate) limits: ReplicaLimits,
+    /// See [`ReplicaConfig`].
+    pub(crate) unit_bytes_elsewhere: Arc<AtomicUsize>,
     pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
     pub(crate) clock: Clock,
     pub(crate) dialer: Option<Arc<dyn PeerDialer>>,
@@ -264,6 +267,7 @@ impl ReplicaStarter {
             accept_data_loss: self.accept_data_loss,
             snapshot_limiter: Arc::clone(&self.snapshot_limiter),
             limits: self.limits,
+            unit_bytes_elsewhere: Arc::clone(&self.unit_bytes_elsewhere),
             ..ReplicaConfig::new(shard_id, self.lives.node(shard_id), self.clock.clone())
         };
         let files = Arc::clone(&self.files);

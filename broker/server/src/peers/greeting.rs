@@ -8,6 +8,9 @@ use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
 use super::messages::{KnownBroker, PEER_PROTOCOL_MAX, PEER_PROTOCOL_MIN, PeerHello, PeerWelcome};
 use super::{Myself, Peers};
 
+/// No log is set to take less: what a peer says must not stop all writing.
+const UNIT_BYTES_LEAST: usize = 1 << 20;
+
 /// What this broker says of itself.
 pub(crate) fn own_hello(myself: &Myself, known: Vec<KnownBroker>) -> PeerHello {
     PeerHello {
@@ -23,6 +26,7 @@ pub(crate) fn own_hello(myself: &Myself, known: Vec<KnownBroker>) -> PeerHello {
         }),
         known,
         software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
+        unit_bytes_max: myself.unit_bytes_max as u64,
     }
 }
 
@@ -35,6 +39,7 @@ pub(crate) struct Hello {
     /// The version that both speak.
     pub(crate) protocol: u32,
     pub(crate) software: String,
+    pub(crate) unit_bytes_max: usize,
 }
 
 pub(crate) fn decode_hello(hello: PeerHello) -> Result<Hello, Error> {
@@ -50,7 +55,11 @@ pub(crate) fn decode_hello(hello: PeerHello) -> Result<Hello, Error> {
     let (Ok(cluster), Some(broker)) = (cluster, hello.broker) else {
         return Err(refused("its hello lacks the cluster or the broker".to_owned()));
     };
-    Ok(Hello { cluster, broker, known: hello.known, protocol, software: hello.software })
+    let unit_bytes_max = match hello.unit_bytes_max {
+        0 => usize::MAX,
+        said => usize::try_from(said).unwrap_or(usize::MAX).max(UNIT_BYTES_LEAST),
+    };
+    Ok(Hello { cluster, broker, known: hello.known, protocol, software: hello.software, unit_bytes_max })
 }
 
 /// An error of whoever is not talked to any further.
@@ -123,7 +132,10 @@ impl Peers {
             met
         });
         match met.await {
-            Ok(Ok(_)) => Ok(hello),
+            Ok(Ok(_)) => {
+                self.note_unit_bytes(said, hello.unit_bytes_max);
+                Ok(hello)
+            }
             Ok(Err(refusal)) => {
                 // Brokers that form a cluster only now have nothing that could be lost.
                 let is_over = is_formed && refusal.is_over();
@@ -148,7 +160,7 @@ mod tests {
         let cluster_id = Bytes::from_static(&[7; 16]);
         let broker = Some(KnownBroker { broker_id: 2, ..KnownBroker::default() });
         let software = "tidemill/9.9".to_owned();
-        PeerHello { protocol_min, protocol_max, cluster_id, broker, known: Vec::new(), software }
+        PeerHello { protocol_min, protocol_max, cluster_id, broker, software, ..PeerHello::default() }
     }
 
     #[test]

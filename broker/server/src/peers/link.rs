@@ -1,6 +1,7 @@
-//! The connection to one broker: made, greeted, kept, made again.
+//! A connection to one broker: made, greeted, kept, made again.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -8,11 +9,12 @@ use parking_lot::Mutex;
 use tidemill_net::{Connection, DialError};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::greeting::{Hello, refused};
 use super::messages::{DiskReport, PeerWelcome, Purpose};
-use super::{Peers, disks, first_answer, open_on};
+use super::{Lane, Peers, disks, first_answer, open_on};
 
 /// Pauses between attempts: a broker that comes back is to be found soon.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -27,15 +29,17 @@ const LOOK_AROUND_PATIENCE: Duration = Duration::from_secs(2);
 const TELL_INTERVAL_MIN: Duration = Duration::from_secs(4);
 const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
-/// The way to one broker.
+/// The way to one broker in one lane.
 pub(super) struct Link {
     broker: BrokerId,
+    lane: Lane,
+    is_kept: AtomicBool,
+    connection: watch::Sender<Option<Connection>>,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    connection: Option<Connection>,
     trouble: Option<String>,
     telling: Telling,
 }
@@ -64,16 +68,30 @@ impl Telling {
 }
 
 impl Link {
-    pub(super) fn new(broker: BrokerId) -> Self {
-        Self { broker, state: Mutex::default() }
+    pub(super) fn new(broker: BrokerId, lane: Lane) -> Self {
+        let (is_kept, connection) = (AtomicBool::new(false), watch::Sender::new(None));
+        Self { broker, lane, is_kept, connection, state: Mutex::default() }
     }
 
-    pub(super) const fn broker(&self) -> BrokerId {
-        self.broker
+    /// Whether nobody keeps it yet; who asks does.
+    pub(super) fn begin(&self) -> bool {
+        !self.is_kept.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn connection(&self) -> Option<Connection> {
-        self.state.lock().connection.clone()
+        self.connection.borrow().clone()
+    }
+
+    /// Waits until there is a connection.
+    pub(super) async fn connected(&self) -> Connection {
+        let mut connection = self.connection.subscribe();
+        loop {
+            if let Some(connection) = connection.borrow_and_update().clone() {
+                return connection;
+            }
+            // The sender is this link's own.
+            let _ = connection.changed().await;
+        }
     }
 
     /// Why there is no connection, for people.
@@ -89,22 +107,30 @@ impl Link {
                 Ok(connection) => {
                     let since = Instant::now();
                     self.is_up(&connection);
-                    let lost = tokio::select! {
-                        lost = connection.closed() => lost,
-                        never = disks::follow(&peers, self.broker, &connection) => match never {},
-                    };
-                    peers.disk_heard(self.broker, DiskReport::default());
+                    let lost = self.until_lost(&peers, &connection).await;
                     if since.elapsed() >= GOOD_AFTER {
                         pause = PAUSE_MIN;
                         self.state.lock().telling.begin_anew();
                     }
-                    self.is_down(&lost.to_string());
+                    self.is_down(&lost);
                 }
                 Err(reason) => self.is_down(&reason),
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    async fn until_lost(&self, peers: &Peers, connection: &Connection) -> String {
+        if self.lane != Lane::Brokers {
+            return connection.closed().await.to_string();
+        }
+        let lost = tokio::select! {
+            lost = connection.closed() => lost,
+            never = disks::follow(peers, self.broker, connection) => match never {},
+        };
+        peers.disk_heard(self.broker, DiskReport::default());
+        lost.to_string()
     }
 
     async fn connect(&self, peers: &Peers) -> Result<Connection, String> {
@@ -120,19 +146,25 @@ impl Link {
     }
 
     fn is_up(&self, connection: &Connection) {
-        let mut state = self.state.lock();
-        state.connection = Some(connection.clone());
-        state.trouble = None;
-        drop(state);
+        self.state.lock().trouble = None;
+        self.connection.send_replace(Some(connection.clone()));
+        if self.lane != Lane::Brokers {
+            tracing::debug!(broker = %self.broker, lane = ?self.lane, "connected to a broker for clients");
+            return;
+        }
         metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(1.0);
         tracing::info!(broker = %self.broker, address = %connection.peer().address, "connected to a broker");
     }
 
     fn is_down(&self, reason: &str) {
-        metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(0.0);
+        self.connection.send_replace(None);
         let mut state = self.state.lock();
-        state.connection = None;
         state.trouble = Some(reason.to_owned());
+        if self.lane != Lane::Brokers {
+            // What is amiss with the broker, the brokers' own lane tells.
+            return;
+        }
+        metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(0.0);
         let is_due = state.telling.is_due(Instant::now());
         drop(state);
         if is_due {

@@ -80,6 +80,9 @@ pub(crate) struct PeerHello {
     pub(crate) known: Vec<KnownBroker>,
     #[prost(string, tag = "6")]
     pub(crate) software: String,
+    /// The largest unit that its log takes. A broker that says nothing takes as much as any.
+    #[prost(uint64, tag = "7")]
+    pub(crate) unit_bytes_max: u64,
 }
 
 /// The answer to a hello.

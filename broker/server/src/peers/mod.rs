@@ -1,10 +1,11 @@
 //! The other brokers: who they are, the connections to them, and what comes from them.
 //!
-//! Each broker dials every other one, and what it asks goes over the connection that it dialled: no tie is to be broken between two
-//! dials, and who needs a direction sees whether it works.
+//! Each broker dials every other one, and what it asks goes over the connections that it dialled: no tie is to be broken between two
+//! dials, and who needs a direction sees whether it works. What clients have passed on goes over connections of its own, made when the
+//! first needs them: see [`Lane`].
 //!
 //! ```text
-//!   seeds, address book -> [ a Link per broker: dial, hello, keep ] -> streams for replicas, forwarded clients, components
+//!   seeds, address book -> [ a Link per broker and lane: dial, hello, keep ] -> streams for replicas, forwarded clients, components
 //!   endpoint            -> [ a task per connection: hello, check ]  -> serve.rs: a task per stream
 //! ```
 
@@ -19,6 +20,7 @@ mod serve;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,7 +29,7 @@ use tidemill_log::fs::Storage;
 use tidemill_net::{BindError, Connection, PeerEndpoint, PeerTls, Stream};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -38,10 +40,22 @@ pub(crate) use replicas::{RemoteDialer, ReplicaDialer};
 pub(crate) use serve::PeerServices;
 
 use link::Link;
-use messages::{DiskReport, KnownBroker, PeerOpen, Purpose};
+use messages::{DiskReport, ForwardOpen, KnownBroker, PeerOpen, Purpose};
 
 /// How long a stream may take to be opened on a connection that is there.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What goes over one connection to another broker. Streams of a connection share its windows and its number of streams: what clients leave
+/// unread, or open in great number, must hold up neither replicas nor each other's requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    /// Replicas, and what brokers ask of each other.
+    Brokers,
+    /// Clients' requests.
+    Requests,
+    /// Clients' streams: of producers and subscriptions.
+    Streams,
+}
 
 /// Who this broker is, as it says to others.
 #[derive(Debug, Clone)]
@@ -52,6 +66,8 @@ pub(crate) struct Myself {
     pub(crate) directory: Uuid,
     pub(crate) starts: u64,
     pub(crate) peer_addresses: Vec<String>,
+    /// The largest unit that its log takes.
+    pub(crate) unit_bytes_max: usize,
 }
 
 /// The way to the other brokers. Cheap to clone.
@@ -62,7 +78,13 @@ struct Inner {
     myself: Myself,
     endpoint: PeerEndpoint,
     book: PeerBook,
-    links: Mutex<HashMap<BrokerId, Arc<Link>>>,
+    links: Mutex<HashMap<(BrokerId, Lane), Arc<Link>>>,
+    /// There are links that nobody keeps yet.
+    new_links: Notify,
+    /// The largest unit that each of the others' logs takes, as it said last.
+    unit_bytes: Mutex<HashMap<BrokerId, usize>>,
+    /// The least of these.
+    unit_bytes_elsewhere: Arc<AtomicUsize>,
     /// Of brokers whose disk is not well.
     disks: Mutex<HashMap<BrokerId, DiskReport>>,
     /// What answers other brokers; `None` until this one is far enough with its start.
@@ -85,6 +107,9 @@ impl Peers {
             endpoint,
             book,
             links: Mutex::default(),
+            new_links: Notify::new(),
+            unit_bytes: Mutex::default(),
+            unit_bytes_elsewhere: Arc::new(AtomicUsize::new(usize::MAX)),
             disks: Mutex::default(),
             services: watch::Sender::new(None),
             over: watch::Sender::new(None),
@@ -103,15 +128,15 @@ impl Peers {
         let mut known = self.0.book.known();
         loop {
             for broker in known.borrow_and_update().clone() {
-                let mut links = self.0.links.lock();
-                links.entry(broker).or_insert_with(|| {
-                    let link = Arc::new(Link::new(broker));
-                    tasks.spawn(Arc::clone(&link).keep(self.clone()));
-                    link
-                });
+                self.link(broker, Lane::Brokers);
+            }
+            let links: Vec<Arc<Link>> = self.0.links.lock().values().cloned().collect();
+            for link in links.into_iter().filter(|link| link.begin()) {
+                tasks.spawn(link.keep(self.clone()));
             }
             tokio::select! {
                 changed = known.changed() => if changed.is_err() { return },
+                () = self.0.new_links.notified() => {}
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
                 () = self.0.stopping.cancelled() => break,
             }
@@ -137,6 +162,26 @@ impl Peers {
 
     pub(crate) fn myself(&self) -> &Myself {
         &self.0.myself
+    }
+
+    /// The largest unit that the logs of all others take, as far as they were heard.
+    pub(crate) fn unit_bytes_elsewhere(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.0.unit_bytes_elsewhere)
+    }
+
+    fn note_unit_bytes(&self, broker: BrokerId, bytes: usize) {
+        let mut said = self.0.unit_bytes.lock();
+        said.insert(broker, bytes);
+        let least = said.values().copied().min().unwrap_or(usize::MAX);
+        let before = self.0.unit_bytes_elsewhere.swap(least, Ordering::Relaxed);
+        drop(said);
+        let own = self.0.myself.unit_bytes_max;
+        if before != least && least < own {
+            tracing::warn!(
+                %broker, bytes = least, own,
+                "the log of another broker takes smaller batches than this one's: larger ones are refused; set wal.segment_bytes alike"
+            );
+        }
     }
 
     pub(crate) fn local_addr(&self) -> SocketAddr {
@@ -168,7 +213,39 @@ impl Peers {
     /// Brokers that this one is connected to just now.
     pub(crate) fn connected(&self) -> Vec<BrokerId> {
         let links = self.0.links.lock();
-        links.values().filter(|link| link.connection().is_some()).map(|link| link.broker()).collect()
+        let of_brokers = links.iter().filter(|((_, lane), _)| *lane == Lane::Brokers);
+        of_brokers.filter(|(_, link)| link.connection().is_some()).map(|((broker, _), _)| *broker).collect()
+    }
+
+    /// The link of a lane, which is kept from now on.
+    fn link(&self, broker: BrokerId, lane: Lane) -> Arc<Link> {
+        let mut links = self.0.links.lock();
+        let link = links.entry((broker, lane)).or_insert_with(|| {
+            self.0.new_links.notify_one();
+            Arc::new(Link::new(broker, lane))
+        });
+        Arc::clone(link)
+    }
+
+    /// A stream to another broker for a client of this one.
+    pub(crate) async fn open_for_client(
+        &self,
+        broker: BrokerId,
+        lane: Lane,
+        open: ForwardOpen,
+    ) -> Result<Stream, NotConnected> {
+        let of_brokers = self.0.links.lock().get(&(broker, Lane::Brokers)).cloned();
+        // Where brokers do not reach it, clients are not kept waiting either.
+        match of_brokers {
+            Some(link) if link.connection().is_some() => {}
+            Some(link) => return Err(NotConnected { broker, reason: link.trouble() }),
+            None => return Err(NotConnected::unheard_of(broker)),
+        }
+        let link = self.link(broker, lane);
+        let connected = tokio::time::timeout(OPEN_PATIENCE, link.connected()).await;
+        let connection = connected.map_err(|_| NotConnected { broker, reason: link.trouble() })?;
+        let opened = open_on(&connection, Purpose::Forward(open)).await;
+        opened.map_err(|reason| NotConnected { broker, reason })
     }
 
     /// A new stream to another broker, with what it is for queued on it: it goes out with the first frame that follows.
@@ -177,10 +254,8 @@ impl Peers {
         broker: BrokerId,
         purpose: impl Into<Purpose>,
     ) -> Result<Stream, NotConnected> {
-        let link = self.0.links.lock().get(&broker).cloned();
-        let Some(link) = link else {
-            return Err(NotConnected { broker, reason: "nothing was heard of it yet".to_owned() });
-        };
+        let link = self.0.links.lock().get(&(broker, Lane::Brokers)).cloned();
+        let Some(link) = link else { return Err(NotConnected::unheard_of(broker)) };
         let Some(connection) = link.connection() else {
             return Err(NotConnected { broker, reason: link.trouble() });
         };
@@ -223,6 +298,12 @@ pub(crate) async fn first_answer<M: Message + Default>(stream: &mut Stream) -> R
 pub(crate) struct NotConnected {
     pub(crate) broker: BrokerId,
     pub(crate) reason: String,
+}
+
+impl NotConnected {
+    fn unheard_of(broker: BrokerId) -> Self {
+        Self { broker, reason: "nothing was heard of it yet".to_owned() }
+    }
 }
 
 impl From<NotConnected> for Error {

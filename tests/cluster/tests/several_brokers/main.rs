@@ -6,6 +6,7 @@ mod failover;
 mod forming;
 mod growing;
 mod hosted;
+mod lanes;
 mod load;
 mod members;
 mod quorum;

@@ -26,7 +26,7 @@ use tokio::task::JoinHandle;
 
 use crate::connection::{Caller, Hop};
 use crate::context::Context;
-use crate::peers::messages::Purpose;
+use crate::peers::Lane;
 
 /// Control messages on the way to one branch, beside one that adds each partition that a subscription may have: a branch takes none before
 /// it is open. Who sends more of them at once does not read what comes.
@@ -245,7 +245,7 @@ async fn begin(
     let broken = |reason: String| broken(broker, &reason);
     let peers = context.peers.as_ref().ok_or_else(|| broken("this broker has no others".to_owned()))?;
     let forward = caller.forward(context, &BTreeSet::new());
-    let mut stream = peers.open(broker, Purpose::Forward(forward)).await?;
+    let mut stream = peers.open_for_client(broker, Lane::Streams, forward).await?;
     let open = StreamOpen { kind: Some(stream_open::Kind::Subscribe(open)) };
     stream.writer.send(&open, &[]).await.map_err(|error| broken(error.to_string()))?;
     let opened = stream.reader.next().await.map_err(|error| broken(error.to_string()))?;
