@@ -103,8 +103,13 @@ fn a_token_lets_one_broker_in_once() {
     assert!(refused(&mut controller, join(request(1, 2, 40))).contains("it is alive"));
     let joined = twice(&mut controller, join(request(1, 4, 40)));
     assert_eq!(joined, Reply::Joined { incarnation: 1 });
-    let again = controller.apply(&join(request(1, 4, 40)), late);
+    let again = controller.apply(&join(request(1, 4, 40)), NOW);
     assert_eq!(again, Ok(Reply::Joined { incarnation: 1 }), "who did not hear the answer asks again");
+    let mut without = controller.clone();
+    twice(&mut without, Command::Remove { broker: id(4) });
+    for (controller, at) in [(&mut without, NOW), (&mut controller, late)] {
+        assert!(refused_at(controller, join(request(1, 4, 40)), at).contains("used already"), "at {at:?}");
+    }
     assert!(refused(&mut controller, join(request(1, 4, 41))).contains("used already, by broker 4"));
     assert!(refused(&mut controller, join(request(1, 5, 40))).contains("used already, by broker 4"));
     twice(&mut controller, token(2, Some(6)));
