@@ -36,7 +36,10 @@ pub(crate) async fn open_data_dir(config: &BrokerConfig) -> Result<(DataDir, Vec
     check_identity(config, data_dir.meta())?;
     check_recovered(&data_dir)?;
     data_dir.begin().map_err(StartError::Write)?;
-    forget(&config.data_dir).map_err(StartError::Write)?;
+    if !data_dir.created() {
+        // A new one is not whole yet: after a crash it joins again under the same name.
+        forget(&config.data_dir).map_err(StartError::Write)?;
+    }
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
     }

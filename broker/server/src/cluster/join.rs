@@ -243,12 +243,14 @@ async fn taken_in(context: &Context, peers: &Peers, request: JoinRequest) -> Res
     let controller = context.shards.controller_now().await.ok_or_else(|| {
         Error::new(ErrorCode::NoQuorum, "no majority of the cluster answers to decide on it; try again")
     })?;
-    if !controller.join_tokens().any(|token| token.hash == hash) {
+    let Some(token) = controller.join_tokens().find(|token| token.hash == hash) else {
         return Err(bad(&MembershipError::UnknownToken.to_string()));
-    }
+    };
     let broker = BrokerId::new(request.broker_id);
-    let what = format!("a new broker {broker} in the old one's place");
-    check_working_without(context, broker, &what).await?;
+    if token.used.is_none() {
+        let what = format!("a new broker {broker} in the old one's place");
+        check_working_without(context, broker, &what).await?;
+    }
     let command = ControllerCommand::Join(tidemill_controller::JoinRequest {
         hash,
         broker: BrokerId::new(request.broker_id),

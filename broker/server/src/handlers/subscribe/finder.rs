@@ -20,7 +20,7 @@ pub(super) struct Finder {
     context: Arc<Context>,
     barriers: Barriers,
     /// Places for times that are looked up.
-    times: Semaphore,
+    times: Arc<Semaphore>,
 }
 
 /// What came of a lookup.
@@ -33,7 +33,7 @@ pub(super) enum Found {
 
 impl Finder {
     pub(super) fn new(context: Arc<Context>) -> Self {
-        Self { context, barriers: Barriers::default(), times: Semaphore::new(TIMES_MAX) }
+        Self { context, barriers: Barriers::default(), times: Arc::new(Semaphore::new(TIMES_MAX)) }
     }
 
     /// Where a partition is read, and from which offset on.
@@ -72,11 +72,11 @@ impl Finder {
         shard: &ShardHandle,
         needed: &Needed,
     ) -> Result<Offset, Error> {
-        let _place = match needed.is_a_time() {
-            true => self.times.acquire().await.ok(),
+        let place = match needed.is_a_time() {
+            true => Arc::clone(&self.times).acquire_owned().await.ok(),
             false => None,
         };
         let name = self.context.view.now().partition_name(partition);
-        resolve(&shard.now(), partition, &name, needed.position.as_ref()).await
+        resolve(&shard.now(), partition, &name, needed.position.as_ref(), place).await
     }
 }

@@ -7,7 +7,7 @@ use tidemill_protocol::messages::position::At;
 use tidemill_protocol::{ErrorCode, NodeId, Offset, Timestamp, TopicPartition, messages::Error};
 use tidemill_raft::{GroupMembers, HighWatermark, ReadError, Replica, ReplicaRole, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -173,6 +173,10 @@ pub(super) async fn catch_up(
             Err(ReadError::Stopped { .. }) if needed.exact_end && may_be_deposed => {
                 Err(errors::led_elsewhere(replica.shard_id()))
             }
+            // What it lacks, others have.
+            Err(ReadError::Stopped { .. }) if is_behind && replica.others_vote() => {
+                Err(errors::left_behind(&context.view.now().partition_name(partition)))
+            }
             // One that has stopped shows what it had.
             Err(ReadError::Stopped { .. }) => Ok(()),
             Err(error) => Err(errors::barrier(&error)),
@@ -185,7 +189,7 @@ pub(super) async fn catch_up(
     Ok(())
 }
 
-/// The offset that a position means now.
+/// The offset that a position means now. `place` is held while a time is looked up.
 ///
 /// # Errors
 /// `OFFSET_OUT_OF_RANGE` names the range; a time is looked up on a thread that may block.
@@ -194,6 +198,7 @@ pub(super) async fn resolve(
     partition: TopicPartition,
     name: &str,
     position: Option<&Position>,
+    place: Option<OwnedSemaphorePermit>,
 ) -> Result<Offset, Error> {
     let view = shard.partition(partition).ok_or_else(|| errors::not_ready(name))?;
     match position.and_then(|position| position.at.as_ref()) {
@@ -202,8 +207,13 @@ pub(super) async fn resolve(
         Some(At::Offset(offset)) => in_range(&view, Offset::new(*offset), name),
         Some(At::Timestamp(time)) => {
             let (shard, time) = (shard.clone(), Timestamp::new(*time));
-            let found = tokio::task::spawn_blocking(move || shard.offset_for_time(partition, time)).await;
-            match found {
+            // Who asked may be gone by then, and the thread is not: it gives the place back.
+            let looking = move || {
+                let found = shard.offset_for_time(partition, time);
+                drop(place);
+                found
+            };
+            match tokio::task::spawn_blocking(looking).await {
                 Ok(Ok(Some((offset, _)))) => Ok(offset.max(view.log_start)),
                 Ok(Ok(None)) => Ok(view.high_watermark),
                 Ok(Err(error)) => Err(errors::read(&error, name)),

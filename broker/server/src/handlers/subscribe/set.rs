@@ -321,9 +321,10 @@ impl SubscriptionSet {
             self.waiters.push(Box::pin(async move {
                 tokio::select! {
                     biased;
+                    // First: its id may be another's by now.
+                    () = removed.cancelled() => (id, Woken::Removed),
                     more = high_watermark.reaches(next) => (id, if more { Woken::More } else { Woken::Gone }),
                     () = end.left_behind() => (id, Woken::LeftBehind),
-                    () = removed.cancelled() => (id, Woken::Removed),
                 }
             }));
         }
