@@ -1,20 +1,15 @@
 //! What is left when a majority is lost for good.
 
-use std::collections::BTreeMap;
-
-use tidemill_protocol::{ShardId, TopicId};
-use uuid::Uuid;
+use tidemill_protocol::ShardId;
 
 use crate::apply_loss::INCARNATIONS_LEFT_OUT;
 use crate::brokers::BrokerState;
 use crate::command::{ControllerCommand as Command, ControllerReply as Reply};
-use crate::deployment::{DeploymentKind, DeploymentSpec, DeploymentStatus, FailurePolicy, StartAt};
-use crate::names::Name;
+use crate::deployment::{DeploymentKind, DeploymentStatus};
 use crate::planner::{Liveness, plan};
-use crate::plugin::{PluginKind, PluginUpload};
+use crate::plugin::PluginKind;
 use crate::state::{Bounds, Controller};
 use crate::testing::*;
-use crate::topic::TopicOverrides;
 
 fn accept(survivor: u32, incarnation: u32, shards: &[u16]) -> Command {
     let shards = shards.iter().copied().map(ShardId::new).collect();
@@ -92,51 +87,9 @@ fn it_is_refused_as_a_whole() {
     assert!(refused(&mut Controller::default(), accept(1, 2, &[0])).contains("still being formed"));
 }
 
-fn name(text: &str) -> Name {
-    Name::parse(text).expect("a name")
-}
-
-fn create(number: u128, topic: &str) -> Command {
-    Command::CreateTopic {
-        id: TopicId::new(Uuid::from_u128(number)),
-        name: name(topic),
-        partitions: 2,
-        overrides: TopicOverrides::default(),
-        with: None,
-        if_not_exists: false,
-    }
-}
-
-fn upload(plugin: &str, kind: PluginKind, digest: u8) -> Command {
-    Command::RegisterPlugin(PluginUpload {
-        name: name(plugin),
-        version: None,
-        kind,
-        digest: [digest; 32],
-        size: 10,
-        summary: "s".into(),
-        config: Vec::new(),
-    })
-}
-
 /// A deployment on the topic `plays`.
 fn deploy(deployment: &str, kind: DeploymentKind, plugin: &str) -> Command {
-    Command::CreateDeployment(DeploymentSpec {
-        name: name(deployment),
-        kind,
-        plugin: name(plugin),
-        version: None,
-        config: BTreeMap::new(),
-        topics: vec![name("plays")],
-        targets: Vec::new(),
-        start: StartAt::Earliest,
-        policy: FailurePolicy::Pause,
-        dead_letter: None,
-        attempts: 3,
-        backoff_ms: 10,
-        memory_bytes_max: 1 << 20,
-        drop_rejected: false,
-    })
+    Command::CreateDeployment(spec(deployment, kind, plugin, &["plays"]))
 }
 
 /// What is given out where everything is asked for once.
@@ -168,7 +121,7 @@ fn give(controller: &mut Controller, round: u8) -> Given {
 #[test]
 fn no_number_is_given_that_the_lost_may_have_given() {
     let mut controller = cluster(3, 2);
-    apply(&mut controller, create(1, "plays"));
+    apply(&mut controller, create(1, "plays", 2, None));
     give(&mut controller, 0);
     // The others go on without the survivor, which hears nothing of it.
     let mut others = controller.clone();
@@ -198,8 +151,8 @@ fn no_number_is_given_that_the_lost_may_have_given() {
 #[test]
 fn what_shards_adopted_of_the_lost_gives_way_and_retries_are_placed_as_ever() {
     let mut controller = cluster(3, 2);
-    apply(&mut controller, create(1, "plays"));
-    apply(&mut controller, create(2, "gone"));
+    apply(&mut controller, create(1, "plays", 2, None));
+    apply(&mut controller, create(2, "gone", 2, None));
     apply(&mut controller, Command::DeleteTopic { name: name("gone") });
     apply(&mut controller, upload("place", PluginKind::Partitioner, 1));
     apply(&mut controller, upload("count", PluginKind::Consumer, 2));
@@ -226,7 +179,7 @@ fn what_shards_adopted_of_the_lost_gives_way_and_retries_are_placed_as_ever() {
         assert!(deployment.version > others.version() && deployment.epoch > lost_task, "{deployment:?}");
         assert_eq!(deployment.status, DeploymentStatus::Running);
     }
-    let gone = |controller: &Controller| controller.topic(TopicId::new(Uuid::from_u128(2))).cloned();
+    let gone = |controller: &Controller| controller.topic(topic_id(2)).cloned();
     assert_eq!(gone(&controller), gone(&others), "deleted is deleted");
 }
 

@@ -1,25 +1,17 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use tidemill_protocol::{ClusterId, ShardId, TopicId};
+use tidemill_protocol::{ClusterId, ShardId};
 use uuid::Uuid;
 
 use super::*;
 use crate::cluster::Durability;
 use crate::deployment::{DeploymentKind, DeploymentSpec, DeploymentStatus, FailurePolicy, StartAt};
-use crate::names::Name;
-use crate::plugin::{PluginKind, PluginUpload};
+use crate::plugin::PluginKind;
+use crate::testing::{create, name, spec, topic_id, upload};
 use crate::topic::{PAST_FILTERS_MAX, TopicOverrides};
 
 const NOW: Timestamp = Timestamp::new(1_700_000_000_000);
-
-fn name(text: &str) -> Name {
-    Name::parse(text).expect("a name")
-}
-
-fn topic_id(number: u128) -> TopicId {
-    TopicId::new(Uuid::from_u128(number))
-}
 
 fn started() -> Controller {
     let mut controller = Controller::default();
@@ -30,48 +22,6 @@ fn started() -> Controller {
     };
     controller.apply(&ControllerCommand::InitCluster(identity), NOW).expect("init");
     controller
-}
-
-fn create(number: u128, topic: &str, partitions: u32, with: Option<&str>) -> ControllerCommand {
-    ControllerCommand::CreateTopic {
-        id: topic_id(number),
-        name: name(topic),
-        partitions,
-        overrides: TopicOverrides::default(),
-        with: with.map(name),
-        if_not_exists: false,
-    }
-}
-
-fn upload(plugin: &str, kind: PluginKind, digest: u8) -> ControllerCommand {
-    ControllerCommand::RegisterPlugin(PluginUpload {
-        name: name(plugin),
-        version: None,
-        kind,
-        digest: [digest; 32],
-        size: 10,
-        summary: "s".into(),
-        config: Vec::new(),
-    })
-}
-
-fn spec(deployment: &str, kind: DeploymentKind, plugin: &str, topics: &[&str]) -> DeploymentSpec {
-    DeploymentSpec {
-        name: name(deployment),
-        kind,
-        plugin: name(plugin),
-        version: None,
-        config: BTreeMap::new(),
-        topics: topics.iter().map(|topic| name(topic)).collect(),
-        targets: Vec::new(),
-        start: StartAt::Earliest,
-        policy: FailurePolicy::Pause,
-        dead_letter: None,
-        attempts: 3,
-        backoff_ms: 10,
-        memory_bytes_max: 1 << 20,
-        drop_rejected: false,
-    }
 }
 
 fn apply(controller: &mut Controller, command: ControllerCommand) -> ControllerReply {

@@ -2,14 +2,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidemill_protocol::{BrokerId, ClusterId, DirectoryId, LogIndex, NodeId, ShardId, Term, Timestamp};
+use tidemill_protocol::{
+    BrokerId, ClusterId, DirectoryId, LogIndex, NodeId, ShardId, Term, Timestamp, TopicId,
+};
 use uuid::Uuid;
 
 use crate::brokers::{BrokerStart, JoinRequest};
 use crate::cluster::{ClusterIdentity, Durability};
 use crate::command::{ControllerCommand, ControllerReply};
+use crate::deployment::{DeploymentKind, DeploymentSpec, FailurePolicy, StartAt};
+use crate::names::Name;
+use crate::plugin::{PluginKind, PluginUpload};
 use crate::shards::{ReportedMembers, ShardRecord};
 use crate::state::Controller;
+use crate::topic::TopicOverrides;
 
 pub(crate) const NOW: Timestamp = Timestamp::new(1_700_000_000_000);
 pub(crate) const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -162,5 +168,55 @@ impl Lives {
                 assert!(node.incarnation() < record.next_incarnation);
             }
         }
+    }
+}
+
+pub(crate) fn name(text: &str) -> Name {
+    Name::parse(text).expect("a name")
+}
+
+pub(crate) fn topic_id(number: u128) -> TopicId {
+    TopicId::new(Uuid::from_u128(number))
+}
+
+pub(crate) fn create(number: u128, topic: &str, partitions: u32, with: Option<&str>) -> ControllerCommand {
+    ControllerCommand::CreateTopic {
+        id: topic_id(number),
+        name: name(topic),
+        partitions,
+        overrides: TopicOverrides::default(),
+        with: with.map(name),
+        if_not_exists: false,
+    }
+}
+
+pub(crate) fn upload(plugin: &str, kind: PluginKind, digest: u8) -> ControllerCommand {
+    ControllerCommand::RegisterPlugin(PluginUpload {
+        name: name(plugin),
+        version: None,
+        kind,
+        digest: [digest; 32],
+        size: 10,
+        summary: "s".into(),
+        config: Vec::new(),
+    })
+}
+
+pub(crate) fn spec(deployment: &str, kind: DeploymentKind, plugin: &str, topics: &[&str]) -> DeploymentSpec {
+    DeploymentSpec {
+        name: name(deployment),
+        kind,
+        plugin: name(plugin),
+        version: None,
+        config: BTreeMap::new(),
+        topics: topics.iter().map(|topic| name(topic)).collect(),
+        targets: Vec::new(),
+        start: StartAt::Earliest,
+        policy: FailurePolicy::Pause,
+        dead_letter: None,
+        attempts: 3,
+        backoff_ms: 10,
+        memory_bytes_max: 1 << 20,
+        drop_rejected: false,
     }
 }
