@@ -92,6 +92,26 @@ impl CallFailureKind {
     }
 }
 
+/// Why a component is not to be had from this broker's storage.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ComponentError {
+    /// It is not there, or its bytes are not those that were stored: another copy of it helps.
+    #[error("{0}")]
+    Absent(String),
+    /// The storage does not answer: whether the component is there is not known, and another copy would not stay.
+    #[error("this broker's storage fails: {0}")]
+    Storage(String),
+}
+
+impl From<std::io::Error> for ComponentError {
+    fn from(error: std::io::Error) -> Self {
+        match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::InvalidData => Self::Absent(error.to_string()),
+            _ => Self::Storage(error.to_string()),
+        }
+    }
+}
+
 /// Why a plugin can't be opened for use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
@@ -103,6 +123,14 @@ pub enum OpenError {
         /// The deployment.
         deployment: String,
         /// What was found.
+        reason: String,
+    },
+    /// This broker's storage does not say whether it has the component.
+    #[error("the component of '{deployment}' can't be read: this broker's storage fails: {reason}")]
+    Storage {
+        /// The deployment.
+        deployment: String,
+        /// What the storage answered.
         reason: String,
     },
     /// It does not compile any more, or does not load.
@@ -137,6 +165,7 @@ impl OpenError {
     pub fn problem(&self) -> PluginProblem {
         match self {
             Self::Component { .. } => PluginProblem::Missing,
+            Self::Storage { .. } => PluginProblem::Store,
             Self::Compile { source, .. } => PluginProblem::of_compile(source),
             Self::Kind { .. } => PluginProblem::WrongWorld,
             Self::Config { source: ConfigError::Refused(_), .. } => PluginProblem::Config,
@@ -187,9 +216,6 @@ impl PluginProblem {
         Self::Call(CallFailureKind::of(error))
     }
 }
-
-/// Why a deployment is refused before it stands: the same reasons as when it is opened.
-pub type DeployError = OpenError;
 
 /// Why an upload is refused.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::components::{ComponentHold, ComponentStore};
 use crate::config::HostingConfig;
-use crate::failure::{DeployError, HostingStartError, OpenError, UploadError};
+use crate::failure::{ComponentError, HostingStartError, OpenError, UploadError};
 use crate::filter::{Filter, FilterInner};
 use crate::logs::{DeploymentLog, LogPage, TaskSink};
 use crate::meter::{Meter, MeteredSink};
@@ -150,17 +150,16 @@ impl Hosting {
     /// A component that is kept here, checked against its digest.
     ///
     /// # Errors
-    /// It is not here (`NotFound`), or damaged.
-    pub async fn component(&self, digest: [u8; 32]) -> std::io::Result<Bytes> {
-        let components = Arc::clone(&self.inner.components);
-        tokio::task::spawn_blocking(move || components.read(&digest)).await.map_err(std::io::Error::other)?
+    /// It is not here, or damaged; or the storage fails.
+    pub async fn component(&self, digest: [u8; 32]) -> Result<Bytes, ComponentError> {
+        self.inner.component(digest).await
     }
 
     /// Runs a plugin's `init` with the plan's context: a bad configuration is refused in the plugin's own words.
     ///
     /// # Errors
-    /// [`DeployError`] names the deployment.
-    pub async fn validate(&self, plan: &PluginPlan) -> Result<(), DeployError> {
+    /// [`OpenError`] names the deployment.
+    pub async fn validate(&self, plan: &PluginPlan) -> Result<(), OpenError> {
         let compiled = self.inner.compiled(plan).await?;
         self.inner.fields(plan, &compiled).await.map(|_| ())
     }
@@ -266,17 +265,24 @@ impl Hosting {
 }
 
 impl Inner {
+    async fn component(&self, digest: [u8; 32]) -> Result<Bytes, ComponentError> {
+        let components = Arc::clone(&self.components);
+        let read = tokio::task::spawn_blocking(move || components.read(&digest)).await;
+        Ok(read.map_err(std::io::Error::other)??)
+    }
+
     /// The compiled component of a plan: loaded, or read, checked and compiled or found in the cache.
     pub(crate) async fn compiled(&self, plan: &PluginPlan) -> Result<Compiled, OpenError> {
         if let Some(compiled) = self.components.loaded(&plan.digest) {
             return Ok(compiled);
         }
-        let (components, digest) = (Arc::clone(&self.components), plan.digest);
-        let missing = |reason: String| OpenError::Component { deployment: plan.deployment.clone(), reason };
-        let component = tokio::task::spawn_blocking(move || components.read(&digest))
-            .await
-            .map_err(|error| missing(error.to_string()))?
-            .map_err(|error| missing(error.to_string()))?;
+        let component = self.component(plan.digest).await.map_err(|error| {
+            let deployment = plan.deployment.clone();
+            match error {
+                ComponentError::Absent(reason) => OpenError::Component { deployment, reason },
+                ComponentError::Storage(reason) => OpenError::Storage { deployment, reason },
+            }
+        })?;
         self.components
             .compile(component)
             .await

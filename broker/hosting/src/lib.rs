@@ -35,7 +35,7 @@ pub use batch_view::view_of;
 pub use components::ComponentHold;
 pub use config::HostingConfig;
 pub use failure::{
-    CallFailure, CallFailureKind, DeployError, HostingStartError, OpenError, PluginProblem, UploadError,
+    CallFailure, CallFailureKind, ComponentError, HostingStartError, OpenError, PluginProblem, UploadError,
 };
 pub use filter::{Filter, FilterOutcome, Kept};
 pub use hosting::{CheckedUpload, Hosting};

@@ -166,7 +166,8 @@ pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &Componen
             Ok(mut hold) => {
                 // Until it is registered.
                 hold.outlast();
-                ensure(context, peers, digest, &[from]).await.err()
+                let ensured = ensure(context, peers, digest, &[from]).await;
+                ensured.err().map(|absence| Error::new(ErrorCode::UnknownPlugin, absence.to_string()))
             }
             Err(_) => Some(errors::stopping()),
         },
@@ -186,7 +187,8 @@ pub(crate) async fn filter(context: &Context, plan: &PluginPlan) -> Result<Filte
         Ok(filter) => return Ok(filter),
         Err(error) => bring(context, plan, &error).await?,
     }
-    context.hosting.filter(plan).await.map_err(|error| errors::open_plugin(&error))
+    let opened = context.hosting.filter(plan).await;
+    opened.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
 }
 
 /// Opens a partitioner, as [`filter`] does a filter.
@@ -195,59 +197,121 @@ pub(crate) async fn partitioner(context: &Context, plan: &PluginPlan) -> Result<
         Ok(partitioner) => return Ok(partitioner),
         Err(error) => bring(context, plan, &error).await?,
     }
-    context.hosting.partitioner(plan).await.map_err(|error| errors::open_plugin(&error))
+    let opened = context.hosting.partitioner(plan).await;
+    opened.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
+}
+
+/// Lets a plugin look at its configuration, as [`filter`] opens a filter.
+pub(crate) async fn validate(context: &Context, plan: &PluginPlan) -> Result<(), Error> {
+    match context.hosting.validate(plan).await {
+        Ok(()) => return Ok(()),
+        Err(error) => bring(context, plan, &error).await?,
+    }
+    let valid = context.hosting.validate(plan).await;
+    valid.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
 }
 
 /// Brings the component here for want of which a plugin could not be opened.
 async fn bring(context: &Context, plan: &PluginPlan, error: &OpenError) -> Result<(), Error> {
-    let Some(peers) = context.peers.as_ref().filter(|_| error.problem() == PluginProblem::Missing) else {
-        return Err(errors::open_plugin(error));
-    };
+    let Some(peers) = context.peers.as_ref() else { return Err(errors::open_plugin(error)) };
+    match error.problem() {
+        PluginProblem::Missing => {}
+        PluginProblem::Store => return Err(elsewhere(context, errors::open_plugin(error))),
+        _ => return Err(errors::open_plugin(error)),
+    }
     let connected = peers.connected();
     let ensured = ensure(context, peers, plan.digest, &connected);
     match tokio::time::timeout(USE_PATIENCE, ensured).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) if all_others_are_among(context, &connected) => Err(errors::open_plugin(error)),
-        Ok(Err(reason)) => Err(errors::component_to_come(error, &reason.message)),
+        Ok(Err(Absence::Nowhere(_))) if others(context).all(|broker| connected.contains(&broker)) => {
+            Err(errors::open_plugin(error))
+        }
+        Ok(Err(Absence::Refused(reason))) => Err(elsewhere(context, reason)),
+        Ok(Err(absence)) => Err(errors::component_to_come(error, &absence.to_string())),
         Err(_) => Err(errors::component_to_come(error, "it is still on its way here")),
     }
 }
 
-fn all_others_are_among(context: &Context, brokers: &[BrokerId]) -> bool {
+/// A failure of this broker's storage is none of the others': where there are such, whoever was refused tries them.
+pub(crate) fn elsewhere(context: &Context, error: Error) -> Error {
+    let may_pass = error.error_code() == Some(ErrorCode::StorageFailed) && others(context).next().is_some();
+    Error { retriable: error.retriable || may_pass, ..error }
+}
+
+/// The members of the cluster but this one.
+fn others(context: &Context) -> impl Iterator<Item = BrokerId> {
     let me = BrokerId::new(context.meta.broker_id);
     let view = context.view.now();
-    let mut members = view.controller().brokers().filter(|record| record.is_member());
-    members.all(|record| record.broker == me || brokers.contains(&record.broker))
+    let members = view.controller().brokers().filter(|record| record.is_member() && record.broker != me);
+    members.map(|record| record.broker).collect::<Vec<_>>().into_iter()
+}
+
+/// Why a component did not come here.
+#[derive(Debug, thiserror::Error)]
+enum Absence {
+    /// Each broker that was asked says so of itself.
+    #[error("{0}")]
+    Nowhere(String),
+    /// At least one that was asked did not say.
+    #[error("{0}")]
+    Unknown(String),
+    /// It came, and this broker can't keep it, or not use it.
+    #[error("{}", .0.message)]
+    Refused(Error),
 }
 
 /// Has a component here: found, or fetched from one of these brokers, checked and compiled.
-async fn ensure(context: &Context, peers: &Peers, digest: [u8; 32], from: &[BrokerId]) -> Result<(), Error> {
+async fn ensure(
+    context: &Context,
+    peers: &Peers,
+    digest: [u8; 32],
+    from: &[BrokerId],
+) -> Result<(), Absence> {
     if context.hosting.component(digest).await.is_ok() {
         return Ok(());
     }
-    let _place = context.fetches.acquire().await.map_err(|_| errors::stopping())?;
+    let _place = context.fetches.acquire().await.map_err(|_| stopping())?;
     // Whoever had the place may have brought it.
     if context.hosting.component(digest).await.is_ok() {
         return Ok(());
     }
-    let mut last = Error::new(ErrorCode::UnknownPlugin, "no broker that has the component is connected");
+    let mut absence = Absence::Nowhere("no broker that has the component is connected".to_owned());
     for broker in from {
         let fetched = tokio::time::timeout(TRAVEL_DEADLINE, fetch(context, peers, *broker, digest)).await;
+        let fetched = fetched.unwrap_or_else(|_| Err(Absence::Unknown("no answer in time".to_owned())));
         let component = match fetched {
-            Ok(Ok(component)) => component,
-            Ok(Err(reason)) => {
-                last = Error::new(ErrorCode::UnknownPlugin, format!("broker {broker}: {reason}"));
+            Ok(component) => component,
+            Err(next) => {
+                absence = absence.and(*broker, &next);
                 continue;
             }
-            Err(_) => continue,
         };
-        let _compiles = context.compiles.acquire().await.map_err(|_| errors::stopping())?;
-        match context.hosting.check_upload(component).await {
-            Ok(_) => return Ok(()),
-            Err(error) => last = errors::upload(&error),
+        let _compiles = context.compiles.acquire().await.map_err(|_| stopping())?;
+        // What came has its digest: another broker's copy would fare the same.
+        let checked = context.hosting.check_upload(component).await;
+        return checked.map(|_| ()).map_err(|error| Absence::Refused(errors::upload(&error)));
+    }
+    Err(absence)
+}
+
+fn stopping() -> Absence {
+    Absence::Refused(errors::stopping())
+}
+
+impl Absence {
+    /// Of one more broker: it is nowhere only where all say so.
+    fn and(self, broker: BrokerId, next: &Self) -> Self {
+        let told = format!("broker {broker}: {next}");
+        match (self, next) {
+            (Self::Nowhere(_), Self::Nowhere(_)) => Self::Nowhere(told),
+            (Self::Nowhere(_), _) => Self::Unknown(told),
+            (unknown, _) => unknown,
         }
     }
-    Err(last)
+
+    fn unknown(reason: impl std::fmt::Display) -> Self {
+        Self::Unknown(reason.to_string())
+    }
 }
 
 async fn fetch(
@@ -255,35 +319,38 @@ async fn fetch(
     peers: &Peers,
     broker: BrokerId,
     digest: [u8; 32],
-) -> Result<Bytes, String> {
+) -> Result<Bytes, Absence> {
     let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
-    let mut stream = peers.open(broker, Purpose::Component(open)).await.map_err(|error| error.to_string())?;
-    let reply: ComponentReply = first_answer(&mut stream).await?;
+    let opened = peers.open(broker, Purpose::Component(open)).await;
+    let mut stream = opened.map_err(Absence::unknown)?;
+    let reply: ComponentReply = first_answer(&mut stream).await.map_err(Absence::Unknown)?;
     if let Some(error) = reply.error {
-        return Err(error.message);
+        return Err(match error.error_code() {
+            Some(ErrorCode::UnknownPlugin) => Absence::Nowhere(error.message),
+            _ => Absence::Unknown(error.message),
+        });
     }
     if reply.size > context.config.limits.plugin_bytes_max {
-        return Err(format!("its component has {} bytes, more than this broker takes", reply.size));
+        let size = reply.size;
+        return Err(Absence::unknown(format!("its component has {size} bytes, more than this broker takes")));
     }
     let mut bytes = BytesMut::new();
-    while let Some(frame) = stream.reader.next().await.map_err(|error| error.to_string())? {
+    while let Some(frame) = stream.reader.next().await.map_err(Absence::unknown)? {
         if (bytes.len() + frame.payload.len()) as u64 > reply.size {
-            return Err("it sends more than it announced".to_owned());
+            return Err(Absence::unknown("it sends more than it announced"));
         }
         bytes.extend_from_slice(&frame.payload);
     }
     match *blake3::hash(&bytes).as_bytes() == digest {
         true => Ok(bytes.freeze()),
-        false => Err("what it sends has another digest".to_owned()),
+        false => Err(Absence::unknown("what it sends has another digest")),
     }
 }
 
 /// Sends a component to another broker.
 pub(crate) async fn serve(context: &Context, open: &ComponentOpen, mut stream: Stream) {
     let found = match <[u8; 32]>::try_from(open.digest.as_ref()) {
-        Ok(digest) => context.hosting.component(digest).await.map_err(|error| {
-            Error::new(ErrorCode::UnknownPlugin, format!("the component is not here: {error}"))
-        }),
+        Ok(digest) => context.hosting.component(digest).await.map_err(|error| errors::component(&error)),
         Err(_) => Err(errors::bad_message("a component's digest has 32 bytes")),
     };
     let sending = async {

@@ -3,7 +3,7 @@
 
 use tidemill_controller::{ControllerError, ControllerReply, MembershipError, NameError};
 use tidemill_coordinator::GroupRefusal;
-use tidemill_hosting::{CallFailure, CallFailureKind, DeployError, OpenError, PluginProblem, UploadError};
+use tidemill_hosting::{CallFailure, CallFailureKind, ComponentError, OpenError, PluginProblem, UploadError};
 use tidemill_net::ReadError as StreamError;
 use tidemill_protocol::frame::FrameError;
 use tidemill_protocol::messages::{Error, Rejection};
@@ -400,11 +400,16 @@ pub(crate) fn open_plugin(error: &OpenError) -> Error {
     Error::new(plugin_code(error.problem()), error.to_string())
 }
 
-pub(crate) fn upload(error: &UploadError) -> Error {
-    Error::new(plugin_code(error.problem()), error.to_string())
+/// A component is not to be had here, where another broker asks for it.
+pub(crate) fn component(error: &ComponentError) -> Error {
+    let code = match error {
+        ComponentError::Absent(_) => ErrorCode::UnknownPlugin,
+        ComponentError::Storage(_) => ErrorCode::StorageFailed,
+    };
+    Error::new(code, format!("the component is not to be had here: {error}"))
 }
 
-pub(crate) fn deploy(error: &DeployError) -> Error {
+pub(crate) fn upload(error: &UploadError) -> Error {
     Error::new(plugin_code(error.problem()), error.to_string())
 }
 

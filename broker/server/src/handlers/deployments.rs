@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::adopter::deployment_version;
 use crate::cluster::Asking;
+use crate::components;
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::offsets;
@@ -40,7 +41,7 @@ pub(crate) async fn create(asking: &Asking, request: CreateDeploymentRequest) ->
     let spec = spec(asking, &view, request).await?;
     // The plugin sees its configuration before anything is bound: a bad one is refused in its own words.
     let plan = dry_run(&view, &spec)?;
-    context.hosting.validate(&plan).await.map_err(|error| errors::deploy(&error))?;
+    components::validate(context, &plan).await?;
     let record = deployment_reply(control(context, ControllerCommand::CreateDeployment(spec)).await?)?;
     settled(context, &record).await;
     let since = Instant::now();

@@ -14,6 +14,7 @@ use tidemill_protocol::messages::{
     PayloadChunk, PluginVersion, UploadPluginRequest,
 };
 
+use crate::components;
 use crate::connection::read_error;
 use crate::context::Context;
 use crate::errors;
@@ -64,7 +65,8 @@ pub(crate) async fn upload(
         ));
     }
     let mut hold = context.hosting.hold(digest).await.map_err(|_| errors::stopping())?;
-    let checked = context.hosting.check_upload(bytes).await.map_err(|error| errors::upload(&error))?;
+    let checked = context.hosting.check_upload(bytes).await;
+    let checked = checked.map_err(|error| components::elsewhere(context, errors::upload(&error)))?;
     let upload = PluginUpload {
         name: plugin,
         version,
@@ -87,7 +89,7 @@ pub(crate) async fn upload(
             })
             .collect(),
     };
-    crate::components::spread(context, upload.digest).await?;
+    components::spread(context, upload.digest).await?;
     // Should this request end before its answer is there, the version may still be registered.
     hold.outlast();
     let registered = control(context, ControllerCommand::RegisterPlugin(upload)).await;

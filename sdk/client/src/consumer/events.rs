@@ -23,8 +23,8 @@ use crate::{Position, ServerError};
 
 /// A partition whose answers are damaged this often in a row ends with an error.
 const CORRUPTIONS_MAX: u32 = 3;
-/// A partition leaves a broker whose storage failed no more often than this.
-const STORAGE_PAUSE: Duration = Duration::from_secs(1);
+/// A partition leaves brokers that do not give it out no more often than this.
+const LEAVE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Session {
     pub(super) async fn take(
@@ -179,12 +179,11 @@ impl Session {
     fn damaged(&self, partition: TopicPartition, offset: Offset, reason: String) -> Result<(), SessionEnd> {
         let is_hopeless = self.shared.with_partition(partition, |state| {
             state.corruptions += 1;
-            state.failed = state.corruptions >= CORRUPTIONS_MAX;
-            state.failed
+            state.corruptions >= CORRUPTIONS_MAX
         });
         if is_hopeless == Some(true) {
             let error = ConsumeError::Corrupt { partition, offset, reason: reason.clone() };
-            self.shared.queue(Event::Failed(error));
+            self.shared.fail(partition, error);
         }
         Err(SessionEnd::Retry(reason))
     }
@@ -226,7 +225,7 @@ impl Session {
             self.shared.send_to(partition, leader);
             return;
         }
-        if error.retriable && error.is(ErrorCode::StorageFailed) && self.leaves_storage(partition) {
+        if error.retriable && error.is(ErrorCode::StorageFailed) && self.leaves(partition) {
             tracing::debug!(%partition, broker = %self.broker, %error, "asking another replica");
             return;
         }
@@ -253,25 +252,23 @@ impl Session {
             });
         } else if !error.retriable {
             let position = describe(told.asked);
-            self.shared.with_partition(partition, fail);
-            self.shared.queue(Event::Failed(if is_out_of_range {
-                ConsumeError::OutOfRange { partition, position, error }
-            } else {
-                ConsumeError::Partition { partition, error }
-            }));
-            return;
+            let error = match is_out_of_range {
+                true => ConsumeError::OutOfRange { partition, position, error },
+                false => ConsumeError::Partition { partition, error },
+            };
+            return self.shared.fail(partition, error);
         }
         view.again.push((Instant::now() + backoff.pause(), partition));
     }
 
-    /// Whether a partition is read at another replica from now on, because what this broker stored does not read. Not again soon: where
-    /// no replica gives it out, it would go round among them without a pause.
-    fn leaves_storage(&self, partition: TopicPartition) -> bool {
+    /// Whether a partition is read at another replica from now on, because this broker does not give it out. Not again soon: where
+    /// no replica does, it would go round among them without a pause.
+    pub(super) fn leaves(&self, partition: TopicPartition) -> bool {
         let now = Instant::now();
         let may_leave = self.shared.with_partition(partition, |state| {
-            let may_leave = state.left_storage_at.is_none_or(|at| now >= at + STORAGE_PAUSE);
+            let may_leave = state.left_at.is_none_or(|at| now >= at + LEAVE_PAUSE);
             if may_leave {
-                state.left_storage_at = Some(now);
+                state.left_at = Some(now);
             }
             may_leave
         });
@@ -298,10 +295,6 @@ impl Session {
         let topic = self.shared.with_partition(partition, |state| Arc::clone(&state.topic));
         is_unknown && topic.is_some_and(|topic| self.shared.cluster.knows(&topic, partition.topic))
     }
-}
-
-const fn fail(state: &mut PartitionState) {
-    state.failed = true;
 }
 
 fn describe(position: Position) -> String {

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::ConsumeError;
 use super::state::{Counters, Event, Inbox, Shared};
 use crate::backoff::Backoff;
+use crate::cluster::is_of_this_broker;
 use crate::error::server_error;
 use crate::transport::{FrameWriter, Wire, WriteError};
 use crate::{Position, ServerError};
@@ -53,6 +54,8 @@ pub(super) struct Told {
 /// How a stream came to its end.
 pub(super) enum SessionEnd {
     Retry(String),
+    /// The broker gives nothing out, for a reason that is not the others'.
+    RefusedHere(String),
     Refused(ServerError),
     Stopped,
 }
@@ -82,28 +85,31 @@ impl Session {
                 () = stopped.cancelled() => SessionEnd::Stopped,
                 end = self.stream(&mut backoff) => end,
             };
-            match end {
+            let (reason, is_refused) = match end {
                 SessionEnd::Stopped => return self.shared.end(),
                 SessionEnd::Refused(error) => {
                     self.shared.queue(Event::Failed(ConsumeError::Refused(error)));
                     return self.shared.end();
                 }
-                SessionEnd::Retry(reason) => {
-                    tracing::debug!(broker = %self.broker, reason, "subscription");
-                    self.shared.cluster.is_troubled(&reason);
-                    Counters::add(&self.shared.counters.reconnects, 1);
-                    self.shared.cluster.wants_news();
-                    self.go_elsewhere();
-                    if self.mine().is_empty() {
-                        continue;
-                    }
-                    tokio::select! {
-                        () = stopped.cancelled() => return self.shared.end(),
-                        () = tokio::time::sleep(backoff.pause()) => {}
-                    }
-                    self.go_elsewhere();
-                }
+                SessionEnd::Retry(reason) => (reason, false),
+                SessionEnd::RefusedHere(reason) => (reason, true),
+            };
+            tracing::debug!(broker = %self.broker, reason, "subscription");
+            self.shared.cluster.is_troubled(&reason);
+            Counters::add(&self.shared.counters.reconnects, 1);
+            self.shared.cluster.wants_news();
+            match is_refused {
+                true => self.mine().into_iter().for_each(|partition| _ = self.leaves(partition)),
+                false => self.go_elsewhere(),
             }
+            if self.mine().is_empty() {
+                continue;
+            }
+            tokio::select! {
+                () = stopped.cancelled() => return self.shared.end(),
+                () = tokio::time::sleep(backoff.pause()) => {}
+            }
+            self.go_elsewhere();
         }
     }
 
@@ -191,6 +197,7 @@ impl Session {
         let (opened, _) = wire.reader.message::<SubscribeOpened>().await.map_err(|error| retry(&error))?;
         match server_error(opened.error) {
             Ok(()) => Ok(wire),
+            Err(error) if is_of_this_broker(&error) => Err(SessionEnd::RefusedHere(error.to_string())),
             Err(error) if error.retriable => Err(retry(&error)),
             Err(error) => Err(SessionEnd::Refused(error)),
         }

@@ -94,8 +94,8 @@ pub(super) struct PartitionState {
     pub(super) tenure: u64,
     /// Since when another place would be better, though this one serves.
     pub(super) astray_since: Option<Instant>,
-    /// When it last left a broker whose storage did not give its records out.
-    pub(super) left_storage_at: Option<Instant>,
+    /// When it last left a broker that did not give its records out.
+    pub(super) left_at: Option<Instant>,
     /// Tells a partition that was removed and added again from what it was.
     pub(super) incarnation: u64,
     /// Rises with each seek, so that what comes from before it is known.
@@ -137,7 +137,7 @@ impl PartitionState {
             place: None,
             tenure: 0,
             astray_since: None,
-            left_storage_at: None,
+            left_at: None,
             incarnation,
             generation: 0,
             resume: start,
@@ -284,6 +284,18 @@ impl Shared {
     pub(super) fn queue(&self, event: Event) {
         let waker = self.with(|state| {
             state.queue.push_back(event);
+            state.waker.take()
+        });
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// A partition ends with an error: at once for whoever looks, who else took it for one that was read to its end.
+    pub(super) fn fail(&self, partition: TopicPartition, error: ConsumeError) {
+        let waker = self.with(|state| {
+            state.partitions.get_mut(&partition)?.failed = true;
+            state.queue.push_back(Event::Failed(error));
             state.waker.take()
         });
         if let Some(waker) = waker {

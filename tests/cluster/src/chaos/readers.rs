@@ -39,10 +39,12 @@ pub(super) struct Seen {
     /// By partition: offset and record.
     pub(super) records: Vec<Vec<(i64, RecordId)>>,
     pub(super) reconnects: u64,
+    /// Why it came no further, where it should have.
+    pub(super) stopped: Option<String>,
 }
 
 impl Reading {
-    /// Reads until it has read up to the ends.
+    /// Reads until it has read up to the ends, or is told that nothing more comes.
     pub(super) async fn run(self) -> Outcome<Seen> {
         let builder =
             self.client.consumer().topic(self.topic.name()).from(Start::Earliest).window_bytes(2 << 20);
@@ -60,7 +62,7 @@ impl Reading {
         let mut consumer = builder.build().await?;
         let mut seen = vec![Vec::new(); self.topic.partitions() as usize];
         let mut positions = vec![0; seen.len()];
-        loop {
+        let stopped = loop {
             let ends = self.ends.borrow().clone();
             if let Some(ends) = &ends {
                 let now = consumer.positions();
@@ -73,12 +75,16 @@ impl Reading {
                     for (partition, _) in (0u32..).zip(ends) {
                         self.recording.drained(self.name, self.topic, partition, next(&partition));
                     }
-                    break;
+                    break None;
                 }
             }
             // With a look at the ends now and then, also where nothing comes any more.
             let Ok(record) = timeout(END_INTERVAL, consumer.next()).await else { continue };
-            let record = record.ok_or("the reader came to an end")??;
+            let record = match record {
+                Some(Ok(record)) => record,
+                Some(Err(error)) => break Some(error.to_string()),
+                None => break Some("it came to an end by itself".to_owned()),
+            };
             let partition = record.partition.get() as usize;
             let read = self.recognise(&record)?;
             let offset = record.offset.get();
@@ -88,8 +94,8 @@ impl Reading {
                 *position = record.offset.get() + 1;
             }
             self.positions.send_replace(positions.clone());
-        }
-        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects })
+        };
+        Ok(Seen { records: seen, reconnects: consumer.stats().reconnects, stopped })
     }
 
     fn recognise(&self, record: &ConsumerRecord) -> Outcome<RecordId> {

@@ -329,6 +329,9 @@ async fn check(
     }
     check_placement(&routed, &mut findings);
     for (Reader { name, topic, is_filtered, .. }, seen) in &loaded.seen {
+        findings.check(seen.stopped.is_none(), ViolationKind::Stopped, || {
+            format!("reader {name}: {}", seen.stopped.as_deref().unwrap_or_default())
+        });
         for (partition, (log, seen)) in (0u32..).zip(of(*topic).iter().zip(&seen.records)) {
             let passes = |record: &Logged| !is_filtered || record.device == FILTERED_DEVICE;
             check_reader(&format!("reader {name}"), partition, log, passes, seen, &mut findings);

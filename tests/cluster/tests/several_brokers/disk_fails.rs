@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use tidemill_client::messages::ClusterStatus;
-use tidemill_client::{Consumer, Start};
+use tidemill_client::{Client, Consumer, NewTopic, Record, Start};
 use tidemill_cluster_tests::loop_disk::BrittleDisk;
 use tidemill_cluster_tests::machine::unable;
-use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
+use tidemill_cluster_tests::reading::{count, drain};
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster, plugins};
 
 use crate::load::Load;
 
@@ -36,6 +37,13 @@ async fn read(consumer: &mut Consumer, count: usize) -> Outcome<()> {
     Ok(())
 }
 
+/// How many songs have a number below five, as read in the failing broker's rack.
+async fn small_numbers(client: &Client) -> Outcome<usize> {
+    let consumer = client.consumer().topic("songs").from(Start::Earliest).rack(format!("rack-{FAILING}"));
+    let consumer = consumer.filter("json-filter", [("where", "number < 5")]).stop_at_end().build().await?;
+    Ok(count(&drain(consumer).await?))
+}
+
 /// Its producers go to the others without an error, and so do readers that had chosen it for its rack.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whom_a_broker_with_a_failing_disk_served_the_others_serve() -> Outcome<()> {
@@ -55,10 +63,21 @@ async fn whom_a_broker_with_a_failing_disk_served_the_others_serve() -> Outcome<
     world.cluster.start_planned(|id, options| options.set("rack", format!("rack-{id}"))).await?;
     let client = world.cluster.client()?;
     world.cluster.settled(&client).await?;
+    plugins::upload(&client, "json-filter").await?;
+    client.topics().create(NewTopic::new("songs", PARTITIONS)).await?;
+    let producer = client.producer("songs").build().await?;
+    for number in 0..30 {
+        producer.send(Record::new(&format!(r#"{{"number":{number}}}"#))).await?.await?;
+    }
+    // In its new life it has loaded no component.
+    world.cluster.broker(FAILING).stop().await?;
+    world.cluster.broker(FAILING).restart().await?;
+    world.cluster.settled(&client).await?;
     let mut load = Load::start(&client, "plays", PARTITIONS).await?;
     let reader = client.consumer().topic("plays").from(Start::Earliest).rack(format!("rack-{FAILING}"));
     let mut reader = reader.build().await?;
     read(&mut reader, 500).await?;
+    let at_failing = world.cluster.broker(FAILING).client().await?;
 
     if let Some(disk) = &world.disk {
         disk.fail()?;
@@ -77,6 +96,9 @@ async fn whom_a_broker_with_a_failing_disk_served_the_others_serve() -> Outcome<
     // More than were on their way.
     read(&mut reader, 3_000).await?;
     load.goes_on().await?;
+    // The filter's component is on the broken disk, too, and nothing can be stored there.
+    assert_eq!(small_numbers(&client).await?, 5);
+    plugins::upload(&at_failing, "redact").await?;
 
     world.cluster.broker(FAILING).kill().await?;
     if let Some(disk) = &world.disk {
