@@ -73,13 +73,13 @@ impl Controller {
         }
         check_words(broker, &[&request.addresses, &request.peer_addresses], &[&request.rack])?;
         if let Some(known) = self.brokers.get(&broker).filter(|known| known.is_member()) {
+            // A mistyped number must not give away the place of a broker that is down for an hour.
+            if token.broker.is_none() {
+                return Err(MembershipError::IdInUse(broker).into());
+            }
             // It would be pushed out while it answers under the ids that the new one takes over.
             if known.alive {
-                return Err(match token.broker {
-                    None => MembershipError::IdInUse(broker),
-                    Some(_) => MembershipError::StillAlive(broker),
-                }
-                .into());
+                return Err(MembershipError::StillAlive(broker).into());
             }
             self.check_majorities_without(broker).map_err(|(shard, alive, voters)| {
                 MembershipError::JoinLosesQuorum { broker, shard, alive, voters }

@@ -102,9 +102,10 @@ pub enum MembershipError {
         /// Who came.
         broker: BrokerId,
     },
-    /// A token that names nobody does not push a living broker out.
+    /// A token that names nobody takes no member's place, dead or alive.
     #[error(
-        "there is a broker {0} already, and it is alive; choose another id (`tidemill cluster status` shows which are taken)"
+        "there is a broker {0} already, and the token names none; choose another id (`tidemill cluster status` shows which are taken), or, \
+         where that broker's data directory is lost, a token for it: `tidemill cluster add --broker {0}`"
     )]
     IdInUse(BrokerId),
     /// The same secret twice.

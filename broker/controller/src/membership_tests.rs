@@ -100,7 +100,13 @@ fn a_token_lets_one_broker_in_once() {
     assert!(refused(&mut controller, token(1, Some(4))).contains("other terms"));
     let late = NOW.plus_ms(DAY_MS);
     assert!(refused_at(&mut controller, join(request(1, 4, 40)), late).contains("expired"));
-    assert!(refused(&mut controller, join(request(1, 2, 40))).contains("it is alive"));
+    for alive in [true, false] {
+        if !alive {
+            apply(&mut controller, down(2));
+        }
+        let taken = refused(&mut controller, join(request(1, 2, 40)));
+        assert!(taken.contains("cluster add --broker 2"), "alive: {alive}: {taken}");
+    }
     let joined = twice(&mut controller, join(request(1, 4, 40)));
     assert_eq!(joined, Reply::Joined { incarnation: 1 });
     let again = controller.apply(&join(request(1, 4, 40)), NOW);
