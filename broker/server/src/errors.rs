@@ -40,10 +40,10 @@ fn gone_elsewhere(error: &ProposeError) -> Error {
     Error::new(ErrorCode::StorageFailed, message).with_retriable(true)
 }
 
-/// A replica that stopped has nothing more for its readers, while others go on.
+/// A replica that stopped, or was replaced, has nothing more for its readers, while others go on.
 pub(crate) fn left_behind(partition: &str) -> Error {
     let message = format!(
-        "this broker's replica of {partition} has stopped (`tidemill status` says why): read on at another broker"
+        "this broker's replica of {partition} has stopped (`tidemill status` says why), or is elsewhere now: read on at another broker"
     );
     Error::new(ErrorCode::StorageFailed, message).with_retriable(true)
 }

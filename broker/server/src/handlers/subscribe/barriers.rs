@@ -22,6 +22,7 @@ type LastBarrier = tokio::sync::Mutex<Option<Barrier>>;
 /// A barrier that is over.
 struct Barrier {
     begun: Instant,
+    ended: Instant,
     outcome: Result<(), ReadError>,
 }
 
@@ -42,19 +43,28 @@ impl Barriers {
         asked: Instant,
         barrier: impl Future<Output = Result<(), ReadError>>,
     ) -> Result<(), ReadError> {
+        let came = Instant::now();
         let last = self.last(key);
         let mut last = last.lock().await;
-        if let Some(last) = last.as_ref().filter(|last| last.begun >= asked) {
+        if let Some(last) = last.as_ref().filter(|last| last.counts(asked, came)) {
             return last.outcome.clone();
         }
         let begun = Instant::now();
         let outcome = barrier.await;
-        *last = Some(Barrier { begun, outcome: outcome.clone() });
+        *last = Some(Barrier { begun, ended: Instant::now(), outcome: outcome.clone() });
         outcome
     }
 
     fn last(&self, key: Key) -> Arc<LastBarrier> {
         Arc::clone(self.0.lock().entry(key).or_default())
+    }
+}
+
+impl Barrier {
+    /// Whether its outcome is also that of who asked at `asked`, and `came` to wait for it. What was confirmed stays so, while a
+    /// failure tells nothing of the time after it.
+    fn counts(&self, asked: Instant, came: Instant) -> bool {
+        self.begun >= asked && (self.outcome.is_ok() || came <= self.ended)
     }
 }
 
@@ -97,6 +107,22 @@ mod tests {
         assert_eq!(first, Err(ReadError::NoQuorum));
         let later = Instant::now() + Duration::from_secs(1);
         assert_eq!(barriers.share(key(), later, ready(Ok(()))).await, Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_none_of_who_comes_after_it() {
+        let barriers = Barriers::default();
+        let asked = Instant::now();
+        let failure = Err(ReadError::NoQuorum);
+        assert_eq!(barriers.share(key(), asked, ready(failure.clone())).await, failure);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(
+            barriers.share(key(), asked, ready(Ok(()))).await,
+            Ok(()),
+            "it asked before, and came after"
+        );
+        let again = barriers.share(key(), asked, ready(failure)).await;
+        assert_eq!(again, Ok(()), "what was confirmed stays confirmed");
     }
 
     #[tokio::test]

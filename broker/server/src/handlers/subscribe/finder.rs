@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tidemill_protocol::messages::Error;
-use tidemill_protocol::{Offset, TopicPartition};
+use tidemill_protocol::{NodeId, Offset, TopicPartition};
 use tidemill_raft::ShardHandle;
 use tokio::sync::Semaphore;
 
@@ -52,16 +52,21 @@ impl Finder {
         Ok(Found::Source(Source { partition, end, shard, high_watermark, next }))
     }
 
-    /// The offset from which a partition that is read in this shard goes on.
+    /// The offset from which a partition that is read in this shard of this replica goes on.
     ///
     /// # Errors
-    /// As for [`Self::open`].
+    /// As for [`Self::open`]; and the replica is this broker's no more, so that nothing would come behind what it has.
     pub(super) async fn seek(
         &self,
         partition: TopicPartition,
-        shard: &ShardHandle,
+        (node, shard): (NodeId, &ShardHandle),
         needed: &Needed,
     ) -> Result<Found, Error> {
+        let view = self.context.view.now();
+        let here = view.shard_of(partition).and_then(|shard| self.context.shards.replica(shard));
+        if here.is_none_or(|here| here.node() != node) {
+            return Err(errors::left_behind(&view.partition_name(partition)));
+        }
         catch_up(&self.context, &self.barriers, partition, needed).await?;
         self.resolve(partition, shard, needed).await.map(Found::Offset)
     }

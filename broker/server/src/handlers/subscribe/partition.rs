@@ -116,6 +116,10 @@ impl ReplicaEnd {
         Self { node: replica.node(), role: replica.watch(), members: replica.watch_members() }
     }
 
+    pub(super) const fn node(&self) -> NodeId {
+        self.node
+    }
+
     /// Returns once it has stopped while others go on: nothing comes there any more.
     pub(super) async fn left_behind(mut self) {
         let stopped = self.role.wait_for(|role| role.stopped().is_some()).await.map(drop);

@@ -239,8 +239,8 @@ impl SubscriptionSet {
         let finder = Arc::clone(&self.finder);
         if let Some(partition) = self.partitions.get_mut(&id) {
             partition.seeking = true;
-            let (place, shard) = (partition.partition, partition.shard.clone());
-            self.lookups.begin(id, async move { finder.seek(place, &shard, &needed).await });
+            let (place, node, shard) = (partition.partition, partition.end.node(), partition.shard.clone());
+            self.lookups.begin(id, async move { finder.seek(place, (node, &shard), &needed).await });
         } else if let Some(opening) = self.opening.get(&id) {
             let place = opening.partition;
             self.lookups.begin(id, async move { finder.open(place, &needed).await });
