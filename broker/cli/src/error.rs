@@ -236,7 +236,7 @@ impl From<ConsumeError> for CliError {
             ConsumeError::Refused(server)
             | ConsumeError::Partition { error: server, .. }
             | ConsumeError::OutOfRange { error: server, .. } => refused(&error, server),
-            ConsumeError::Corrupt { .. } => Self::other(error.to_string()),
+            ConsumeError::Corrupt { .. } | ConsumeError::Closed => Self::other(error.to_string()),
         }
     }
 }

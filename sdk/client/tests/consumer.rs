@@ -259,3 +259,113 @@ async fn requests_are_repeated_refused_and_given_up() {
     let error = tidemill_client::Client::connect(strict).await.expect_err("no such file");
     assert!(matches!(error, ConnectError::File { .. }), "{error}");
 }
+
+/// Bytes of record batches that have come, whoever has them by now.
+async fn has_received(consumer: &Consumer, bytes: u64) {
+    within(async {
+        while consumer.stats().received_bytes < bytes {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn whoever_stops_at_the_end_commits_no_more_than_was_handed_out() {
+    let broker = FakeBroker::start(1);
+    fill(&broker, 10, 5).await;
+    let client = broker.client().await;
+    let builder = client.consumer().topic(TOPIC).from(Position::Earliest).stop_at_end();
+    let mut consumer = builder.build().await.expect("a consumer");
+    within(consumer.next()).await.expect("more").expect("a record");
+    has_received(&consumer, 1).await;
+    let before = consumer.stats().received_bytes;
+    fill_more(&broker, 10, 100).await;
+    // What comes behind the end waits in the queue, too.
+    has_received(&consumer, before * 2).await;
+    let mut last = 0;
+    while let Some(record) = within(consumer.next()).await {
+        last = record.expect("a record").offset.get();
+    }
+    assert_eq!(last, 9);
+    assert_eq!(
+        consumer.positions()[&partition(0)].next,
+        Some(Offset::new(10)),
+        "the rest was not handed out"
+    );
+}
+
+#[tokio::test]
+async fn what_came_before_a_failure_is_handed_out_before_it() {
+    let broker = FakeBroker::start(1);
+    fill(&broker, 30, 5).await;
+    let client = broker.client().await;
+    broker.model.script([Fault::Honest; 2].into_iter().chain(std::iter::repeat_n(Fault::Corrupt, 100)));
+    let builder = client.consumer().topic(TOPIC).from(Position::Earliest).stop_at_end();
+    let mut consumer = builder.build().await.expect("a consumer");
+    within(async {
+        while consumer.stats().reconnects < 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(!consumer.is_at_end(), "an error is to be told");
+    for offset in 0..10 {
+        assert_eq!(within(consumer.next()).await.expect("more").expect("a record").offset.get(), offset);
+    }
+    let error = within(consumer.next()).await.expect("an error").expect_err("damaged");
+    assert!(matches!(error, ConsumeError::Corrupt { offset, .. } if offset.get() == 10), "{error}");
+    assert_eq!(consumer.positions()[&partition(0)].next, Some(Offset::new(10)));
+    assert!(within(consumer.next()).await.is_none());
+
+    // Sought in, it goes on.
+    broker.model.script([]);
+    consumer.seek(partition(0), Position::Offset(Offset::new(10)));
+    for offset in 10..30 {
+        assert_eq!(within(consumer.next()).await.expect("more").expect("a record").offset.get(), offset);
+    }
+}
+
+#[tokio::test]
+async fn a_partition_that_is_added_again_begins_where_it_is_asked_to() {
+    let broker = FakeBroker::start(1);
+    fill(&broker, 100, 1).await;
+    let client = broker.client().await;
+    let builder = client.consumer().topic(TOPIC).from(Position::Offset(Offset::new(50)));
+    let mut consumer = builder.build().await.expect("a consumer");
+    for (round, offset) in [3, 60, 0, 99, 20].into_iter().cycle().take(50).enumerate() {
+        // Data of the stay before is on its way, now and then.
+        tokio::time::sleep(Duration::from_micros(200 * (round as u64 % 5))).await;
+        consumer.add(TOPIC, PartitionId::new(0), Position::Offset(Offset::new(offset))).await.expect("added");
+        let first = within(consumer.next()).await.expect("more").expect("a record");
+        assert_eq!(first.offset.get(), offset, "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_is_closed_ends_its_readers_with_an_error() {
+    let broker = FakeBroker::start(1);
+    fill(&broker, 10, 5).await;
+    let read = async |is_led: bool, stops: bool, records: usize| {
+        let client = broker.client().await;
+        broker.model.elect(0, u32::from(is_led));
+        let builder = client.consumer().topic(TOPIC).from(Position::Earliest);
+        let builder = if stops { builder.stop_at_end() } else { builder };
+        let mut consumer = builder.build().await.expect("a consumer");
+        for _ in 0..records {
+            within(consumer.next()).await.expect("more").expect("a record");
+        }
+        client.close().await;
+        let mut rest = Vec::new();
+        while let Some(next) = within(consumer.next()).await {
+            rest.push(next);
+        }
+        rest
+    };
+    let rest = read(true, false, 1).await;
+    assert!(matches!(rest.last(), Some(Err(ConsumeError::Closed))), "more was to come: {rest:?}");
+    let rest = read(false, true, 0).await;
+    assert!(matches!(&rest[..], [Err(ConsumeError::Closed)]), "nobody was there to ask: {rest:?}");
+    let rest = read(true, true, 10).await;
+    assert!(rest.is_empty(), "it had everything: {rest:?}");
+}

@@ -38,6 +38,9 @@ pub enum ConsumeError {
     /// The broker refused the subscription: the filter, or the rights.
     #[error("the subscription was refused: {0}")]
     Refused(ServerError),
+    /// The client was closed before everything was read.
+    #[error("the client was closed")]
+    Closed,
     /// The broker ended this partition; the others go on.
     #[error("partition {partition}: {error}")]
     Partition {

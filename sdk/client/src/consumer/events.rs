@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::record::BATCH_LIMITS;
 use super::session::{Session, SessionEnd, Told, View};
-use super::state::{Counters, Event, PartitionState, StopAtEnd};
+use super::state::{Counters, Event, PartitionState, Stay, StopAtEnd};
 use super::{ConsumeError, FetchedBatch, OutOfRange};
 use crate::backoff::Backoff;
 use crate::cluster::is_of_this_broker;
@@ -107,7 +107,7 @@ impl Session {
         let told = &*told;
 
         let expected = self.shared.with_partition(partition, |state| {
-            if state.tenure != told.tenure {
+            if !told.is_here(state) {
                 // It is read elsewhere now, and has other credit there.
                 return None;
             }
@@ -132,7 +132,7 @@ impl Session {
                 self.ask_for_end(partition);
                 Ok(())
             }
-            Err(reason) => self.damaged(partition, from, reason),
+            Err(reason) => self.damaged(told.stay(partition), from, reason),
         }
     }
 
@@ -176,14 +176,15 @@ impl Session {
     }
 
     /// The same range is asked for again, a few times.
-    fn damaged(&self, partition: TopicPartition, offset: Offset, reason: String) -> Result<(), SessionEnd> {
+    fn damaged(&self, stay: Stay, offset: Offset, reason: String) -> Result<(), SessionEnd> {
+        let partition = stay.partition;
         let is_hopeless = self.shared.with_partition(partition, |state| {
             state.corruptions += 1;
             state.corruptions >= CORRUPTIONS_MAX
         });
         if is_hopeless == Some(true) {
             let error = ConsumeError::Corrupt { partition, offset, reason: reason.clone() };
-            self.shared.fail(partition, error);
+            self.shared.fail(stay, error);
         }
         Err(SessionEnd::Retry(reason))
     }
@@ -215,8 +216,13 @@ impl Session {
         let Some(partition) = view.ids.remove(&event.id) else { return };
         let Some(told) = view.told.remove(&partition) else { return };
         let error = ServerError::from(event.error.unwrap_or_default());
-        if self.shared.with_partition(partition, |state| state.tenure == told.tenure) != Some(true) {
-            return;
+        let standing =
+            self.shared.with_partition(partition, |state| (told.is_here(state), told.is_of(state)));
+        match standing {
+            Some((true, true)) if event.generation == told.wire_generation => {}
+            // It was sought in meanwhile: what is said of the position before that says nothing of this one.
+            Some((true, _)) => return self.touch(partition),
+            _ => return,
         }
         if error.is(ErrorCode::OffsetOutOfRange)
             && let Some(leader) = self.better_informed(partition)
@@ -232,7 +238,7 @@ impl Session {
         if is_of_this_broker(&error) || self.is_behind(partition, &error) {
             tracing::debug!(%partition, broker = %self.broker, %error, "is refused here");
             self.shared.cluster.wants_news();
-            view.again.push((Instant::now() + backoff.pause(), partition));
+            view.again_later(partition, backoff);
             return;
         }
         let is_out_of_range = error.is(ErrorCode::OffsetOutOfRange);
@@ -244,6 +250,9 @@ impl Session {
         if is_out_of_range && let Some(fallback) = fallback {
             tracing::warn!(%partition, ?fallback, "the position is out of range");
             self.shared.with_partition(partition, |state| {
+                if !told.is_of(state) {
+                    return;
+                }
                 state.resume = fallback;
                 // What is still queued is handed out; then it goes on where the broker says.
                 if state.queued_frames == 0 {
@@ -256,9 +265,9 @@ impl Session {
                 true => ConsumeError::OutOfRange { partition, position, error },
                 false => ConsumeError::Partition { partition, error },
             };
-            return self.shared.fail(partition, error);
+            return self.shared.fail(told.stay(partition), error);
         }
-        view.again.push((Instant::now() + backoff.pause(), partition));
+        view.again_later(partition, backoff);
     }
 
     /// Whether a partition is read at another replica from now on, because this broker does not give it out. Not again soon: where
@@ -339,7 +348,16 @@ fn offset(wire: i64) -> Result<Offset, SessionEnd> {
 impl Told {
     /// Whether what was told is still what the consumer wants.
     const fn is_of(&self, state: &PartitionState) -> bool {
-        self.generation == state.generation && self.tenure == state.tenure
+        self.generation == state.generation && self.is_here(state)
+    }
+
+    /// Whether the partition is still read at this broker, and was not removed and added again.
+    const fn is_here(&self, state: &PartitionState) -> bool {
+        self.incarnation == state.incarnation && self.tenure == state.tenure
+    }
+
+    const fn stay(&self, partition: TopicPartition) -> Stay {
+        Stay { partition, incarnation: self.incarnation, generation: self.generation }
     }
 }
 
@@ -347,5 +365,13 @@ impl View {
     fn find(&self, id: u32) -> Option<(TopicPartition, &Told)> {
         let partition = *self.ids.get(&id)?;
         Some((partition, self.told.get(&partition)?))
+    }
+
+    /// Partitions that are refused together wait together: a hundred of them are one reason to wait longer, not a hundred.
+    fn again_later(&mut self, partition: TopicPartition, backoff: &mut Backoff) {
+        let now = Instant::now();
+        let same = self.again.last().map(|(at, _)| *at).filter(|at| *at > now);
+        let at = same.unwrap_or_else(|| now + backoff.pause());
+        self.again.push((at, partition));
     }
 }

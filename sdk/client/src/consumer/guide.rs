@@ -6,6 +6,7 @@ use std::time::Duration;
 use tidemill_protocol::{BrokerId, TopicPartition};
 use tokio::time::Instant;
 
+use super::ConsumeError;
 use super::state::{PartitionState, Shared};
 use crate::cluster::Metadata;
 
@@ -30,11 +31,12 @@ pub(super) async fn guide(shared: Arc<Shared>) {
             }
         };
         tokio::select! {
-            () = stopped.cancelled() => return,
-            changed = news.changed() => if changed.is_err() { return },
+            () = stopped.cancelled() => break,
+            changed = news.changed() => if changed.is_err() { break },
             () = waiting => {}
         }
     }
+    shared.end(ConsumeError::Closed);
 }
 
 /// A partition that is read elsewhere from now on.
@@ -51,7 +53,7 @@ impl Shared {
         let rack = self.settings.rack.as_deref();
         let (mut moves, mut doubted, mut due) = (Vec::new(), Vec::new(), None::<Instant>);
         self.with(|all| {
-            for (partition, state) in all.partitions.iter_mut().filter(|(_, state)| !state.is_over()) {
+            for (partition, state) in all.partitions.iter_mut().filter(|(_, state)| !state.is_left_alone()) {
                 let best = best(*partition, state, &known, rack, None);
                 match (state.place, best) {
                     (_, None) => {}

@@ -100,8 +100,16 @@ impl Consumer {
             match batch.records() {
                 Ok(records) => self.current = records.into(),
                 Err(error) => {
-                    self.shared.with_partition(batch.partition, |state| state.failed = true);
-                    self.touch(batch.partition);
+                    let partition = batch.partition;
+                    self.shared.with(|all| {
+                        all.forget_queued(partition);
+                        if let Some(state) = all.partitions.get_mut(&partition) {
+                            (state.failing, state.failed) = (true, true);
+                            // Nobody got these records: a position that is committed now is before them.
+                            state.next = Some(batch.from);
+                        }
+                    });
+                    self.touch(partition);
                     return Poll::Ready(Some(Err(error)));
                 }
             }
@@ -112,7 +120,14 @@ impl Consumer {
         loop {
             let mut touched = None;
             let polled = self.shared.with(|state| match state.queue.pop_front() {
-                Some(Event::Failed(error)) => Some(Poll::Ready(Some(Err(error)))),
+                Some(Event::Failed(stay, error)) => {
+                    let current = state.partitions.get_mut(&stay.partition).filter(|now| stay.is_of(now))?;
+                    current.failed = true;
+                    Some(Poll::Ready(Some(Err(error))))
+                }
+                // Whoever has all that it wanted misses nothing.
+                Some(Event::Ended(ConsumeError::Closed)) if state.is_over() => Some(Poll::Ready(None)),
+                Some(Event::Ended(error)) => Some(Poll::Ready(Some(Err(error)))),
                 Some(Event::Data(batch)) => {
                     let current = state.partitions.get_mut(&batch.partition)?;
                     if current.incarnation != batch.incarnation || current.generation != batch.generation {
@@ -122,17 +137,18 @@ impl Consumer {
                     current.queued_bytes = current.queued_bytes.saturating_sub(bytes);
                     current.queued_frames = current.queued_frames.saturating_sub(1);
                     current.owe(bytes);
+                    // What is behind the end that is wanted is not handed out, and no position goes past it.
                     let was_over = current.is_over();
-                    current.next = current.next.max(Some(batch.next));
-                    current.settle_progress();
+                    if !was_over {
+                        current.has_come(batch.next);
+                        current.settle_progress();
+                    }
                     if current.should_return_credit() || current.is_over() {
                         touched = Some((batch.partition, current.place));
                     }
                     (!was_over).then_some(Poll::Ready(Some(Ok(batch))))
                 }
-                None if state.ended || state.partitions.values().all(PartitionState::is_over) => {
-                    Some(Poll::Ready(None))
-                }
+                None if state.ended || state.is_over() => Some(Poll::Ready(None)),
                 None => {
                     state.waker = Some(cx.waker().clone());
                     Some(Poll::Pending)
@@ -245,10 +261,13 @@ impl Consumer {
     /// Whether every partition has been read to where it ended when the broker last said so.
     #[must_use]
     pub fn is_at_end(&self) -> bool {
+        // An error that is queued is still to be told.
+        let is_at_end = |state: &PartitionState| state.failed || (!state.failing && state.is_at_end());
         self.current.is_empty()
-            && self
-                .shared
-                .with(|state| state.partitions.values().all(|state| state.failed || state.is_at_end()))
+            && self.shared.with(|state| {
+                let is_told = !state.queue.iter().any(|event| matches!(event, Event::Ended(_)));
+                is_told && state.partitions.values().all(is_at_end)
+            })
     }
 
     /// Remembers, under a group's name, where the consumer is.

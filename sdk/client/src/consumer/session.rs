@@ -9,7 +9,7 @@ use tidemill_protocol::{BrokerId, TopicPartition};
 use tokio::time::Instant;
 
 use super::ConsumeError;
-use super::state::{Counters, Event, Inbox, Shared};
+use super::state::{Counters, Inbox, Shared};
 use crate::backoff::Backoff;
 use crate::cluster::is_of_this_broker;
 use crate::error::server_error;
@@ -36,7 +36,7 @@ pub(super) struct View {
 #[derive(Debug)]
 pub(super) struct Told {
     id: u32,
-    incarnation: u64,
+    pub(super) incarnation: u64,
     /// Of the partition at this broker.
     pub(super) tenure: u64,
     /// Of the consumer's seeks.
@@ -77,7 +77,7 @@ impl Session {
         loop {
             if self.mine().is_empty() {
                 tokio::select! {
-                    () = stopped.cancelled() => return self.shared.end(),
+                    () = stopped.cancelled() => return self.shared.end(ConsumeError::Closed),
                     () = self.inbox.wake.notified() => continue,
                 }
             }
@@ -86,11 +86,8 @@ impl Session {
                 end = self.stream(&mut backoff) => end,
             };
             let (reason, is_refused) = match end {
-                SessionEnd::Stopped => return self.shared.end(),
-                SessionEnd::Refused(error) => {
-                    self.shared.queue(Event::Failed(ConsumeError::Refused(error)));
-                    return self.shared.end();
-                }
+                SessionEnd::Stopped => return self.shared.end(ConsumeError::Closed),
+                SessionEnd::Refused(error) => return self.shared.end(ConsumeError::Refused(error)),
                 SessionEnd::Retry(reason) => (reason, false),
                 SessionEnd::RefusedHere(reason) => (reason, true),
             };
@@ -106,7 +103,7 @@ impl Session {
                 continue;
             }
             tokio::select! {
-                () = stopped.cancelled() => return self.shared.end(),
+                () = stopped.cancelled() => return self.shared.end(ConsumeError::Closed),
                 () = tokio::time::sleep(backoff.pause()) => {}
             }
             self.go_elsewhere();
@@ -116,7 +113,8 @@ impl Session {
     /// The partitions that this session should have.
     fn mine(&self) -> Vec<TopicPartition> {
         self.shared.with(|state| {
-            let mine = state.partitions.iter().filter(|(_, p)| p.place == Some(self.broker) && !p.is_over());
+            let mine =
+                state.partitions.iter().filter(|(_, p)| p.place == Some(self.broker) && !p.is_left_alone());
             mine.map(|(partition, _)| *partition).collect()
         })
     }
@@ -217,7 +215,8 @@ impl Session {
         let next_id = &mut self.next_id;
         let stop_at_end = self.shared.settings.stop_at_end;
         self.shared.with(|state| {
-            let wanted = state.partitions.get_mut(&partition).filter(|p| p.place == place && !p.is_over());
+            let wanted =
+                state.partitions.get_mut(&partition).filter(|p| p.place == place && !p.is_left_alone());
             // Removed, or removed and added again, or read elsewhere meanwhile.
             if let Some(told) = view.told.get(&partition)
                 && wanted.as_ref().is_none_or(|wanted| {

@@ -67,22 +67,49 @@ pub(super) struct State {
     /// Bounded by the partitions' windows.
     pub(super) queue: VecDeque<Event>,
     pub(super) waker: Option<Waker>,
-    /// Nothing more can come: the subscription was refused, or the client closed.
+    /// Nothing more can come: the subscription was refused, or the client closed. The error that says so is queued, or was handed out.
     pub(super) ended: bool,
     pub(super) next_incarnation: u64,
 }
 
 impl State {
-    /// Drops what is queued of a partition. Its bytes are the caller's to account for.
+    /// Drops what is queued of a partition, its error too. Its bytes are the caller's to account for.
     pub(super) fn forget_queued(&mut self, partition: TopicPartition) {
-        self.queue.retain(|event| !matches!(event, Event::Data(batch) if batch.partition == partition));
+        self.queue.retain(|event| match event {
+            Event::Data(batch) => batch.partition != partition,
+            Event::Failed(failed, _) => failed.partition != partition,
+            Event::Ended(_) => true,
+        });
+    }
+
+    /// Whether every partition was read to where it ends, or its error was handed out.
+    pub(super) fn is_over(&self) -> bool {
+        self.partitions.values().all(PartitionState::is_over)
     }
 }
 
+/// What the consumer hands out next, in this order.
 #[derive(Debug)]
 pub(super) enum Event {
     Data(FetchedBatch),
-    Failed(ConsumeError),
+    /// One partition ends: behind what came of it before.
+    Failed(Stay, ConsumeError),
+    /// The whole consumer does.
+    Ended(ConsumeError),
+}
+
+/// A partition as it is read until it is sought in, or removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stay {
+    pub(super) partition: TopicPartition,
+    pub(super) incarnation: u64,
+    pub(super) generation: u64,
+}
+
+impl Stay {
+    pub(super) const fn is_of(&self, state: &PartitionState) -> bool {
+        self.incarnation == state.incarnation && self.generation == state.generation
+    }
 }
 
 #[derive(Debug)]
@@ -109,7 +136,9 @@ pub(super) struct PartitionState {
     /// How far it reaches at least, by all that was seen of it. A replica that is behind that waits instead of going back.
     pub(super) floor: Offset,
     pub(super) stop_at: Option<Offset>,
-    /// Ended by an error.
+    /// Ended by an error, which waits behind what is queued.
+    pub(super) failing: bool,
+    /// Ended by an error that was handed out.
     pub(super) failed: bool,
     /// Bytes that the broker may send without being told more.
     pub(super) window_bytes: u64,
@@ -149,6 +178,7 @@ impl PartitionState {
             high_watermark: None,
             floor,
             stop_at: None,
+            failing: false,
             failed: false,
             window_bytes,
             queued_bytes: 0,
@@ -190,7 +220,12 @@ impl PartitionState {
         }
     }
 
-    /// Nothing more is to come.
+    /// The brokers are asked for nothing more, though not all that came may be handed out yet.
+    pub(super) fn is_left_alone(&self) -> bool {
+        self.failing || self.is_over()
+    }
+
+    /// Nothing more is to be handed out.
     pub(super) fn is_over(&self) -> bool {
         self.failed || self.stop_at.is_some_and(|stop_at| self.next.is_some_and(|next| next >= stop_at))
     }
@@ -212,6 +247,7 @@ impl PartitionState {
         };
         self.progress = None;
         self.stop_at = None;
+        self.failing = false;
         self.failed = false;
         self.corruptions = 0;
     }
@@ -221,8 +257,14 @@ impl PartitionState {
         if self.queued_frames == 0
             && let Some(progress) = self.progress.take()
         {
-            self.next = self.next.max(Some(progress));
+            self.has_come(progress);
         }
+    }
+
+    /// Everything below `next` was handed out, as far as it is wanted.
+    pub(super) fn has_come(&mut self, next: Offset) {
+        let wanted = self.stop_at.map_or(next, |stop_at| next.min(stop_at));
+        self.next = self.next.max(Some(wanted));
     }
 
     /// The end for now has been reached.
@@ -271,7 +313,7 @@ impl Shared {
         look(&mut self.state.lock())
     }
 
-    /// Changes a partition that is still wanted, in the generation that is meant.
+    /// Changes a partition that is still wanted.
     pub(super) fn with_partition<T>(
         &self,
         partition: TopicPartition,
@@ -280,32 +322,26 @@ impl Shared {
         self.with(|state| state.partitions.get_mut(&partition).map(change))
     }
 
-    /// Puts something into the queue and wakes the consumer.
-    pub(super) fn queue(&self, event: Event) {
-        let waker = self.with(|state| {
-            state.queue.push_back(event);
-            state.waker.take()
+    /// A partition ends with an error, unless it was sought in meanwhile. In one step with its error: in between it would be taken for
+    /// one that was read to its end.
+    pub(super) fn fail(&self, stay: Stay, error: ConsumeError) {
+        self.with(|state| {
+            let of = state.partitions.get_mut(&stay.partition);
+            if let Some(partition) = of.filter(|partition| stay.is_of(partition) && !partition.failing) {
+                partition.failing = true;
+                state.queue.push_back(Event::Failed(stay, error));
+            }
         });
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.nudge();
     }
 
-    /// A partition ends with an error: at once for whoever looks, who else took it for one that was read to its end.
-    pub(super) fn fail(&self, partition: TopicPartition, error: ConsumeError) {
-        let waker = self.with(|state| {
-            state.partitions.get_mut(&partition)?.failed = true;
-            state.queue.push_back(Event::Failed(error));
-            state.waker.take()
+    /// Nothing more can come, for a reason that is told once.
+    pub(super) fn end(&self, error: ConsumeError) {
+        self.with(|state| {
+            if !std::mem::replace(&mut state.ended, true) {
+                state.queue.push_back(Event::Ended(error));
+            }
         });
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// Nothing more can come.
-    pub(super) fn end(&self) {
-        self.with(|state| state.ended = true);
         self.nudge();
     }
 
