@@ -166,7 +166,7 @@ impl OpenError {
         match self {
             Self::Component { .. } => PluginProblem::Missing,
             Self::Storage { .. } => PluginProblem::Store,
-            Self::Compile { source, .. } => PluginProblem::of_compile(source),
+            Self::Compile { source, .. } => PluginProblem::of_known(source),
             Self::Kind { .. } => PluginProblem::WrongWorld,
             Self::Config { source: ConfigError::Refused(_), .. } => PluginProblem::Config,
             Self::Config { source: ConfigError::Call(error), .. } => PluginProblem::of_call(error),
@@ -189,11 +189,13 @@ pub enum PluginProblem {
     TooLarge,
     /// It does not compile, or not within its limits.
     Compile,
+    /// This broker can't compile it, or not in time, which says nothing of the plugin.
+    Compiler,
     /// It refuses its configuration.
     Config,
     /// A call that it must answer gave no answer.
     Call(CallFailureKind),
-    /// It can't be kept on this broker.
+    /// It can't be kept on this broker, or what is kept of it not be read.
     Store,
 }
 
@@ -205,10 +207,16 @@ impl PluginProblem {
             CompileError::Invalid(InvalidComponent::ForbiddenImport { .. }) => Self::ForbiddenImport,
             CompileError::TooLarge { .. } => Self::TooLarge,
             CompileError::Load(tidemill_wasm::LoadError::WrongInterface(_)) => Self::WrongWorld,
-            CompileError::Failed(_)
-            | CompileError::TimedOut { .. }
-            | CompileError::Worker(_)
-            | CompileError::Load(_) => Self::Compile,
+            CompileError::Worker(_) => Self::Compiler,
+            CompileError::Failed(_) | CompileError::TimedOut { .. } | CompileError::Load(_) => Self::Compile,
+        }
+    }
+
+    /// Of a component that compiled in time when it was uploaded: where it does not now, the broker is at fault.
+    fn of_known(error: &CompileError) -> Self {
+        match error {
+            CompileError::TimedOut { .. } => Self::Compiler,
+            error => Self::of_compile(error),
         }
     }
 
@@ -241,6 +249,15 @@ impl UploadError {
             Self::Store(_) => PluginProblem::Store,
         }
     }
+
+    /// The same of a component that was uploaded before and comes from another broker.
+    #[must_use]
+    pub fn problem_of_known(&self) -> PluginProblem {
+        match self {
+            Self::Compile(error) => PluginProblem::of_known(error),
+            Self::Describe(_) | Self::Store(_) => self.problem(),
+        }
+    }
 }
 
 /// Why the room does not open.
@@ -255,4 +272,28 @@ pub enum HostingStartError {
     /// The threads.
     #[error("the threads for plugins can't be started: {0}")]
     Threads(std::io::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_compiler_that_cannot_be_run_is_no_fault_of_the_plugin() {
+        let opened = |source| OpenError::Compile { deployment: "plays".to_owned(), source }.problem();
+        let worker = || CompileError::Worker("no more processes".to_owned());
+        let timed_out = || CompileError::TimedOut { limit_ms: 60_000 };
+        let failed = || CompileError::Failed("a type does not fit".to_owned());
+        assert_eq!(opened(worker()), PluginProblem::Compiler);
+        assert_eq!(opened(timed_out()), PluginProblem::Compiler, "it was in time when it was uploaded");
+        assert_eq!(opened(failed()), PluginProblem::Compile);
+        assert_eq!(UploadError::Compile(worker()).problem(), PluginProblem::Compiler);
+        assert_eq!(
+            UploadError::Compile(timed_out()).problem(),
+            PluginProblem::Compile,
+            "nobody has seen it in time"
+        );
+        assert_eq!(UploadError::Compile(timed_out()).problem_of_known(), PluginProblem::Compiler);
+        assert_eq!(UploadError::Compile(failed()).problem_of_known(), PluginProblem::Compile);
+    }
 }

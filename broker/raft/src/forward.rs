@@ -1,6 +1,7 @@
 //! Units on their way to the shard's leader, wherever that is.
 //!
-//! One stream per leader, kept open: units go out as they come, each with a tag, and the answers come in any order. When it
+//! One stream per leader, kept open, also while another one leads: units for a leader that comes back must not overtake those that are
+//! still on their way to it. Units go out as they come, each with a tag, and the answers come in any order. When it
 //! breaks off, what was sent has an unknown outcome, and what was not yet sent was not written.
 
 use std::collections::BTreeMap;
@@ -48,15 +49,11 @@ impl Slot {
 
 /// Sends units to whoever leads.
 pub(crate) struct Forwarder {
-    links: Arc<PeerLinks>,
+    peers: Arc<PeerLinks>,
     room: Arc<Semaphore>,
     bytes_max: usize,
-    link: Mutex<Option<Link>>,
-}
-
-struct Link {
-    leader: NodeId,
-    outgoing: mpsc::Sender<Forwarded>,
+    /// Bounded by the shard's replicas: one that is gone closes its stream.
+    links: Mutex<BTreeMap<NodeId, mpsc::Sender<Forwarded>>>,
 }
 
 struct Forwarded {
@@ -71,9 +68,9 @@ struct Reply {
 }
 
 impl Forwarder {
-    pub(crate) fn new(links: Arc<PeerLinks>, bytes_max: usize) -> Self {
+    pub(crate) fn new(peers: Arc<PeerLinks>, bytes_max: usize) -> Self {
         let bytes_max = bytes_max.clamp(1, u32::MAX as usize >> 3);
-        Self { links, room: Arc::new(Semaphore::new(bytes_max)), bytes_max, link: Mutex::new(None) }
+        Self { peers, room: Arc::new(Semaphore::new(bytes_max)), bytes_max, links: Mutex::default() }
     }
 
     /// Waits for room for a unit of `bytes` on the stream to `leader`; what is submitted then goes out in the order of the calls.
@@ -114,16 +111,16 @@ impl Forwarder {
         }
     }
 
-    /// The stream to a leader. The one to another ends when what was sent on it is answered.
+    /// The stream to a leader.
     fn link_to(&self, leader: NodeId) -> mpsc::Sender<Forwarded> {
-        let mut link = self.link.lock();
-        if let Some(link) = link.as_ref().filter(|link| link.leader == leader && !link.outgoing.is_closed()) {
-            return link.outgoing.clone();
-        }
-        let (outgoing, units) = mpsc::channel(QUEUED_UNITS_MAX);
-        spawn(Arc::clone(&self.links), leader, units);
-        *link = Some(Link { leader, outgoing: outgoing.clone() });
-        outgoing
+        let mut links = self.links.lock();
+        links.retain(|_, outgoing| !outgoing.is_closed());
+        let open = links.entry(leader).or_insert_with(|| {
+            let (outgoing, units) = mpsc::channel(QUEUED_UNITS_MAX);
+            spawn(Arc::clone(&self.peers), leader, units);
+            outgoing
+        });
+        open.clone()
     }
 }
 

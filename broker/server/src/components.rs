@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_controller::Controller;
-use tidemill_hosting::{Filter, OpenError, Partitioner, PluginPlan, PluginProblem};
+use tidemill_hosting::{ComponentError, Filter, OpenError, Partitioner, PluginPlan, PluginProblem};
 use tidemill_net::Stream;
 use tidemill_protocol::messages::{Error, PayloadChunk};
 use tidemill_protocol::{BrokerId, ErrorCode};
@@ -21,6 +21,10 @@ use crate::context::Context;
 use crate::errors;
 use crate::peers::messages::{ComponentOpen, ComponentReply, Purpose};
 use crate::peers::{Peers, first_answer};
+
+mod resting;
+
+use resting::Resting;
 
 /// Looked at unasked: for uploads that were never registered.
 const LOOK_INTERVAL: Duration = Duration::from_secs(300);
@@ -86,20 +90,29 @@ pub(crate) async fn fetch_missing(context: Arc<Context>) {
     let Some(peers) = context.peers.clone() else { return };
     let mut view = context.view.clone();
     let mut here: HashSet<[u8; 32]> = HashSet::new();
+    let mut resting = Resting::default();
     loop {
         let mut missing = false;
         for digest in named(view.now().controller()) {
-            if here.contains(&digest) {
+            if here.contains(&digest) || resting.rests(&digest) {
                 continue;
             }
             match ensure(&context, &peers, digest, &peers.connected()).await {
-                Ok(()) => _ = here.insert(digest),
+                Ok(()) => {
+                    resting.end(&digest);
+                    here.insert(digest);
+                }
+                Err(error @ Absence::Refused(_)) => {
+                    resting.begin(digest);
+                    tracing::warn!(%error, "a plugin's component can't be kept or used on this broker");
+                }
                 Err(error) => {
                     missing = true;
                     tracing::debug!(%error, "a plugin's component is not here yet");
                 }
             }
         }
+        let pause = if missing { Some(FETCH_INTERVAL) } else { resting.left() };
         tokio::select! {
             changed = view.changed() => {
                 if changed.is_none() {
@@ -107,8 +120,9 @@ pub(crate) async fn fetch_missing(context: Arc<Context>) {
                 }
                 let now = named(view.now().controller());
                 here.retain(|digest| now.contains(digest));
+                resting.retain(&now);
             }
-            () = tokio::time::sleep(FETCH_INTERVAL), if missing => {}
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {}
             () = context.stopping.cancelled() => return,
         }
     }
@@ -167,7 +181,10 @@ pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &Componen
                 // Until it is registered.
                 hold.outlast();
                 let ensured = ensure(context, peers, digest, &[from]).await;
-                ensured.err().map(|absence| Error::new(ErrorCode::UnknownPlugin, absence.to_string()))
+                ensured.err().map(|absence| match absence {
+                    Absence::Refused(error) => error,
+                    absence => Error::new(ErrorCode::UnknownPlugin, absence.to_string()),
+                })
             }
             Err(_) => Some(errors::stopping()),
         },
@@ -181,14 +198,14 @@ pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &Componen
 /// How long whoever wants to use a plugin waits for its component to come.
 const USE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Opens a filter. A component that is registered and not here yet, as on a broker that has just joined, is fetched first.
+/// Opens a filter. A component that is registered and not here yet, as on a broker that has just joined, is fetched first. Where another
+/// broker can serve whoever asks, [`elsewhere`] says so of what comes back.
 pub(crate) async fn filter(context: &Context, plan: &PluginPlan) -> Result<Filter, Error> {
     match context.hosting.filter(plan).await {
         Ok(filter) => return Ok(filter),
         Err(error) => bring(context, plan, &error).await?,
     }
-    let opened = context.hosting.filter(plan).await;
-    opened.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
+    context.hosting.filter(plan).await.map_err(|error| errors::open_plugin(&error))
 }
 
 /// Opens a partitioner, as [`filter`] does a filter.
@@ -197,8 +214,7 @@ pub(crate) async fn partitioner(context: &Context, plan: &PluginPlan) -> Result<
         Ok(partitioner) => return Ok(partitioner),
         Err(error) => bring(context, plan, &error).await?,
     }
-    let opened = context.hosting.partitioner(plan).await;
-    opened.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
+    context.hosting.partitioner(plan).await.map_err(|error| errors::open_plugin(&error))
 }
 
 /// Lets a plugin look at its configuration, as [`filter`] opens a filter.
@@ -207,17 +223,14 @@ pub(crate) async fn validate(context: &Context, plan: &PluginPlan) -> Result<(),
         Ok(()) => return Ok(()),
         Err(error) => bring(context, plan, &error).await?,
     }
-    let valid = context.hosting.validate(plan).await;
-    valid.map_err(|error| elsewhere(context, errors::open_plugin(&error)))
+    context.hosting.validate(plan).await.map_err(|error| errors::open_plugin(&error))
 }
 
 /// Brings the component here for want of which a plugin could not be opened.
 async fn bring(context: &Context, plan: &PluginPlan, error: &OpenError) -> Result<(), Error> {
     let Some(peers) = context.peers.as_ref() else { return Err(errors::open_plugin(error)) };
-    match error.problem() {
-        PluginProblem::Missing => {}
-        PluginProblem::Store => return Err(elsewhere(context, errors::open_plugin(error))),
-        _ => return Err(errors::open_plugin(error)),
+    if error.problem() != PluginProblem::Missing {
+        return Err(errors::open_plugin(error));
     }
     let connected = peers.connected();
     let ensured = ensure(context, peers, plan.digest, &connected);
@@ -226,13 +239,14 @@ async fn bring(context: &Context, plan: &PluginPlan, error: &OpenError) -> Resul
         Ok(Err(Absence::Nowhere(_))) if others(context).all(|broker| connected.contains(&broker)) => {
             Err(errors::open_plugin(error))
         }
-        Ok(Err(Absence::Refused(reason))) => Err(elsewhere(context, reason)),
+        Ok(Err(Absence::Refused(reason))) => Err(reason),
         Ok(Err(absence)) => Err(errors::component_to_come(error, &absence.to_string())),
         Err(_) => Err(errors::component_to_come(error, "it is still on its way here")),
     }
 }
 
-/// A failure of this broker's storage is none of the others': where there are such, whoever was refused tries them.
+/// A failure of this broker's storage is none of the others': where there are such, whoever was refused tries them. Not for what only this
+/// broker can do, as taking batches for a partition that it leads.
 pub(crate) fn elsewhere(context: &Context, error: Error) -> Error {
     let may_pass = error.error_code() == Some(ErrorCode::StorageFailed) && others(context).next().is_some();
     Error { retriable: error.retriable || may_pass, ..error }
@@ -255,7 +269,7 @@ enum Absence {
     /// At least one that was asked did not say.
     #[error("{0}")]
     Unknown(String),
-    /// It came, and this broker can't keep it, or not use it.
+    /// This broker can't keep it, or not use it, whoever has it.
     #[error("{}", .0.message)]
     Refused(Error),
 }
@@ -267,12 +281,12 @@ async fn ensure(
     digest: [u8; 32],
     from: &[BrokerId],
 ) -> Result<(), Absence> {
-    if context.hosting.component(digest).await.is_ok() {
+    if is_here(context, digest).await? {
         return Ok(());
     }
     let _place = context.fetches.acquire().await.map_err(|_| stopping())?;
     // Whoever had the place may have brought it.
-    if context.hosting.component(digest).await.is_ok() {
+    if is_here(context, digest).await? {
         return Ok(());
     }
     let mut absence = Absence::Nowhere("no broker that has the component is connected".to_owned());
@@ -281,6 +295,8 @@ async fn ensure(
         let fetched = fetched.unwrap_or_else(|_| Err(Absence::Unknown("no answer in time".to_owned())));
         let component = match fetched {
             Ok(component) => component,
+            // What is registered is the same everywhere.
+            Err(refused @ Absence::Refused(_)) => return Err(refused),
             Err(next) => {
                 absence = absence.and(*broker, &next);
                 continue;
@@ -289,9 +305,18 @@ async fn ensure(
         let _compiles = context.compiles.acquire().await.map_err(|_| stopping())?;
         // What came has its digest: another broker's copy would fare the same.
         let checked = context.hosting.check_upload(component).await;
-        return checked.map(|_| ()).map_err(|error| Absence::Refused(errors::upload(&error)));
+        return checked.map(|_| ()).map_err(|error| Absence::Refused(errors::brought(&error)));
     }
     Err(absence)
+}
+
+/// Whether a component is here. What the storage can't read it would hardly keep: nothing is fetched and compiled for that.
+async fn is_here(context: &Context, digest: [u8; 32]) -> Result<bool, Absence> {
+    match context.hosting.component(digest).await {
+        Ok(_) => Ok(true),
+        Err(ComponentError::Absent(_)) => Ok(false),
+        Err(error @ ComponentError::Storage(_)) => Err(Absence::Refused(errors::component(&error))),
+    }
 }
 
 fn stopping() -> Absence {
@@ -330,9 +355,9 @@ async fn fetch(
             _ => Absence::Unknown(error.message),
         });
     }
-    if reply.size > context.config.limits.plugin_bytes_max {
-        let size = reply.size;
-        return Err(Absence::unknown(format!("its component has {size} bytes, more than this broker takes")));
+    let limit = context.config.limits.plugin_bytes_max;
+    if reply.size > limit {
+        return Err(Absence::Refused(errors::too_large_here(reply.size, limit)));
     }
     let mut bytes = BytesMut::new();
     while let Some(frame) = stream.reader.next().await.map_err(Absence::unknown)? {

@@ -12,6 +12,10 @@ mod environment;
 /// Batches of a producer without an answer, at most.
 const PRODUCE_IN_FLIGHT_MAX: u32 = 32;
 const _: () = assert!(PRODUCE_IN_FLIGHT_MAX as usize <= tidemill_partition::BATCHES_IN_FLIGHT_MAX);
+/// Between two comparisons of replicas' states, at least: more than what these write themselves.
+const STATE_HASH_BYTES_MIN: u64 = 64 << 10;
+/// As often as it is looked whether one is due.
+const STATE_HASH_INTERVAL_MS_MIN: u64 = 1_000;
 
 /// Every setting of a broker. Sizes in bytes, times in milliseconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -119,6 +123,11 @@ pub struct StorageSettings {
     pub retention_interval_ms: u64,
     /// Segments are checked for damage at this rate, round and round; 0: only when they are read.
     pub scrub_bytes_per_second: u64,
+    /// The replicas of a shard compare hashes of their states after so many bytes of entries, if
+    /// [`state_hash_interval_ms`](Self::state_hash_interval_ms) has passed, too. Who leads decides.
+    pub state_hash_bytes: u64,
+    /// They do so no more often than this; where less is written, after six times as long.
+    pub state_hash_interval_ms: u64,
     /// Produce is refused when less than this is free; retention may still free space.
     pub disk_free_min_bytes: u64,
     /// A file of this size is kept in reserve, and given up when the disk is full.
@@ -256,6 +265,8 @@ impl Default for StorageSettings {
             page_cache_bytes: 256 << 20,
             retention_interval_ms: 30_000,
             scrub_bytes_per_second: 4 << 20,
+            state_hash_bytes: 64 << 20,
+            state_hash_interval_ms: 600_000,
             disk_free_min_bytes: 1 << 30,
             disk_reserve_bytes: 160 << 20,
         }
@@ -431,6 +442,18 @@ impl BrokerConfig {
             return invalid(
                 "storage.write_behind_bytes_max",
                 "at least 16 MiB: writing behind gathers large writes",
+            );
+        }
+        if self.storage.state_hash_bytes < STATE_HASH_BYTES_MIN {
+            return invalid(
+                "storage.state_hash_bytes",
+                "at least 64 KiB: what the replicas report is written to the same log, and must not begin the next comparison",
+            );
+        }
+        if self.storage.state_hash_interval_ms < STATE_HASH_INTERVAL_MS_MIN {
+            return invalid(
+                "storage.state_hash_interval_ms",
+                "at least 1000: each comparison costs a checkpoint, and reads the whole state",
             );
         }
         let most = BatchLimits::DECOMPRESSED_BYTES_MOST;

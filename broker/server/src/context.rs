@@ -302,22 +302,26 @@ impl Context {
     /// The cluster's metadata with everything that was decided before the call. Who asks meanwhile shares the answer; where the controller
     /// can't be asked, it is what this broker has heard.
     pub(crate) async fn fresh_view(&self) -> Arc<ClusterView> {
-        let Some(controller) = self.shards.controller() else { return self.view.now() };
-        if controller.watch().borrow().is_leader() {
-            return self.view.now();
+        self.asked_view().await.unwrap_or_else(|| self.view.now())
+    }
+
+    /// The same; `None` where the controller can't be asked.
+    pub(crate) async fn asked_view(&self) -> Option<Arc<ClusterView>> {
+        let controller = self.shards.controller()?;
+        if shows_all(&controller) {
+            return Some(self.view.now());
         }
         let asked = Instant::now();
         // Held while the controller is asked: whoever comes meanwhile would ask the same.
         let mut looked = self.freshness.0.lock().await;
         if looked.is_some_and(|looked| looked > asked) {
-            return self.view.now();
+            return Some(self.view.now());
         }
         let begun = Instant::now();
-        if controller.read_barrier().await.is_ok() {
-            self.view_shows(&controller).await;
-            *looked = Some(begun);
-        }
-        self.view.now()
+        controller.read_barrier().await.ok()?;
+        self.view_shows(&controller).await;
+        *looked = Some(begun);
+        Some(self.view.now())
     }
 
     /// Waits until the view shows what this broker's replica of the controller has applied.

@@ -223,7 +223,9 @@ pub(crate) fn unit(result: &UnitResult) -> Error {
         | UnitError::UnknownOutboxItem { .. }
         | UnitError::Invalid(_) => ErrorCode::Internal,
     };
-    Error::new(code, error.to_string())
+    // What comes before it has not come to this shard yet, or never will: whoever sent it knows.
+    let is_early = matches!(error, UnitError::OutOfOrderTopicSequence { expected, got } if got > expected);
+    Error::new(code, error.to_string()).with_retriable(code.retriable() || is_early)
 }
 
 pub(crate) fn unexpected(result: &UnitResult) -> Error {
@@ -284,6 +286,8 @@ const fn plugin_code(problem: PluginProblem) -> ErrorCode {
         PluginProblem::ForbiddenImport => ErrorCode::ForbiddenImport,
         PluginProblem::TooLarge => ErrorCode::PluginTooLarge,
         PluginProblem::Compile => ErrorCode::CompileFailed,
+        // Retriable, and said of this broker.
+        PluginProblem::Compiler => ErrorCode::NotYetAdopted,
         PluginProblem::Config => ErrorCode::BadPluginConfig,
         PluginProblem::Call(kind) => call_code(kind),
         PluginProblem::Store => ErrorCode::StorageFailed,
@@ -320,6 +324,7 @@ pub(crate) fn partly_stored(error: &Error) -> Error {
             error.message
         ),
     )
+    .with_retriable(error.retriable)
 }
 
 /// Of a batch that the topic's filter passed once and drops now.
@@ -365,6 +370,15 @@ pub(crate) fn unknown_deployment(name: &str) -> Error {
             "there is no deployment '{name:.ECHOED_CHARACTERS_MAX$}'; `tidemill deployment list` shows the deployments"
         ),
     )
+}
+
+/// Something is not known here, and nobody could be asked whether the controller knows it.
+pub(crate) fn not_heard_of(error: &Error) -> Error {
+    let message = format!(
+        "as far as this broker has heard, {} (the controller can't be asked just now; try again)",
+        error.message
+    );
+    Error::new(ErrorCode::NotYetAdopted, message)
 }
 
 pub(crate) fn unknown_group(name: &str) -> Error {
@@ -413,77 +427,20 @@ pub(crate) fn upload(error: &UploadError) -> Error {
     Error::new(plugin_code(error.problem()), error.to_string())
 }
 
-#[cfg(test)]
-mod tests {
-    use tidemill_protocol::{Offset, PartitionId, TopicId, TopicPartition};
-
-    use super::*;
-
-    #[test]
-    fn records_that_went_while_they_were_read_are_no_failure_of_the_storage() {
-        let partition = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(7)), PartitionId::new(3));
-        let (wanted, log_start) = (Offset::new(5), Offset::new(900));
-        let gone = read(&FetchError::Gone { partition, wanted, log_start }, "plays-3");
-        assert_eq!(gone.error_code(), Some(ErrorCode::OffsetOutOfRange));
-        assert!(gone.message.contains("offset 5 of plays-3") && gone.message.contains("900"), "{gone}");
-        let deleted = read(&FetchError::Deleted { partition }, "plays-3");
-        assert_eq!(deleted.error_code(), Some(ErrorCode::UnknownTopic));
-    }
-
-    #[test]
-    fn a_damaged_range_may_be_read_again_later() {
-        let damage = tidemill_log::segment::Damage {
-            file: "shard-01/plays-3/0.log".into(),
-            segment: Offset::new(0),
-            position: 48..100,
-            fault: tidemill_log::segment::FrameFault::FrameCrc,
-        };
-        let error = read(&FetchError::Read(damage.into()), "plays-3");
-        assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), true));
-        assert!(error.message.contains("plays-3") && error.message.contains("48"), "{error}");
-    }
-
-    #[test]
-    fn a_replica_that_stopped_is_final_only_where_there_is_no_other() {
-        let stopped = |others_vote| {
-            let reason = "the write-ahead log failed".into();
-            propose(&ProposeError::Stopped { reason, others_vote })
-        };
-        for (others_vote, retriable) in [(false, false), (true, true)] {
-            let error = stopped(others_vote);
-            assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), retriable));
-            assert!(error.message.contains("the write-ahead log failed"), "{error}");
-        }
-    }
-
-    #[test]
-    fn a_full_log_names_the_stopped_shard_that_keeps_it() {
-        let kept = not_admitted(NoRoom::Log, Some((ShardId::new(3), false)));
-        assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));
-        assert!(not_admitted(NoRoom::Log, Some((ShardId::new(3), true))).retriable, "others lead soon");
-        assert!(kept.message.contains("shard 3") && kept.message.contains("restart"), "{kept}");
-        let busy = not_admitted(NoRoom::Log, None);
-        assert_eq!((busy.error_code(), busy.retriable), (Some(ErrorCode::Overloaded), true));
-    }
-
-    #[test]
-    fn names_that_nothing_has_are_not_sent_back_whole() {
-        let name = "x".repeat(4 << 20);
-        for error in [unknown_topic(&name), unknown_deployment(&name), unknown_group(&name)] {
-            assert!(error.message.len() < 2 * ECHOED_CHARACTERS_MAX, "{} bytes", error.message.len());
-        }
-    }
-
-    #[test]
-    fn only_the_plugin_says_whether_its_failure_may_pass() {
-        for (kind, code, retriable) in [
-            (CallFailureKind::Trapped, ErrorCode::PluginTrapped, false),
-            (CallFailureKind::Failed { retry: true }, ErrorCode::PluginFailed, true),
-            (CallFailureKind::Failed { retry: false }, ErrorCode::PluginFailed, false),
-            (CallFailureKind::Broker, ErrorCode::Overloaded, true),
-        ] {
-            let error = call(&CallFailure { kind, message: "it failed".to_owned() });
-            assert_eq!((error.error_code(), error.retriable), (Some(code), retriable));
-        }
-    }
+/// A registered component came from another broker, and can't be used or kept here.
+pub(crate) fn brought(error: &UploadError) -> Error {
+    Error::new(plugin_code(error.problem_of_known()), error.to_string())
 }
+
+/// A registered component is larger than this broker takes.
+pub(crate) fn too_large_here(size: u64, limit: u64) -> Error {
+    Error::new(
+        ErrorCode::PluginTooLarge,
+        format!(
+            "the plugin's component has {size} bytes, this broker takes up to {limit} (limits.plugin_bytes_max)"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -186,6 +186,8 @@ pub(crate) fn replica_starter(
         pending_bytes_max: config.limits.proposal_bytes_max,
         write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, &meta),
         checkpoint_bytes: config.storage.checkpoint_bytes,
+        state_hash_bytes: config.storage.state_hash_bytes,
+        state_hash_interval: Duration::from_millis(config.storage.state_hash_interval_ms),
         unit_bytes_max,
         entry_bytes_max: defaults.entry_bytes_max.min(unit_bytes_max),
         ..defaults

@@ -17,6 +17,15 @@ async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
 }
 
+async fn until(is_so: impl Fn() -> bool) {
+    let looking = async {
+        while !is_so() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(looking).await;
+}
+
 fn value(number: usize) -> String {
     format!("value {number}")
 }
@@ -354,12 +363,7 @@ async fn without_acknowledgements_handed_over_is_delivered() {
         let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
         assert_eq!(within(delivery).await, Ok(Receipt::Sent));
     }
-    let arrived = async {
-        while broker.model.values(0).len() < 20 {
-            tokio::task::yield_now().await;
-        }
-    };
-    within(arrived).await;
+    until(|| broker.model.values(0).len() == 20).await;
 }
 
 /// `flush` without acknowledgements ends the streams: what the broker made of them is known then.
@@ -396,6 +400,35 @@ async fn without_acknowledgements_a_flush_tells_what_the_broker_refused() {
     broker.model.script([Fault::CloseAfter]);
     drop(producer.send(Record::new("last")).await.expect("taken"));
     assert_eq!(within(producer.close()).await, Err(DeliveryError::Lost));
+}
+
+#[tokio::test]
+async fn without_acknowledgements_a_stream_that_is_given_up_is_told() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer =
+        client.producer(TOPIC).acks(Acks::None).linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Nonsense]);
+    let delivery = producer.send(Record::new("on its way")).await.expect("taken");
+    assert_eq!(within(delivery).await, Ok(Receipt::Sent));
+    until(|| producer.stats().broken_streams == 1).await;
+    assert_eq!(within(producer.flush()).await, Err(DeliveryError::Lost));
+    within(producer.flush()).await.expect("it is told once");
+}
+
+#[tokio::test]
+async fn what_has_no_answer_when_the_client_is_closed_fails_at_once_and_is_told() {
+    let broker = FakeBroker::start(1);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Silence]);
+    let delivery = producer.send(Record::new("unanswered")).await.expect("taken");
+    until(|| !broker.model.values(0).is_empty()).await;
+    client.close().await;
+    assert_eq!(within(delivery).await, Err(DeliveryError::Closed));
+    let refused = producer.send(Record::new("too late")).await.map(drop);
+    assert!(matches!(refused, Err(SendError::Stopped(DeliveryError::Closed))), "{refused:?}");
+    assert_eq!(within(producer.flush()).await, Err(DeliveryError::Closed));
 }
 
 /// A flush waits for what was sent before it, and for nothing that others send over the same lane meanwhile.

@@ -96,6 +96,8 @@ fn settings_that_contradict_are_refused() {
         ("peers.seeds", "127.0.0.1"),
         ("wal.bytes_max", "1"),
         ("storage.write_behind_bytes_max", "1"),
+        ("storage.state_hash_bytes", "65535"),
+        ("storage.state_hash_interval_ms", "999"),
         ("limits.decompressed_bytes_max", "268435457"),
         ("limits.produce_in_flight_max", "0"),
         ("tls_key", "k.pem"),

@@ -41,7 +41,8 @@ pub(crate) async fn create(asking: &Asking, request: CreateDeploymentRequest) ->
     let spec = spec(asking, &view, request).await?;
     // The plugin sees its configuration before anything is bound: a bad one is refused in its own words.
     let plan = dry_run(&view, &spec)?;
-    components::validate(context, &plan).await?;
+    let valid = components::validate(context, &plan).await;
+    valid.map_err(|error| components::elsewhere(context, error))?;
     let record = deployment_reply(control(context, ControllerCommand::CreateDeployment(spec)).await?)?;
     settled(context, &record).await;
     let since = Instant::now();

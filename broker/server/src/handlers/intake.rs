@@ -11,8 +11,9 @@ use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
 use tidemill_protocol::messages::{Acks, Error};
 use tidemill_protocol::record_batch::{BatchLimits, RecordBatch};
-use tidemill_protocol::{ErrorCode, ProducerEpoch, ProducerId};
+use tidemill_protocol::{DeploymentId, ErrorCode, ProducerEpoch, ProducerId};
 
+use crate::components;
 use crate::connection::{ClientName, Opened};
 use crate::context::Context;
 use crate::errors;
@@ -142,6 +143,7 @@ pub(crate) struct Intake {
     pub(crate) filter: ProduceFilter,
     pub(crate) unpacker: Unpacker,
     pub(crate) turn: Turn,
+    target: Target,
     limits: BatchLimits,
     acknowledged: bool,
 }
@@ -170,7 +172,7 @@ impl Intake {
                 "a producer has an id and an epoch, each 0 or more; without one the id is -1",
             ));
         }
-        let filter = ProduceFilter::open(context, &topic, topic.produce_filter).await?;
+        let filter = open_filter(context, target, &topic, topic.produce_filter).await?;
         let (id, epoch) = (ProducerId::new(producer.id), ProducerEpoch::new(epoch));
         context.producer_ids.check(id).await?;
         // The last thing that can fail: an older stream of this producer is over with it.
@@ -185,6 +187,7 @@ impl Intake {
             filter,
             unpacker,
             turn,
+            target,
             acknowledged: Acks::try_from(producer.acks).unwrap_or(Acks::Quorum) == Acks::Quorum,
         })
     }
@@ -230,9 +233,32 @@ impl Intake {
             return Ok(false);
         }
         // Opened before anything is taken over: no batch gets past a filter that can't be opened.
-        self.filter = ProduceFilter::open(&self.context, topic, topic.produce_filter).await?;
+        self.filter = self.open_filter(topic, topic.produce_filter).await?;
         self.topic = Arc::clone(topic);
         self.limits = self.context.batch_limits(self.topic.config.batch_bytes_max);
         Ok(true)
+    }
+
+    /// Opens a deployment as the topic's produce filter.
+    pub(crate) async fn open_filter(
+        &self,
+        topic: &Arc<TopicRecord>,
+        deployment: Option<DeploymentId>,
+    ) -> Result<ProduceFilter, Error> {
+        open_filter(&self.context, self.target, topic, deployment).await
+    }
+}
+
+/// A partition's batches are its leader's alone to take, while any broker may place those of a routed stream.
+async fn open_filter(
+    context: &Context,
+    target: Target,
+    topic: &Arc<TopicRecord>,
+    deployment: Option<DeploymentId>,
+) -> Result<ProduceFilter, Error> {
+    let opened = ProduceFilter::open(context, topic, deployment).await;
+    match target {
+        Target::Partition(_) => opened,
+        Target::Routed(_) => opened.map_err(|error| components::elsewhere(context, error)),
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn upload(
             Error::new(ErrorCode::Deadline, reason)
         })??
     };
-    let _place = context.compiles.acquire().await.map_err(|_| too_many_uploads())?;
+    let place = context.compiles.acquire().await.map_err(|_| too_many_uploads())?;
     let digest = *blake3::hash(&bytes).as_bytes();
     if digest.as_slice() != request.blake3.as_ref() {
         return Err(Error::new(
@@ -67,6 +67,8 @@ pub(crate) async fn upload(
     let mut hold = context.hosting.hold(digest).await.map_err(|_| errors::stopping())?;
     let checked = context.hosting.check_upload(bytes).await;
     let checked = checked.map_err(|error| components::elsewhere(context, errors::upload(&error)))?;
+    // Others compile it, too: two brokers whose uploads held all places would wait for each other.
+    drop(place);
     let upload = PluginUpload {
         name: plugin,
         version,

@@ -187,7 +187,7 @@ impl Routing {
         let intake = &self.intake;
         let earlier_filter = match attempt.filtered {
             Some(FilterPass { filter, .. }) if intake.filter.deployment() != Some(filter) => {
-                Some(ProduceFilter::open(&intake.context, &intake.topic, Some(filter)).await)
+                Some(intake.open_filter(&intake.topic, Some(filter)).await)
             }
             _ => None,
         };
@@ -352,7 +352,9 @@ impl Routing {
             Some(id) => {
                 let record = view.deployment(id).ok_or_else(|| partitioner_changed(&self.intake.topic))?;
                 let plan = plans::plugin(&view, record);
-                components::partitioner(&self.intake.context, &plan).await?
+                let context = &self.intake.context;
+                let opened = components::partitioner(context, &plan).await;
+                opened.map_err(|error| components::elsewhere(context, error))?
             }
         };
         self.partitioners.insert(epoch, partitioner.clone());

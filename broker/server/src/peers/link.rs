@@ -223,6 +223,7 @@ pub(super) async fn greet(
     };
     if let Some(error) = welcome.error {
         connection.close(0, "as you say");
+        metrics::counter!("tidemill_peer_failed_dials_total", "reason" => "hello").increment(1);
         if welcome.is_over && identity.cluster == peers.0.myself.cluster {
             peers.0.over.send_if_modified(|over| {
                 let is_news = over.is_none();

@@ -107,7 +107,7 @@ pub enum DeliveryError {
     /// The batch could not be compressed.
     #[error("the batch could not be built: {0}")]
     Build(String),
-    /// The producer was closed or dropped before.
+    /// The producer was closed or dropped before, or its client closed.
     #[error("the producer was closed")]
     Closed,
 }

@@ -7,7 +7,7 @@ use tidemill_protocol::{PartitionId, Timestamp};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::completion::{Completion, Delivery};
+use super::completion::{Completion, Delivery, Placed};
 use super::follow::Stay;
 use super::shared::Shared;
 use super::{DeliveryError, Record, SendError};
@@ -45,7 +45,8 @@ struct LaneState {
     ready: VecDeque<ReadyBatch>,
     /// Batches that have left `ready`.
     taken: u64,
-    /// Of every batch that has no outcome yet, in order.
+    /// Of every batch that has no outcome yet, in order. One leaves when its failure is told to the producer: a flush that does not find
+    /// it here finds that.
     outstanding: VecDeque<Arc<Completion>>,
     /// Of flushes that wait until the stream has come to a good end, in order.
     ends: VecDeque<End>,
@@ -257,7 +258,20 @@ impl Lane {
     }
 
     /// A batch has its outcome. Called in order, but for batches that a refusal overtook.
-    pub(super) fn forget(&self, completion: &Arc<Completion>) {
+    pub(super) fn settle(
+        &self,
+        producer: &Shared,
+        completion: &Arc<Completion>,
+        buffered_bytes: usize,
+        outcome: Result<Placed, DeliveryError>,
+    ) {
+        producer.settled(buffered_bytes, outcome.as_ref().err());
+        completion.complete(outcome);
+        // Last: a flush in between waits for what is complete already, and then looks for failures.
+        self.forget(completion);
+    }
+
+    fn forget(&self, completion: &Arc<Completion>) {
         let mut state = self.state.lock();
         if let Some(place) = state.outstanding.iter().position(|other| Arc::ptr_eq(other, completion)) {
             state.outstanding.remove(place);
@@ -344,6 +358,8 @@ impl LaneState {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Wake, Waker};
     use std::time::Duration;
 
     use tidemill_protocol::messages::TopicConfig;
@@ -407,6 +423,40 @@ mod tests {
         lane.flush(true);
         assert_eq!(lane.stop(DeliveryError::Closed).len(), 1);
         assert_eq!(lane.take_ends().len(), 2, "nothing stands before any end");
+    }
+
+    /// Looks what a flush would find, at the moment that an outcome is there.
+    struct Flushing {
+        producer: Arc<Shared>,
+        lane: Arc<Lane>,
+        /// Whether it would wait for the batch, and whether it would hear of its failure.
+        found: Mutex<Option<(bool, bool)>>,
+    }
+
+    impl Wake for Flushing {
+        fn wake(self: Arc<Self>) {
+            let waits = !self.lane.flush(false).is_empty();
+            *self.found.lock() = Some((waits, self.producer.take_failure().is_some()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_outstanding_until_its_failure_is_told() {
+        let producer = Arc::clone(&producer().shared);
+        let lane = Arc::new(Lane::new(Target::Partition(PartitionId::new(0)), &producer));
+        let sent = lane.append(&Record::new(b"lost"), Timestamp::new(1), 0).expect("there is room");
+        let mut delivery = pin!(sent.delivery);
+        let batch = lane.take(Some(Instant::now())).expect("the batch");
+        let flushing = Arc::new(Flushing {
+            producer: Arc::clone(&producer),
+            lane: Arc::clone(&lane),
+            found: Mutex::new(None),
+        });
+        let waker = Waker::from(Arc::clone(&flushing));
+        assert!(delivery.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        lane.settle(&producer, &batch.completion, batch.buffered_bytes, Err(DeliveryError::Lost));
+        assert_eq!(*flushing.found.lock(), Some((true, true)), "it waits, and what it waited for is told");
+        assert!(lane.flush(false).is_empty());
     }
 
     #[tokio::test]

@@ -218,9 +218,7 @@ impl LaneTask {
         buffered_bytes: usize,
         outcome: Result<Placed, DeliveryError>,
     ) {
-        self.lane.forget(completion);
-        self.shared.settled(buffered_bytes, outcome.as_ref().err());
-        completion.complete(outcome);
+        self.lane.settle(&self.shared, completion, buffered_bytes, outcome);
     }
 
     /// Without acknowledgements nothing is sent twice.
@@ -284,7 +282,9 @@ impl LaneTask {
             self.draining = true;
             return None;
         }
-        if error.retriable {
+        // A batch that is missing before this one comes again with it, unless it was given up: then what is stored stays alone.
+        let stays_alone = code == Some(ErrorCode::PartlyStored) && self.has_gap;
+        if error.retriable && !stays_alone {
             if is_of_this_broker(&error) {
                 self.cluster.wants_news();
             }
@@ -405,9 +405,8 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
                 Target::Partition(partition) => partition,
                 Target::Routed => Default::default(),
             };
-            lane.forget(&batch.completion);
-            shared.settled(batch.buffered_bytes, None);
-            batch.completion.complete(Ok(Placed::At { partition, base_offset, log_append_time: None }));
+            let placed = Placed::At { partition, base_offset, log_append_time: None };
+            lane.settle(&shared, &batch.completion, batch.buffered_bytes, Ok(placed));
             continue;
         }
         if finish_ends(&lane) {
@@ -422,9 +421,7 @@ pub(super) async fn run_sink(shared: Arc<Shared>, lane: Arc<Lane>) {
         }
     }
     for waiting in lane.stop(DeliveryError::Closed) {
-        lane.forget(&waiting.completion);
-        shared.settled(waiting.buffered_bytes, Some(&DeliveryError::Closed));
-        waiting.completion.complete(Err(DeliveryError::Closed));
+        lane.settle(&shared, &waiting.completion, waiting.buffered_bytes, Err(DeliveryError::Closed));
     }
     finish_ends(&lane);
 }

@@ -16,6 +16,7 @@ impl LaneTask {
     /// Ends the stream as is best for what is under way on it.
     pub(super) async fn leave(&mut self, open: Open) -> StreamEnd {
         if self.shared.stopped.is_cancelled() {
+            self.note_loss(&open, None);
             return StreamEnd::Stopped;
         }
         tracing::debug!(topic = %self.shared.topic.name, target = ?self.lane.target, broker = %open.connection.broker, "a produce stream moves");

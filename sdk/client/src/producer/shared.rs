@@ -29,8 +29,9 @@ pub(super) struct Shared {
     buffered_bytes: AtomicUsize,
     /// Memory became free.
     freed: Notify,
+    /// The producer was closed or dropped, or its client closed.
     pub(super) stopped: CancellationToken,
-    /// As `stopped`, for a look at each record.
+    /// The producer was closed, for a look at each record.
     closed: AtomicBool,
     /// The first failure since the last flush.
     failed: Mutex<Option<DeliveryError>>,
@@ -99,7 +100,7 @@ impl Shared {
             identity,
             buffered_bytes: AtomicUsize::new(0),
             freed: Notify::new(),
-            stopped: CancellationToken::new(),
+            stopped: cluster.as_ref().map(|cluster| cluster.closed.child_token()).unwrap_or_default(),
             closed: AtomicBool::new(false),
             failed: Mutex::new(None),
             stats: Counters::default(),

@@ -98,6 +98,7 @@ impl LaneTask {
                         Ok(acks) => {
                             if let Some(end) = self.take_acks(&open, acks) {
                                 open.wire.writer.reset();
+                                self.note_loss(&open, None);
                                 return end;
                             }
                             open.answers += 1;
@@ -106,6 +107,7 @@ impl LaneTask {
                         }
                         Err(error) => {
                             open.wire.writer.reset();
+                            self.note_loss(&open, None);
                             return StreamEnd::Retry(error.to_string());
                         }
                     }

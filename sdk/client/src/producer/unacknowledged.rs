@@ -26,13 +26,18 @@ impl LaneTask {
 
     /// The stream broke, by the broker's code or without one.
     pub(super) fn broke(&self, open: &Open, code: Option<u64>, reason: String) -> StreamEnd {
+        self.note_loss(open, code);
+        if open.connection.is_over() { StreamEnd::Lost(reason) } else { StreamEnd::Retry(reason) }
+    }
+
+    /// The stream did not come to a good end: without acknowledgements nobody hears what of it arrived.
+    pub(super) fn note_loss(&self, open: &Open, code: Option<u64>) {
         if self.shared.options.acks == Acks::None && open.next_request_id > 0 {
             let code = code.and_then(|code| u32::try_from(code).ok()).and_then(ErrorCode::from_code);
             self.shared.broken(
                 code.map_or(DeliveryError::Lost, |code| DeliveryError::Unacknowledged(ServerError::of(code))),
             );
         }
-        if open.connection.is_over() { StreamEnd::Lost(reason) } else { StreamEnd::Retry(reason) }
     }
 
     /// Ends the stream and waits for the broker's end of it, which it sends when it has dealt with every batch.

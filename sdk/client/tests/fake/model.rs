@@ -33,6 +33,8 @@ pub enum Fault {
     WrongId,
     /// Bytes that are no frame.
     Garbage,
+    /// A frame, and what is in it no acknowledgement.
+    Nonsense,
     /// A damaged batch.
     Corrupt,
 }

@@ -45,6 +45,11 @@ pub async fn produce(mut pipe: Pipe, node: &Node, open: ProduceOpen) -> Option<(
                 pipe.send.write_all(&[0xff; 32]).await.ok()?;
                 continue;
             }
+            Fault::Nonsense => {
+                // A number where a list of acknowledgements belongs.
+                pipe.say(&ProduceBatch { request_id: 1 }, &[]).await?;
+                continue;
+            }
             Fault::WrongId => ack.request_id += 7,
             Fault::Refuse(code) => {
                 if code == ErrorCode::RecordsRejected {

@@ -18,7 +18,7 @@ pub(crate) struct WhichBroker {
 #[derive(Debug, Clone, Copy, Args)]
 #[group(required = false, multiple = false)]
 pub(crate) struct MaybeBroker {
-    /// The number of the broker that may join; where none is named, any that is new or not alive.
+    /// The number of the broker that may join; where none is named, any number that no member has.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     broker: Option<u32>,
     /// The same, without --broker.

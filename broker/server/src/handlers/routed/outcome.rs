@@ -1,5 +1,6 @@
 //! What becomes of a routed batch: the shards' answers as one acknowledgement.
 
+use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{Error, RoutedAck, RoutedPlacement};
 use tidemill_raft::ProposeError;
 use tidemill_shard::UnitResult;
@@ -49,8 +50,9 @@ pub(super) fn acknowledgement(
     }
     placements.sort_by_key(|placement| placement.partition);
     match failure {
-        // A retry may still store the rest. Else what is stored stays alone, and the batch must not come again as another.
-        Some(error) if !error.retriable && !placements.is_empty() => {
+        // A retry may still store the rest. Else what is stored stays alone, and the batch must not come again as another. Only the
+        // client knows which of these it is where a batch before it is missing: that one may be on its way by another path.
+        Some(error) if !placements.is_empty() && (!error.retriable || is_early(&error)) => {
             let error = Some(errors::partly_stored(&error));
             RoutedAck { request_id, placements, duplicate: false, error }
         }
@@ -74,13 +76,18 @@ pub(super) fn acknowledgement(
     }
 }
 
+/// Whether a shard has not had what comes before a batch.
+fn is_early(error: &Error) -> bool {
+    error.error_code() == Some(ErrorCode::OutOfOrderSequence)
+}
+
 pub(super) fn refused(request_id: u64, error: Error) -> RoutedAck {
     RoutedAck { request_id, error: Some(error), ..RoutedAck::default() }
 }
 
 #[cfg(test)]
 mod tests {
-    use tidemill_protocol::{ErrorCode, Offset, PartitionId, ProducerId};
+    use tidemill_protocol::{Offset, PartitionId, ProducerId};
     use tidemill_shard::UnitError;
 
     use super::*;
@@ -107,8 +114,25 @@ mod tests {
         Ok(UnitResult::Refused(UnitError::UnknownProducer(ProducerId::new(7))))
     }
 
+    fn out_of_order(expected: u64, got: u64) -> Result<UnitResult, ProposeError> {
+        Ok(UnitResult::Refused(UnitError::OutOfOrderTopicSequence { expected, got }))
+    }
+
     fn code(ack: &RoutedAck) -> Option<ErrorCode> {
         ack.error.as_ref().and_then(Error::error_code)
+    }
+
+    /// Units that go to a shard by two paths may overtake each other: the batch is whole once the client has sent it again.
+    #[test]
+    fn a_batch_that_came_too_early_to_a_shard_may_come_again() {
+        let retriable = |ack: &RoutedAck| ack.error.as_ref().is_some_and(|error| error.retriable);
+        let early = acknowledgement(5, vec![stored(0, 3), out_of_order(7, 9)], Said::Placed);
+        assert_eq!((code(&early), early.placements.len()), (Some(ErrorCode::PartlyStored), 1));
+        assert!(retriable(&early));
+        let early = acknowledgement(5, vec![stored(0, 0), out_of_order(7, 9)], Said::Placed);
+        assert_eq!((code(&early), retriable(&early)), (Some(ErrorCode::OutOfOrderSequence), true));
+        let late = acknowledgement(5, vec![stored(0, 3), out_of_order(7, 2)], Said::Placed);
+        assert_eq!((code(&late), retriable(&late)), (Some(ErrorCode::PartlyStored), false));
     }
 
     #[test]

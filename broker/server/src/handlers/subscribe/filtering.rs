@@ -13,6 +13,7 @@ use crate::components;
 use crate::context::Context;
 use crate::naming::unknown_filter;
 use crate::unpacking::Unpacker;
+use crate::view::ClusterView;
 use crate::{errors, plans};
 
 /// What stands between the log and a subscription.
@@ -49,8 +50,9 @@ impl Filtering {
         spec: Option<&FilterSpec>,
     ) -> Result<Self, Error> {
         let Some(spec) = spec else { return Ok(Self::None) };
-        let plan = plan(context, spec)?;
-        let filter = components::filter(context, &plan).await?;
+        let plan = plan_fresh(context, spec).await?;
+        let opened = components::filter(context, &plan).await;
+        let filter = opened.map_err(|error| components::elsewhere(context, error))?;
         let decompressed_bytes_max = context.config.limits.decompressed_bytes_max;
         Ok(Self::By(BatchFilter { filter, unpacker, decompressed_bytes_max }))
     }
@@ -81,9 +83,18 @@ impl BatchFilter {
     }
 }
 
+/// As [`plan`]: the filter may be newer than what this broker has heard.
+async fn plan_fresh(context: &Context, spec: &FilterSpec) -> Result<PluginPlan, Error> {
+    let unknown = match plan(context, &context.view.now(), spec) {
+        Err(error) if error.error_code() == Some(ErrorCode::UnknownPlugin) => error,
+        planned => return planned,
+    };
+    let view = context.asked_view().await.ok_or_else(|| errors::not_heard_of(&unknown))?;
+    plan(context, &view, spec)
+}
+
 /// A named deployment first, then a plugin with a configuration of its own.
-fn plan(context: &Context, spec: &FilterSpec) -> Result<PluginPlan, Error> {
-    let view = context.view.now();
+fn plan(context: &Context, view: &ClusterView, spec: &FilterSpec) -> Result<PluginPlan, Error> {
     let plain = spec.version.is_empty() && spec.config.is_empty();
     if plain && let Some(record) = view.deployment_by_name(&spec.name) {
         if record.spec.kind != DeploymentKind::SubscriptionFilter {
@@ -92,11 +103,10 @@ fn plan(context: &Context, spec: &FilterSpec) -> Result<PluginPlan, Error> {
                 format!("deployment '{}' is not a filter for subscriptions", spec.name),
             ));
         }
-        return Ok(plans::plugin(&view, record));
+        return Ok(plans::plugin(view, record));
     }
     let version = Some(spec.version.as_str()).filter(|version| !version.is_empty());
-    let plugin =
-        view.plugin(&spec.name, version).ok_or_else(|| unknown_filter(&view, &spec.name, version))?;
+    let plugin = view.plugin(&spec.name, version).ok_or_else(|| unknown_filter(view, &spec.name, version))?;
     if plugin.kind != tidemill_controller::PluginKind::Filter {
         return Err(Error::new(ErrorCode::WrongWorld, format!("plugin '{}' is not a filter", spec.name)));
     }

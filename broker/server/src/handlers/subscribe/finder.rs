@@ -42,7 +42,7 @@ impl Finder {
     /// It is not here, the replica can't show what is needed, or the position is none of the partition's.
     pub(super) async fn open(&self, partition: TopicPartition, needed: &Needed) -> Result<Found, Error> {
         let (_, replica) = self.context.find_fresh(partition).await?;
-        catch_up(&self.context, &self.barriers, partition, needed).await?;
+        catch_up(&self.context, &self.barriers, &replica, partition, needed).await?;
         let shard = replica.handle();
         let high_watermark = shard
             .watch(partition)
@@ -55,7 +55,7 @@ impl Finder {
     /// The offset from which a partition that is read in this shard of this replica goes on.
     ///
     /// # Errors
-    /// As for [`Self::open`]; and the replica is this broker's no more, so that nothing would come behind what it has.
+    /// As for [`Self::open`]; and the topic was deleted, or the replica is this broker's no more, so that nothing would come behind what it has.
     pub(super) async fn seek(
         &self,
         partition: TopicPartition,
@@ -63,11 +63,13 @@ impl Finder {
         needed: &Needed,
     ) -> Result<Found, Error> {
         let view = self.context.view.now();
-        let here = view.shard_of(partition).and_then(|shard| self.context.shards.replica(shard));
-        if here.is_none_or(|here| here.node() != node) {
+        let Some(here) = view.shard_of(partition) else {
+            return Err(errors::deleted(&view.partition_name(partition)));
+        };
+        let Some(here) = self.context.shards.replica(here).filter(|here| here.node() == node) else {
             return Err(errors::left_behind(&view.partition_name(partition)));
-        }
-        catch_up(&self.context, &self.barriers, partition, needed).await?;
+        };
+        catch_up(&self.context, &self.barriers, &here, partition, needed).await?;
         self.resolve(partition, shard, needed).await.map(Found::Offset)
     }
 

@@ -122,8 +122,9 @@ impl ReplicaEnd {
 
     /// Returns once it has stopped while others go on: nothing comes there any more.
     pub(super) async fn left_behind(mut self) {
-        let stopped = self.role.wait_for(|role| role.stopped().is_some()).await.map(drop);
-        if stopped.is_err() || !self.members.borrow().has_voters_beside(self.node) {
+        // The announcer gone means the same.
+        drop(self.role.wait_for(|role| role.stopped().is_some()).await);
+        if !self.members.borrow().has_voters_beside(self.node) {
             std::future::pending::<()>().await;
         }
     }
@@ -155,24 +156,20 @@ impl Needed {
 pub(super) async fn catch_up(
     context: &Context,
     barriers: &Barriers,
+    replica: &Replica,
     partition: TopicPartition,
     needed: &Needed,
 ) -> Result<(), Error> {
-    let Some(replica) =
-        context.view.now().shard_of(partition).and_then(|shard| context.shards.replica(shard))
-    else {
-        return Ok(());
-    };
     let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
-    let may_lack = !shows_all(&replica);
-    let may_be_deposed = may_be_deposed(&replica);
+    let may_lack = !shows_all(replica);
+    let may_be_deposed = may_be_deposed(replica);
     let (asks_for_end, is_behind) = match needed.position.as_ref().and_then(|position| position.at.as_ref()) {
         Some(At::Earliest(_)) => (needed.exact_end, end < needed.floor.max(0)),
         Some(At::Offset(offset)) => (needed.exact_end, end < needed.floor.max(*offset)),
         None | Some(At::Latest(_) | At::Timestamp(_)) => (true, end < needed.floor),
     };
     if is_behind || (asks_for_end && (may_lack || may_be_deposed)) {
-        return match barriers.confirm(&replica, needed.asked).await {
+        return match barriers.confirm(replica, needed.asked).await {
             Ok(()) => Ok(()),
             Err(ReadError::Stopped { .. }) if needed.exact_end && may_be_deposed => {
                 Err(errors::led_elsewhere(replica.shard_id()))
@@ -188,7 +185,7 @@ pub(super) async fn catch_up(
     }
     if may_lack {
         // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
-        let _ = tokio::time::timeout(NEWS_PATIENCE, barriers.confirm(&replica, needed.asked)).await;
+        let _ = tokio::time::timeout(NEWS_PATIENCE, barriers.confirm(replica, needed.asked)).await;
     }
     Ok(())
 }
@@ -241,4 +238,31 @@ pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_w
             "offset {offset} is outside {name}, which holds {log_start} to {high_watermark}; read from one of these"
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use futures::FutureExt;
+    use tidemill_protocol::{BrokerId, Term};
+    use tidemill_raft::ReplicaState;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_replica_of_which_nothing_is_announced_any_more_has_left_its_readers_behind() {
+        let node = |broker| NodeId::new(BrokerId::new(broker), 1);
+        let role = ReplicaRole { state: ReplicaState::Follower, term: Term::new(1), leader: None };
+        let (announcer, role) = watch::channel(role);
+        let voters = |voters: BTreeSet<NodeId>| GroupMembers { voters, ..GroupMembers::default() };
+        let (regroup, members) = watch::channel(voters([node(1), node(2)].into()));
+        let end = ReplicaEnd { node: node(1), role, members };
+        let left_behind = || end.clone().left_behind().now_or_never().is_some();
+        assert!(!left_behind(), "it follows");
+        drop(announcer);
+        assert!(left_behind());
+        regroup.send_replace(voters([node(1)].into()));
+        assert!(!left_behind(), "there is nobody to go to");
+    }
 }
