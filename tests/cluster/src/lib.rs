@@ -1,7 +1,7 @@
 //! Tests of whole brokers: real processes, real clients, kill -9.
 //!
 //! - [`TestBroker`]: a broker process in a directory of its own, which can be killed and started again; [`TestCluster`]: several;
-//! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`]: what tests do again and again;
+//! - [`plugins`]: the shipped plugins' components; [`reading`], [`waiting`], [`metrics`]: what tests do again and again;
 //! - [`fixtures`], [`plays`]: records to send; [`skips`], [`machine`]: tests that can't run here; [`loop_disk`]: disks that break;
 //! - [`chaos`]: brokers struck by faults at random under load, and the checks of what is left.
 //!
@@ -12,6 +12,7 @@ pub mod chaos;
 pub mod fixtures;
 pub mod loop_disk;
 pub mod machine;
+pub mod metrics;
 pub mod plays;
 pub mod plugins;
 pub mod reading;

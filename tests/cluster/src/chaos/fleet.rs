@@ -41,8 +41,8 @@ pub(super) struct Several {
     pub(super) skipped: BTreeMap<FaultKind, String>,
 }
 
-/// A broker can be drained only where there are others for each of its replicas.
-const REPLICAS: u32 = 3;
+/// Of each shard, where there are as many brokers. One can be drained only where there are others for each of its replicas.
+pub(super) const REPLICAS: u32 = 3;
 
 /// Small files and frequent checkpoints: a kill should find every kind of work under way.
 fn options() -> BrokerOptions {

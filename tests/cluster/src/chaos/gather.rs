@@ -56,22 +56,33 @@ impl Ends {
     }
 }
 
-/// Reads a topic from its beginning to these ends, and hands out each record; in `rack`, if that is said.
+/// Where a topic is read, if not at the leaders.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) rack: Option<&'a str>,
+    /// These partitions alone, at least one.
+    pub(super) partitions: &'a BTreeSet<u32>,
+}
+
+/// Reads a topic from its beginning to these ends, and hands out each record. Answers how many bytes of record batches came for it.
 pub(super) async fn read_to(
     client: &Client,
     topic: &str,
     ends: &[i64],
-    rack: Option<&str>,
+    place: Option<Place<'_>>,
     mut each: impl FnMut(&ConsumerRecord),
-) -> Outcome<()> {
-    let builder = client.consumer().topic(topic).from(Start::Earliest);
-    let builder = match rack {
-        Some(rack) => builder.rack(rack),
-        None => builder,
-    };
-    let mut consumer = builder.build().await?;
+) -> Outcome<u64> {
+    let mut builder = client.consumer().topic(topic).from(Start::Earliest);
     let mut behind: BTreeSet<u32> =
         (0u32..).zip(ends).filter(|(_, end)| **end > 0).map(|(partition, _)| partition).collect();
+    if let Some(Place { rack, partitions }) = place {
+        builder = builder.partitions(partitions.iter().copied().map(PartitionId::new));
+        if let Some(rack) = rack {
+            builder = builder.rack(rack);
+        }
+        behind.retain(|partition| partitions.contains(partition));
+    }
+    let mut consumer = builder.build().await?;
     let reading = async {
         while !behind.is_empty() {
             let record = consumer.next().await.ok_or("a consumer came to an end")??;
@@ -87,7 +98,8 @@ pub(super) async fn read_to(
     let read = timeout(READ_DEADLINE, reading).await;
     read.map_err(|_| {
         format!("{topic} was not read to its ends {ends:?} in time; partitions {behind:?} are behind")
-    })?
+    })??;
+    Ok(consumer.stats().received_bytes)
 }
 
 /// A topic's records, by partition. What has other bytes than it must is a violation, and left out.
@@ -182,27 +194,33 @@ pub(super) async fn counts(
     Ok(partitions.into_values().collect())
 }
 
+/// How many records, and a digest of all that can be told of them, in their order.
+pub(super) type Digest = (u64, blake3::Hash);
+
 /// What one broker has of a topic.
 #[derive(Debug)]
 pub(super) struct Held {
-    /// By partition: how many records, and a digest of all that can be told of them, in their order.
-    pub(super) digests: BTreeMap<u32, (u64, blake3::Hash)>,
+    /// By partition; none of those without records.
+    pub(super) digests: BTreeMap<u32, Digest>,
     /// The records by partition, where these are a producer's.
     pub(super) log: Vec<Vec<Logged>>,
+    /// Bytes of record batches that came for it.
+    pub(super) received_bytes: u64,
 }
 
-/// What a broker has of a topic: `client` knows only that one, and reads in the rack in which it stands alone.
+/// What a broker has of a topic: `client` knew only that one at first, and reads in the rack in which it stands alone. Where that broker does
+/// not give something out, the client turns to another.
 pub(super) async fn held(
     client: &Client,
     seed: u64,
     (name, topic): (&'static str, Option<Topic>),
     ends: &Ends,
-    rack: Option<&str>,
+    place: Place<'_>,
     findings: &mut Findings,
 ) -> Outcome<Held> {
     let mut hashers: BTreeMap<u32, (u64, blake3::Hasher)> = BTreeMap::new();
     let mut log = vec![Vec::new(); topic.map_or(0, |topic| topic.partitions() as usize)];
-    read_to(client, name, ends.of(name), rack, |record| {
+    let received_bytes = read_to(client, name, ends.of(name), Some(place), |record| {
         let partition = record.partition.get();
         let (count, hasher) = hashers.entry(partition).or_default();
         *count += 1;
@@ -214,7 +232,7 @@ pub(super) async fn held(
     .await?;
     let digests =
         hashers.into_iter().map(|(partition, (count, hasher))| (partition, (count, hasher.finalize())));
-    Ok(Held { digests: digests.collect(), log })
+    Ok(Held { digests: digests.collect(), log, received_bytes })
 }
 
 /// The totals of one task of `count-by-field`.

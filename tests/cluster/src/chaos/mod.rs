@@ -14,10 +14,11 @@
 //! - `check_log`: every acknowledged record is there once, where it was acknowledged, and in order; offsets have no gap;
 //! - [`check_counts`], [`check_routes`]: a task's state and outputs equal a model's replay of the log;
 //! - [`check_reader`]: a reader saw what it should, once, across all its reconnects;
-//! - all replicas of all topics hold the same records.
+//! - all replicas of all topics hold the same records, each as its own broker sends them (`check_replicas`).
 
 mod check_log;
 mod check_readers;
+mod check_replicas;
 mod check_segments;
 mod check_tasks;
 mod config;

@@ -1,5 +1,6 @@
 //! The history of a run, as clients see it, for the checker of histories.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -125,9 +126,17 @@ impl Recording {
         });
     }
 
-    /// What a broker's replicas of a topic hold, by partition, and where they end.
-    pub(super) fn replicas(&self, broker: u32, topic: Topic, log: &[Vec<Logged>], ends: &[i64]) {
-        for ((number, records), end) in (0u32..).zip(log).zip(ends) {
+    /// What a broker's replicas of these partitions of a topic hold, and where they end; `log` and `ends` are of all partitions.
+    pub(super) fn replicas(
+        &self,
+        broker: u32,
+        topic: Topic,
+        log: &[Vec<Logged>],
+        ends: &[i64],
+        partitions: &BTreeSet<u32>,
+    ) {
+        let all = (0u32..).zip(log).zip(ends);
+        for ((number, records), end) in all.filter(|((number, _), _)| partitions.contains(number)) {
             let partition = TopicPartition::new(topic.name(), number);
             let end = records.last().map_or(0, |record| record.offset + 1).max(*end).unsigned_abs();
             self.recorder.record(&Event::Replica {

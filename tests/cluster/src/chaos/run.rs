@@ -13,14 +13,15 @@ use tokio::time::{Instant, timeout};
 
 use super::check_log::check_log;
 use super::check_readers::{check_positions, check_reader};
+use super::check_replicas::check_replicas;
 use super::check_segments::check_segments;
 use super::check_tasks::{check_counts, check_routes};
 use super::config::ChaosConfig;
 use super::faults::FaultKind;
 use super::findings::{Findings, ViolationKind};
 use super::fires::Fires;
-use super::fleet::{Alone, Fleet, rack};
-use super::gather::{self, Ends, Held};
+use super::fleet::{Fleet, rack};
+use super::gather::{self, Ends};
 use super::history::{Fate, Logged};
 use super::killer::{self, kill_until};
 use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic, user_name};
@@ -339,8 +340,9 @@ async fn check(
     }
     check_commits(client, &loaded.committed, recording, &mut findings).await?;
     let outputs = check_tasks(config, client, (&direct[..], &routed[..]), ends, &mut findings).await?;
-    check_replicas(config, fleet, ends, recording, &mut findings).await?;
+    // First what was damaged is mended: until then a client reads that elsewhere.
     check_segments(&fleet.data_dirs(), &mut findings).await?;
+    check_replicas(config, fleet, ends, recording, &mut findings).await?;
     recording.check(&mut findings).await?;
     Ok(Report {
         seed: config.seed,
@@ -357,41 +359,6 @@ async fn check(
         findings,
         kept: None,
     })
-}
-
-/// Each broker by itself holds the same.
-async fn check_replicas(
-    config: &ChaosConfig,
-    fleet: &Fleet,
-    ends: &Ends,
-    recording: &Recording,
-    findings: &mut Findings,
-) -> Outcome<()> {
-    let mut first: BTreeMap<&'static str, (u32, Held)> = BTreeMap::new();
-    for Alone { broker, rack, settings } in fleet.each_alone() {
-        let client = Client::connect(settings.client_id("chaos-alone")).await?;
-        for (name, topic) in TOPICS {
-            let held =
-                gather::held(&client, config.seed, (name, topic), ends, rack.as_deref(), findings).await?;
-            if let Some(topic) = topic {
-                recording.replicas(broker, topic, &held.log, ends.of(name));
-            }
-            let Some((other, expected)) = first.get(name) else {
-                first.insert(name, (broker, held));
-                continue;
-            };
-            for partition in (0u32..).take(ends.of(name).len()) {
-                let (here, there) = (held.digests.get(&partition), expected.digests.get(&partition));
-                findings.check(here == there, ViolationKind::Replica, || {
-                    format!(
-                        "{name}-{partition}: broker {broker} has {here:?} (records, digest), broker {other} {there:?}"
-                    )
-                });
-            }
-        }
-        client.close().await;
-    }
-    Ok(())
 }
 
 /// The partitioner places by the user, so a user's records lie in one partition: the one of Kafka's hash.

@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 
+use tokio::process::Command;
+
 use super::WorldError;
 
 /// The broker's binary: `TIDEMILL_BIN`, else beside this program, as cargo puts it.
@@ -18,4 +20,13 @@ pub fn tidemill_binary() -> Result<PathBuf, WorldError> {
         let dir = here.ancestors().find(|dir| dir.ends_with("debug") || dir.ends_with("release"));
         WorldError::NoBinary(dir.unwrap_or(&here).join("tidemill"))
     })
+}
+
+/// Leaves out of a command's environment what is for the binary: the tests' own variables are no settings, and what a developer has set
+/// must not decide how a test ends.
+pub(super) fn without_variables(command: &mut Command) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TIDEMILL_"))
+    {
+        command.env_remove(name);
+    }
 }

@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::timeout;
 
+use super::binary::without_variables;
 use super::{BrokerOptions, WorldError, tidemill_binary};
 
 /// Until a broker serves, on a machine that is busy with other things.
@@ -292,12 +293,7 @@ impl TestBroker {
             command.arg("--set").arg(format!("{name}={value}"));
         }
         command.args(&self.options.arguments);
-        // The tests' own variables are no settings, and what a developer has set must not decide how a test ends.
-        for (name, _) in
-            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"TIDEMILL_"))
-        {
-            command.env_remove(name);
-        }
+        without_variables(&mut command);
         let verbosity =
             std::env::var("TIDEMILL_TEST_LOG").unwrap_or_else(|_| "info,openraft=warn".to_owned());
         command.env("TIDEMILL_LOG", verbosity);

@@ -7,6 +7,7 @@ use tidemill_client::{Client, ClientConfig};
 use tidemill_protocol::messages::ClusterStatus;
 use tokio::process::Command;
 
+use super::binary::without_variables;
 use super::{BrokerOptions, TestBroker, WorldError, tidemill_binary};
 
 /// Until a cluster is as it should be, on a machine that is busy with other things.
@@ -94,6 +95,12 @@ impl TestCluster {
 
     fn plan(&self) -> PathBuf {
         self.home.path().join("cluster")
+    }
+
+    /// The certificate of the cluster's authority, which clients trust.
+    #[must_use]
+    pub fn authority(&self) -> PathBuf {
+        self.plan().join("ca.pem")
     }
 
     /// The directory of the plan; each broker has one of its own beside it.
@@ -187,7 +194,7 @@ impl TestCluster {
     #[must_use]
     pub fn client_config_at<A: Into<String>>(&self, addresses: impl IntoIterator<Item = A>) -> ClientConfig {
         ClientConfig::new(addresses)
-            .trust_file(self.plan().join("ca.pem"))
+            .trust_file(self.authority())
             .connect_timeout(Duration::from_secs(2))
             .backoff(Duration::from_millis(10), Duration::from_millis(250))
     }
@@ -205,11 +212,18 @@ impl TestCluster {
     /// # Errors
     /// It does not come to that; the error says how it stands.
     pub async fn settled(&self, client: &Client) -> Result<ClusterStatus, WorldError> {
-        self.until(client, "be well", |status| {
-            let shards = status.placement.iter();
-            let led = shards.clone().all(|shard| shard.leader != 0 && !shard.replicas.is_empty());
-            let close = shards.flat_map(|shard| &shard.replicas).all(|replica| replica.behind < 256);
-            status.risks.is_empty() && led && close && !status.placement.is_empty()
+        self.until(client, "be well", is_well).await
+    }
+
+    /// As [`Self::settled`], and until every shard is led by the broker that is to lead it: then leads stay where they are.
+    ///
+    /// # Errors
+    /// It does not come to that; the error says how it stands.
+    pub async fn led_as_planned(&self, client: &Client) -> Result<ClusterStatus, WorldError> {
+        self.until(client, "be led as planned", |status| {
+            let as_planned =
+                status.placement.iter().all(|shard| shard.planned.first() == Some(&shard.leader));
+            is_well(status) && as_planned
         })
         .await
     }
@@ -239,6 +253,14 @@ impl TestCluster {
     }
 }
 
+/// Whether nothing is at risk, every shard is led, and every replica is there and close.
+fn is_well(status: &ClusterStatus) -> bool {
+    let shards = status.placement.iter();
+    let led = shards.clone().all(|shard| shard.leader != 0 && !shard.replicas.is_empty());
+    let close = shards.flat_map(|shard| &shard.replicas).all(|replica| replica.behind < 256);
+    status.risks.is_empty() && led && close && !status.placement.is_empty()
+}
+
 /// Runs one command of the command line, which should end well.
 async fn run(home: &tempfile::TempDir, arguments: &[String]) -> Result<(), WorldError> {
     let output = command(home.path(), arguments).await?;
@@ -253,13 +275,10 @@ async fn run(home: &tempfile::TempDir, arguments: &[String]) -> Result<(), World
 
 async fn command(home: &Path, arguments: &[String]) -> Result<Output, WorldError> {
     let binary = tidemill_binary()?;
-    Command::new(&binary)
-        .args(arguments)
-        .env("HOME", home)
-        .env_remove("XDG_CONFIG_HOME")
-        .output()
-        .await
-        .map_err(|source| WorldError::Io { path: binary, source })
+    let mut command = Command::new(&binary);
+    without_variables(&mut command);
+    command.args(arguments).env("HOME", home).env_remove("XDG_CONFIG_HOME").kill_on_drop(true);
+    command.output().await.map_err(|source| WorldError::Io { path: binary, source })
 }
 
 /// Ports that are free just now: others may take them meanwhile, but seldom do.

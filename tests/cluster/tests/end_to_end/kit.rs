@@ -12,6 +12,8 @@ use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker};
 use tidemill_protocol::record_batch::ProducerFields;
 use tidemill_protocol::{ProducerEpoch, ProducerId, Sequence};
 
+pub(crate) use tidemill_cluster_tests::metrics::metric;
+
 /// For whatever the broker does in its own time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -53,19 +55,6 @@ pub(crate) fn not_stored<T: std::fmt::Debug>(outcome: Result<T, DeliveryError>) 
 /// The code of an error that a message carries, if it does.
 pub(crate) fn code(error: Option<Error>) -> Option<ErrorCode> {
     error.and_then(|error| ErrorCode::from_code(error.code))
-}
-
-/// A metric's value: of one series, or summed over all labels where none are named; 0 where it was never counted.
-pub(crate) async fn metric(client: &Client, name: &str) -> Outcome<f64> {
-    let text = client.metrics().await?;
-    let of_metric = text.lines().filter_map(|line| {
-        let rest = line.strip_prefix(name)?;
-        let value = rest
-            .strip_prefix(' ')
-            .or_else(|| rest.starts_with('{').then(|| rest.rsplit_once(' '))?.map(|(_, v)| v))?;
-        value.parse::<f64>().ok()
-    });
-    Ok(of_metric.sum())
 }
 
 /// A batch of these values, in this order.

@@ -1,7 +1,9 @@
 //! Brokers die, and what was acknowledged stays.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde_json::Value;
 use tidemill_client::Client;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
@@ -57,7 +59,10 @@ async fn all_brokers_are_killed_at_once_and_nothing_is_lost() -> Outcome<()> {
 async fn a_rolling_restart_costs_nothing() -> Outcome<()> {
     let (mut cluster, client, mut load) = under_load().await?;
     for broker in 1..=3 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        let placement = cluster.led_as_planned(&client).await?.placement;
+        let led = placement.iter().filter(|shard| shard.leader == broker);
+        let led: BTreeSet<u32> = led.map(|shard| shard.shard).collect();
+        assert!(!led.is_empty(), "broker {broker} has nothing to hand over: {placement:#?}");
         let status = cluster.broker(broker).stop().await?;
         assert!(status.success(), "broker {broker} ended with {status}");
         let text = cluster.broker(broker).log_text()?;
@@ -66,10 +71,24 @@ async fn a_rolling_restart_costs_nothing() -> Outcome<()> {
             "{}",
             cluster.broker(broker).log_tail()
         );
+        // Nothing else that a broker does is logged in these words.
+        let given = handed_over(&text);
+        assert!(
+            led.is_subset(&given),
+            "broker {broker} led {led:?} and handed over {given:?}: {}",
+            cluster.broker(broker).log_tail()
+        );
         cluster.broker(broker).restart().await?;
         cluster.settled(&client).await?;
         load.goes_on().await?;
     }
     load.check(&client).await?;
     Ok(())
+}
+
+/// The shards of which a broker's log says that it handed them over as it stopped.
+fn handed_over(log: &str) -> BTreeSet<u32> {
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let said = lines.filter(|line| line["fields"]["message"] == "the lead is handed over");
+    said.filter_map(|line| line["fields"]["shard"].as_str()?.parse().ok()).collect()
 }

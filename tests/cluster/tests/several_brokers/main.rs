@@ -1,5 +1,6 @@
 //! Clusters of several broker processes: formed, failed over, grown.
 
+mod command_line;
 mod components;
 mod disk_fails;
 mod failover;
@@ -14,4 +15,5 @@ mod recover;
 mod remote;
 mod repair;
 mod room;
+mod state_hash;
 mod strangers;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tidemill_client::messages::ClusterStatus;
-use tidemill_client::{BrokerId, Client, ErrorCode};
+use tidemill_client::{BrokerId, Client, ErrorCode, RequestError};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
 
 use crate::load::Load;
@@ -37,6 +37,11 @@ async fn a_fourth_broker_takes_its_share_and_another_leaves_for_good() -> Outcom
     cluster
         .until(&client, "give the fourth broker its share", |status| {
             replicas_of(status, 4) == 3 && status.risks.is_empty()
+        })
+        .await?;
+    cluster
+        .until(&client, "have the fourth broker lead", |status| {
+            status.placement.iter().any(|shard| shard.leader == 4)
         })
         .await?;
 
@@ -76,16 +81,57 @@ async fn what_the_cluster_can_not_do_without_stays() -> Outcome<()> {
     cluster.settled(&client).await?;
     let refused = client.drain_broker(BrokerId::new(1), false).await.expect_err("it has nowhere to go");
     assert_eq!(refused.code(), Some(ErrorCode::ClusterChangeRefused.code()), "{refused}");
+    assert!(refused.to_string().contains("broker 1 can't be drained"), "{refused}");
     let unknown = client.remove_broker(BrokerId::new(9)).await.expect_err("there is none");
     assert_eq!(unknown.code(), Some(ErrorCode::UnknownBroker.code()), "{unknown}");
     // With one of three down, a second one can't be spared.
     cluster.broker(3).kill().await?;
-    cluster.until(&client, "see that the third is gone", |status| !status.risks.is_empty()).await?;
-    let dead = |status: &ClusterStatus| status.brokers.iter().any(|broker| !broker.alive);
+    // In these words the controller says it, which decides: not the broker that is asked.
+    let dead = |status: &ClusterStatus| at_risk(status, "broker 3 is down and holds");
     cluster.until(&client, "count the third as dead", dead).await?;
     let refused = client.remove_broker(BrokerId::new(2)).await.expect_err("a majority would be lost");
-    assert_eq!(refused.code(), Some(ErrorCode::ClusterChangeRefused.code()), "{refused}");
+    refused_for_quorum(&refused, 2);
     Ok(())
+}
+
+/// Dead brokers hold up nobody's removal but where they would leave a shard without those who could carry it out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_broker_stays_as_long_as_a_shard_is_lost_without_it() -> Outcome<()> {
+    // Three replicas each, so two of the four shards lie on both of the last two brokers; the controller's lies on the first three.
+    let mut cluster = TestCluster::start(4, 4, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    for broker in [3, 4] {
+        cluster.broker(broker).kill().await?;
+    }
+    let lost = |status: &ClusterStatus| at_risk(status, "has 1 of its 3 voters alive, which is no majority");
+    cluster.until(&client, "count both as dead", lost).await?;
+    for broker in [3, 4] {
+        // Neither lives, so nothing else keeps it in.
+        let refused = client.remove_broker(BrokerId::new(broker)).await.expect_err("a shard would be lost");
+        refused_for_quorum(&refused, broker);
+    }
+    cluster.broker(3).restart().await?;
+    let alone = |status: &ClusterStatus| {
+        let dead = status.brokers.iter().filter(|broker| !broker.alive);
+        dead.map(|broker| broker.broker_id).eq([4]) && !at_risk(status, "which is no majority")
+    };
+    cluster.until(&client, "count the third as alive", alone).await?;
+    client.remove_broker(BrokerId::new(4)).await?;
+    Ok(())
+}
+
+fn at_risk(status: &ClusterStatus, words: &str) -> bool {
+    status.risks.iter().any(|risk| risk.contains(words))
+}
+
+/// That it was the majority that stood in the way, and not that the broker lives.
+fn refused_for_quorum(refused: &RequestError, broker: u32) {
+    assert_eq!(refused.code(), Some(ErrorCode::ClusterChangeRefused.code()), "{refused}");
+    let said = refused.to_string();
+    let what = format!("broker {broker} can't be removed: without it shard ");
+    let why = "has 1 of its 3 voters alive, which is no majority";
+    assert!(said.contains(&what) && said.contains(why), "{said}");
 }
 
 /// Neither a token for its number nor a removal pushes out a broker that lives and holds replicas.

@@ -2,7 +2,27 @@
 
 use std::time::Duration;
 
+use tidemill_client::Client;
+use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
+
+/// Longer than a broker takes to dial its seeds a few times.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What both say of a certificate that another authority signed.
+const SIGNED_ELSEWHERE: &str = "it was not signed by the authority that is trusted";
+
+/// Whether one line of a broker's log says all of this.
+fn says(broker: &TestBroker, words: &[&str]) -> Option<()> {
+    let log = broker.log_text().ok()?;
+    log.lines().any(|line| words.iter().all(|word| line.contains(word))).then_some(())
+}
+
+/// Whether a broker has counted anything in this series.
+async fn has_counted(client: &Client, series: &str) -> Option<()> {
+    let metrics = client.metrics().await.ok()?;
+    let values = metrics.lines().filter_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
+    (values.sum::<f64>() > 0.0).then_some(())
+}
 
 /// A broker of another cluster has another authority, and so no certificate that counts here.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -13,14 +33,19 @@ async fn a_broker_of_another_cluster_is_refused_with_the_reason_at_both_ends() -
     stranger.stop().await?;
     stranger.set("peers.seeds", &seed);
     stranger.restart().await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
-    let here = cluster.brokers()[0].log_text()?;
-    assert!(here.contains("refused"), "{}", cluster.brokers()[0].log_tail());
-    let there = stranger.log_text()?;
-    assert!(there.contains("no seed answers"), "{}", stranger.log_tail());
+    // Who dials looks at the other's certificate first, and tells it that this will not do.
+    let here = &cluster.brokers()[0];
+    let turned_away = ["turned a peer away: it does not accept this broker's certificate", SIGNED_ELSEWHERE];
+    eventually("the seed says why", PATIENCE, async || says(here, &turned_away)).await?;
     let client = cluster.client()?;
-    let metrics = client.metrics().await?;
-    assert!(metrics.lines().any(|line| line.starts_with("tidemill_peer_refused_total")), "{metrics}");
+    let refused = r#"tidemill_peer_refused_total{reason="not_accepted"}"#;
+    eventually("the seed counts it", PATIENCE, async || has_counted(&client, refused).await).await?;
+
+    let in_vain = ["no seed answers", "is not of this cluster", SIGNED_ELSEWHERE];
+    eventually("the stranger says why", PATIENCE, async || says(&stranger, &in_vain)).await?;
+    let client = stranger.client().await?;
+    let failed = r#"tidemill_peer_failed_dials_total{reason="stranger"}"#;
+    eventually("the stranger counts it", PATIENCE, async || has_counted(&client, failed).await).await?;
     Ok(())
 }
 

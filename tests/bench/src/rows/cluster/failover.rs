@@ -69,20 +69,32 @@ async fn failover(bench: Bench) -> Outcome<Measured> {
     let topic = topic(&client, TOPIC, 1).await?;
     let mut load = Steady::start(&client, &topic).await?;
     let (begun, kills) = (Instant::now(), kills(&bench.scale));
-    let (mut trials, mut notes, mut failed) = (Vec::new(), Vec::new(), 0_u64);
+    let (mut trials, mut unanswered, mut notes, mut failed) = (Vec::new(), 0, Vec::new(), 0_u64);
     for kill in 1..=kills {
         if begun.elapsed() > BUDGET {
             notes.push(format!("only {} of {kills} kills: the time was up", kill - 1));
             break;
         }
         match trial(&cluster, &client, &topic, &mut load, &mut failed).await {
-            Ok(Some(trial)) => {
+            Ok(Killed::Answered(trial)) => {
                 println!("  kill {kill} of {kills}: {}", shown(&trial));
                 trials.push(trial);
             }
-            Ok(None) => notes.push(format!("kill {kill} is left out: another broker led already")),
-            // What was measured until then is worth something, and the document says nothing of what is not whole.
-            Err(error) if trials.len() >= KILLS_QUICK => {
+            Ok(Killed::Unanswered) => {
+                let patience = PATIENCE.as_secs();
+                println!("  kill {kill} of {kills}: no write was acknowledged within {patience} s");
+                notes.push(format!(
+                    "kill {kill}: no write was acknowledged within {patience} s; it counts as {patience} s"
+                ));
+                unanswered += 1;
+            }
+            Ok(Killed::LedNoMore) => {
+                notes.push(format!("kill {kill} is left out: another broker led already"));
+            }
+            // Who writes gave up for good: no number says how bad that is.
+            Ok(Killed::EndedLoad(error)) => return Err(error),
+            // Between two kills. What was measured until then is worth something, and a row says how many kills that were.
+            Err(error) if trials.len() + unanswered >= KILLS_QUICK => {
                 notes.push(format!("ended at kill {kill} of {kills}: {error}"));
                 break;
             }
@@ -90,8 +102,8 @@ async fn failover(bench: Bench) -> Outcome<Measured> {
         }
     }
     drop(load);
-    notes.push(format!("{} kills; {failed} records whose delivery failed", trials.len()));
-    measured(&trials, notes)
+    notes.push(format!("{failed} records whose delivery failed"));
+    measured(&trials, unanswered, notes)
 }
 
 fn shown(trial: &Trial) -> String {
@@ -105,8 +117,18 @@ fn shown(trial: &Trial) -> String {
     )
 }
 
-fn measured(trials: &[Trial], mut notes: Vec<String>) -> Outcome<Measured> {
-    let totals = quantiles(trials, |trial| trial.total)?;
+/// What all kills come to; after those that are `unanswered` nothing was acknowledged for as long as was waited, and the parts are of the
+/// others.
+fn measured(trials: &[Trial], unanswered: usize, mut notes: Vec<String>) -> Outcome<Measured> {
+    let mut totals: Vec<f64> = trials.iter().map(|trial| trial.total).collect();
+    totals.extend(std::iter::repeat_n(PATIENCE.as_secs_f64(), unanswered));
+    let kills = totals.len();
+    notes.push(format!("{kills} kills were measured; after {unanswered} of them no write was acknowledged"));
+    if kills < KILLS {
+        notes.push(format!("the rows that say {KILLS} kills are of {kills}"));
+    }
+    let counted = Summary::of(&[kills as f64]).ok_or("no kill was measured")?;
+    let totals = quantiles(&totals)?;
     let mut rows = vec![
         Row::at_most(
             "leader of a loaded partition killed: time to the next acknowledged write over 50 kills, p50",
@@ -115,6 +137,7 @@ fn measured(trials: &[Trial], mut notes: Vec<String>) -> Outcome<Measured> {
             totals.0,
         ),
         Row::at_most("the same, p95", "s", 2.0, totals.1),
+        Row::at_least("kills that these are of", "kills", KILLS as f64, counted),
     ];
     type Part = (&'static str, fn(&Trial) -> f64);
     let parts: [Part; 4] = [
@@ -124,18 +147,18 @@ fn measured(trials: &[Trial], mut notes: Vec<String>) -> Outcome<Measured> {
         ("of that, first ack: the rest, p50", |trial| trial.first_ack),
     ];
     for (name, of) in parts {
-        let (p50, p95) = quantiles(trials, of)?;
+        let values: Vec<f64> = trials.iter().map(of).collect();
+        let (p50, p95) = quantiles(&values)?;
         rows.push(Row::shown(name, "s", Better::Lower, p50));
         notes.push(format!("{name} {} s; p95 {} s", number(p50.median), number(p95.median)));
     }
     Ok(Measured { rows, notes })
 }
 
-/// p50 and p95 of a part, each with the least and the most of it.
-fn quantiles(trials: &[Trial], of: impl Fn(&Trial) -> f64) -> Outcome<(Summary, Summary)> {
-    let values: Vec<f64> = trials.iter().map(of).collect();
-    let p50 = Summary::of(&values).ok_or("no kill was measured")?;
-    let p95 = Summary { median: quantile(&values, 0.95), ..p50 };
+/// p50 and p95, each with the least and the most.
+fn quantiles(values: &[f64]) -> Outcome<(Summary, Summary)> {
+    let p50 = Summary::of(values).ok_or("no kill was measured")?;
+    let p95 = Summary { median: quantile(values, 0.95), ..p50 };
     Ok((p50, p95))
 }
 
@@ -147,15 +170,25 @@ fn quantile(values: &[f64], share: f64) -> f64 {
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
 }
 
-/// Kills who leads, waits for the next acknowledgement, and brings it back. `None` where none of the others was elected: the one that
-/// was killed did not lead any more.
+/// What came of a kill.
+enum Killed {
+    Answered(Trial),
+    /// No write was acknowledged within [`PATIENCE`].
+    Unanswered,
+    /// None of the others was elected: the one that was killed did not lead any more.
+    LedNoMore,
+    /// The load came to its end.
+    EndedLoad(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Kills who leads, waits for the next acknowledgement, and brings it back.
 async fn trial(
     cluster: &Cluster,
     client: &Client,
     topic: &str,
     load: &mut Steady,
     failed: &mut u64,
-) -> Outcome<Option<Trial>> {
+) -> Outcome<Killed> {
     settled(client).await?;
     tokio::time::sleep(PAUSE + Duration::from_millis(2 * u64::from(rand::random::<u8>()))).await;
     let shard = shard_of(client, topic).await?;
@@ -173,9 +206,14 @@ async fn trial(
     let acknowledged = timeout(PATIENCE, next_sent_after(load, gone, failed)).await;
     let known_at = timeout(KNOWN_GRACE, &mut watching).await.ok().and_then(Result::ok).and_then(Result::ok);
     watching.abort();
-    cluster.restart(leader).await?;
-    let acknowledged =
-        acknowledged.map_err(|_| format!("no write was acknowledged within {} s", PATIENCE.as_secs()))??;
+    // Should that fail it is told after what was measured.
+    let restarted = cluster.restart(leader).await;
+    let acknowledged = match acknowledged {
+        Err(_elapsed) => return Ok(Killed::Unanswered),
+        Ok(Err(error)) => return Ok(Killed::EndedLoad(error)),
+        Ok(Ok(acknowledged)) => acknowledged,
+    };
+    restarted?;
 
     let total = (acknowledged.at - killed).as_secs_f64();
     let mut turns = Vec::new();
@@ -184,7 +222,7 @@ async fn trial(
         turns.extend(turns_after(log.get(before..).unwrap_or_default(), shard, second_of_day(wall)));
     }
     let known_after = known_at.map(|at| at.saturating_duration_since(killed).as_secs_f64());
-    Ok(split(total, &turns, known_after))
+    Ok(split(total, &turns, known_after).map_or(Killed::LedNoMore, Killed::Answered))
 }
 
 /// The parts of the time until the acknowledgement, as far as they can be told.
@@ -246,6 +284,21 @@ mod tests {
         let unseen = split(2.5, &[(Turn::Leads, 1.75)], None).expect("one was elected");
         assert_eq!((unseen.detect, unseen.elect, unseen.recover, unseen.first_ack), (1.75, 0.0, 0.75, 0.0));
         assert!(split(2.5, &[(Turn::Stands, 1.0)], None).is_none());
+    }
+
+    #[test]
+    fn a_kill_without_an_answer_counts_as_all_of_the_patience() {
+        let trial = Trial { total: 1.0, detect: 0.5, elect: 0.25, recover: 0.125, first_ack: 0.125 };
+        let all = measured(&[trial; 9], 1, Vec::new()).expect("ten kills");
+        let p95 = Summary { median: 60.0, min: 1.0, max: 60.0, count: 10 };
+        assert!(all.rows.contains(&Row::at_most("the same, p95", "s", 2.0, p95)), "{:?}", all.rows);
+        let ten = Summary { median: 10.0, min: 10.0, max: 10.0, count: 1 };
+        let kills = Row::at_least("kills that these are of", "kills", 50.0, ten);
+        assert!(all.rows.contains(&kills), "{:?}", all.rows);
+        let told = |all: &Measured| all.notes.iter().any(|note| note.contains("50 kills are of"));
+        assert!(told(&all), "{:?}", all.notes);
+        let whole = measured(&[trial; 50], 0, Vec::new()).expect("all kills");
+        assert!(!told(&whole), "{:?}", whole.notes);
     }
 
     #[test]
