@@ -131,26 +131,6 @@ async fn what_may_be_stored_is_not_sent_under_another_identity() {
 }
 
 #[tokio::test]
-async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
-    let broker = FakeBroker::start(2);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
-    broker.model.script([Fault::Honest, Fault::Refuse(ErrorCode::PartlyStored)]);
-    let mut outcomes = Vec::new();
-    for number in 0..4 {
-        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
-        outcomes.push(within(delivery).await);
-    }
-    let Err(DeliveryError::PartlyStored { placements, error }) = &outcomes[1] else {
-        panic!("{:?}", outcomes[1])
-    };
-    assert!(error.is(ErrorCode::PartlyStored));
-    assert_eq!((placements[0].base_offset.get(), placements[0].record_count), (1, 1));
-    assert!([0, 2, 3].iter().all(|n| outcomes[*n].is_ok()));
-    assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
-}
-
-#[tokio::test]
 async fn a_retriable_refusal_is_invisible() {
     let broker = FakeBroker::start(1);
     let client = broker.client().await;
@@ -216,32 +196,6 @@ async fn records_given_up_leave_no_gap_for_those_behind() {
     let next = producer.send(Record::new("next")).await.expect("taken");
     within(next).await.expect("stored");
     assert_eq!(broker.model.values(0), ["next"]);
-}
-
-#[tokio::test]
-async fn routed_batches_keep_the_route_of_their_first_attempt() {
-    let broker = FakeBroker::start(3);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
-    assert_eq!(
-        producer.try_send(Record::new("x").partition(PartitionId::new(1))).err(),
-        Some(SendError::Routed)
-    );
-
-    broker.model.script([Fault::Honest, Fault::ResetAfter]);
-    for number in 0..2 {
-        let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
-        // The partitioner changes between the first and the second attempt.
-        broker.model.partitioner_epoch.store(1 + number as u64, Ordering::Relaxed);
-        let receipt = within(delivery).await.expect("stored");
-        let Receipt::Routed { placements } = receipt else { panic!("routed, not {receipt:?}") };
-        assert_eq!(placements[0].base_offset.get(), number as i64);
-    }
-    let seen = broker.model.routed_seen.lock().expect("no panic").clone();
-    let facts: Vec<_> =
-        seen.iter().map(|b| (b.topic_sequence, b.partitioner_epoch, b.partition_count)).collect();
-    assert_eq!(facts, [(0, 1, 3), (1, 1, 3), (1, 1, 3)]);
-    assert_eq!(broker.model.values(0), [value(0), value(1)]);
 }
 
 #[tokio::test]

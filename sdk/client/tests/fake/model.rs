@@ -29,6 +29,8 @@ pub enum Fault {
     Refuse(ErrorCode),
     /// The batch is stored, its acknowledgement never sent, nor any other on the stream.
     Silence,
+    /// A routed batch is stored in part: another shard has not had those before it.
+    Early,
     /// Acknowledges a batch that was never sent.
     WrongId,
     /// Bytes that are no frame.

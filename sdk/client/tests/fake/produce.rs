@@ -179,10 +179,13 @@ pub async fn routed(mut pipe: Pipe, node: &Node, open: RoutedOpen) -> Option<()>
                 return None;
             }
             Fault::Refuse(code) => ack.error = error(code),
+            Fault::Early => {
+                ack.error = error(ErrorCode::PartlyStored).map(|error| error.with_retriable(true));
+            }
             _ => {}
         }
         // Stored in part: partition 0 has its own.
-        if ack.error.is_none() || fault == Fault::Refuse(ErrorCode::PartlyStored) {
+        if ack.error.is_none() || matches!(fault, Fault::Refuse(ErrorCode::PartlyStored) | Fault::Early) {
             let (base_offset, duplicate) =
                 model.logs[0].lock().expect("no panic").append(records).expect("in order");
             ack.placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];

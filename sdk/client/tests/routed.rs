@@ -1,0 +1,99 @@
+//! The producer of batches that the broker partitions, against one that misbehaves.
+
+mod fake;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fake::{FakeBroker, Fault, TOPIC};
+use tidemill_client::{DeliveryError, ErrorCode, PartitionId, Receipt, Record, SendError};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+fn value(number: usize) -> String {
+    format!("value {number}")
+}
+
+#[tokio::test]
+async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Honest, Fault::Refuse(ErrorCode::PartlyStored)]);
+    let mut outcomes = Vec::new();
+    for number in 0..4 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        outcomes.push(within(delivery).await);
+    }
+    let Err(DeliveryError::PartlyStored { placements, error }) = &outcomes[1] else {
+        panic!("{:?}", outcomes[1])
+    };
+    assert!(error.is(ErrorCode::PartlyStored));
+    assert_eq!((placements[0].base_offset.get(), placements[0].record_count), (1, 1));
+    assert!([0, 2, 3].iter().all(|n| outcomes[*n].is_ok()));
+    assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
+}
+
+/// A shard had not had what comes before it: what is missing comes with it, and the whole is stored once.
+#[tokio::test]
+async fn a_routed_batch_that_came_too_early_to_a_shard_comes_again() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Honest, Fault::Early]);
+    for number in 0..4 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        let receipt = within(delivery).await.expect("stored");
+        let Receipt::Routed { placements } = receipt else { panic!("routed, not {receipt:?}") };
+        assert_eq!(placements[0].base_offset.get(), number as i64);
+    }
+    assert_eq!(broker.model.routed_seen.lock().expect("no panic").len(), 5, "one of them twice");
+    assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
+}
+
+/// The one before it was given up, and never comes.
+#[tokio::test]
+async fn a_routed_batch_behind_one_that_was_given_up_fails_and_says_what_is_stored() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    broker.model.script([Fault::Refuse(ErrorCode::PartlyStored), Fault::Early]);
+    let mut deliveries = Vec::new();
+    for number in 0..2 {
+        deliveries.push(producer.send(Record::new(value(number).as_bytes())).await.expect("taken"));
+    }
+    for delivery in deliveries {
+        let outcome = within(delivery).await;
+        assert!(matches!(outcome, Err(DeliveryError::PartlyStored { .. })), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn routed_batches_keep_the_route_of_their_first_attempt() {
+    let broker = FakeBroker::start(3);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    assert_eq!(
+        producer.try_send(Record::new("x").partition(PartitionId::new(1))).err(),
+        Some(SendError::Routed)
+    );
+
+    broker.model.script([Fault::Honest, Fault::ResetAfter]);
+    for number in 0..2 {
+        let delivery = producer.send(Record::new(&value(number))).await.expect("taken");
+        // The partitioner changes between the first and the second attempt.
+        broker.model.partitioner_epoch.store(1 + number as u64, Ordering::Relaxed);
+        let receipt = within(delivery).await.expect("stored");
+        let Receipt::Routed { placements } = receipt else { panic!("routed, not {receipt:?}") };
+        assert_eq!(placements[0].base_offset.get(), number as i64);
+    }
+    let seen = broker.model.routed_seen.lock().expect("no panic").clone();
+    let facts: Vec<_> =
+        seen.iter().map(|b| (b.topic_sequence, b.partitioner_epoch, b.partition_count)).collect();
+    assert_eq!(facts, [(0, 1, 3), (1, 1, 3), (1, 1, 3)]);
+    assert_eq!(broker.model.values(0), [value(0), value(1)]);
+}
