@@ -14,14 +14,10 @@ use crate::kit::{batch_of, broker, broker_with, code, create, numbered, partitio
 use crate::raw::{RawPeer, frame, opening};
 
 /// Codes that no test of a whole broker provokes, and what shows them instead.
-const NOT_PROVOKED: [(&str, &str); 4] = [
+const NOT_PROVOKED: [(&str, &str); 3] = [
     (
         "INTERNAL",
         "sent where the broker has a defect, such as a task of its own that panics: no client may have a way to it",
-    ),
-    (
-        "NO_QUORUM",
-        "the client repeats what it is said to until its deadline: several_brokers/quorum.rs sees that",
     ),
     ("JOIN_REFUSED", "said to brokers that join: several_brokers/strangers.rs and members.rs read the words"),
     ("PEER_REFUSED", "said between brokers: several_brokers/strangers.rs and members.rs read it in the logs"),
