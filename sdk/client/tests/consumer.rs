@@ -5,17 +5,11 @@ mod fake;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fake::{FakeBroker, Fault, TOPIC};
+use fake::{FakeBroker, Fault, PATIENCE, TOPIC, within};
 use tidemill_client::{
     ClientConfig, ConnectError, ConsumeError, Consumer, ConsumerBuilder, ErrorCode, Offset, PartitionId,
     Position, Record, RequestError, Start, TopicId, TopicPartition,
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
-}
 
 fn partition(number: u32) -> TopicPartition {
     TopicPartition::new(TopicId::from_slice(&fake::topic_id()).expect("an id"), PartitionId::new(number))

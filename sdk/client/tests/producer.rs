@@ -5,17 +5,11 @@ mod fake;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fake::{FakeBroker, Fault, TOPIC};
+use fake::{FakeBroker, Fault, PATIENCE, TOPIC, value, within};
 use tidemill_client::{
     Acks, BatchBuilder, BuilderOptions, Compression, DeliveryError, ErrorCode, PartitionId, ProducerBuilder,
     Receipt, Record, SendError, Timestamp,
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
-}
 
 async fn until(is_so: impl Fn() -> bool) {
     let looking = async {
@@ -24,10 +18,6 @@ async fn until(is_so: impl Fn() -> bool) {
         }
     };
     within(looking).await;
-}
-
-fn value(number: usize) -> String {
-    format!("value {number}")
 }
 
 /// Sends records 0 to `count` so that each is a batch of its own, and returns what became of them.

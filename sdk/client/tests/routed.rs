@@ -5,24 +5,19 @@ mod fake;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fake::{FakeBroker, Fault, TOPIC};
-use tidemill_client::{DeliveryError, ErrorCode, PartitionId, Receipt, Record, SendError};
+use fake::{FakeBroker, Fault, TOPIC, value, within};
+use tidemill_client::{DeliveryError, ErrorCode, PartitionId, Producer, Receipt, Record, SendError};
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
-}
-
-fn value(number: usize) -> String {
-    format!("value {number}")
+/// Each record is a batch of its own.
+async fn producer(broker: &FakeBroker) -> Producer {
+    let client = broker.client().await;
+    client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer")
 }
 
 #[tokio::test]
 async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
     let broker = FakeBroker::start(2);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    let producer = producer(&broker).await;
     broker.model.script([Fault::Honest, Fault::Refuse(ErrorCode::PartlyStored)]);
     let mut outcomes = Vec::new();
     for number in 0..4 {
@@ -42,8 +37,7 @@ async fn a_routed_batch_that_is_stored_in_part_fails_and_says_what_is_stored() {
 #[tokio::test]
 async fn a_routed_batch_that_came_too_early_to_a_shard_comes_again() {
     let broker = FakeBroker::start(2);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    let producer = producer(&broker).await;
     broker.model.script([Fault::Honest, Fault::Early]);
     for number in 0..4 {
         let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
@@ -59,8 +53,7 @@ async fn a_routed_batch_that_came_too_early_to_a_shard_comes_again() {
 #[tokio::test]
 async fn a_routed_batch_behind_one_that_was_given_up_fails_and_says_what_is_stored() {
     let broker = FakeBroker::start(2);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    let producer = producer(&broker).await;
     broker.model.script([Fault::Refuse(ErrorCode::PartlyStored), Fault::Early]);
     let mut deliveries = Vec::new();
     for number in 0..2 {
@@ -75,8 +68,7 @@ async fn a_routed_batch_behind_one_that_was_given_up_fails_and_says_what_is_stor
 #[tokio::test]
 async fn routed_batches_keep_the_route_of_their_first_attempt() {
     let broker = FakeBroker::start(3);
-    let client = broker.client().await;
-    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer");
+    let producer = producer(&broker).await;
     assert_eq!(
         producer.try_send(Record::new("x").partition(PartitionId::new(1))).err(),
         Some(SendError::Routed)

@@ -130,7 +130,7 @@ impl Consumer {
                 Some(Event::Ended(error)) => Some(Poll::Ready(Some(Err(error)))),
                 Some(Event::Data(batch)) => {
                     let current = state.partitions.get_mut(&batch.partition)?;
-                    if current.incarnation != batch.incarnation || current.generation != batch.generation {
+                    if !batch.stay().is_of(current) {
                         return None;
                     }
                     let bytes = batch.bytes as u64;

@@ -5,6 +5,7 @@ use tidemill_protocol::record_batch::{BatchLimits, HeadersView, RecordBatch};
 use tidemill_protocol::{Offset, PartitionId, Timestamp, TopicPartition};
 
 use super::ConsumeError;
+use super::state::Stay;
 
 /// What a broker's batches may measure here: as much as one frame, and no more memory than this when decompressed.
 pub(super) const BATCH_LIMITS: BatchLimits = BatchLimits {
@@ -64,6 +65,10 @@ pub struct FetchedBatch {
 }
 
 impl FetchedBatch {
+    pub(super) const fn stay(&self) -> Stay {
+        Stay { partition: self.partition, incarnation: self.incarnation, generation: self.generation }
+    }
+
     /// The batches. Mind [`from`](Self::from) and [`until`](Self::until).
     #[must_use]
     pub fn batches(&self) -> &[RecordBatch] {

@@ -11,6 +11,7 @@ mod streams;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
@@ -24,6 +25,16 @@ use tidemill_protocol::messages::{
 
 pub use cluster::{FakeCluster, Node};
 pub use model::{Fault, Model, TOPIC, topic_id};
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+pub fn value(number: usize) -> String {
+    format!("value {number}")
+}
 
 pub struct FakeBroker {
     pub address: SocketAddr,
