@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tidemill_protocol::{LogIndex, NodeId};
 use tidemill_shard::{Unit, UnitResult};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::error::{ProposeError, ReadError};
@@ -13,10 +14,13 @@ use crate::pending::Pending;
 use crate::proposer::Permit;
 use crate::replica::{Peers, Replica};
 use crate::rpc::{Answer, request};
+use crate::status::ReplicaRole;
 use crate::types::LogId;
 
-/// How many replicas are asked one after the other.
-pub(crate) const HOPS_MAX: usize = 8;
+/// How many replicas are asked one after the other before there must be news of a leader.
+const HOPS_MAX: usize = 8;
+/// How often news of a leader are waited for, at the most.
+pub(crate) const NEWS_MAX: usize = 8;
 /// How long to wait for news of a leader before one is asked again that was wrong, or could not be reached.
 pub(crate) const NEWS_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -43,6 +47,35 @@ impl PermitAnywhere {
     }
 }
 
+/// A look for the leader. It knows who was asked since there was news of one: where each of two takes the other for it, nobody is sent to and fro between them.
+#[derive(Default)]
+pub(crate) struct Search {
+    since_news: Vec<NodeId>,
+    waits: usize,
+}
+
+impl Search {
+    /// Whom to ask next, where `asked` was no leader and named another one; none where there must be news first.
+    pub(crate) fn next(&mut self, asked: NodeId, named: Option<NodeId>) -> Option<NodeId> {
+        self.since_news.push(asked);
+        named.filter(|next| self.since_news.len() < HOPS_MAX && !self.since_news.contains(next))
+    }
+
+    /// Begins anew; false where that was often enough.
+    pub(crate) fn begin_anew(&mut self) -> bool {
+        self.since_news.clear();
+        self.waits += 1;
+        self.waits <= NEWS_MAX
+    }
+
+    /// Waits a moment for news that `role` has not seen; false where that was often enough.
+    async fn may_wait(&mut self, role: &mut watch::Receiver<ReplicaRole>, deadline: Instant) -> bool {
+        let until = deadline.min(Instant::now() + NEWS_PATIENCE);
+        drop(tokio::time::timeout_at(until, role.changed()).await);
+        self.begin_anew()
+    }
+}
+
 impl Replica {
     /// Writes one unit, whoever leads the shard: here, or at the leader.
     ///
@@ -52,36 +85,34 @@ impl Replica {
     pub async fn propose_anywhere(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
         let Some(peers) = &self.inner().peers else { return self.propose(unit).await };
         let deadline = Instant::now() + self.inner().limits.proposal_deadline;
-        let (mut hint, mut has_quorum) = (None, true);
-        for _ in 0..HOPS_MAX {
+        let (mut search, mut hint) = (Search::default(), None);
+        let mut role = self.watch();
+        loop {
             let leader = match hint.take() {
                 Some(leader) => leader,
-                None => self.known_leader(deadline).await?,
+                None => self.known_leader(&mut role, deadline).await?,
             };
             let outcome = if leader == self.node() {
                 self.propose(unit.clone()).await
             } else {
                 peers.forwarder.propose(leader, unit.clone(), deadline).await
             };
-            match outcome {
+            let error = match outcome {
                 // Where it is the replica here that has stopped, the next look for a leader says so.
                 Err(
                     error @ (ProposeError::NotLeader { .. }
                     | ProposeError::NoQuorum
                     | ProposeError::Stopped { others_vote: true, .. }),
-                ) => {
-                    has_quorum = error != ProposeError::NoQuorum;
-                    hint = error.leader().filter(|next| *next != leader);
-                    if hint.is_none() {
-                        self.news(deadline).await;
-                    }
-                }
+                ) => error,
                 done => return done,
+            };
+            hint = search.next(leader, error.leader());
+            if hint.is_none() && !search.may_wait(&mut role, deadline).await {
+                return Err(match error {
+                    ProposeError::NoQuorum => error,
+                    _ => ProposeError::NotLeader { leader: role.borrow().leader },
+                });
             }
-        }
-        match has_quorum {
-            true => Err(ProposeError::NotLeader { leader: self.watch().borrow().leader }),
-            false => Err(ProposeError::NoQuorum),
         }
     }
 
@@ -101,9 +132,12 @@ impl Replica {
         }
     }
 
-    /// Waits until somebody is known to lead.
-    async fn known_leader(&self, deadline: Instant) -> Result<NodeId, ProposeError> {
-        let mut role = self.watch();
+    /// Waits until somebody is known to lead. News from then on are news to `role`.
+    async fn known_leader(
+        &self,
+        role: &mut watch::Receiver<ReplicaRole>,
+        deadline: Instant,
+    ) -> Result<NodeId, ProposeError> {
         let known = role.wait_for(|role| role.leader.is_some() || role.stopped().is_some());
         let Ok(known) = tokio::time::timeout_at(deadline, known).await else {
             return Err(ProposeError::NotLeader { leader: None });
@@ -115,13 +149,6 @@ impl Replica {
             (Some(reason), _) => Err(stopped(reason.clone())),
             (None, leader) => leader.ok_or(ProposeError::NotLeader { leader: None }),
         }
-    }
-
-    /// Waits a moment for news of a leader.
-    async fn news(&self, deadline: Instant) {
-        let mut role = self.watch();
-        let until = deadline.min(Instant::now() + NEWS_PATIENCE);
-        drop(tokio::time::timeout_at(until, role.changed()).await);
     }
 
     /// Returns once this replica's state shows everything that was acknowledged before the call, by whichever replica. A
@@ -140,16 +167,20 @@ impl Replica {
     async fn read_barrier_at(&self, peers: &Peers, mut hint: Option<NodeId>) -> Result<(), ReadError> {
         let patience = self.inner().limits.reserve_deadline;
         let deadline = Instant::now() + patience;
-        for _ in 0..HOPS_MAX {
-            let known = hint.take().or_else(|| self.watch().borrow().leader);
+        let (mut search, mut role) = (Search::default(), self.watch());
+        loop {
+            let known = hint.take().or_else(|| role.borrow_and_update().leader);
             let Some(leader) = known.filter(|leader| *leader != self.node()) else {
-                self.news(deadline).await;
+                if !search.may_wait(&mut role, deadline).await {
+                    break;
+                }
                 match self.read_barrier_here().await {
                     Err(ReadError::NotLeader { leader }) => hint = leader,
                     done => return done,
                 }
                 continue;
             };
+            let mut told = None;
             let asked = request::read_index(&peers.links.address(leader));
             let left = deadline.saturating_duration_since(Instant::now());
             match peers.links.call(leader, asked, left).await {
@@ -162,7 +193,7 @@ impl Replica {
                     };
                 }
                 Ok(Answer::ReadIndex(Err(ReadError::NotLeader { leader: next }))) => {
-                    hint = next.filter(|next| *next != leader);
+                    told = next;
                 }
                 // Its replica ended; another will lead.
                 Ok(Answer::ReadIndex(Err(ReadError::Stopped { .. })))
@@ -172,11 +203,12 @@ impl Replica {
             if Instant::now() >= deadline {
                 return Err(ReadError::NoQuorum);
             }
-            if hint.is_none() {
-                self.news(deadline).await;
+            hint = search.next(leader, told);
+            if hint.is_none() && !search.may_wait(&mut role, deadline).await {
+                break;
             }
         }
-        Err(ReadError::NotLeader { leader: self.watch().borrow().leader })
+        Err(ReadError::NotLeader { leader: role.borrow().leader })
     }
 
     /// Waits until an entry is applied here; false where it is not within `patience`, or the replica ended.
@@ -187,5 +219,55 @@ impl Replica {
         }
         let mut progress = self.inner().raft.watch_apply_progress();
         matches!(tokio::time::timeout(patience, progress.wait_until(is_applied)).await, Ok(Ok(_)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::Term;
+
+    use super::*;
+    use crate::status::ReplicaState;
+
+    const NODES: [NodeId; 3] = [NodeId::from_raw(1), NodeId::from_raw(2), NodeId::from_raw(3)];
+
+    #[test]
+    fn two_that_take_each_other_for_the_leader_are_asked_once() {
+        let [one, two, three] = NODES;
+        let mut search = Search::default();
+        assert_eq!(search.next(one, Some(two)), Some(two));
+        assert_eq!(search.next(two, Some(one)), None, "it was asked");
+        assert_eq!(search.next(two, Some(two)), None, "nobody is sent to where the word comes from");
+        assert_eq!(search.next(two, Some(three)), Some(three));
+        assert!(search.begin_anew());
+        assert_eq!(search.next(two, Some(one)), Some(one), "there may have been news");
+    }
+
+    #[test]
+    fn a_look_for_the_leader_has_an_end() {
+        let mut search = Search::default();
+        let named = (1..).map(NodeId::from_raw);
+        let hops = named
+            .zip((2..).map(NodeId::from_raw))
+            .take_while(|(one, two)| search.next(*one, Some(*two)).is_some());
+        assert_eq!(hops.count(), HOPS_MAX - 1, "the one after the last is not asked");
+        assert_eq!((0..100).take_while(|_| search.begin_anew()).count(), NEWS_MAX);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_was_not_seen_is_news() {
+        let role_under =
+            |leader| ReplicaRole { state: ReplicaState::Follower, term: Term::default(), leader };
+        let (sender, kept) = watch::channel(role_under(None));
+        sender.send(role_under(Some(NODES[0]))).unwrap();
+        let (mut search, mut role) = (Search::default(), kept.clone());
+        role.borrow_and_update();
+        let begun = Instant::now();
+        let deadline = begun + NEWS_PATIENCE * 3;
+        assert!(search.may_wait(&mut role, deadline).await);
+        assert_eq!(begun.elapsed(), NEWS_PATIENCE, "there were none");
+        sender.send(role_under(Some(NODES[1]))).unwrap();
+        assert!(search.may_wait(&mut role, deadline).await);
+        assert_eq!(begun.elapsed(), NEWS_PATIENCE, "they came while nobody waited");
     }
 }

@@ -8,7 +8,7 @@ use tidemill_protocol::{NodeId, ShardId};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::time::Instant;
 
-use crate::anywhere::{HOPS_MAX, NEWS_PATIENCE, PermitAnywhere};
+use crate::anywhere::{NEWS_PATIENCE, PermitAnywhere, Search};
 use crate::config::ReplicaLimits;
 use crate::error::ProposeError;
 use crate::forward::Forwarder;
@@ -56,13 +56,11 @@ impl RemoteShard {
     /// As of [`Replica::propose_anywhere`](crate::Replica::propose_anywhere).
     pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
         let deadline = Instant::now() + self.0.proposal_deadline;
-        let mut hint = None;
-        for _ in 0..HOPS_MAX {
+        let (mut search, mut hint) = (Search::default(), None);
+        loop {
             if let Some(leader) = hint.take().or_else(|| (self.0.leader)()) {
                 match self.0.forwarder.propose(leader, unit.clone(), deadline).await {
-                    Err(ProposeError::NotLeader { leader: next }) => {
-                        hint = next.filter(|next| *next != leader);
-                    }
+                    Err(ProposeError::NotLeader { leader: next }) => hint = search.next(leader, next),
                     Err(ProposeError::Stopped { others_vote: true, .. }) => {}
                     done => return done,
                 }
@@ -70,6 +68,9 @@ impl RemoteShard {
             if hint.is_none() {
                 // No news wakes it: `leader` is asked again.
                 tokio::time::sleep_until(deadline.min(Instant::now() + NEWS_PATIENCE)).await;
+                if !search.begin_anew() {
+                    break;
+                }
             }
             if Instant::now() >= deadline {
                 break;

@@ -22,7 +22,8 @@ use crate::runtime::blocking;
 use crate::state_machine::{Machine, StateMachine};
 use crate::types::{LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, log_id};
 
-/// So many parts of one sender may turn out to be something else before another is to be asked.
+/// So many parts of one transfer may turn out to be something else before it ends. Its leader then looks for damage in what it sent, has it
+/// mended from others, and begins again.
 const REFUSALS_MAX: u32 = 3;
 
 /// Why a snapshot was not received. What is staged stays.
@@ -42,7 +43,9 @@ pub(crate) enum ReceiveError {
     Ended,
     #[error("the sender said something that is not its part: {0}")]
     Unexpected(&'static str),
-    #[error("{0} parts were not what the manifest says; another source may have them")]
+    #[error(
+        "{0} parts were not what the manifest says; whoever leads the shard looks at its own and sends them again"
+    )]
     Refused(u32),
     #[error("a newer transfer to this replica took over")]
     Overtaken,

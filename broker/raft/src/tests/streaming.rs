@@ -286,7 +286,7 @@ async fn a_part_that_is_something_else_is_fetched_again_a_few_times() {
     let (sent, received) = transfer(&source, &replica, falsify(u64::MAX, is_part)).await;
     assert!(matches!(received, Err(ReceiveError::Refused(3))), "{received:?}");
     let told = sent.unwrap_err().to_string();
-    assert!(told.contains("another source may have them"), "{told}");
+    assert!(told.contains("sends them again"), "{told}");
     assert!(replica.shard().applied().last.is_none());
     // Somebody else has them.
     transfer_all(&source, &replica).await;
