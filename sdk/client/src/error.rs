@@ -50,6 +50,12 @@ impl ServerError {
         }
     }
 
+    /// What is said of a topic that was there and is not any more.
+    pub(crate) fn topic_deleted(name: &str) -> Self {
+        let message = format!("topic '{name}' was deleted");
+        Self { message, ..Self::of(ErrorCode::UnknownTopic) }
+    }
+
     fn name(&self) -> String {
         self.error_code().map_or_else(|| format!("code {}", self.code), |code| code.name().to_owned())
     }

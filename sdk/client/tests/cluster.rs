@@ -6,22 +6,12 @@ use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use fake::{FakeCluster, TOPIC};
-use tidemill_client::messages::{Metadata, TopicInfo};
+use fake::{FakeCluster, PATIENCE, TOPIC, value, within};
+use tidemill_client::messages::Metadata;
 use tidemill_client::{
-    BatchBuilder, BrokerId, BuilderOptions, Client, Delivery, DeliveryError, ErrorCode, PartitionId,
-    Producer, Receipt, Record, Timestamp,
+    BatchBuilder, BrokerId, BuilderOptions, Client, Delivery, DeliveryError, PartitionId, Producer, Receipt,
+    Record, Timestamp,
 };
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
-}
-
-fn value(number: usize) -> String {
-    format!("value {number}")
-}
 
 async fn three(partitions: u32) -> FakeCluster {
     FakeCluster::start(&["a", "b", "c"], partitions).await
@@ -196,13 +186,8 @@ async fn what_one_broker_has_not_heard_of_takes_nothing_back() {
     *cluster.node(3).stale.lock().expect("no panic") = Some(old);
     let client = cluster.client().await;
     client.topic_metadata(TOPIC).await.expect("known");
-    let unheard = TopicInfo {
-        name: TOPIC.to_owned(),
-        error: Some(tidemill_client::messages::Error::new(ErrorCode::UnknownTopic, "never heard of")),
-        ..TopicInfo::default()
-    };
     *cluster.node(2).stale.lock().expect("no panic") =
-        Some(Metadata { version: 0, topics: vec![unheard], ..cluster.model.metadata() });
+        Some(Metadata { version: 0, topics: vec![fake::unknown_topic()], ..cluster.model.metadata() });
     let changes = async {
         until("some are stored", || cluster.model.values(0).len() > 100).await;
         cluster.model.elect(0, 2);
@@ -405,7 +390,7 @@ async fn the_cluster_is_changed_through_any_broker() {
     let cluster = three(1).await;
     let client = cluster.client().await;
     let token = client.create_join_token(Some(BrokerId::new(4)), Some(PATIENCE)).await.expect("a token");
-    assert_eq!((token.token.as_str(), token.expires_at), ("tmj1.4", 30_000));
+    assert_eq!((token.token.as_str(), token.expires_at), ("tmj1.4", PATIENCE.as_millis() as i64));
     client.drain_broker(BrokerId::new(2), false).await.expect("drained");
     client.drain_broker(BrokerId::new(2), true).await.expect("and not any more");
     client.remove_broker(BrokerId::new(2)).await.expect("removed");

@@ -4,14 +4,8 @@ mod fake;
 
 use std::time::{Duration, Instant};
 
-use fake::{FakeCluster, TOPIC, topic_id};
+use fake::{FakeCluster, PATIENCE, TOPIC, topic_id, within};
 use tidemill_client::{Client, Consumer, Offset, PartitionId, Position, Record, TopicId, TopicPartition};
-
-const PATIENCE: Duration = Duration::from_secs(30);
-
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
-}
 
 fn partition(number: u32) -> TopicPartition {
     TopicPartition::new(TopicId::from_slice(&topic_id()).expect("an id"), PartitionId::new(number))

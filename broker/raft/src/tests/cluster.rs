@@ -99,6 +99,11 @@ impl Cluster {
         Ok(replica)
     }
 
+    /// What a member has on its disk just now; it goes on.
+    pub(super) fn disk(&self, node: NodeId) -> MemoryStorage {
+        self.members[&node].storage.kill()
+    }
+
     /// Kills a member, as by a power cut; what it had on its disk.
     pub(super) fn kill(&mut self, node: NodeId) -> MemoryStorage {
         self.network.remove(node);

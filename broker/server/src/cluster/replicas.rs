@@ -383,3 +383,89 @@ pub(crate) async fn replacement(shards: &Shards, shard: ShardId, old: NodeId) ->
         Err(error) => Err(crate::errors::propose(&error)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tidemill_controller::SettingsChange;
+    use tidemill_protocol::Timestamp;
+
+    use super::*;
+    use crate::admission::Admission;
+    use crate::cluster::steering;
+    use crate::config::BrokerConfig;
+    use crate::machine::Machine;
+    use crate::opening::{open_data_dir, open_peers, open_wal, replica_starter};
+    use crate::view::ClusterView;
+
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn config(data_dir: &Path) -> BrokerConfig {
+        let mut config = BrokerConfig {
+            data_dir: data_dir.to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            shards: Some(1),
+            ..BrokerConfig::default()
+        };
+        config.wal.segment_bytes = 8 << 20;
+        config.wal.bytes_max = 64 << 20;
+        config.storage.disk_reserve_bytes = 0;
+        config.storage.disk_free_min_bytes = 0;
+        config
+    }
+
+    /// An operator says it to one broker, the controller decides it, and every broker follows the controller: what it decided comes to the
+    /// one limiter that all replicas here send by.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_rate_that_the_controller_decided_is_what_snapshots_are_sent_at() {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(home.path());
+        let (machine, stopping) = (Machine::this(), CancellationToken::new());
+        let (data_dir, _) = open_data_dir(&config).await.expect("made");
+        let meta = data_dir.meta().clone();
+        let lives = Lives::open(data_dir.storage(), &meta, data_dir.created()).expect("opened");
+        let lives = Arc::new(lives);
+        let peers = open_peers(&config, &data_dir, &stopping).expect("bound");
+        let (wal, recovery) = open_wal(&config, &data_dir, &machine).await.expect("opened");
+        let starter = replica_starter(&config, &data_dir, &machine, &wal, recovery, &lives, &peers);
+        let shards = Shards::new(meta.shards, Arc::new(Admission::new(wal.clone(), &config.wal)));
+        let limiter = Arc::clone(&starter.snapshot_limiter);
+        let holders = Arc::strong_count(&limiter);
+        assert!(starter.start_all(&shards).await.expect("started").is_empty());
+        let replicas: Vec<Replica> = shards.iter().map(|(_, replica)| replica).collect();
+        assert_eq!(replicas.len(), 2, "the controller's and the one of data");
+        assert!(Arc::strong_count(&limiter) >= holders + replicas.len(), "each replica sends by it");
+
+        let mut controller = Controller::default();
+        let now = Timestamp::new(1_700_000_000_000);
+        controller.apply(&steering::forming(&meta), now).expect("formed");
+        let me = BrokerId::new(meta.broker_id);
+        let picture =
+            |controller: &Controller| ClusterView::new(Arc::new(controller.clone()), me, Vec::new());
+        let (publish, view) = ViewReader::channel(picture(&controller));
+        let tending = tokio::spawn(starter.tend(Lost::new(), shards.clone(), view, peers, stopping.clone()));
+        assert_eq!(limiter.bytes_per_second(), None);
+        for rate in [50 << 20, 1 << 20, 0] {
+            let change =
+                SettingsChange { snapshot_bytes_per_second: Some(rate), ..SettingsChange::default() };
+            controller.apply(&ControllerCommand::AlterSettings(change), now).expect("decided");
+            publish.send_replace(Arc::new(picture(&controller)));
+            // 0 is no limit.
+            let decided = Some(rate).filter(|rate| *rate > 0);
+            let comes_to_it = async {
+                while limiter.bytes_per_second() != decided {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, comes_to_it).await.expect("the rate is set");
+        }
+
+        stopping.cancel();
+        tending.await.expect("it ends");
+        for replica in replicas {
+            replica.stop().await;
+        }
+    }
+}

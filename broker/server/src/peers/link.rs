@@ -1,5 +1,6 @@
-//! A connection to one broker: made, greeted, kept, made again.
+//! A connection to one broker: made, greeted, kept, made again, until the broker is removed from the cluster.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::greeting::{Hello, refused};
 use super::messages::{DiskReport, PeerWelcome, Purpose};
@@ -29,11 +31,16 @@ const LOOK_AROUND_PATIENCE: Duration = Duration::from_secs(2);
 const TELL_INTERVAL_MIN: Duration = Duration::from_secs(4);
 const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
+/// Why there is no connection to a broker, and will be none.
+pub(super) const REMOVED: &str = "it was removed from the cluster";
+
 /// The way to one broker in one lane.
 pub(super) struct Link {
     broker: BrokerId,
     lane: Lane,
     is_kept: AtomicBool,
+    /// Cancelled when nobody is to be connected to the broker any more.
+    left: CancellationToken,
     connection: watch::Sender<Option<Connection>>,
     state: Mutex<State>,
 }
@@ -69,8 +76,13 @@ impl Telling {
 
 impl Link {
     pub(super) fn new(broker: BrokerId, lane: Lane) -> Self {
-        let (is_kept, connection) = (AtomicBool::new(false), watch::Sender::new(None));
-        Self { broker, lane, is_kept, connection, state: Mutex::default() }
+        let (is_kept, left) = (AtomicBool::new(false), CancellationToken::new());
+        Self { broker, lane, is_kept, left, connection: watch::Sender::new(None), state: Mutex::default() }
+    }
+
+    /// It is not kept any longer: the broker was removed.
+    pub(super) fn leave(&self) {
+        self.left.cancel();
     }
 
     /// Whether nobody keeps it yet; who asks does.
@@ -99,15 +111,22 @@ impl Link {
         self.state.lock().trouble.clone().unwrap_or_else(|| "it is being connected to".to_owned())
     }
 
-    /// Connects, and connects again, until the peers stop.
+    /// Connects, and connects again, until the peers stop or the broker is removed.
     pub(super) async fn keep(self: Arc<Self>, peers: Peers) {
+        tokio::select! {
+            () = self.left.cancelled() => self.is_left(&peers),
+            never = self.connect_again(&peers) => match never {},
+        }
+    }
+
+    async fn connect_again(&self, peers: &Peers) -> Infallible {
         let mut pause = PAUSE_MIN;
         loop {
-            match self.connect(&peers).await {
+            match self.connect(peers).await {
                 Ok(connection) => {
                     let since = Instant::now();
                     self.is_up(&connection);
-                    let lost = self.until_lost(&peers, &connection).await;
+                    let lost = self.until_lost(peers, &connection).await;
                     if since.elapsed() >= GOOD_AFTER {
                         pause = PAUSE_MIN;
                         self.state.lock().telling.begin_anew();
@@ -169,6 +188,19 @@ impl Link {
         drop(state);
         if is_due {
             tracing::warn!(broker = %self.broker, reason, "no connection to a broker; it is tried again");
+        }
+    }
+
+    /// Ends what there is of a connection.
+    fn is_left(&self, peers: &Peers) {
+        self.state.lock().trouble = Some(REMOVED.to_owned());
+        if let Some(connection) = self.connection.send_replace(None) {
+            connection.close(ErrorCode::PeerRefused.code(), REMOVED);
+        }
+        if self.lane == Lane::Brokers {
+            peers.disk_heard(self.broker, DiskReport::default());
+            metrics::gauge!("tidemill_peer_connected", "broker" => self.broker.to_string()).set(0.0);
+            tracing::info!(broker = %self.broker, "a broker is not connected to any more: {REMOVED}");
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) mod messages;
 mod replicas;
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,6 +31,7 @@ use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ClusterId, ErrorCode};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -118,7 +119,7 @@ impl Peers {
         })))
     }
 
-    /// Connects to every broker that is known or will be, and answers them; ends when the token is cancelled.
+    /// Connects to every broker that is known or will be, but for removed ones, and answers them; ends when the token is cancelled.
     pub(crate) async fn run(self, seeds: Vec<String>) {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::accept(self.clone()));
@@ -126,10 +127,14 @@ impl Peers {
             tasks.spawn(link::find(self.clone(), seeds));
         }
         let mut known = self.0.book.known();
+        let mut looks = tokio::time::interval(serve::STANDING_INTERVAL);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            for broker in known.borrow_and_update().clone() {
+            let now = known.borrow_and_update().clone();
+            for broker in now.into_iter().filter(|broker| !self.is_removed(*broker)) {
                 self.link(broker, Lane::Brokers);
             }
+            self.leave_removed();
             let links: Vec<Arc<Link>> = self.0.links.lock().values().cloned().collect();
             for link in links.into_iter().filter(|link| link.begin()) {
                 tasks.spawn(link.keep(self.clone()));
@@ -137,6 +142,8 @@ impl Peers {
             tokio::select! {
                 changed = known.changed() => if changed.is_err() { return },
                 () = self.0.new_links.notified() => {}
+                // Brokers are removed and let in again, and others tell of their new lives.
+                _ = looks.tick() => {}
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
                 () = self.0.stopping.cancelled() => break,
             }
@@ -167,6 +174,37 @@ impl Peers {
     /// The largest unit that the logs of all others take, as far as they were heard.
     pub(crate) fn unit_bytes_elsewhere(&self) -> Arc<AtomicUsize> {
         Arc::clone(&self.0.unit_bytes_elsewhere)
+    }
+
+    /// Whether the cluster has removed a broker, in the life that was heard of last. The book keeps it: who was met is not met anew.
+    fn is_removed(&self, broker: BrokerId) -> bool {
+        let services = self.0.services.borrow().clone();
+        let entry = self.0.book.entry(broker);
+        services.zip(entry).is_some_and(|(services, entry)| services.is_removed(broker, entry.incarnation))
+    }
+
+    /// Whom the cluster has removed is dialled no more.
+    fn leave_removed(&self) {
+        let linked: BTreeSet<BrokerId> = self.0.links.lock().keys().map(|(broker, _)| *broker).collect();
+        for removed in linked.into_iter().filter(|broker| self.is_removed(*broker)) {
+            self.0.links.lock().retain(|(broker, _), link| {
+                let stays = *broker != removed;
+                if !stays {
+                    link.leave();
+                }
+                stays
+            });
+            self.forget_unit_bytes(removed);
+        }
+    }
+
+    /// What its log takes binds nobody any more.
+    fn forget_unit_bytes(&self, broker: BrokerId) {
+        let mut said = self.0.unit_bytes.lock();
+        if said.remove(&broker).is_some() {
+            let least = said.values().copied().min().unwrap_or(usize::MAX);
+            self.0.unit_bytes_elsewhere.store(least, Ordering::Relaxed);
+        }
     }
 
     fn note_unit_bytes(&self, broker: BrokerId, bytes: usize) {
@@ -239,7 +277,7 @@ impl Peers {
         match of_brokers {
             Some(link) if link.connection().is_some() => {}
             Some(link) => return Err(NotConnected { broker, reason: link.trouble() }),
-            None => return Err(NotConnected::unheard_of(broker)),
+            None => return Err(self.not_linked(broker)),
         }
         let link = self.link(broker, lane);
         let connected = tokio::time::timeout(OPEN_PATIENCE, link.connected()).await;
@@ -255,11 +293,17 @@ impl Peers {
         purpose: impl Into<Purpose>,
     ) -> Result<Stream, NotConnected> {
         let link = self.0.links.lock().get(&(broker, Lane::Brokers)).cloned();
-        let Some(link) = link else { return Err(NotConnected::unheard_of(broker)) };
+        let Some(link) = link else { return Err(self.not_linked(broker)) };
         let Some(connection) = link.connection() else {
             return Err(NotConnected { broker, reason: link.trouble() });
         };
         open_on(&connection, purpose).await.map_err(|reason| NotConnected { broker, reason })
+    }
+
+    /// Why there is not even a link.
+    fn not_linked(&self, broker: BrokerId) -> NotConnected {
+        let reason = if self.is_removed(broker) { link::REMOVED } else { "nothing was heard of it yet" };
+        NotConnected { broker, reason: reason.to_owned() }
     }
 
     /// Asks another broker one thing that has one answer.
@@ -298,12 +342,6 @@ pub(crate) async fn first_answer<M: Message + Default>(stream: &mut Stream) -> R
 pub(crate) struct NotConnected {
     pub(crate) broker: BrokerId,
     pub(crate) reason: String,
-}
-
-impl NotConnected {
-    fn unheard_of(broker: BrokerId) -> Self {
-        Self { broker, reason: "nothing was heard of it yet".to_owned() }
-    }
 }
 
 impl From<NotConnected> for Error {

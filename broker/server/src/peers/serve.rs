@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tidemill_controller::{BrokerRecord, Controller};
 use tidemill_net::{Connection, Stream};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
@@ -22,7 +23,7 @@ use crate::shards::Shards;
 /// A stream that says nothing for so long after it was opened is dropped; so is a connection without a hello.
 const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// How often it is looked whether those that are connected still belong to the cluster.
-const STANDING_INTERVAL: Duration = Duration::from_secs(2);
+pub(super) const STANDING_INTERVAL: Duration = Duration::from_secs(2);
 /// A broker that starts is asked before it can answer: what comes waits for so long.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// Connections of brokers and of who wants to become one. More than one a broker, since a broken one may linger.
@@ -39,31 +40,22 @@ pub(crate) struct PeerServices {
 impl PeerServices {
     /// Whether this broker knows of a cluster that was formed.
     pub(super) fn is_formed(&self) -> bool {
-        let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
-        controller.is_some_and(|controller| controller.identity().is_some())
+        self.controller().is_some_and(|controller| controller.identity().is_some())
     }
 
     /// Refuses whom the controller has removed, as far as this broker has heard.
     pub(crate) fn check_standing(&self, broker: BrokerId, incarnation: u32) -> Result<(), Error> {
-        let controller = self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller());
-        let Some(controller) = controller else { return Ok(()) };
-        let Some(known) = controller.broker(broker) else { return Ok(()) };
-        // After a recovery it may have had a life that only the lost brokers knew; who is let in anew gets a later one than all of these.
-        if !known.is_member() && incarnation < known.next_incarnation.max(known.incarnation.saturating_add(1))
-        {
-            return Err(refused(format!(
-                "broker {broker} was removed from the cluster, and this life of it never comes back; let it join with an empty data \
-                 directory and a token of `tidemill cluster add --broker {broker}`"
-            )));
-        }
-        if incarnation < known.incarnation {
-            return Err(refused(format!(
-                "broker {broker} has begun another life (incarnation {}), and this is its incarnation {incarnation}: its data directory is an \
-                 old one; start it on the newer one, or on an empty one with a token of `tidemill cluster add --broker {broker}`",
-                known.incarnation
-            )));
-        }
-        Ok(())
+        let Some(controller) = self.controller() else { return Ok(()) };
+        check_standing(&controller, broker, incarnation)
+    }
+
+    /// Whether the controller has removed this life of a broker, as far as this broker has heard.
+    pub(super) fn is_removed(&self, broker: BrokerId, incarnation: u32) -> bool {
+        self.controller().is_some_and(|controller| is_removed(&controller, broker, incarnation))
+    }
+
+    fn controller(&self) -> Option<Arc<Controller>> {
+        self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller())
     }
 
     async fn context(&self) -> Result<Arc<Context>, Error> {
@@ -74,6 +66,34 @@ impl PeerServices {
             _ => Err(not_yet()),
         }
     }
+}
+
+fn check_standing(controller: &Controller, broker: BrokerId, incarnation: u32) -> Result<(), Error> {
+    let Some(known) = controller.broker(broker) else { return Ok(()) };
+    if is_life_removed(known, incarnation) {
+        return Err(refused(format!(
+            "broker {broker} was removed from the cluster, and this life of it never comes back; let it join with an empty data \
+             directory and a token of `tidemill cluster add --broker {broker}`"
+        )));
+    }
+    if incarnation < known.incarnation {
+        return Err(refused(format!(
+            "broker {broker} has begun another life (incarnation {}), and this is its incarnation {incarnation}: its data directory is an \
+             old one; start it on the newer one, or on an empty one with a token of `tidemill cluster add --broker {broker}`",
+            known.incarnation
+        )));
+    }
+    Ok(())
+}
+
+/// What was removed stays so, unless the broker is let in anew: then it has another life, and this says nothing of that.
+fn is_removed(controller: &Controller, broker: BrokerId, incarnation: u32) -> bool {
+    controller.broker(broker).is_some_and(|known| is_life_removed(known, incarnation))
+}
+
+fn is_life_removed(known: &BrokerRecord, incarnation: u32) -> bool {
+    // After a recovery it may have had a life that only the lost brokers knew; who is let in anew gets a later one than all of these.
+    !known.is_member() && incarnation < known.next_incarnation.max(known.incarnation.saturating_add(1))
 }
 
 fn not_yet() -> Error {
@@ -359,4 +379,62 @@ async fn asked_for(services: &PeerServices, broker: BrokerId, open: &RaftOpen) -
             .map_err(|error| Error::new(ErrorCode::StorageFailed, error.to_string()))?;
     }
     Ok(replica)
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_controller::{ClusterIdentity, ControllerCommand, Durability, JoinRequest};
+    use tidemill_protocol::{ClusterId, DirectoryId, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::new(1_700_000_000_000);
+
+    fn apply(controller: &mut Controller, command: &ControllerCommand) {
+        controller.apply(command, NOW).expect("it is taken");
+    }
+
+    /// Lets broker 4 in, with a token and a directory that are both called by this number.
+    fn let_in(controller: &mut Controller, number: u8) {
+        let (hash, broker) = ([number; 32], BrokerId::new(4));
+        let expires_at = NOW.plus_ms(1_000);
+        apply(controller, &ControllerCommand::CreateJoinToken { hash, broker: Some(broker), expires_at });
+        let join = JoinRequest {
+            hash,
+            broker,
+            directory: DirectoryId::new(Uuid::from_u128(number.into())),
+            addresses: Vec::new(),
+            peer_addresses: Vec::new(),
+            rack: String::new(),
+        };
+        apply(controller, &ControllerCommand::Join(join));
+    }
+
+    #[test]
+    fn a_life_that_was_removed_stays_so_and_the_next_one_is_another() {
+        let (four, stranger) = (BrokerId::new(4), BrokerId::new(9));
+        let mut controller = Controller::default();
+        assert!(!is_removed(&controller, four, 1) && check_standing(&controller, four, 1).is_ok());
+        let cluster = ClusterId::new(Uuid::from_u128(7));
+        let identity = ClusterIdentity { cluster, data_shards: 1, durability: Durability::Fsync };
+        let brokers = (1..=3).map(BrokerId::new).collect();
+        apply(&mut controller, &ControllerCommand::FormCluster { identity, brokers });
+        let_in(&mut controller, 1);
+        assert!(!is_removed(&controller, four, 1) && check_standing(&controller, four, 1).is_ok());
+
+        apply(&mut controller, &ControllerCommand::Remove { broker: four });
+        assert!(is_removed(&controller, four, 1));
+        let refused = check_standing(&controller, four, 1).expect_err("it was removed");
+        assert!(refused.message.contains("was removed from the cluster"), "{refused}");
+        // A broker that has not heard yet of its being let in again does not stand in its way.
+        assert!(!is_removed(&controller, four, 2) && check_standing(&controller, four, 2).is_ok());
+
+        let_in(&mut controller, 2);
+        // Whoever has heard of it and not met it yet looks for it where it was before.
+        assert!(!is_removed(&controller, four, 1) && !is_removed(&controller, four, 2));
+        let refused = check_standing(&controller, four, 1).expect_err("an older life");
+        assert!(refused.message.contains("another life (incarnation 2)"), "{refused}");
+        assert!(!is_removed(&controller, stranger, 1), "of whom nothing was heard nobody was removed");
+    }
 }

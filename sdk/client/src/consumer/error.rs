@@ -41,7 +41,7 @@ pub enum ConsumeError {
     /// The client was closed before everything was read.
     #[error("the client was closed")]
     Closed,
-    /// The broker ended this partition; the others go on.
+    /// The broker ended this partition, or its topic was deleted; the others go on.
     #[error("partition {partition}: {error}")]
     Partition {
         /// Which.

@@ -1,4 +1,5 @@
-//! Where each partition is read: at its leader or in the consumer's rack, and elsewhere while nobody answers there.
+//! Where each partition is read: at its leader or in the consumer's rack, and elsewhere while nobody answers there. One whose topic
+//! was deleted is read nowhere, and ends with that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use tidemill_protocol::{BrokerId, TopicPartition};
 use tokio::time::Instant;
 
 use super::ConsumeError;
-use super::state::{PartitionState, Shared};
+use super::state::{PartitionState, Shared, State, Stay};
+use crate::ServerError;
 use crate::cluster::Metadata;
 
 /// How long a partition is read on where it is, though another broker leads it by now. Long enough for a broker that restarts to
@@ -46,14 +48,29 @@ struct Move {
     to: BrokerId,
 }
 
+/// A partition that ended, because its topic was deleted.
+struct Gone {
+    stay: Stay,
+    topic: Arc<str>,
+    /// Where it was read.
+    place: Option<BrokerId>,
+}
+
 impl Shared {
     /// Moves what must, and what should for long enough. Answers when to look again.
     fn look_round(self: &Arc<Self>) -> Option<Instant> {
-        let (known, now) = (self.cluster.known(), Instant::now());
+        let now = Instant::now();
         let rack = self.settings.rack.as_deref();
-        let (mut moves, mut doubted, mut due) = (Vec::new(), Vec::new(), None::<Instant>);
+        let (mut moves, mut gone, mut doubted, mut due) =
+            (Vec::new(), Vec::new(), Vec::new(), None::<Instant>);
         self.with(|all| {
+            // Looked up within: whatever was added by now was known before.
+            let known = self.cluster.known();
             for (partition, state) in all.partitions.iter_mut().filter(|(_, state)| !state.is_left_alone()) {
+                if is_gone(*partition, state, &known) {
+                    gone.push(Gone::of(*partition, state));
+                    continue;
+                }
                 let best = best(*partition, state, &known, rack, None);
                 match (state.place, best) {
                     (_, None) => {}
@@ -70,33 +87,55 @@ impl Shared {
                     (_, Some(best)) => moves.push(state.go(*partition, best)),
                 }
             }
+            all.lose(&gone);
         });
         doubted.dedup();
         doubted.into_iter().for_each(|broker| self.cluster.doubt(broker));
         self.tell(moves);
+        self.tell_of(gone);
         due
     }
 
-    /// Moves these partitions to where they should be read, at once.
+    /// Moves these partitions to where they should be read, at once; those that are nowhere any more end.
     pub(super) fn settle(
         self: &Arc<Self>,
         partitions: impl IntoIterator<Item = TopicPartition>,
         avoid: Option<BrokerId>,
     ) {
-        let known = self.cluster.known();
         let rack = self.settings.rack.as_deref();
-        let mut moves = Vec::new();
+        let (mut moves, mut gone) = (Vec::new(), Vec::new());
         self.with(|all| {
+            let known = self.cluster.known();
             for partition in partitions {
                 let Some(state) = all.partitions.get_mut(&partition) else { continue };
-                if let Some(best) = best(partition, state, &known, rack, avoid)
+                if is_gone(partition, state, &known) {
+                    // What had ended before stays as it ended.
+                    if !state.is_left_alone() {
+                        gone.push(Gone::of(partition, state));
+                    }
+                } else if let Some(best) = best(partition, state, &known, rack, avoid)
                     && state.place != Some(best)
                 {
                     moves.push(state.go(partition, best));
                 }
             }
+            all.lose(&gone);
         });
         self.tell(moves);
+        self.tell_of(gone);
+    }
+
+    /// Ends a partition whose topic was deleted.
+    pub(super) fn end_if_gone(self: &Arc<Self>, partition: TopicPartition) {
+        let mut gone: Vec<Gone> = Vec::new();
+        self.with(|all| {
+            let known = self.cluster.known();
+            let state = all.partitions.get(&partition).filter(|state| !state.is_left_alone());
+            let state = state.filter(|state| is_gone(partition, state, &known));
+            gone.extend(state.map(|state| Gone::of(partition, state)));
+            all.lose(&gone);
+        });
+        self.tell_of(gone);
     }
 
     /// Moves a partition to this broker, until it should have been elsewhere for long enough.
@@ -112,6 +151,34 @@ impl Shared {
             self.touch(partition, Some(to));
         }
     }
+
+    /// Who read these partitions asks for no more of them, and the consumer hears why.
+    fn tell_of(self: &Arc<Self>, gone: Vec<Gone>) {
+        if gone.is_empty() {
+            return;
+        }
+        for Gone { stay, topic, place } in gone {
+            tracing::debug!(partition = %stay.partition, %topic, "its topic was deleted");
+            self.touch(stay.partition, place);
+        }
+        self.nudge();
+    }
+}
+
+impl State {
+    /// These partitions end: their topics are not there any more.
+    fn lose(&mut self, gone: &[Gone]) {
+        for Gone { stay, topic, .. } in gone {
+            let (partition, error) = (stay.partition, ServerError::topic_deleted(topic));
+            self.fail(*stay, ConsumeError::Partition { partition, error });
+        }
+    }
+}
+
+impl Gone {
+    fn of(partition: TopicPartition, state: &PartitionState) -> Self {
+        Self { stay: state.stay(partition), topic: Arc::clone(&state.topic), place: state.place }
+    }
 }
 
 impl PartitionState {
@@ -121,6 +188,12 @@ impl PartitionState {
         self.astray_since = None;
         Move { partition, from, to }
     }
+}
+
+/// Whether a partition lacks something that never comes, because its topic was deleted. The topic was there when the partition was
+/// added, and no broker that is behind takes it away again: that takes metadata that are no older than those it is known from.
+fn is_gone(partition: TopicPartition, state: &PartitionState, known: &Metadata) -> bool {
+    known.topic(&state.topic, partition.topic).is_none() && !state.has_all()
 }
 
 fn best(

@@ -179,6 +179,8 @@ impl Consumer {
         self.drop_current(partition);
         self.shared.with(|state| state.forget_queued(partition));
         self.change(partition, |state| state.seek(position));
+        // Perhaps it had ended with just that, and no news will come of it.
+        self.shared.end_if_gone(partition);
     }
 
     /// Reads a further partition. One that is read already goes on at `start`.

@@ -82,6 +82,16 @@ impl State {
         });
     }
 
+    /// A partition ends with an error, unless it was sought in meanwhile. In one step with its error: in between it would be taken for
+    /// one that was read to its end.
+    pub(super) fn fail(&mut self, stay: Stay, error: ConsumeError) {
+        let of = self.partitions.get_mut(&stay.partition);
+        if let Some(partition) = of.filter(|partition| stay.is_of(partition) && !partition.failing) {
+            partition.failing = true;
+            self.queue.push_back(Event::Failed(stay, error));
+        }
+    }
+
     /// Whether every partition was read to where it ends, or its error was handed out.
     pub(super) fn is_over(&self) -> bool {
         self.partitions.values().all(PartitionState::is_over)
@@ -189,6 +199,11 @@ impl PartitionState {
         }
     }
 
+    /// As it is read now.
+    pub(super) const fn stay(&self, partition: TopicPartition) -> Stay {
+        Stay { partition, incarnation: self.incarnation, generation: self.generation }
+    }
+
     /// A broker told how far it has the partition. What was seen before stands: a replica may be behind.
     pub(super) fn reaches(&mut self, high_watermark: Offset) {
         self.high_watermark = self.high_watermark.max(Some(high_watermark));
@@ -216,6 +231,14 @@ impl PartitionState {
     fn has_come_to_end(&self) -> bool {
         match (self.resume, self.high_watermark) {
             (Position::Offset(resume), Some(end)) => resume >= end,
+            _ => false,
+        }
+    }
+
+    /// Whether everything has come that is wanted, though it may not be handed out yet.
+    pub(super) fn has_all(&self) -> bool {
+        match (self.resume, self.stop_at) {
+            (Position::Offset(resume), Some(stop_at)) => resume >= stop_at,
             _ => false,
         }
     }
@@ -322,16 +345,9 @@ impl Shared {
         self.with(|state| state.partitions.get_mut(&partition).map(change))
     }
 
-    /// A partition ends with an error, unless it was sought in meanwhile. In one step with its error: in between it would be taken for
-    /// one that was read to its end.
+    /// As [`State::fail`], and the consumer hears of it.
     pub(super) fn fail(&self, stay: Stay, error: ConsumeError) {
-        self.with(|state| {
-            let of = state.partitions.get_mut(&stay.partition);
-            if let Some(partition) = of.filter(|partition| stay.is_of(partition) && !partition.failing) {
-                partition.failing = true;
-                state.queue.push_back(Event::Failed(stay, error));
-            }
-        });
+        self.with(|state| state.fail(stay, error));
         self.nudge();
     }
 

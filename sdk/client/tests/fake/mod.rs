@@ -24,9 +24,10 @@ use tidemill_protocol::messages::{
 };
 
 pub use cluster::{FakeCluster, Node};
-pub use model::{Fault, Model, TOPIC, topic_id};
+pub use model::{Fault, Model, TOPIC, topic_id, unknown_topic};
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// For what happens in a moment, on a machine that may be busy with other things.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")

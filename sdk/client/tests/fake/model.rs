@@ -1,6 +1,6 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tidemill_protocol::messages::{self, BrokerInfo, PartitionInfo, TopicInfo};
@@ -12,6 +12,12 @@ pub const TOPIC: &str = "plays";
 
 pub fn topic_id() -> Bytes {
     Bytes::from_static(&[9; 16])
+}
+
+/// What a broker says of the topic that has not heard of it, or has heard of its end.
+pub fn unknown_topic() -> TopicInfo {
+    let error = Some(messages::Error::new(ErrorCode::UnknownTopic, "there is none"));
+    TopicInfo { name: TOPIC.to_owned(), error, ..TopicInfo::default() }
 }
 
 /// What happens instead of the usual, once.
@@ -69,6 +75,8 @@ pub struct Model {
     pub down: Mutex<HashSet<u32>>,
     /// Version of the metadata, and a bell for those who push them.
     pub version: watch::Sender<u64>,
+    /// The topic is gone.
+    pub is_deleted: AtomicBool,
     /// The newest stream of each producer to each partition; `u32::MAX` where the broker places the records.
     pub generations: Mutex<HashMap<(i64, u32), u64>>,
     /// Broker, partition and leader epoch of each produce stream that was opened.
@@ -105,6 +113,7 @@ impl Model {
             brokers: Mutex::default(),
             down: Mutex::default(),
             version: watch::Sender::new(1),
+            is_deleted: AtomicBool::new(false),
             generations: Mutex::default(),
             opened: Mutex::default(),
             reads: Mutex::default(),
@@ -130,11 +139,14 @@ impl Model {
             leader_epoch,
             replicas: replicas.clone(),
         });
-        let topic = TopicInfo {
-            topic_id: topic_id(),
-            name: TOPIC.to_owned(),
-            partitions: partitions.collect(),
-            ..TopicInfo::default()
+        let topic = match self.is_deleted() {
+            true => unknown_topic(),
+            false => TopicInfo {
+                topic_id: topic_id(),
+                name: TOPIC.to_owned(),
+                partitions: partitions.collect(),
+                ..TopicInfo::default()
+            },
         };
         messages::Metadata { version: *self.version.borrow(), brokers, topics: vec![topic] }
     }
@@ -145,6 +157,16 @@ impl Model {
         leads[partition] = (leader, leads[partition].1 + 1);
         drop(leads);
         self.version.send_modify(|version| *version += 1);
+    }
+
+    /// The topic goes. Brokers that push metadata say so.
+    pub fn delete(&self) {
+        self.is_deleted.store(true, Ordering::Relaxed);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::Relaxed)
     }
 
     /// Whether this stream is its producer's newest, or becomes it.

@@ -17,6 +17,9 @@ pub async fn produce(mut pipe: Pipe, node: &Node, open: ProduceOpen) -> Option<(
     let number = open.partition.as_ref().expect("a partition").partition;
     let partition = number as usize;
     model.opened.lock().expect("no panic").push((node.id, number, open.leader_epoch));
+    if model.is_deleted() {
+        return refuse(pipe, ErrorCode::UnknownTopic).await;
+    }
     let Some(reign) = node.reign(partition, open.leader_epoch) else {
         return refuse(pipe, ErrorCode::NotLeader).await;
     };
@@ -150,9 +153,14 @@ impl Held {
 pub async fn routed(mut pipe: Pipe, node: &Node, open: RoutedOpen) -> Option<()> {
     let model = &*node.model;
     node.routed.fetch_add(1, Ordering::Relaxed);
-    if !model.enter(open.producer_id, u32::MAX, open.generation) {
-        pipe.say(&RoutedOpened { error: error(ErrorCode::StaleGeneration), ..Default::default() }, &[])
-            .await?;
+    let refused = if model.is_deleted() {
+        Some(ErrorCode::UnknownTopic)
+    } else {
+        let is_newest = model.enter(open.producer_id, u32::MAX, open.generation);
+        (!is_newest).then_some(ErrorCode::StaleGeneration)
+    };
+    if let Some(code) = refused {
+        pipe.say(&RoutedOpened { error: error(code), ..Default::default() }, &[]).await?;
         return pipe.send.finish().ok();
     }
     let opened = RoutedOpened {

@@ -165,6 +165,9 @@ async fn start(
 ) -> Option<()> {
     let reading = readings.get_mut(&id).expect("known");
     let end = node.end(reading.partition);
+    if node.model.is_deleted() {
+        return fail(pipe, readings, id, ErrorCode::UnknownTopic).await;
+    }
     let offset = match position.and_then(|position| position.at).expect("a position") {
         position::At::Offset(offset) => offset,
         position::At::Latest(_) => end,
@@ -172,14 +175,19 @@ async fn start(
     };
     let generation = reading.generation;
     if offset > end {
-        readings.remove(&id);
-        let failed = SubscribeFailed { id, generation, error: error(ErrorCode::OffsetOutOfRange) };
-        return pipe.say(&event(subscribe_event::Kind::Failed(failed)), &[]).await;
+        return fail(pipe, readings, id, ErrorCode::OffsetOutOfRange).await;
     }
     reading.offset = offset;
     reading.has_begun = true;
     let started = SubscribeStarted { id, generation, offset, log_start_offset: 0, high_watermark: end };
     pipe.say(&event(subscribe_event::Kind::Started(started)), &[]).await
+}
+
+/// Ends a partition.
+async fn fail(pipe: &mut Pipe, readings: &mut HashMap<u32, Reading>, id: u32, code: ErrorCode) -> Option<()> {
+    let generation = readings.remove(&id).expect("known").generation;
+    let failed = SubscribeFailed { id, generation, error: error(code) };
+    pipe.say(&event(subscribe_event::Kind::Failed(failed)), &[]).await
 }
 
 pub async fn request(mut pipe: Pipe, node: &Node, request: Request) -> Option<()> {

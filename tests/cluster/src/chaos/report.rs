@@ -83,3 +83,73 @@ impl fmt::Display for Report {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::{FaultKind, ViolationKind};
+
+    const FAILED: &str = "FAILED: faults were SKIPPED, and all are required";
+
+    /// Of a run in which one broker was killed, and nothing was found.
+    fn report(require_all: bool) -> Report {
+        let mut fires = Fires::default();
+        fires.count(FaultKind::Kill);
+        Report {
+            seed: 7,
+            brokers: 3,
+            require_all,
+            duration: Duration::from_secs(60),
+            fires,
+            direct_acknowledged: 300,
+            routed_acknowledged: 200,
+            resent_batches: 0,
+            reconnects: 0,
+            commits: 0,
+            outputs: 0,
+            findings: Findings::default(),
+            kept: None,
+        }
+    }
+
+    #[test]
+    fn a_fault_that_can_not_be_done_here_fails_a_run_that_requires_all() {
+        let without_mounts = |require_all| {
+            let mut report = report(require_all);
+            report.fires.skipped.insert(FaultKind::PowerLoss, "no mount".to_owned());
+            report
+        };
+        let (lenient, strict) = (without_mounts(false), without_mounts(true));
+        assert!(lenient.is_good() && !strict.is_good());
+        for report in [&lenient, &strict] {
+            let said = report.to_string();
+            let is_said = |line: &str| line.contains("power-loss") && line.contains("SKIPPED");
+            assert!(said.lines().any(|line| is_said(line) && line.ends_with("no mount")), "{said}");
+        }
+        assert!(strict.to_string().contains(FAILED) && !lenient.to_string().contains(FAILED));
+    }
+
+    /// What a run draws is left to chance, and a short one draws little: what is required is that it could be done.
+    #[test]
+    fn a_fault_that_was_not_drawn_is_none_that_is_lacking() {
+        for require_all in [false, true] {
+            let report = report(require_all);
+            assert!(!report.fires.counts.contains_key(&FaultKind::PowerLoss) && report.fires.total() == 1);
+            assert!(report.is_good() && !report.to_string().contains(FAILED), "{report}");
+        }
+    }
+
+    #[test]
+    fn whatever_the_checks_find_fails_a_run() {
+        for require_all in [false, true] {
+            let mut report = report(require_all);
+            report.findings.check(true, ViolationKind::Lost, || "it is there".to_owned());
+            assert!(report.is_good());
+            report.findings.check(false, ViolationKind::Lost, || "it is gone".to_owned());
+            assert!(!report.is_good());
+            let said = report.to_string();
+            assert!(said.contains("Lost: it is gone") && !said.contains("it is there"), "{said}");
+            assert!(!said.contains(FAILED), "no fault is lacking: {said}");
+        }
+    }
+}

@@ -21,6 +21,7 @@ mod plugin_time;
 mod plugins_on_fixtures;
 mod produce_consume;
 mod produce_filters;
+mod pushes;
 mod raw;
 mod refusals;
 mod restart;

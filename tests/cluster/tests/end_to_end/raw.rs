@@ -10,10 +10,11 @@ use quinn::{Connection, ConnectionError, Endpoint, ReadExactError, RecvStream, S
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use tidemill_client::messages::{
-    ClientHello, InitProducerRequest, Position, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen,
-    ProduceOpened, Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen, RoutedOpened, ServerHello,
-    StreamOpen, SubscribeAdd, SubscribeControl, SubscribeEvent, SubscribeOpen, SubscribeOpened, position,
-    reply, request, stream_open, subscribe_control, subscribe_event,
+    ClientControl, ClientHello, InitProducerRequest, Interest, Metadata, Position, ProduceAck, ProduceAcks,
+    ProduceBatch, ProduceOpen, ProduceOpened, Reply, Request, RoutedAck, RoutedAcks, RoutedBatch, RoutedOpen,
+    RoutedOpened, ServerControl, ServerHello, StreamOpen, SubscribeAdd, SubscribeControl, SubscribeEvent,
+    SubscribeOpen, SubscribeOpened, client_control, position, reply, request, server_control, stream_open,
+    subscribe_control, subscribe_event,
 };
 use tidemill_client::{ErrorCode, TopicId, TopicPartition};
 use tidemill_cluster_tests::{Outcome, TestBroker};
@@ -210,6 +211,31 @@ impl RawStream {
         let mut frames = FrameDecoder::new(FrameLimits::default());
         frames.push(Bytes::from(timeout(PATIENCE, reading).await??));
         Ok(frames.next()?.ok_or("the frame is not whole")?.message()?)
+    }
+
+    /// On a control stream: names the topics whose metadata are to be pushed.
+    pub(crate) async fn listen_for(&mut self, topics: &[&str]) -> Outcome<()> {
+        let topics = topics.iter().map(|topic| (*topic).to_owned()).collect();
+        let control = ClientControl { kind: Some(client_control::Kind::Interest(Interest { topics })) };
+        self.send.write_all(&frame(&control, &[])).await?;
+        Ok(())
+    }
+
+    /// On a control stream: the first metadata from here on that say what is waited for. Each that is pushed is of a later version than the
+    /// one before.
+    pub(crate) async fn pushed(&mut self, is_so: impl Fn(&Metadata) -> bool) -> Outcome<Metadata> {
+        let mut last = 0;
+        loop {
+            let metadata = match self.message::<ServerControl>().await?.kind {
+                Some(server_control::Kind::Metadata(metadata)) => metadata,
+                other => return Err(format!("metadata should be pushed: {other:?}").into()),
+            };
+            assert!(metadata.version > last, "version {} came behind {last}", metadata.version);
+            if is_so(&metadata) {
+                return Ok(metadata);
+            }
+            last = metadata.version;
+        }
     }
 
     /// Sends a batch and answers its acknowledgement.

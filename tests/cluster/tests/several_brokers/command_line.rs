@@ -181,6 +181,16 @@ async fn the_clusters_settings_are_changed_and_shown() -> Outcome<()> {
     assert_eq!(set.document()?, settings);
     let shown = ends(&cluster, "cluster status --json", 0).await?.document()?;
     assert_eq!(shown["settings"], settings, "{shown}");
+    for (id, broker) in (1..=3).zip(cluster.brokers()) {
+        let client = broker.client().await?;
+        eventually(&format!("broker {id} goes by it"), PATIENCE, async || {
+            let status = client.cluster_status().await.ok()?;
+            let told = status.settings?;
+            let goes_by_it = (told.rebuild_delay_ms, told.snapshot_bytes_per_second) == (600_000, 50 << 20);
+            (status.broker_id == id && goes_by_it).then_some(())
+        })
+        .await?;
+    }
     let text = ends(&cluster, "cluster set --snapshot-rate unlimited", 0).await?.stdout;
     assert!(text.contains("600 s") && text.contains("unlimited"), "{text}");
 

@@ -10,7 +10,11 @@ mod hosted;
 mod lanes;
 mod load;
 mod members;
+mod pushes;
 mod quorum;
+#[allow(dead_code, reason = "most of it is what tests of one broker send")]
+#[path = "../end_to_end/raw.rs"]
+mod raw;
 mod recover;
 mod remote;
 mod repair;

@@ -2,13 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use tidemill_client::messages::ClusterStatus;
+use tidemill_client::messages::{ClusterStatus, SubscribeAdd, subscribe_event};
 use tidemill_client::{
     Client, Consumer, DeliveryError, ErrorCode, NewTopic, PartitionId, Position, Record, Start,
     TopicPartition,
 };
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
+
+use crate::raw::{RawPeer, RawStream};
 
 /// One in each data shard, of which each broker leads one.
 const PARTITIONS: u32 = 3;
@@ -81,6 +83,15 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     let next = tokio::time::timeout(Duration::from_secs(2), consumer.next()).await;
     assert!(next.is_err(), "nobody knows the end, and it says: {next:?}");
     drop(consumer);
+    // Whoever has seen more elsewhere must not begin where that may be missing.
+    let (peer, _control) = RawPeer::greeted_without_ids(cluster.broker(1)).await?;
+    let partition = |number| TopicPartition::new(topic, PartitionId::new(number));
+    // All at once: each waits for an answer that does not come.
+    tokio::try_join!(
+        begins_up_to_what_is_here(&peer, partition(0)),
+        begins_up_to_what_is_here(&peer, partition(1)),
+        begins_up_to_what_is_here(&peer, partition(2)),
+    )?;
 
     cluster.broker(2).restart().await?;
     cluster.broker(3).restart().await?;
@@ -102,6 +113,38 @@ async fn reads(consumer: &mut Consumer, count: u32) -> Outcome<()> {
         }
     }
     Ok(())
+}
+
+/// That a replica which can ask nobody serves a reader who has seen nothing elsewhere, or no more than is here, and nobody else.
+async fn begins_up_to_what_is_here(peer: &RawPeer, partition: TopicPartition) -> Outcome<()> {
+    let mut stream = peer.subscribing().await?;
+    let end = match begin(&mut stream, 1, partition, 0).await? {
+        subscribe_event::Kind::Started(started) => started.high_watermark,
+        other => panic!("{partition:?}: {other:?}"),
+    };
+    assert!(end > 0, "{partition:?} has records");
+    let at_the_floor = begin(&mut stream, 2, partition, end).await?;
+    assert!(matches!(at_the_floor, subscribe_event::Kind::Started(_)), "{partition:?}: {at_the_floor:?}");
+    match begin(&mut stream, 3, partition, end + 1).await? {
+        subscribe_event::Kind::Failed(failed) => {
+            let code = failed.error.as_ref().and_then(|error| ErrorCode::from_code(error.code));
+            let is_said = code.is_some_and(|code| NOBODY_DECIDES.contains(&code));
+            assert!(failed.id == 3 && is_said, "{partition:?}: {failed:?}");
+        }
+        other => panic!("{partition:?}, and the floor is beyond its end: {other:?}"),
+    }
+    Ok(())
+}
+
+/// Adds a partition from its start, for a reader who has seen what is below the floor elsewhere. Without credit nothing comes but the answer.
+async fn begin(
+    stream: &mut RawStream,
+    id: u32,
+    partition: TopicPartition,
+    floor_offset: i64,
+) -> Outcome<subscribe_event::Kind> {
+    let add = SubscribeAdd { id, partition: Some(partition.into()), floor_offset, ..Default::default() };
+    stream.subscribe_to(add).await
 }
 
 /// Where a partition ends nobody knows, so those to be read from there don't begin; those with records to read are served meanwhile, by the same subscription.

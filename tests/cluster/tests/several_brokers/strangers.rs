@@ -49,6 +49,34 @@ async fn a_broker_of_another_cluster_is_refused_with_the_reason_at_both_ends() -
     Ok(())
 }
 
+/// As long as a cluster is not formed nobody is over for good: a founder that comes with another directory than it had is refused for what it
+/// says of itself, hears why, and asks again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founder_that_lost_its_directory_is_refused_at_the_hello_and_both_ends_count_it() -> Outcome<()> {
+    const WHY: &str = "broker 5 came with another data directory than it had";
+    // Two of five are no majority.
+    let cluster = TestCluster::planned(5, 1, BrokerOptions::default(), None).await?;
+    let here = TestBroker::start(cluster.options_of(4)).await?;
+    let mut stranger = TestBroker::start(cluster.options_of(5)).await?;
+    let client = here.client().await?;
+    let connected = r#"tidemill_peer_connected{broker="5"}"#;
+    eventually("they meet", PATIENCE, async || has_counted(&client, connected).await).await?;
+
+    stranger.kill().await?;
+    std::fs::remove_dir_all(stranger.data_dir())?;
+    stranger.restart().await?;
+    eventually("who refuses says why", PATIENCE, async || says(&here, &[WHY])).await?;
+    let refused = r#"tidemill_peer_refused_total{reason="hello"}"#;
+    eventually("who refuses counts it", PATIENCE, async || has_counted(&client, refused).await).await?;
+
+    let in_vain = ["refuses this one", WHY];
+    eventually("the refused one says why", PATIENCE, async || says(&stranger, &in_vain)).await?;
+    let client = stranger.client().await?;
+    let failed = r#"tidemill_peer_failed_dials_total{reason="hello"}"#;
+    eventually("who is refused counts it", PATIENCE, async || has_counted(&client, failed).await).await?;
+    Ok(())
+}
+
 /// Tokens that are none, or nobody's, and brokers that are not in the plan.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_no_right_to_join_does_not() -> Outcome<()> {

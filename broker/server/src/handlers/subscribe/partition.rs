@@ -160,34 +160,75 @@ pub(super) async fn catch_up(
     partition: TopicPartition,
     needed: &Needed,
 ) -> Result<(), Error> {
-    let end = replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get());
-    let may_lack = !shows_all(replica);
-    let may_be_deposed = may_be_deposed(replica);
-    let (asks_for_end, is_behind) = match needed.position.as_ref().and_then(|position| position.at.as_ref()) {
-        Some(At::Earliest(_)) => (needed.exact_end, end < needed.floor.max(0)),
-        Some(At::Offset(offset)) => (needed.exact_end, end < needed.floor.max(*offset)),
-        None | Some(At::Latest(_) | At::Timestamp(_)) => (true, end < needed.floor),
-    };
-    if is_behind || (asks_for_end && (may_lack || may_be_deposed)) {
-        return match barriers.confirm(replica, needed.asked).await {
-            Ok(()) => Ok(()),
-            Err(ReadError::Stopped { .. }) if needed.exact_end && may_be_deposed => {
-                Err(errors::led_elsewhere(replica.shard_id()))
-            }
-            // What it lacks, others have.
-            Err(ReadError::Stopped { .. }) if is_behind && replica.others_vote() => {
-                Err(errors::left_behind(&context.view.now().partition_name(partition)))
-            }
-            // One that has stopped shows what it had.
-            Err(ReadError::Stopped { .. }) => Ok(()),
-            Err(error) => Err(errors::barrier(&error)),
+    let shown = Standing::of(replica, partition).shows(needed, barriers.confirm(replica, needed.asked)).await;
+    shown.map_err(|not_shown| match not_shown {
+        NotShown::LedElsewhere => errors::led_elsewhere(replica.shard_id()),
+        NotShown::LeftBehind => errors::left_behind(&context.view.now().partition_name(partition)),
+        NotShown::NotConfirmed(error) => errors::barrier(&error),
+    })
+}
+
+/// How a replica stands to a reader that wants to begin there.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    /// Its end of the partition; -1 where it has not heard of that.
+    end: i64,
+    /// More may have been acknowledged than it shows.
+    may_lack: bool,
+    may_be_deposed: bool,
+    others_vote: bool,
+}
+
+/// Why a replica can't show what a reader needs.
+#[derive(Debug, PartialEq, Eq)]
+enum NotShown {
+    /// It has stopped, and whoever leads now knows the end.
+    LedElsewhere,
+    /// It has stopped, and others have what it lacks.
+    LeftBehind,
+    NotConfirmed(ReadError),
+}
+
+impl Standing {
+    fn of(replica: &Replica, partition: TopicPartition) -> Self {
+        Self {
+            end: replica.shard().partition(partition).map_or(-1, |view| view.high_watermark.get()),
+            may_lack: !shows_all(replica),
+            may_be_deposed: may_be_deposed(replica),
+            others_vote: replica.others_vote(),
+        }
+    }
+
+    /// See [`catch_up`]. The barrier is begun only where it is needed.
+    async fn shows(
+        self,
+        needed: &Needed,
+        barrier: impl Future<Output = Result<(), ReadError>>,
+    ) -> Result<(), NotShown> {
+        let at = needed.position.as_ref().and_then(|position| position.at.as_ref());
+        let (asks_for_end, is_behind) = match at {
+            Some(At::Earliest(_)) => (needed.exact_end, self.end < needed.floor.max(0)),
+            Some(At::Offset(offset)) => (needed.exact_end, self.end < needed.floor.max(*offset)),
+            None | Some(At::Latest(_) | At::Timestamp(_)) => (true, self.end < needed.floor),
         };
+        if is_behind || (asks_for_end && (self.may_lack || self.may_be_deposed)) {
+            return match barrier.await {
+                Ok(()) => Ok(()),
+                Err(ReadError::Stopped { .. }) if needed.exact_end && self.may_be_deposed => {
+                    Err(NotShown::LedElsewhere)
+                }
+                Err(ReadError::Stopped { .. }) if is_behind && self.others_vote => Err(NotShown::LeftBehind),
+                // One that has stopped shows what it had.
+                Err(ReadError::Stopped { .. }) => Ok(()),
+                Err(error) => Err(NotShown::NotConfirmed(error)),
+            };
+        }
+        if self.may_lack {
+            // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
+            let _ = tokio::time::timeout(NEWS_PATIENCE, barrier).await;
+        }
+        Ok(())
     }
-    if may_lack {
-        // The reader begins with what is here in any case; where the leader answers soon, its end is the log's as of now.
-        let _ = tokio::time::timeout(NEWS_PATIENCE, barriers.confirm(replica, needed.asked)).await;
-    }
-    Ok(())
 }
 
 /// The offset that a position means now. `place` is held while a time is looked up.
@@ -243,6 +284,8 @@ pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_w
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::future::{pending, ready};
+    use std::sync::Arc;
 
     use futures::FutureExt;
     use tidemill_protocol::{BrokerId, Term};
@@ -264,5 +307,84 @@ mod tests {
         assert!(left_behind());
         regroup.send_replace(voters([node(1)].into()));
         assert!(!left_behind(), "there is nobody to go to");
+    }
+
+    /// Longer than anybody waits for what need not be waited for.
+    const LONG: Duration = Duration::from_secs(3600);
+    /// The follower's end.
+    const END: i64 = 10;
+    const FOLLOWER: Standing = Standing { end: END, may_lack: true, may_be_deposed: true, others_vote: true };
+
+    /// For a reader who has seen elsewhere what is below the floor.
+    fn needed(position: Position, floor: i64) -> Needed {
+        Needed { position: Some(position), floor, exact_end: false, asked: Instant::now() }
+    }
+
+    /// Where readers begin who need no end: a follower serves them from what it has.
+    fn begins() -> [Position; 3] {
+        [Position::earliest(), Position::offset(Offset::new(0)), Position::offset(Offset::new(END))]
+    }
+
+    fn stopped() -> ReadError {
+        ReadError::Stopped { reason: Arc::from("its disk failed") }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_below_the_floor_answers_only_once_it_shows_all_that_was_acknowledged() {
+        for position in begins() {
+            let needed = needed(position, END + 1);
+            let waits = tokio::time::timeout(LONG, FOLLOWER.shows(&needed, pending())).await;
+            assert!(waits.is_err(), "{position:?}: as long as nobody says how far the log goes: {waits:?}");
+            assert_eq!(FOLLOWER.shows(&needed, ready(Ok(()))).await, Ok(()), "{position:?}");
+            for error in [ReadError::NoQuorum, ReadError::NotLeader { leader: None }] {
+                let shown = FOLLOWER.shows(&needed, ready(Err(error.clone()))).await;
+                assert_eq!(shown, Err(NotShown::NotConfirmed(error)), "{position:?}");
+            }
+            let shown = FOLLOWER.shows(&needed, ready(Err(stopped()))).await;
+            assert_eq!(shown, Err(NotShown::LeftBehind), "{position:?}: others have what it lacks");
+            let alone = Standing { others_vote: false, ..FOLLOWER };
+            let shown = alone.shows(&needed, ready(Err(stopped()))).await;
+            assert_eq!(shown, Ok(()), "{position:?}: nobody has more");
+            // One that leads, as far as it knows.
+            let leader = Standing { may_lack: false, ..FOLLOWER };
+            assert_eq!(
+                leader.shows(&needed, pending()).now_or_never(),
+                None,
+                "{position:?}: it may be deposed"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_follower_at_the_floor_serves_what_it_has_whoever_answers() {
+        for (position, floor) in begins().into_iter().flat_map(|position| [(position, END), (position, 0)]) {
+            let needed = needed(position, floor);
+            let shown = tokio::time::timeout(LONG, FOLLOWER.shows(&needed, pending())).await;
+            assert_eq!(shown, Ok(Ok(())), "{position:?}, {floor}: it waits for news, and not for long");
+            for error in [ReadError::NoQuorum, stopped()] {
+                let shown = FOLLOWER.shows(&needed, ready(Err(error))).await;
+                assert_eq!(shown, Ok(()), "{position:?}, {floor}");
+            }
+            let leader = Standing { may_lack: false, ..FOLLOWER };
+            let shown = leader.shows(&needed, pending()).now_or_never();
+            assert_eq!(shown, Some(Ok(())), "{position:?}, {floor}: a leader asks nobody");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_here_yet_is_beyond_a_replica_without_a_floor_too() {
+        let beyond = needed(Position::offset(Offset::new(END + 1)), 0);
+        assert_eq!(FOLLOWER.shows(&beyond, pending()).now_or_never(), None);
+        let nowhere = Standing { end: -1, ..FOLLOWER };
+        assert_eq!(nowhere.shows(&needed(Position::earliest(), 0), pending()).now_or_never(), None);
+        // The end, and a time, which may be none that is here: only who is alone knows.
+        for position in [Position::latest(), Position::timestamp(Timestamp::new(0))] {
+            let needed = needed(position, 0);
+            assert_eq!(FOLLOWER.shows(&needed, pending()).now_or_never(), None, "{position:?}");
+            let alone = Standing { may_lack: false, may_be_deposed: false, others_vote: false, ..FOLLOWER };
+            assert_eq!(alone.shows(&needed, pending()).now_or_never(), Some(Ok(())), "{position:?}");
+        }
+        let exact = Needed { exact_end: true, ..needed(Position::earliest(), 0) };
+        assert_eq!(FOLLOWER.shows(&exact, ready(Err(stopped()))).await, Err(NotShown::LedElsewhere));
     }
 }

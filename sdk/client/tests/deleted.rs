@@ -1,0 +1,131 @@
+//! Topics that were deleted, and such as one broker has not heard of: who reads or writes them is told the one, and not bothered
+//! with the other.
+
+mod fake;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fake::{FakeCluster, TOPIC, topic_id, unknown_topic, value, within};
+use tidemill_client::messages::Metadata;
+use tidemill_client::{
+    Client, ConsumeError, Consumer, Delivery, ErrorCode, PartitionId, Position, Producer, Record, TopicId,
+    TopicPartition,
+};
+
+fn partition(number: u32) -> TopicPartition {
+    TopicPartition::new(TopicId::from_slice(&topic_id()).expect("an id"), PartitionId::new(number))
+}
+
+async fn send(producer: &Producer, partition: Option<u32>, number: usize) -> Delivery {
+    let value = value(number);
+    let record = Record::new(&value);
+    let record = match partition {
+        Some(partition) => record.partition(PartitionId::new(partition)),
+        None => record,
+    };
+    producer.send(record).await.expect("taken")
+}
+
+/// Puts so many records into every partition, and reads them.
+async fn fill_and_read(cluster: &FakeCluster, client: &Client, consumer: &mut Consumer, count: usize) {
+    let producer = client.producer(TOPIC).build().await.expect("a producer");
+    let partitions = cluster.model.logs.len();
+    for number in 0..count {
+        for partition in 0..partitions {
+            drop(send(&producer, Some(partition as u32), number).await);
+        }
+    }
+    within(producer.close()).await.expect("stored");
+    for _ in 0..count * partitions {
+        within(consumer.next()).await.expect("more").expect("a record");
+    }
+}
+
+async fn reader(client: &Client) -> Consumer {
+    client.consumer().topic(TOPIC).from(Position::Earliest).build().await.expect("a consumer")
+}
+
+/// Each of these partitions ends with what says that its topic is gone, and nothing else comes.
+async fn ends(consumer: &mut Consumer, mut partitions: Vec<u32>) {
+    while let Some(next) = within(consumer.next()).await {
+        let ended = next.expect_err("no more records");
+        let ConsumeError::Partition { partition, error } = ended else { panic!("{ended}") };
+        assert!(error.is(ErrorCode::UnknownTopic) && !error.retriable, "{error}");
+        partitions.retain(|left| *left != partition.partition.get());
+    }
+    assert!(partitions.is_empty(), "{partitions:?} ended without a word");
+}
+
+/// Its broker would have refused it. Nobody else is asked for what nobody has any more.
+#[tokio::test]
+async fn readers_of_a_topic_that_was_deleted_while_its_broker_was_gone_end_with_that() {
+    let cluster = FakeCluster::start(&["a", "b", "c"], 2).await;
+    let client = cluster.client().await;
+    let mut consumer = reader(&client).await;
+    fill_and_read(&cluster, &client, &mut consumer, 10).await;
+    cluster.kill(1);
+    cluster.model.delete();
+    ends(&mut consumer, vec![0, 1]).await;
+    // As often as it is tried again.
+    consumer.seek(partition(1), Position::Earliest);
+    ends(&mut consumer, vec![1]).await;
+}
+
+#[tokio::test]
+async fn a_topic_that_one_broker_has_not_heard_of_is_read_on_until_others_say_that_it_is_gone() {
+    let cluster = FakeCluster::start(&["a", "b", "c"], 1).await;
+    let client = cluster.client().await;
+    let mut consumer = reader(&client).await;
+    fill_and_read(&cluster, &client, &mut consumer, 10).await;
+    // What comes in one message with the other: of this topic only that broker tells.
+    let mut sign = cluster.model.metadata().topics.remove(0);
+    (sign.name, sign.topic_id) = ("sign".to_owned(), Bytes::from_static(&[8; 16]));
+    *cluster.node(2).stale.lock().expect("no panic") =
+        Some(Metadata { version: 0, topics: vec![unknown_topic(), sign], ..cluster.model.metadata() });
+    let heard = async {
+        while client.topic_metadata("sign").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(heard).await;
+    fill_and_read(&cluster, &client, &mut consumer, 10).await;
+
+    cluster.model.delete();
+    ends(&mut consumer, vec![0]).await;
+}
+
+#[tokio::test]
+async fn readers_of_a_topic_that_was_made_anew_do_not_go_on_in_another() {
+    let cluster = FakeCluster::start(&["a", "b", "c"], 1).await;
+    let client = cluster.client().await;
+    let mut consumer = reader(&client).await;
+    fill_and_read(&cluster, &client, &mut consumer, 10).await;
+    cluster.kill(1);
+    let mut anew = cluster.model.metadata();
+    anew.version += 1;
+    anew.topics[0].topic_id = Bytes::from_static(&[8; 16]);
+    (2..=3).for_each(|id| *cluster.node(id).stale.lock().expect("no panic") = Some(anew.clone()));
+    cluster.model.version.send_modify(|version| *version += 1);
+    ends(&mut consumer, vec![0]).await;
+}
+
+#[tokio::test]
+async fn what_is_sent_to_a_topic_that_was_deleted_while_its_broker_was_gone_fails() {
+    for partition in [Some(0), None] {
+        let cluster = FakeCluster::start(&["a", "b", "c"], 1).await;
+        let client = cluster.client().await;
+        let builder = client.producer(TOPIC);
+        let builder = if partition.is_some() { builder } else { builder.routed() };
+        let producer = builder.build().await.expect("a producer");
+        within(send(&producer, partition, 0).await).await.expect("stored");
+        // The leader, or whoever has the routed stream.
+        let busy = (1..=3).find(|id| cluster.node(*id).routed.load(Ordering::Relaxed) > 0);
+        cluster.kill(busy.unwrap_or(1));
+        cluster.model.delete();
+        let delivery = send(&producer, partition, 1).await;
+        let refused = within(delivery).await.expect_err("there is no such topic");
+        assert!(refused.is(ErrorCode::UnknownTopic), "{partition:?}: {refused}");
+    }
+}
