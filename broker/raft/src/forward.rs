@@ -1,8 +1,9 @@
 //! Units on their way to the shard's leader, wherever that is.
 //!
 //! One stream per leader, kept open, also while another one leads: units for a leader that comes back must not overtake those that are
-//! still on their way to it. Units go out as they come, each with a tag, and the answers come in any order. When it
-//! breaks off, what was sent has an unknown outcome, and what was not yet sent was not written.
+//! still on their way to it. Units go out as they come, each with a tag, and the answers come in any order. When it breaks off, what was
+//! sent has an unknown outcome, and what was not yet sent was not written. The leader notices the break in its own time: what came over
+//! the next stream may be written before the last of the old one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Queues the unit. Its outcome is unknown where the stream breaks off behind it.
+    /// Queues the unit. Its outcome is unknown where the stream breaks off behind it; where it had ended before, the unit is not written.
     pub(crate) fn submit(self, unit: Unit) -> Pending {
         let (outcome, answer) = Pending::new();
         self.place.send(Forwarded { unit, reply: Reply { outcome, _room: self.room } });
@@ -82,6 +83,12 @@ impl Forwarder {
             Ok(Err(_closed)) => Err(ProposeError::NotLeader { leader: None }),
             Err(_elapsed) => Err(ProposeError::Overloaded),
         }
+    }
+
+    /// Whether the stream to `leader` has ended, and nobody has asked for another.
+    #[cfg(test)]
+    pub(crate) fn has_ended(&self, leader: NodeId) -> bool {
+        self.links.lock().get(&leader).is_some_and(mpsc::Sender::is_closed)
     }
 
     async fn room(&self, bytes: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, ProposeError> {
@@ -162,9 +169,9 @@ async fn run(links: Arc<PeerLinks>, leader: NodeId, mut units: mpsc::Receiver<Fo
             }
         }
     }
-    // Never sent, so never written.
+    // Never sent, so never written. Who holds a slot may still submit: it is waited for, or that unit would lie here unanswered.
     units.close();
-    while let Ok(unsent) = units.try_recv() {
+    while let Some(unsent) = units.recv().await {
         drop(unsent.reply.outcome.send(Err(ProposeError::NotLeader { leader: None })));
     }
 }

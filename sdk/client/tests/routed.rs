@@ -49,6 +49,40 @@ async fn a_routed_batch_that_came_too_early_to_a_shard_comes_again() {
     assert_eq!(broker.model.values(0), (0..4).map(value).collect::<Vec<_>>(), "each once");
 }
 
+/// Nothing of it is stored: it comes again under the number that it has, with what is behind it.
+#[tokio::test]
+async fn a_routed_batch_that_overtook_another_keeps_its_number() {
+    let broker = FakeBroker::start(2);
+    let producer = producer(&broker).await;
+    broker.model.script([Fault::Honest, Fault::Overtaking, Fault::Overtaking]);
+    for number in 0..3 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        within(delivery).await.expect("stored");
+    }
+    let seen = broker.model.routed_seen.lock().expect("no panic").clone();
+    let numbers: Vec<u64> = seen.iter().map(|batch| batch.topic_sequence).collect();
+    assert_eq!(numbers, [0, 1, 1, 1, 2]);
+    assert_eq!(broker.model.values(0), (0..3).map(value).collect::<Vec<_>>(), "each once");
+}
+
+/// A batch that was given up for want of an answer was stored: what follows it was, so there is no gap.
+#[tokio::test]
+async fn a_gap_ends_with_what_is_stored_behind_it() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    let producer = client.producer(TOPIC).routed().linger(Duration::ZERO);
+    let producer = producer.delivery_timeout(Duration::from_secs(1)).build().await.expect("a producer");
+    broker.model.script([Fault::Unheard, Fault::Honest, Fault::Early]);
+    let mut outcomes = Vec::new();
+    for number in 0..3 {
+        let delivery = producer.send(Record::new(value(number).as_bytes())).await.expect("taken");
+        outcomes.push(within(delivery).await);
+    }
+    assert!(matches!(outcomes[0], Err(DeliveryError::TimedOut { sent: true, .. })), "{:?}", outcomes[0]);
+    assert!(outcomes[1].is_ok() && outcomes[2].is_ok(), "{outcomes:?}");
+    assert_eq!(broker.model.values(0), (0..3).map(value).collect::<Vec<_>>(), "each once");
+}
+
 /// The one before it was given up, and never comes.
 #[tokio::test]
 async fn a_routed_batch_behind_one_that_was_given_up_fails_and_says_what_is_stored() {

@@ -162,6 +162,29 @@ async fn units_find_the_next_leader() {
     cluster.agree(&leader).await;
 }
 
+/// Whoever got room before the way to the leader broke off may use it long after.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn room_on_a_stream_that_has_ended_is_room_for_a_refusal() {
+    let mut cluster = Cluster::of_three(9).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.replicas().find(|other| other.node() != leader.node()).unwrap().clone();
+    let dead = leader.node();
+    drop(leader);
+    let unit = || commit_position("late", 1);
+    let rooms =
+        [follower.reserve_anywhere(unit().bytes()).await, follower.reserve_anywhere(unit().bytes()).await];
+    drop(cluster.kill(dead));
+    let forwarder = &follower.inner().peers.as_ref().unwrap().forwarder;
+    wait_until("the stream ends", || forwarder.has_ended(dead)).await;
+    for room in rooms {
+        let answer = tokio::time::timeout(PATIENCE, room.unwrap().submit(unit())).await;
+        assert_eq!(answer.expect("it is answered"), Err(ProposeError::NotLeader { leader: None }));
+    }
+    let next = cluster.commit("after", 0..1).await;
+    cluster.agree(&next).await;
+    assert!(!groups(&next).contains_key("late"), "it was not written");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_has_no_replica_writes_at_the_leader() {
     let mut cluster = Cluster::of_three(8).await;

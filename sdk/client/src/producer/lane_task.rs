@@ -29,7 +29,7 @@ pub(super) struct LaneTask {
     pub(super) generation: u64,
     /// Something in flight is refused: nothing new goes out before all answers are in and the rest is renumbered.
     pub(super) draining: bool,
-    /// A batch of this identity was given up: those behind it may be refused for the gap.
+    /// A batch of this identity was given up, and none behind it was stored yet: those may be refused for the gap.
     pub(super) has_gap: bool,
     pub(super) last_problem: Option<String>,
     /// What was known of the partition's leader when a stream was last tried.
@@ -199,8 +199,8 @@ impl LaneTask {
         while let Some(batch) = self.in_flight.pop_front_if(|batch| batch.opened <= horizon) {
             // Its sequences stay used: the broker will refuse what follows unless it has stored this.
             self.has_gap = true;
-            let error =
-                DeliveryError::TimedOut { after, sent: batch.attempts > 0, last: self.last_problem.clone() };
+            let sent = batch.attempts > 0 && !batch.refused;
+            let error = DeliveryError::TimedOut { after, sent, last: self.last_problem.clone() };
             self.settle(&batch.completion, batch.buffered_bytes, Err(error));
         }
         if self.in_flight.is_empty() {
@@ -259,6 +259,13 @@ impl LaneTask {
         self.in_flight.push_back(batch);
     }
 
+    /// The broker has stored the batch at `index`.
+    pub(super) fn stored(&mut self, index: usize, placed: Placed) {
+        // What was given up without a new identity to follow was older than all in flight: it was stored, too, or this would not be.
+        self.has_gap &= self.draining;
+        self.end(index, Ok(placed));
+    }
+
     /// What to do where the broker refuses the batch at `index`, having stored of it what `placed` says.
     pub(super) fn refused(&mut self, index: usize, error: ServerError, placed: Placed) -> Option<StreamEnd> {
         let code = error.error_code();
@@ -276,8 +283,9 @@ impl LaneTask {
             return None;
         }
         // A broker remembers the results of as many batches as may be in flight, so a batch that it had stored would
-        // have been a duplicate: a gap before it says that it is not stored.
-        if is_idempotent && is_sequence_error && (self.has_gap || is_first_attempt) {
+        // have been a duplicate: a gap before it says that it is not stored. Where nothing was given up and it may come again, it has only
+        // overtaken what is before it.
+        if is_idempotent && is_sequence_error && (self.has_gap || (is_first_attempt && !error.retriable)) {
             batch.refused = true;
             self.draining = true;
             return None;
@@ -304,7 +312,7 @@ impl LaneTask {
                 self.give_up(index, DeliveryError::PartlyStored { placements, error });
             }
             // A plugin's refusal uses its sequences; every other one leaves a gap.
-            (Some(ErrorCode::RecordsRejected), _) => self.fail(index, DeliveryError::Refused(error)),
+            (Some(ErrorCode::RecordsRejected), _) => self.end(index, Err(DeliveryError::Refused(error))),
             _ => self.give_up(index, DeliveryError::Refused(error)),
         }
         None
@@ -327,12 +335,12 @@ impl LaneTask {
             self.has_gap = true;
             self.draining = true;
         }
-        self.fail(index, error);
+        self.end(index, Err(error));
     }
 
-    fn fail(&mut self, index: usize, error: DeliveryError) {
+    fn end(&mut self, index: usize, outcome: Result<Placed, DeliveryError>) {
         if let Some(batch) = self.in_flight.remove(index) {
-            self.settle(&batch.completion, batch.buffered_bytes, Err(error));
+            self.settle(&batch.completion, batch.buffered_bytes, outcome);
         }
     }
 }

@@ -354,11 +354,7 @@ impl LaneTask {
             }
             let (Some(index), true) = (expected, awaited == Some(ack.request_id)) else { continue };
             match server_error(ack.error) {
-                Ok(()) => {
-                    if let Some(batch) = self.in_flight.remove(index) {
-                        self.settle(&batch.completion, batch.buffered_bytes, Ok(ack.placed));
-                    }
-                }
+                Ok(()) => self.stored(index, ack.placed),
                 Err(error) => {
                     if let Some(end) = self.refused(index, error, ack.placed) {
                         return Some(end);

@@ -37,6 +37,10 @@ pub enum Fault {
     Silence,
     /// A routed batch is stored in part: another shard has not had those before it.
     Early,
+    /// A routed batch came before those that it follows, and nothing of it is stored.
+    Overtaking,
+    /// A routed batch is stored, and its acknowledgement never sent.
+    Unheard,
     /// Acknowledges a batch that was never sent.
     WrongId,
     /// Bytes that are no frame.

@@ -190,6 +190,9 @@ pub async fn routed(mut pipe: Pipe, node: &Node, open: RoutedOpen) -> Option<()>
             Fault::Early => {
                 ack.error = error(ErrorCode::PartlyStored).map(|error| error.with_retriable(true));
             }
+            Fault::Overtaking => {
+                ack.error = error(ErrorCode::OutOfOrderSequence).map(|error| error.with_retriable(true));
+            }
             _ => {}
         }
         // Stored in part: partition 0 has its own.
@@ -198,6 +201,9 @@ pub async fn routed(mut pipe: Pipe, node: &Node, open: RoutedOpen) -> Option<()>
                 model.logs[0].lock().expect("no panic").append(records).expect("in order");
             ack.placements = vec![RoutedPlacement { partition: 0, base_offset, record_count }];
             ack.duplicate = duplicate;
+        }
+        if fault == Fault::Unheard {
+            continue;
         }
         pipe.say(&RoutedAcks { acks: vec![ack] }, &[]).await?;
     }

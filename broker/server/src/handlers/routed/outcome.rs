@@ -28,7 +28,7 @@ pub(super) fn acknowledgement(
     let mut placements = Vec::new();
     let mut duplicate = true;
     let mut is_new_somewhere = false;
-    let mut failure = None;
+    let (mut refusal, mut silence) = (None, None);
     for outcome in outcomes {
         match outcome {
             Ok(UnitResult::RoutedAppended { placements: placed, duplicate: again }) => {
@@ -40,14 +40,17 @@ pub(super) fn acknowledgement(
                     record_count: count,
                 }));
             }
-            Ok(other) => failure = failure.or_else(|| Some(errors::unit(&other))),
-            // Another shard may have it: only a retry of the very same batch finds out.
+            Ok(other) => refusal = refusal.or_else(|| Some(errors::unit(&other))),
+            // This attempt may have come to it.
             Err(ProposeError::OutcomeUnknown) => {
-                failure = Some(errors::propose(&ProposeError::OutcomeUnknown))
+                silence = Some(errors::propose(&ProposeError::OutcomeUnknown))
             }
-            Err(error) => failure = failure.or_else(|| Some(errors::propose(&error))),
+            Err(error) => silence = silence.or_else(|| Some(errors::propose(&error))),
         }
     }
+    // A shard that did not answer may have the batch by an earlier attempt, whatever another one says of it: only a retry of the very same
+    // batch finds out. Who refuses it now refuses it then, too.
+    let failure = silence.or(refusal);
     placements.sort_by_key(|placement| placement.partition);
     match failure {
         // A retry may still store the rest. Else what is stored stays alone, and the batch must not come again as another. Only the
@@ -161,6 +164,22 @@ mod tests {
             Said::Placed,
         );
         assert_eq!(code(&unknown), Some(ErrorCode::OutcomeUnknown));
+    }
+
+    /// It may have stored its part when the batch came before: a refusal without placements would have the client send the records under
+    /// other numbers, and they would be there twice.
+    #[test]
+    fn a_shard_that_does_not_answer_may_have_what_another_refuses() {
+        let led_elsewhere = || Err(ProposeError::NotLeader { leader: None });
+        for refusal in [out_of_order(1, 2), out_of_order(7, 2), forgotten()] {
+            for outcomes in [vec![refusal.clone(), led_elsewhere()], vec![led_elsewhere(), refusal.clone()]] {
+                let ack = acknowledgement(5, outcomes, Said::Placed);
+                assert_eq!((code(&ack), ack.placements.len()), (Some(ErrorCode::NotLeader), 0));
+                assert!(ack.error.is_some_and(|error| error.retriable));
+            }
+            let ack = acknowledgement(5, vec![stored(0, 3), refusal, led_elsewhere()], Said::Placed);
+            assert_eq!(code(&ack), Some(ErrorCode::NotLeader), "not yet stored in part for good");
+        }
     }
 
     #[test]
