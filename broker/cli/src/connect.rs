@@ -1,7 +1,7 @@
 //! From flags and saved contexts to a connection.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemill_client::{Client, ClientConfig, ConnectError, Trust};
 
@@ -10,7 +10,7 @@ use crate::contexts::{Contexts, SavedContext, dev_authority};
 use crate::error::CliError;
 use crate::waiting::{Broker, Progress};
 
-/// Pause between attempts to connect, where `--timeout` asks for more than one.
+/// Pause between attempts to connect, where there is more than one.
 const CONNECT_PAUSE: Duration = Duration::from_millis(500);
 
 /// Connects as the flags, the environment and the saved contexts say, in this order. With `--timeout` a broker may take that long to
@@ -23,7 +23,7 @@ pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker),
     // A client that connects when it is used: it says what keeps it from that.
     let client = Client::detached(config.clone()).map_err(failed)?;
     let connecting = async {
-        let Some(limit) = broker.timeout else { return client.connected().await.map_err(failed) };
+        let Some(limit) = broker.timeout else { return until_willing(&client).await.map_err(failed) };
         let mut last = ConnectError::TimedOut { address: broker.addresses.clone(), after: limit };
         let trying = async {
             loop {
@@ -45,6 +45,18 @@ pub(crate) async fn connect(connection: &Connection) -> Result<(Client, Broker),
     Ok((client, broker))
 }
 
+/// One that is stopping may be back at once: it is asked again for as long as one that is silent would be waited for.
+async fn until_willing(client: &Client) -> Result<(), ConnectError> {
+    let begun = Instant::now();
+    loop {
+        match client.connected().await {
+            Err(ConnectError::Busy { .. }) if begun.elapsed() < CONNECT_TIMEOUT => {}
+            done => return done,
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+}
+
 /// How long one attempt to connect takes at the most.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -53,7 +65,7 @@ fn config(connection: &Connection) -> Result<(ClientConfig, Option<String>), Cli
     let (context, saved) = saved(connection)?.unzip();
     let saved = saved.unwrap_or_default();
     let addresses: Vec<String> = match &connection.address {
-        Some(addresses) => addresses_of(addresses),
+        Some(addresses) => addresses_of(addresses)?,
         None if !saved.addresses.is_empty() => {
             saved.addresses.iter().map(|address| with_port(address)).collect()
         }
@@ -79,14 +91,20 @@ fn config(connection: &Connection) -> Result<(ClientConfig, Option<String>), Cli
 }
 
 /// The addresses of a list with commas, each with its port.
-pub(crate) fn addresses_of(list: &str) -> Vec<String> {
-    list.split(',').map(|address| with_port(address.trim())).collect()
+pub(crate) fn addresses_of(list: &str) -> Result<Vec<String>, CliError> {
+    if list.split(',').any(|address| address.trim().is_empty()) {
+        return Err(CliError::usage(
+            "--address, or TIDEMILL_ADDRESS, has an empty address: name a broker as HOST:PORT, several with \
+             commas, or leave it out",
+        ));
+    }
+    Ok(list.split(',').map(|address| with_port(address.trim())).collect())
 }
 
 /// The usual port where an address names none. IPv6 addresses need their brackets: without them the last group is the port.
 fn with_port(address: &str) -> String {
     let names_port = address.contains(':') && !address.ends_with(']');
-    if names_port || address.is_empty() {
+    if names_port {
         return address.to_owned();
     }
     format!("{address}:{}", tidemill_server::DEFAULT_PORT)
@@ -129,10 +147,13 @@ mod tests {
     #[test]
     fn addresses_without_a_port_have_the_usual_one() {
         assert_eq!(
-            addresses_of("log1, log2:1,10.0.0.1,[::1],[::1]:2"),
+            addresses_of("log1, log2:1,10.0.0.1,[::1],[::1]:2").expect("addresses"),
             ["log1:9630", "log2:1", "10.0.0.1:9630", "[::1]:9630", "[::1]:2"]
         );
-        // These are errors, and remain some.
-        assert_eq!(addresses_of("log1:,"), ["log1:", ""]);
+        // It is an error, and remains one.
+        assert_eq!(addresses_of("log1:").expect("who connects says so"), ["log1:"]);
+        for empty in ["", "log1,", ",log1", " "] {
+            assert_eq!(addresses_of(empty).expect_err(empty).exit_code(), 2);
+        }
     }
 }

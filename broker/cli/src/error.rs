@@ -142,8 +142,11 @@ fn advice(error: &ConnectError, may_be_first: bool) -> Option<&'static str> {
         ConnectError::File { .. } | ConnectError::Tls(_) => {
             "Look at --ca, --certificate and --certificate-key"
         }
+        ConnectError::Busy { .. } => {
+            "Try again when it is back, or wait for it with --timeout; or name another address with --address"
+        }
         ConnectError::Handshake { .. } | ConnectError::BadAnswer { .. } => {
-            "Look whether a Tidemill broker of this release listens there"
+            "Look whether a Tidemill broker of this release listens there for clients"
         }
         ConnectError::Socket(_) | ConnectError::Closed => "Try again",
     })
@@ -318,6 +321,9 @@ mod tests {
         let form = ConnectError::Address { address: "log9:x".to_owned(), reason: "no".to_owned() };
         let said = CliError::from(form);
         assert!(said.exit_code() == 2 && said.to_string().contains("HOST:PORT"), "{said}");
+        let busy = CliError::from(ConnectError::Busy { address: address() });
+        assert!(busy.exit_code() == 3 && busy.to_string().contains("stopping"), "{busy}");
+        assert!(busy.to_string().contains("Try again when it is back"), "{busy}");
         // What the broker said is not said again.
         let refused = ConnectError::Refused { address: address(), error: server(ErrorCode::Unauthenticated) };
         let said = CliError::from(refused);

@@ -1,5 +1,6 @@
 //! What people type, parsed: sizes, durations, times, `KEY=VALUE`.
 
+use std::fmt::Display;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tidemill_client::{Offset, Position, Timestamp};
@@ -85,8 +86,9 @@ pub(crate) fn time(at: i64) -> String {
 }
 
 /// `1 replica`, `3 replicas`.
-pub(crate) fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+pub(crate) fn counted<N: Display + PartialEq + From<u8>>(count: N, what: &str) -> String {
+    let plural = if count == N::from(1) { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// `KEY=VALUE`.

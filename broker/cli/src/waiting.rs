@@ -157,8 +157,9 @@ impl Watch {
             None if std::io::stdin().is_terminal() => "until it is back; Ctrl-C ends this".to_owned(),
             None => "until it is back".to_owned(),
         };
-        let seconds = waited.as_secs();
-        format!("waiting for an answer by way of {} for {seconds} s{why}; {until}", self.broker.addresses)
+        // As --timeout is given.
+        let waited = humantime::format_duration(Duration::from_secs(waited.as_secs()));
+        format!("waiting for an answer by way of {} for {waited}{why}; {until}", self.broker.addresses)
     }
 }
 
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(said, [QUIET, QUIET + AGAIN_AFTER, QUIET + 2 * AGAIN_AFTER]);
         assert_eq!(
             watch.words(Duration::from_secs(12), Some("no broker answered".to_owned())),
-            "waiting for an answer by way of log1:9630 for 12 s (no broker answered); giving up after 30s"
+            "waiting for an answer by way of log1:9630 for 12s (no broker answered); giving up after 30s"
         );
         // An answer begins it anew.
         let answered = Progress { answers: 1, ..waiting };

@@ -36,32 +36,15 @@ pub(crate) struct ComponentStore {
     storing: Mutex<()>,
 }
 
-/// Keeps a component while it is uploaded: nothing names it before it is registered.
+/// Keeps a component until this is dropped: while it is uploaded nothing names it.
 #[must_use = "what is not held may be let go of"]
 pub struct ComponentHold {
     digest: [u8; 32],
     holds: Arc<Mutex<HashMap<[u8; 32], usize>>>,
-    ends: bool,
-}
-
-impl ComponentHold {
-    /// From now on the component is kept for as long as this process runs, unless [`Self::release`] is called: it may be named later
-    /// than whoever asks for that waits.
-    pub fn outlast(&mut self) {
-        self.ends = false;
-    }
-
-    /// It is named by now, or never will be.
-    pub fn release(mut self) {
-        self.ends = true;
-    }
 }
 
 impl Drop for ComponentHold {
     fn drop(&mut self) {
-        if !self.ends {
-            return;
-        }
         let mut holds = self.holds.lock();
         if let Some(count) = holds.get_mut(&self.digest) {
             *count -= 1;
@@ -137,7 +120,7 @@ impl ComponentStore {
     /// Waits where components are being let go of, for one file's removal. Blocking.
     pub(crate) fn hold(&self, digest: [u8; 32]) -> ComponentHold {
         *self.holds.lock().entry(digest).or_insert(0) += 1;
-        ComponentHold { digest, holds: Arc::clone(&self.holds), ends: true }
+        ComponentHold { digest, holds: Arc::clone(&self.holds) }
     }
 
     /// Removes components that nobody holds or names, and what was compiled of them. Blocking. `named` is asked for each again

@@ -1,5 +1,6 @@
 //! Watches over a replica: announces its role, expires its proposals, gives up on those of a leader that is cut off, and says why it ended.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
 use openraft::Instant as _;
@@ -7,7 +8,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::metrics::RaftServerMetrics;
 use openraft::type_config::alias::WatchReceiverOf;
 use openraft::{Raft, RaftMetrics, ServerState};
-use tidemill_protocol::ShardId;
+use tidemill_protocol::{NodeId, ShardId};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -117,7 +118,9 @@ impl Supervisor {
         self.members.send_if_modified(|current| {
             let changed = *current != members;
             if changed {
-                tracing::info!(shard = %self.shard, ?members, "the shard's members changed");
+                let (voters, learners) = (listed(&members.voters), listed(&members.learners));
+                let joint = members.joint;
+                tracing::info!(shard = %self.shard, voters, learners, joint, "the shard's members changed");
                 *current = members;
             }
             changed
@@ -203,4 +206,9 @@ impl Supervisor {
             role.leader = None;
         });
     }
+}
+
+/// Node ids as people read them: `1.1, 2.1`.
+fn listed(nodes: &BTreeSet<NodeId>) -> String {
+    nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::ControllerCommand;
 use tidemill_log::wal::Wal;
 use tidemill_net::{Listener, NetConfig};
@@ -28,10 +27,12 @@ use crate::data_dir::{DataDir, Meta};
 use crate::disk::DiskState;
 use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
 use crate::machine::Machine;
-use crate::metrics_endpoint::MetricsEndpoint;
-use crate::opening::{disk_watch, open_data_dir, open_peers, open_wal, replica_starter, tls};
+use crate::opening::{
+    disk_watch, metrics_endpoint, open_data_dir, open_peers, open_wal, replica_starter, tls, unwanted,
+};
 use crate::outbox::OutboxSignals;
 use crate::peers::{PeerServices, Peers, RemoteDialer};
+use crate::preparing::{self, HeldPorts};
 use crate::producer_ids::ProducerIds;
 use crate::room::{PeersGate, Room};
 use crate::shards::Shards;
@@ -72,9 +73,13 @@ impl Broker {
     /// See [`Self::start`].
     pub async fn start_on(config: BrokerConfig, machine: Machine) -> Result<Self, StartError> {
         config.check()?;
+        preparing::check_files(&config)?;
+        let ports = HeldPorts::of_first_start(&config)?;
         let metrics = telemetry::recorder();
         let clock = machine.clock.clone();
         let (mut data_dir, known) = open_data_dir(&config).await?;
+        // From here on they are bound by those who serve them.
+        drop(ports);
         let meta = data_dir.meta().clone();
         let alone = meta.forming == [BrokerId::new(meta.broker_id)];
         let lives = Lives::open(data_dir.storage(), &meta, data_dir.created()).map_err(StartError::Write)?;
@@ -95,7 +100,7 @@ impl Broker {
             // It would form the cluster anew, with others that lost their directories as well.
             peers.look_around(&config.peers.seeds).await;
             if let Some(reason) = peers.over().borrow().clone() {
-                return Err(StartError::Over(reason));
+                return Err(StartError::Over(unwanted(&config, &data_dir, reason)));
             }
         }
 
@@ -177,6 +182,7 @@ impl Broker {
             uploads: crate::context::uploads(),
             compiles: crate::context::compiles(),
             fetches: crate::context::fetches(),
+            kept: Arc::default(),
             repairs_sent: crate::context::repairs_sent(),
             stopping: stopping.clone(),
             config,
@@ -271,6 +277,12 @@ impl Broker {
         self.context.config.tls_certificate.is_none().then(|| self.data_dir.path("tls").join("ca.pem"))
     }
 
+    /// The brokers without which there is no cluster yet, as people name them. `None` where it is formed, or is so within a moment, which this
+    /// takes where it is not.
+    pub async fn waits_for(&self) -> Option<String> {
+        forming::awaited(&self.context).await
+    }
+
     /// Waits until a shard has stopped for good, and says which and why: nothing of it can be acknowledged any more by this broker.
     pub async fn failed(&self) -> (ShardId, String) {
         /// Replicas come and go: all are looked at, now and then.
@@ -289,7 +301,10 @@ impl Broker {
     pub async fn dismissed(&self) -> String {
         let mut dismissed = self.dismissed.clone();
         match dismissed.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
+            Ok(reason) => {
+                let reason = reason.clone().unwrap_or_default();
+                unwanted(&self.context.config, &self.data_dir, reason)
+            }
             // It was registered at once.
             Err(_) => std::future::pending().await,
         }
@@ -345,15 +360,6 @@ impl Broker {
             quiet = if answered { quiet + LOOK_INTERVAL } else { Duration::ZERO };
         }
     }
-}
-
-async fn metrics_endpoint(
-    config: &BrokerConfig,
-    metrics: &PrometheusHandle,
-) -> Result<Option<MetricsEndpoint>, StartError> {
-    let Some(address) = config.metrics.listen else { return Ok(None) };
-    let bound = MetricsEndpoint::bind(address, metrics.clone()).await;
-    bound.map(Some).map_err(|source| StartError::Metrics { address, source })
 }
 
 /// Passes on what another broker said: that this one is over for good.

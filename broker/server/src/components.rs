@@ -11,7 +11,9 @@ use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tidemill_controller::Controller;
-use tidemill_hosting::{ComponentError, Filter, OpenError, Partitioner, PluginPlan, PluginProblem};
+use tidemill_hosting::{
+    ComponentError, ComponentHold, Filter, OpenError, Partitioner, PluginPlan, PluginProblem,
+};
 use tidemill_net::Stream;
 use tidemill_protocol::messages::{Error, PayloadChunk};
 use tidemill_protocol::{BrokerId, ErrorCode};
@@ -22,8 +24,10 @@ use crate::errors;
 use crate::peers::messages::{ComponentOpen, ComponentReply, Purpose};
 use crate::peers::{Peers, first_answer};
 
+mod kept;
 mod resting;
 
+pub(crate) use kept::{Kept, Registering};
 use resting::Resting;
 
 /// Looked at unasked: for uploads that were never registered.
@@ -36,6 +40,7 @@ pub(crate) async fn follow(context: Arc<Context>) {
     let mut due = true;
     loop {
         let now = named(view.now().controller());
+        due |= context.kept.look(&now);
         if due || before.is_none_or(|before| !before.is_subset(&now)) {
             let_go(&context).await;
         }
@@ -74,6 +79,17 @@ fn registered(controller: &Replica) -> Option<HashSet<[u8; 32]>> {
 fn named(controller: &Controller) -> HashSet<[u8; 32]> {
     let versions = controller.plugins().map(|plugin| plugin.digest);
     versions.chain(controller.deployments().map(|deployment| deployment.digest)).collect()
+}
+
+/// Keeps the component of an upload until it is known what came of its registration, or for long enough.
+pub(crate) fn registering(context: &Context, digest: [u8; 32], hold: ComponentHold) -> Registering {
+    let was_named = is_named(context, &digest);
+    Registering { kept: Arc::clone(&context.kept), digest, was_named, hold: Some(hold) }
+}
+
+/// Whether something names a component, as far as this broker has heard.
+fn is_named(context: &Context, digest: &[u8; 32]) -> bool {
+    named(context.view.now().controller()).contains(digest)
 }
 
 /// A component travels in pieces of this size.
@@ -177,14 +193,17 @@ async fn keep_there(peers: &Peers, broker: BrokerId, digest: [u8; 32]) -> Result
 pub(crate) async fn keep(context: &Arc<Context>, from: BrokerId, open: &ComponentOpen, mut stream: Stream) {
     let error = match (<[u8; 32]>::try_from(open.digest.as_ref()), &context.peers) {
         (Ok(digest), Some(peers)) => match context.hosting.hold(digest).await {
-            Ok(mut hold) => {
-                // Until it is registered.
-                hold.outlast();
-                let ensured = ensure(context, peers, digest, &[from]).await;
-                ensured.err().map(|absence| match absence {
-                    Absence::Refused(error) => error,
-                    absence => Error::new(ErrorCode::UnknownPlugin, absence.to_string()),
-                })
+            Ok(hold) => {
+                let was_named = is_named(context, &digest);
+                match ensure(context, peers, digest, &[from]).await {
+                    Ok(()) => {
+                        // Until it is registered.
+                        context.kept.keep(digest, hold, was_named);
+                        None
+                    }
+                    Err(Absence::Refused(error)) => Some(error),
+                    Err(absence) => Some(Error::new(ErrorCode::UnknownPlugin, absence.to_string())),
+                }
             }
             Err(_) => Some(errors::stopping()),
         },

@@ -158,6 +158,8 @@ pub struct LimitSettings {
     pub proposal_bytes_max: usize,
     /// Partitions of one subscription.
     pub subscription_partitions_max: u32,
+    /// Partitions of all subscriptions of one connection.
+    pub connection_partitions_max: u32,
     /// Credit of one partition of a subscription; their sum is the client's business, which QUIC's windows bound.
     pub subscription_credit_bytes_max: u64,
     /// A request's deadline where it names none.
@@ -286,6 +288,7 @@ impl Default for LimitSettings {
             produce_window_bytes: 32 << 20,
             proposal_bytes_max: 64 * MIB,
             subscription_partitions_max: 10_000,
+            connection_partitions_max: 20_000,
             subscription_credit_bytes_max: 256 << 20,
             request_deadline_ms: 30_000,
             plugin_bytes_max: 64 << 20,
@@ -420,8 +423,14 @@ impl BrokerConfig {
                  listen on one with --peers-listen",
             );
         }
-        if let Some(fault) = self.peers.seeds.iter().find_map(|seed| addresses::fault_of(seed)) {
-            return invalid("peers.seeds", &fault);
+        for (setting, named) in [
+            ("advertise", &self.advertise),
+            ("peers.advertise", &self.peers.advertise),
+            ("peers.seeds", &self.peers.seeds),
+        ] {
+            if let Some(fault) = named.iter().find_map(|address| addresses::fault_of(address)) {
+                return invalid(setting, &fault);
+            }
         }
         if self.cluster.is_some() && self.join.is_some() {
             return invalid(

@@ -127,6 +127,7 @@ async fn hello(context: &Arc<Context>, connection: &Connection) -> Result<Client
 async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: &ClientName) {
     let streams_max = usize::try_from(context.config.limits.streams_max).unwrap_or(usize::MAX);
     let unpacker = context.unpacking.for_connection();
+    let places = subscribe::Places::new(context.config.limits.connection_partitions_max);
     let identity = connection.peer().identity.as_deref().map(Arc::from);
     let caller = Caller { client: client.clone(), identity, hop: Hop::Direct };
     let mut streams = JoinSet::new();
@@ -139,8 +140,9 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
                     }
                     // The control stream is one of them.
                     if streams.len() + 1 < streams_max {
-                        let (context, caller, unpacker) = (Arc::clone(context), caller.clone(), unpacker.clone());
-                        streams.spawn(serve_stream(context, caller, unpacker, stream));
+                        let (context, caller) = (Arc::clone(context), caller.clone());
+                        let (unpacker, places) = (unpacker.clone(), places.clone());
+                        streams.spawn(serve_stream(context, caller, unpacker, places, stream));
                     } else {
                         metrics::counter!("tidemill_refused_streams_total").increment(1);
                         let open = format!("{streams_max} streams are open on the connection (limits.streams_max)");
@@ -171,7 +173,13 @@ fn report(client: &ClientName, ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Serves one stream of a client to its end.
-pub(crate) async fn serve_stream(context: Arc<Context>, caller: Caller, unpacker: Unpacker, stream: Stream) {
+pub(crate) async fn serve_stream(
+    context: Arc<Context>,
+    caller: Caller,
+    unpacker: Unpacker,
+    places: subscribe::Places,
+    stream: Stream,
+) {
     let (kind, stream) = match first_frame(stream).await {
         Ok(opened) => opened,
         Err(error) => return refusals::stream(&caller, &error),
@@ -190,7 +198,7 @@ pub(crate) async fn serve_stream(context: Arc<Context>, caller: Caller, unpacker
             intake::serve::<Routing>(context, client, unpacker, stream, open).await;
         }
         stream_open::Kind::Subscribe(open) => {
-            subscribe::serve(context, caller, unpacker, stream, open).await;
+            subscribe::serve(context, caller, unpacker, places, stream, open).await;
         }
         stream_open::Kind::Request(open) => request::serve(context, caller, stream, open).await,
         stream_open::Kind::Hello(_) => {

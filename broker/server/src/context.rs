@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admitted, NoRoom};
 use crate::attempts::Attempts;
+use crate::components::Kept;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
 use crate::disk::DiskState;
@@ -58,6 +59,8 @@ pub(crate) struct Context {
     pub(crate) compiles: tokio::sync::Semaphore,
     /// Places for components that come from other brokers.
     pub(crate) fetches: tokio::sync::Semaphore,
+    /// Components that nothing names yet.
+    pub(crate) kept: Arc<Kept>,
     /// Places for segments that are checked and sent to brokers whose own don't read.
     pub(crate) repairs_sent: tokio::sync::Semaphore,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,

@@ -33,6 +33,7 @@ mod opening;
 mod outbox;
 mod peers;
 mod plans;
+mod preparing;
 mod producer_ids;
 mod refusals;
 mod repair;

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{self, Recovery, Wal, WalConfig};
 use tidemill_net::{
@@ -15,12 +16,13 @@ use tidemill_shard::ShardConfig;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::replicas::ReplicaStarter;
-use crate::cluster::{ClusterPlan, Lives, Origin, forget, recovered};
+use crate::cluster::{ClusterDirectoryError, ClusterPlan, Lives, Origin, forget, recovered};
 use crate::config::{BrokerConfig, DurabilitySetting};
 use crate::data_dir::{DataDir, Meta};
 use crate::disk::{DiskBounds, DiskState, DiskWatch};
 use crate::limits::{peer_limits, unit_bytes_max};
 use crate::machine::Machine;
+use crate::metrics_endpoint::MetricsEndpoint;
 use crate::peers::messages::KnownBroker;
 use crate::peers::{Myself, Peers, ReplicaDialer};
 use crate::start_error::StartError;
@@ -39,6 +41,12 @@ pub(crate) async fn open_data_dir(config: &BrokerConfig) -> Result<(DataDir, Vec
     if !data_dir.created() {
         // A new one is not whole yet: after a crash it joins again under the same name.
         forget(&config.data_dir).map_err(StartError::Write)?;
+    }
+    if !data_dir.created() && config.join.is_some() {
+        tracing::info!(
+            broker = data_dir.meta().broker_id,
+            "the data directory holds a broker: the join token is not used"
+        );
     }
     if !data_dir.created() && !data_dir.meta().clean {
         tracing::info!("the last stop was not clean; reading the log");
@@ -101,6 +109,18 @@ fn check_recovered(data_dir: &DataDir) -> Result<(), StartError> {
     Ok(())
 }
 
+/// Why the cluster does not want this broker, and beside it what became of a token that was to let it in: that is for an empty directory.
+pub(crate) fn unwanted(config: &BrokerConfig, data_dir: &DataDir, reason: String) -> String {
+    if config.join.is_none() || data_dir.created() {
+        return reason;
+    }
+    format!(
+        "{reason}; {} is not empty, so the token was not used: delete what is in it, and start again with the same token, or with another where \
+         this broker joined with it before",
+        config.data_dir.display()
+    )
+}
+
 /// Refuses settings that say otherwise than the directory was made.
 fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> {
     let path = config.data_dir.display().to_string();
@@ -114,7 +134,11 @@ fn check_identity(config: &BrokerConfig, meta: &Meta) -> Result<(), StartError> 
     // One that does not read names no other.
     let token = config.join.as_ref().and_then(|token| token.parse::<JoinToken>().ok());
     let named = match (&config.cluster, token) {
-        (Some(directory), _) => Some(("cluster", ClusterPlan::read(directory)?.cluster)),
+        (Some(directory), _) => match ClusterPlan::read(directory) {
+            // Only a first start needs it.
+            Err(ClusterDirectoryError::NoPlan(_)) => None,
+            plan => Some(("cluster", plan?.cluster)),
+        },
         (None, token) => token.map(|token| ("join", token.cluster)),
     };
     if let Some((setting, asked)) = named
@@ -168,6 +192,15 @@ pub(crate) async fn open_wal(
         tracing::warn!("write-ahead log: {line}");
     }
     Ok((wal, recovery))
+}
+
+pub(crate) async fn metrics_endpoint(
+    config: &BrokerConfig,
+    metrics: &PrometheusHandle,
+) -> Result<Option<MetricsEndpoint>, StartError> {
+    let Some(address) = config.metrics.listen else { return Ok(None) };
+    let bound = MetricsEndpoint::bind(address, metrics.clone()).await;
+    bound.map(Some).map_err(|source| StartError::Metrics { address, source })
 }
 
 pub(crate) fn replica_starter(
@@ -270,13 +303,18 @@ fn per_shard(bytes: usize, meta: &Meta) -> u64 {
     (bytes / usize::from(meta.shards).max(1)) as u64
 }
 
-/// The certificate for clients: the operator's, or a new one.
-pub(crate) fn tls(config: &BrokerConfig, directory: &Path) -> Result<ServerTls, TlsError> {
-    let clients = match &config.client_ca {
+/// Whether clients must show a certificate.
+pub(crate) fn client_authentication(config: &BrokerConfig) -> ClientAuthentication {
+    match &config.client_ca {
         // Who shows none is turned away with a code, before anything is served.
         Some(authorities) => ClientAuthentication::Asked { authorities: authorities.clone() },
         None => ClientAuthentication::None,
-    };
+    }
+}
+
+/// The certificate for clients: the operator's, or a new one.
+pub(crate) fn tls(config: &BrokerConfig, directory: &Path) -> Result<ServerTls, TlsError> {
+    let clients = client_authentication(config);
     if let (Some(certificate), Some(key)) = (&config.tls_certificate, &config.tls_key) {
         return Ok(ServerTls { certificate: certificate.clone(), key: key.clone(), clients });
     }

@@ -81,6 +81,14 @@ pub enum StartError {
     /// Certificates.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A file that a setting names.
+    #[error("{setting}: {source}")]
+    File {
+        /// Which setting.
+        setting: &'static str,
+        /// What is wrong with the file.
+        source: TlsError,
+    },
     /// The socket.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     producer.flush().await?;
     // One record whose place matters.
-    let delivery = producer.send(Record::new("the last one")).await?;
+    let delivery = producer.send(Record::new(r#"{"song": "the last one"}"#)).await?;
     println!("stored at {:?}", delivery.await?.offset());
 
     // Reads from where "royalties" left off, to the end of what is there now.

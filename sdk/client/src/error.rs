@@ -144,6 +144,14 @@ pub enum ConnectError {
         /// What failed.
         reason: String,
     },
+    /// The broker takes no connections just now; it will, or it goes away.
+    #[error(
+        "the broker at {address} takes no connections just now: it is stopping, or has as many as it takes"
+    )]
+    Busy {
+        /// Who was asked.
+        address: String,
+    },
     /// The broker said no to the hello.
     #[error("the broker at {address} refused: {error}")]
     Refused {
@@ -169,7 +177,7 @@ impl ConnectError {
     /// Whether the same may succeed later, without anything being changed here.
     #[must_use]
     pub const fn retriable(&self) -> bool {
-        matches!(self, Self::TimedOut { .. } | Self::Handshake { .. })
+        matches!(self, Self::TimedOut { .. } | Self::Handshake { .. } | Self::Busy { .. })
     }
 }
 

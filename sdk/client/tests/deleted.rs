@@ -7,11 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fake::{FakeCluster, TOPIC, topic_id, unknown_topic, value, within};
+use fake::{FakeCluster, PATIENCE, TOPIC, topic_id, unknown_topic, value, within};
 use tidemill_client::messages::Metadata;
 use tidemill_client::{
-    Client, ConsumeError, Consumer, Delivery, ErrorCode, PartitionId, Position, Producer, Record, TopicId,
-    TopicPartition,
+    Client, ConsumeError, Consumer, Delivery, ErrorCode, Offset, PartitionId, Position, Producer, Record,
+    TopicId, TopicPartition,
 };
 
 fn partition(number: u32) -> TopicPartition {
@@ -56,6 +56,17 @@ async fn ends(consumer: &mut Consumer, mut partitions: Vec<u32>) {
         partitions.retain(|left| *left != partition.partition.get());
     }
     assert!(partitions.is_empty(), "{partitions:?} ended without a word");
+}
+
+/// From now on these brokers tell of a topic of the same name that is another.
+fn make_anew(cluster: &FakeCluster, brokers: &[u32]) {
+    let mut anew = cluster.model.metadata();
+    anew.version += 1;
+    anew.topics[0].topic_id = Bytes::from_static(&[10; 16]);
+    for id in brokers {
+        *cluster.node(*id).stale.lock().expect("no panic") = Some(anew.clone());
+    }
+    cluster.model.version.send_modify(|version| *version += 1);
 }
 
 /// Its broker would have refused it. Nobody else is asked for what nobody has any more.
@@ -103,12 +114,47 @@ async fn readers_of_a_topic_that_was_made_anew_do_not_go_on_in_another() {
     let mut consumer = reader(&client).await;
     fill_and_read(&cluster, &client, &mut consumer, 10).await;
     cluster.kill(1);
-    let mut anew = cluster.model.metadata();
-    anew.version += 1;
-    anew.topics[0].topic_id = Bytes::from_static(&[8; 16]);
-    (2..=3).for_each(|id| *cluster.node(id).stale.lock().expect("no panic") = Some(anew.clone()));
-    cluster.model.version.send_modify(|version| *version += 1);
+    make_anew(&cluster, &[2, 3]);
     ends(&mut consumer, vec![0]).await;
+}
+
+/// Both are partition 0 of a topic of this name.
+#[tokio::test]
+async fn a_reader_that_has_a_topic_and_the_one_made_anew_under_its_name_does_not_take_one_for_the_other() {
+    const RECORDS: i64 = 10;
+    let cluster = FakeCluster::start(&["a"], 1).await;
+    let client = cluster.client().await;
+    // In one batch, so that the reader has more in hand than it has handed out.
+    let producer = client.producer(TOPIC).linger(PATIENCE).eager(false).build().await.expect("a producer");
+    for number in 0..RECORDS as usize {
+        drop(send(&producer, Some(0), number).await);
+    }
+    within(producer.flush()).await.expect("stored");
+    let mut consumer = reader(&client).await;
+    for _ in 0..RECORDS {
+        within(consumer.next()).await.expect("more").expect("a record");
+    }
+    make_anew(&cluster, &[1]);
+    ends(&mut consumer, vec![0]).await;
+
+    let (old, number) = (partition(0), PartitionId::new(0));
+    let new = within(consumer.add(TOPIC, number, Position::Earliest)).await.expect("added");
+    assert!(old < new, "whoever goes by name and number finds the old one first");
+    for offset in 0..3 {
+        let record = within(consumer.next()).await.expect("more").expect("a record");
+        assert_eq!(record.offset, Offset::new(offset));
+    }
+    let positions = consumer.positions();
+    assert_eq!(positions[&old].next, Some(Offset::new(RECORDS)));
+    assert_eq!(positions[&new].next, Some(Offset::new(3)));
+
+    consumer.remove(old);
+    assert_eq!(consumer.positions()[&new].next, Some(Offset::new(3)), "what is committed now");
+    for offset in 3..RECORDS {
+        let record = within(consumer.next()).await.expect("more").expect("a record");
+        assert_eq!(record.offset, Offset::new(offset));
+    }
+    assert_eq!(consumer.positions()[&new].next, Some(Offset::new(RECORDS)));
 }
 
 #[tokio::test]

@@ -134,8 +134,8 @@ async fn latency(bench: &Bench, client: &Client, json: bool) -> Result<(), CliEr
     });
     output::print(json, &document, || {
         println!(
-            "{} records: p50 {} us, p90 {} us, p99 {} us, p99.9 {} us, max {} us",
-            histogram.len(),
+            "{}: p50 {} us, p90 {} us, p99 {} us, p99.9 {} us, max {} us",
+            text::counted(histogram.len(), "record"),
             at(0.5),
             at(0.9),
             at(0.99),
@@ -170,7 +170,8 @@ fn report_rate(what: &str, records: u64, bytes: u64, elapsed: Duration, json: bo
     });
     output::print(json, &document, || {
         println!(
-            "{records} records ({}) {what} in {seconds:.1} s: {record_rate:.0} records/s, {:.1} MB/s",
+            "{} ({}) {what} in {seconds:.1} s: {record_rate:.0} records/s, {:.1} MB/s",
+            text::counted(records, "record"),
             output::bytes(bytes),
             byte_rate / 1e6
         );

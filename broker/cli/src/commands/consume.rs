@@ -122,7 +122,8 @@ pub(crate) async fn run(consume: Consume, client: Client, json: bool) -> Result<
     if consume.stats {
         let stats = consumer.stats();
         eprintln!(
-            "{read} records; {} received, {} read by the broker for it",
+            "{}; {} received, {} read by the broker for it",
+            text::counted(read, "record"),
             output::bytes(stats.received_bytes),
             output::bytes(stats.scanned_bytes)
         );

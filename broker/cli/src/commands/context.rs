@@ -15,7 +15,10 @@ use crate::output;
 Examples:
   tidemill context save prod --address log1:9630,log2:9630 --ca prod-ca.pem
   tidemill context use prod
-  tidemill --context prod topic list")]
+  tidemill --context prod topic list
+  tidemill --context prod status --address log2:9630   another broker, by the same CA
+
+An --address without --context leaves the current context aside, with its CA and certificate.")]
 pub(crate) enum Context {
     /// Save the connection that the flags name
     #[command(after_help = "\
@@ -54,6 +57,7 @@ pub(crate) fn run(context: Context, connection: &Connection) -> Result<(), CliEr
                 .address
                 .as_deref()
                 .map(addresses_of)
+                .transpose()?
                 .ok_or_else(|| CliError::usage("say which broker: --address HOST:PORT"))?;
             // A relative path would mean something else from another directory.
             let absolute =

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use tidemill_server::{Broker, BrokerConfig, DEFAULT_PORT, StartError};
+use tidemill_server::{Broker, BrokerConfig, DEFAULT_PORT, JoinError, StartError};
 
 use crate::contexts::publish_authority;
 use crate::error::CliError;
@@ -48,9 +48,24 @@ impl Sources {
     ) -> Result<BrokerConfig, CliError> {
         let mut settings = self.settings;
         settings.extend(flags.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        if let Some(fault) = settings.iter().find_map(|(name, value)| fault_of(name, value)) {
+            return Err(CliError::usage(fault));
+        }
         BrokerConfig::load(self.config.as_deref(), &settings)
             .map_err(|error| CliError::usage(error.to_string()))
     }
+}
+
+/// What is wrong with a setting of the command line, where the words of whoever reads it are not for people.
+fn fault_of(name: &str, value: &str) -> Option<String> {
+    let fault = match name {
+        "durability" if !matches!(value, "fsync" | "replicated") => "is neither fsync nor replicated",
+        "listen" | "peers.listen" | "metrics.listen" if value.parse::<SocketAddr>().is_err() => {
+            "is no IP address and port, such as 127.0.0.1:9630"
+        }
+        _ => return None,
+    };
+    Some(format!("{name}: '{value}' {fault}"))
 }
 
 /// A broker as its settings say.
@@ -151,6 +166,8 @@ pub(crate) async fn run(server: Server, json: bool) -> Result<(), CliError> {
         ("accept_data_loss", server.accept_data_loss.then(|| "true".to_owned())),
     ])?;
     if server.print_config {
+        // Whoever has the token can be a broker of the cluster.
+        let config = BrokerConfig { join: config.join.as_ref().map(|_| "(set)".to_owned()), ..config };
         let toml = toml::to_string(&config).map_err(|error| CliError::other(error.to_string()))?;
         let toml = with_unset(&toml);
         return output::print(json, &serde_json::to_value(&config)?, || print!("{toml}"));
@@ -223,14 +240,7 @@ enum Stop {
 async fn serve(config: BrokerConfig, elsewhere: Elsewhere, json: bool) -> Result<(), CliError> {
     let data_dir = config.data_dir.clone();
     let asks_clients = config.client_ca.is_some();
-    let broker = Broker::start(config).await.map_err(|error| {
-        let choice = match &error {
-            StartError::Bind(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.clients),
-            StartError::Peers(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.peers),
-            _ => String::new(),
-        };
-        CliError::other(format!("{error}{choice}"))
-    })?;
+    let broker = Broker::start(config).await.map_err(|error| not_started(&error, &elsewhere))?;
     let address = broker.local_addr();
     // Other commands on this machine find the authority by the port.
     let authority = broker.authority();
@@ -241,10 +251,16 @@ async fn serve(config: BrokerConfig, elsewhere: Elsewhere, json: bool) -> Result
     }
     // A certificate that the broker did not make is for names that are not known here.
     let first_command = authority.as_ref().map(|_| first_command(address, asks_clients));
-    if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), first_command.as_deref(), json) {
+    if let Err(error) = announce(&broker, &data_dir, authority.as_deref(), json) {
         tracing::debug!(%error, "nobody reads where the broker listens");
     }
     let stop = {
+        let advised = async {
+            if !json && let Err(error) = advise(&broker, first_command.as_deref()).await {
+                tracing::debug!(%error, "nobody reads what comes next");
+            }
+            std::future::pending::<Stop>().await
+        };
         let failed = async {
             let (shard, reason) = broker.failed().await;
             tracing::error!(%shard, %reason, "a shard stopped; what it acknowledged is on the disk");
@@ -255,6 +271,7 @@ async fn serve(config: BrokerConfig, elsewhere: Elsewhere, json: bool) -> Result
             reason = signal() => Stop::Signal(reason),
             reason = broker.dismissed() => Stop::Dismissed(reason),
             stop = failed => stop,
+            stop = advised => stop,
         }
     };
     match stop {
@@ -270,12 +287,33 @@ async fn serve(config: BrokerConfig, elsewhere: Elsewhere, json: bool) -> Result
     }
 }
 
+/// Settings that do not stand, or do not fit what they name, are input of the command.
+fn not_started(error: &StartError, elsewhere: &Elsewhere) -> CliError {
+    let choice = match error {
+        StartError::Bind(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.clients),
+        StartError::Peers(bind) if bind.concerns_address() => format!("; choose {}", elsewhere.peers),
+        _ => String::new(),
+    };
+    let words = format!("{error}{choice}");
+    match error {
+        StartError::Config(_)
+        | StartError::WrongBroker { .. }
+        | StartError::Fixed { .. }
+        | StartError::Tls(_)
+        | StartError::Cluster(_)
+        | StartError::NotPlanned { .. }
+        | StartError::NoOrigin { .. }
+        | StartError::OtherCluster { .. }
+        | StartError::Join(JoinError::Token(_) | JoinError::NoSeed) => CliError::usage(words),
+        _ => CliError::other(words),
+    }
+}
+
 /// One line that programs may wait for.
 fn announce(
     broker: &Broker,
     data_dir: &std::path::Path,
     authority: Option<&std::path::Path>,
-    first_command: Option<&str>,
     json: bool,
 ) -> std::io::Result<()> {
     use std::io::Write;
@@ -303,10 +341,20 @@ fn announce(
         if let Some(metrics) = broker.metrics_addr() {
             writeln!(out, "metrics are at http://{metrics}/metrics")?;
         }
-        if let Some(command) = first_command {
-            writeln!(out, "try: {command}")?;
-        }
     }
+    out.flush()
+}
+
+/// What comes next, for people: other brokers, or a first command where there is a cluster that takes it.
+async fn advise(broker: &Broker, first_command: Option<&str>) -> std::io::Result<()> {
+    use std::io::Write;
+    let line = match (broker.waits_for().await, first_command) {
+        (Some(others), _) => format!("it waits for {others} to form the cluster"),
+        (None, Some(command)) => format!("try: {command}"),
+        (None, None) => return Ok(()),
+    };
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
     out.flush()
 }
 
@@ -354,6 +402,26 @@ mod tests {
             unset.extend(of(table, settings));
         }
         unset
+    }
+
+    #[test]
+    fn settings_that_do_not_stand_are_named_in_plain_words() {
+        assert_eq!(
+            fault_of("durability", "Fsync"),
+            Some("durability: 'Fsync' is neither fsync nor replicated".to_owned())
+        );
+        for name in ["listen", "peers.listen", "metrics.listen"] {
+            assert!(fault_of(name, "localhost:9777").is_some_and(|fault| fault.contains("127.0.0.1:9630")));
+            assert_eq!(fault_of(name, "[::1]:9777"), None);
+        }
+        assert_eq!(fault_of("durability", "replicated"), None);
+        assert_eq!(fault_of("advertise", "localhost:9777"), None);
+        let elsewhere = Elsewhere { clients: "another port", peers: "another port" };
+        let code = |error: StartError| not_started(&error, &elsewhere).exit_code();
+        assert_eq!(code(StartError::Join(JoinError::NoSeed)), 2);
+        assert_eq!(code(StartError::Join(JoinError::Refused("it was used".to_owned()))), 1);
+        assert_eq!(code(StartError::NoOrigin { path: "data".to_owned() }), 2);
+        assert_eq!(code(StartError::Interrupted), 1);
     }
 
     #[test]

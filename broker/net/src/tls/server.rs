@@ -26,6 +26,23 @@ pub enum ClientAuthentication {
     },
 }
 
+impl ClientAuthentication {
+    /// Whether its file can be used: for whoever wants to know that before anything depends on it.
+    ///
+    /// # Errors
+    /// It can't.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.roots().map(drop)
+    }
+
+    fn roots(&self) -> Result<Option<Arc<RootCertStore>>, TlsError> {
+        match self {
+            Self::None => Ok(None),
+            Self::Asked { authorities } => read_roots(authorities).map(Some),
+        }
+    }
+}
+
 /// The server's certificate and its rule for clients. Names files; they are read when the listener starts.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
@@ -38,12 +55,17 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
+    /// Whether its files can be used together, as [`crate::Listener::bind`] will use them.
+    ///
+    /// # Errors
+    /// They can't.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.quic_config().map(drop)
+    }
+
     /// The handshake's settings, and the key of stateless resets.
     pub(crate) fn quic_config(&self) -> Result<(QuicServerConfig, Arc<ResetKey>), TlsError> {
-        let authorities = match &self.clients {
-            ClientAuthentication::None => None,
-            ClientAuthentication::Asked { authorities } => Some(read_roots(authorities)?),
-        };
+        let authorities = self.clients.roots()?;
         let (chain, key) = (read_certificates(&self.certificate)?, read_key(&self.key)?);
         accepting(authorities, chain, key, ALPN)
     }

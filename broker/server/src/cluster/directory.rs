@@ -60,6 +60,11 @@ pub enum ClusterDirectoryError {
     /// What is asked for makes no cluster.
     #[error("{0}")]
     Invalid(String),
+    /// There is none.
+    #[error(
+        "cluster: no plan in {0}; make one with `tidemill cluster init --dir {0} --broker 1 2 3`, and name the directory"
+    )]
+    NoPlan(PathBuf),
     /// `cluster.toml` does not read.
     #[error("{path}: {reason}")]
     Content {
@@ -143,8 +148,10 @@ impl ClusterPlan {
     /// See [`ClusterDirectoryError`].
     pub fn read(directory: &Path) -> Result<Self, ClusterDirectoryError> {
         let path = directory.join(PLAN_FILE);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| ClusterDirectoryError::Io { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => ClusterDirectoryError::NoPlan(directory.to_owned()),
+            _ => ClusterDirectoryError::Io { path: path.clone(), source },
+        })?;
         let content = |reason: String| ClusterDirectoryError::Content { path: path.clone(), reason };
         let plan: Self = toml::from_str(&text)
             .map_err(|error| content(format!("this is no cluster's plan: {}", error.message())))?;
@@ -219,8 +226,10 @@ mod tests {
     #[test]
     fn plans_of_others_are_refused() {
         let dir = tempfile::tempdir().expect("a directory");
-        let missing = ClusterPlan::read(dir.path()).expect_err("nothing there");
-        assert!(missing.to_string().contains(PLAN_FILE), "{missing}");
+        let missing = ClusterPlan::read(dir.path()).expect_err("nothing there").to_string();
+        let directory = dir.path().display().to_string();
+        assert!(missing.starts_with(&format!("cluster: no plan in {directory}; ")), "{missing}");
+        assert!(missing.contains(&format!("tidemill cluster init --dir {directory} ")), "{missing}");
         let path = dir.path().join(PLAN_FILE);
         let text = toml::to_string(&ClusterPlan::new([1], None, None).expect("a plan")).expect("encodes");
         std::fs::write(&path, text.replace("format = 1", "format = 9")).expect("written");

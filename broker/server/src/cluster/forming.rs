@@ -22,8 +22,43 @@ pub(crate) fn check(context: &Context) -> Result<(), Error> {
     if !waits(context) {
         return Ok(());
     }
-    let me = context.meta.broker_id;
-    let why = match missing(context).as_slice() {
+    let (me, why) = (context.meta.broker_id, why(context));
+    let reason = format!("as far as broker {me} has heard, the cluster is not formed yet: {why}");
+    Err(Error::new(ErrorCode::NotYetAdopted, reason))
+}
+
+/// What is at risk before there is a cluster, for its status.
+pub(crate) fn risk(context: &Context) -> String {
+    let why = match waits(context) {
+        true => why(context),
+        // It was taken in, and has not heard from those who did.
+        false => "a majority of its brokers must have started".to_owned(),
+    };
+    format!("the cluster is still being formed: {why}")
+}
+
+/// The founders that are waited for, as people name them; `None` where the cluster is formed, or about to be. Where it is not, that takes
+/// a moment to say: others may be starting.
+pub(crate) async fn awaited(context: &Context) -> Option<String> {
+    let mut view = context.view.clone();
+    let formed = async {
+        while waits(context) {
+            if view.changed().await.is_none() {
+                return;
+            }
+        }
+    };
+    if tokio::time::timeout(FIRST_PATIENCE, formed).await.is_ok() {
+        return None;
+    }
+    let missing = missing(context);
+    // A majority is together: it is about to form the cluster.
+    let is_majority_missing = 2 * missing.len() >= context.meta.forming.len();
+    is_majority_missing.then(|| names(&missing))
+}
+
+fn why(context: &Context) -> String {
+    match missing(context).as_slice() {
         [] => "its brokers are connected, and about to form it; try again in a moment".to_owned(),
         missing => format!(
             "it takes a majority of its {} first brokers, and {} not connected to this one; start what is missing, or see in this broker's \
@@ -31,9 +66,7 @@ pub(crate) fn check(context: &Context) -> Result<(), Error> {
             context.meta.forming.len(),
             are(missing),
         ),
-    };
-    let reason = format!("as far as broker {me} has heard, the cluster is not formed yet: {why}");
-    Err(Error::new(ErrorCode::NotYetAdopted, reason))
+    }
 }
 
 /// Tells in the log who is waited for, until the cluster is formed.
@@ -47,16 +80,28 @@ pub(crate) async fn tell(context: Arc<Context>) {
             () = tokio::time::sleep_until(next) => {
                 next = Instant::now() + TELL_INTERVAL;
                 has_told = true;
-                match missing(&context).as_slice() {
-                    [] => tracing::info!("waiting for the first election, which forms the cluster"),
-                    missing => tracing::info!("waiting for {} to form the cluster", names(missing)),
-                }
+                tell_once(&context);
             }
             () = context.stopping.cancelled() => return,
         }
     }
     if has_told {
         tracing::info!("the cluster is formed");
+    }
+}
+
+fn tell_once(context: &Context) {
+    let missing = missing(context);
+    if missing.is_empty() {
+        tracing::info!("waiting for the first election, which forms the cluster");
+        return;
+    }
+    let (names, seeds) = (names(&missing), context.config.peers.seeds.join(", "));
+    let troubles = context.peers.as_ref().map(|peers| peers.troubles(&missing)).unwrap_or_default();
+    if troubles.is_empty() {
+        tracing::info!(seeds, "waiting for {names} to form the cluster");
+    } else {
+        tracing::warn!(seeds, troubles = troubles.join("; "), "waiting for {names} to form the cluster");
     }
 }
 

@@ -16,6 +16,7 @@ use tidemill_protocol::{BrokerId, ErrorCode, ShardId, TopicPartition};
 
 use crate::connection::{self, Caller, ClientName, Hop, Opened};
 use crate::context::Context;
+use crate::handlers::subscribe::Places;
 use crate::peers::Lane;
 use crate::peers::messages::ForwardOpen;
 
@@ -113,5 +114,7 @@ pub(crate) async fn serve_forwarded(context: Arc<Context>, by: BrokerId, open: F
     // What the other broker has heard of the cluster its client relies on.
     context.view_reaches(open.view_version).await;
     let unpacker = context.unpacking.for_connection();
-    connection::serve_stream(context, caller, unpacker, stream).await;
+    // The other broker counts them with the rest of its client's.
+    let places = Places::new(context.config.limits.connection_partitions_max);
+    connection::serve_stream(context, caller, unpacker, places, stream).await;
 }

@@ -132,6 +132,8 @@ impl ReplicaStarter {
             let mut failed = !self.replace_lost(&mut lost, &shards, &peers).await;
             let now = view.now();
             self.snapshot_limiter.set(now.controller().settings().snapshot_bytes_per_second);
+            let limit = self.snapshot_limiter.bytes_per_second().unwrap_or(0);
+            metrics::gauge!("tidemill_snapshot_rate_limit_bytes_per_second").set(limit as f64);
             for shard in self.all().filter(|shard| !lost.contains_key(shard)) {
                 if self.due(now.controller(), shard, &shards).is_none() {
                     continue;

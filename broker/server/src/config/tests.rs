@@ -78,6 +78,14 @@ fn other_brokers_are_told_an_address_that_leads_somewhere() {
 }
 
 #[test]
+fn addresses_that_others_are_told_lead_somewhere_too() {
+    for setting in ["advertise", "peers.advertise", "peers.seeds"] {
+        let error = BrokerConfig::load(None, &flags(&[(setting, "nohost")])).expect_err(setting).to_string();
+        assert!(error.starts_with(&format!("{setting}: \"nohost\" names no port")), "{error}");
+    }
+}
+
+#[test]
 fn metrics_beyond_loopback_need_a_decision_too() {
     let open = flags(&[("metrics.listen", "0.0.0.0:9464")]);
     let error = BrokerConfig::load(None, &open).expect_err("refused").to_string();
@@ -93,6 +101,8 @@ fn settings_that_contradict_are_refused() {
     for (key, value) in [
         ("shards", "0"),
         ("broker_id", "0"),
+        ("advertise", "log1:9630,log2"),
+        ("peers.advertise", "log1"),
         ("peers.seeds", "127.0.0.1"),
         ("wal.bytes_max", "1"),
         ("storage.write_behind_bytes_max", "1"),

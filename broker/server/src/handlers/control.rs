@@ -1,18 +1,18 @@
 //! The control stream: hello, metadata pushed when it changes, pings, going away.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tidemill_net::{Connection, ReadError, Stream, WriteError};
 use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{
-    ClientControl, ClientHello, Error, GoingAway, Limits, Metadata, Ping, ServerControl, ServerHello,
-    client_control, server_control,
+    ClientControl, ClientHello, Error, GoingAway, Limits, Ping, ServerControl, ServerHello, client_control,
+    server_control,
 };
 
 use crate::connection::{ClientName, Opened, read_error};
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::interest::Interest;
 use crate::handlers::metadata;
 use crate::refusals;
 
@@ -20,7 +20,6 @@ use crate::refusals;
 pub(crate) const PROTOCOL_VERSION: u32 = 1;
 
 const CLIENT_ID_CHARACTERS_MAX: usize = 128;
-const INTEREST_TOPICS_MAX: usize = 10_000;
 
 /// Answers the hello and leaves a task that serves the control stream for as long as the connection lives.
 pub(crate) async fn start(
@@ -53,7 +52,7 @@ pub(crate) async fn start(
         .map_err(|error| Error::new(ErrorCode::BadFrame, error.to_string()))?;
     let name: String = hello.client_id.chars().take(CLIENT_ID_CHARACTERS_MAX).collect();
     let client = ClientName(Arc::from(name));
-    let control = Control { context: Arc::clone(context), stream, interest: BTreeSet::new(), sent: 0 };
+    let control = Control { context: Arc::clone(context), stream, interest: Interest::default(), sent: 0 };
     tokio::spawn(control.run(connection.clone(), client.clone()));
     Ok(client)
 }
@@ -93,7 +92,7 @@ fn give_up(connection: &Connection, client: &ClientName, error: &Error) {
 struct Control {
     context: Arc<Context>,
     stream: Stream,
-    interest: BTreeSet<String>,
+    interest: Interest,
     /// Version of the metadata that was pushed last.
     sent: u64,
 }
@@ -124,7 +123,7 @@ impl Control {
                     }
                 }
                 Some(_) = view.changed() => {
-                    if self.push_metadata().await.is_err() {
+                    if self.push_metadata(&[]).await.is_err() {
                         return;
                     }
                 }
@@ -143,9 +142,10 @@ impl Control {
     async fn handle(&mut self, message: client_control::Kind) -> Result<(), WriteError> {
         match message {
             client_control::Kind::Interest(interest) => {
-                self.interest = interest.topics.into_iter().take(INTEREST_TOPICS_MAX).collect();
+                let (kept, refused) = Interest::of(interest.topics);
+                self.interest = kept;
                 self.sent = 0;
-                self.push_metadata().await
+                self.push_metadata(&refused).await
             }
             client_control::Kind::Ping(Ping { nonce }) => {
                 self.send(server_control::Kind::Pong(Ping { nonce })).await
@@ -153,15 +153,19 @@ impl Control {
         }
     }
 
-    async fn push_metadata(&mut self) -> Result<(), WriteError> {
+    /// The topics that the client is interested in, and names that it is told of this once because no topic can have them.
+    async fn push_metadata(&mut self, refused: &[String]) -> Result<(), WriteError> {
         let view = self.context.view.now();
-        if view.version() == self.sent || self.interest.is_empty() {
+        if view.version() == self.sent || (self.interest.is_empty() && refused.is_empty()) {
             return Ok(());
         }
         self.sent = view.version();
-        let topics = self.interest.iter().map(String::as_str);
-        let metadata: Metadata = metadata::named(&self.context, &view, topics);
-        self.send(server_control::Kind::Metadata(metadata)).await
+        let names = self.interest.names().chain(refused.iter().map(String::as_str));
+        let kind = server_control::Kind::Metadata(metadata::named(&self.context, &view, names));
+        self.stream.writer.feed(&ServerControl { kind: Some(kind) }, &[])?;
+        // A client that does not read holds the frame's bytes here, and neither the view nor a copy of the metadata.
+        drop(view);
+        self.stream.writer.flush().await
     }
 
     async fn send(&mut self, kind: server_control::Kind) -> Result<(), WriteError> {

@@ -3,25 +3,26 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use tidemill_controller::{TopicConfig, TopicRecord};
+use tidemill_controller::{Name, TopicConfig, TopicRecord};
 use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
     self, BrokerInfo, Error, Metadata, MetadataRequest, PartitionInfo, PartitionerInfo, TopicInfo,
 };
-use tidemill_protocol::{ErrorCode, Term, TopicId};
+use tidemill_protocol::{Term, TopicId};
 
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::interest::{asked, echo};
 use crate::view::ClusterView;
 
-/// Topics that a request may name; a name that is repeated counts once.
-const NAMES_MAX: usize = 10_000;
 /// How long a topic that was not heard of is asked after.
 const NEWS_PATIENCE: Duration = Duration::from_millis(250);
 
 /// From what this broker has heard; only for a topic that it has not heard of it asks the controller, and not for long: whoever looks for a
 /// leader asks just when there may be none.
 pub(crate) async fn answer(context: &Context, request: &MetadataRequest) -> Result<Metadata, Error> {
+    // What one topic answers is a thousand times what naming it takes: not as often as somebody names it.
+    let names = if request.all { BTreeSet::new() } else { asked(&request.topics)? };
     let mut view = context.view.now();
     if request.topics.iter().any(|name| view.topic_by_name(name).is_none()) {
         let fresh = tokio::time::timeout(NEWS_PATIENCE, context.fresh_view()).await;
@@ -30,12 +31,6 @@ pub(crate) async fn answer(context: &Context, request: &MetadataRequest) -> Resu
     if request.all {
         let topics = view.live_topics().into_iter().map(|topic| info(context, &view, topic)).collect();
         return Ok(Metadata { topics, ..brokers_only(&view) });
-    }
-    // What one topic answers is a thousand times what naming it takes: not as often as somebody names it.
-    let names: BTreeSet<&str> = request.topics.iter().map(String::as_str).collect();
-    if names.len() > NAMES_MAX {
-        let reason = format!("a request names at most {NAMES_MAX} topics; ask for all of them, or in parts");
-        return Err(Error::new(ErrorCode::BadMessage, reason));
     }
     Ok(named(context, &view, names.into_iter()))
 }
@@ -72,14 +67,19 @@ pub(crate) fn named<'a>(
     let topics = names
         .map(|name| match view.topic_by_name(name) {
             Some(topic) => info(context, view, topic),
-            None => TopicInfo {
-                name: name.to_owned(),
-                error: Some(errors::unknown_topic(name)),
-                ..TopicInfo::default()
-            },
+            None => absent(name),
         })
         .collect();
     Metadata { topics, ..brokers_only(view) }
+}
+
+/// A topic that was named and is not there, or never can be: of such a name only the beginning is repeated.
+fn absent(name: &str) -> TopicInfo {
+    let (name, error) = match Name::parse(name) {
+        Ok(_) => (name.to_owned(), errors::unknown_topic(name)),
+        Err(error) => (echo(name), errors::invalid_topic_name(&error)),
+    };
+    TopicInfo { name, error: Some(error), ..TopicInfo::default() }
 }
 
 /// One topic, as clients see it.

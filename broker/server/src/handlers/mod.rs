@@ -11,6 +11,7 @@ mod acks;
 mod brokers;
 mod deployments;
 mod groups;
+mod interest;
 mod metadata;
 mod offsets;
 mod page;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tidemill_controller::{
-    ConfigKey, ControllerCommand, ControllerReply, Name, PluginKind, PluginRecord, PluginUpload,
+    ConfigKey, ControllerCommand, ControllerError, ControllerReply, Name, PluginKind, PluginRecord,
+    PluginUpload,
 };
 use tidemill_net::FrameReader;
 use tidemill_protocol::ErrorCode;
@@ -21,6 +22,7 @@ use crate::errors;
 use crate::handlers::page::page;
 use crate::handlers::topics::control;
 use crate::naming::unknown_plugin;
+use crate::view::ClusterView;
 
 const SUMMARY_CHARACTERS_MAX: usize = 1000;
 /// How long a component may take to arrive: so long, and as much longer as it takes at this rate. Its place is others' too.
@@ -64,7 +66,7 @@ pub(crate) async fn upload(
             "the component's bytes do not have the digest that was announced; upload it again",
         ));
     }
-    let mut hold = context.hosting.hold(digest).await.map_err(|_| errors::stopping())?;
+    let hold = context.hosting.hold(digest).await.map_err(|_| errors::stopping())?;
     let checked = context.hosting.check_upload(bytes).await;
     let checked = checked.map_err(|error| components::elsewhere(context, errors::upload(&error)))?;
     // Others compile it, too: two brokers whose uploads held all places would wait for each other.
@@ -91,17 +93,37 @@ pub(crate) async fn upload(
             })
             .collect(),
     };
+    // It would be refused in the end: the other brokers need not keep and compile it for that.
+    may_register(context, &upload).await?;
     components::spread(context, upload.digest).await?;
     // Should this request end before its answer is there, the version may still be registered.
-    hold.outlast();
+    let registering = components::registering(context, upload.digest, hold);
     let registered = control(context, ControllerCommand::RegisterPlugin(upload)).await;
     if !registered.as_ref().is_err_and(|error| error.code == ErrorCode::OutcomeUnknown.code()) {
-        hold.release();
+        registering.settle();
     }
     match registered? {
         ControllerReply::Plugin(record) => Ok(version_message(&record)),
         other => Err(errors::another_reply(&other)),
     }
+}
+
+/// Refuses other contents for a version that there is. Only what the controller says now counts: this broker may not have heard that the
+/// version was deleted.
+async fn may_register(context: &Context, upload: &PluginUpload) -> Result<(), Error> {
+    let Some(version) = &upload.version else { return Ok(()) };
+    let differs = |view: &ClusterView| {
+        let existing = view.plugin(upload.name.as_str(), Some(version.as_str()));
+        existing.is_some_and(|existing| existing.digest != upload.digest)
+    };
+    if differs(&context.view.now())
+        && let Some(view) = context.asked_view().await
+        && differs(&view)
+    {
+        let (plugin, version) = (upload.name.to_string(), version.to_string());
+        return Err(errors::controller(&ControllerError::PluginExists { plugin, version }));
+    }
+    Ok(())
 }
 
 fn too_many_uploads() -> Error {

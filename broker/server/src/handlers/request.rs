@@ -25,6 +25,8 @@ pub(crate) async fn serve(context: Arc<Context>, caller: Caller, opened: Opened,
     let Opened { stream, payload } = opened;
     let Stream { mut reader, mut writer, .. } = stream;
     let asking = Asking { context: Arc::clone(&context), caller, until: Instant::now() + deadline };
+    let only_reads = request.body.as_ref().is_none_or(only_reads);
+    let needs_others = request.body.as_ref().is_some_and(needs_the_cluster);
     let answering = async {
         match request.body {
             Some(body) => answer(&asking, body, &mut reader, payload).await,
@@ -35,8 +37,8 @@ pub(crate) async fn serve(context: Arc<Context>, caller: Caller, opened: Opened,
         Ok(Ok(body)) => Reply { error: None, body: Some(body) },
         Ok(Err(error)) => Reply { error: Some(error), body: None },
         Err(_) => {
-            let late = format!("no answer within {} ms; it may still take effect", deadline.as_millis());
-            Reply { error: Some(Error::new(ErrorCode::Deadline, late)), body: None }
+            let has_others = context.peers.as_ref().is_some_and(|peers| !peers.said().is_empty());
+            Reply { error: Some(late(deadline, only_reads, needs_others && has_others)), body: None }
         }
     };
     if let Some(error) = &reply.error {
@@ -51,6 +53,18 @@ pub(crate) async fn serve(context: Arc<Context>, caller: Caller, opened: Opened,
     if tokio::time::timeout(REPLY_DEADLINE, writing).await.is_err() {
         writer.reset(ErrorCode::Deadline.code());
     }
+}
+
+/// What is said of a request whose time is over.
+fn late(deadline: Duration, only_reads: bool, waits_for_others: bool) -> Error {
+    let mut said = format!("no answer within {} ms", deadline.as_millis());
+    if !only_reads {
+        said.push_str("; it may still take effect");
+    }
+    if waits_for_others {
+        said.push_str("; `tidemill cluster status` shows which brokers are away");
+    }
+    Error::new(ErrorCode::Deadline, said)
 }
 
 async fn answer(
@@ -130,6 +144,28 @@ fn needs_the_cluster(body: &request::Body) -> bool {
     }
 }
 
+/// Whether it leaves everything as it is.
+const fn only_reads(body: &request::Body) -> bool {
+    use request::Body;
+    matches!(
+        body,
+        Body::Metadata(_)
+            | Body::DescribeTopic(_)
+            | Body::ListOffsets(_)
+            | Body::DescribeGroup(_)
+            | Body::ListGroups(_)
+            | Body::ListPlugins(_)
+            | Body::DescribePlugin(_)
+            | Body::ListDeployments(_)
+            | Body::DescribeDeployment(_)
+            | Body::DeploymentLogs(_)
+            | Body::StateGet(_)
+            | Body::StateScan(_)
+            | Body::ClusterStatus(_)
+            | Body::Metrics(_)
+    )
+}
+
 /// Whether the answer depends on what the controller decided, and is asked for seldom enough to make sure that it is known here.
 const fn is_about_metadata(body: &request::Body) -> bool {
     use request::Body;
@@ -145,4 +181,23 @@ const fn is_about_metadata(body: &request::Body) -> bool {
             | Body::ClusterStatus(_)
             | Body::Metrics(_)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waited_in_vain_hears_what_is_known_of_it() {
+        let said =
+            |only_reads, waits_for_others| late(Duration::from_secs(2), only_reads, waits_for_others).message;
+        assert_eq!(said(false, false), "no answer within 2000 ms; it may still take effect");
+        assert_eq!(said(true, false), "no answer within 2000 ms");
+        let with_others = said(true, true);
+        assert!(
+            with_others.ends_with("`tidemill cluster status` shows which brokers are away"),
+            "{with_others}"
+        );
+        assert!(!with_others.contains("take effect"), "{with_others}");
+    }
 }

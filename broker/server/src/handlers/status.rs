@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::future::join_all;
-use tidemill_controller::{BrokerState, Controller, risks, risks_from};
+use tidemill_controller::{BrokerState, Controller, Risk, risks, risks_from};
 use tidemill_protocol::messages::{
     BrokerStatus, ClusterSettings, ClusterStatus, MetricsReply, ShardPlacement, ShardReplica, ShardStatus,
 };
@@ -12,11 +12,10 @@ use tidemill_protocol::{BrokerId, LogIndex, ShardId};
 use tidemill_raft::{Replica, ReplicaState};
 
 use super::stopped::{self, Stopped};
+use crate::cluster::forming;
 use crate::context::Context;
 use crate::peers::messages::{Purpose, StatusOpen};
 
-/// What is at risk before there is a cluster.
-const FORMING: &str = "the cluster is still being formed: a majority of its brokers must have started";
 /// How long another broker may take to say how it is.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -49,11 +48,8 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
     let reached = context.reached();
     status.brokers = brokers(context, controller, &status, &others, &reached);
     status.risks = match controller.identity() {
-        Some(_) => {
-            let seen_from_here = risks_from(controller, |broker| reached.contains(&broker));
-            seen_from_here.into_iter().chain(risks(controller)).map(|risk| risk.to_string()).collect()
-        }
-        None => vec![FORMING.to_owned()],
+        Some(_) => at_risk(controller, &reached),
+        None => vec![forming::risk(context)],
     };
     status.risks.extend(stopped::risks(&stopped));
     let settings = controller.settings();
@@ -63,6 +59,22 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
         replication_factor: u32::from(settings.replication_factor_max),
     });
     (status, stopped)
+}
+
+/// What this broker sees by its connections, and what the controller knew, where that does not say otherwise.
+fn at_risk(controller: &Controller, reached: &BTreeSet<BrokerId>) -> Vec<String> {
+    let seen_from_here = risks_from(controller, |broker| reached.contains(&broker));
+    let cut_off: BTreeSet<ShardId> = seen_from_here
+        .iter()
+        .filter_map(|risk| match risk {
+            Risk::NoMajorityReached { shard, .. } => Some(*shard),
+            _ => None,
+        })
+        .collect();
+    let is_outdated =
+        |risk: &Risk| matches!(risk, Risk::UnderReplicated { shard, .. } if cut_off.contains(shard));
+    let known = risks(controller).into_iter().filter(|risk| !is_outdated(risk));
+    seen_from_here.into_iter().chain(known).map(|risk| risk.to_string()).collect()
 }
 
 /// What the other brokers say of themselves, as far as they answer.
@@ -236,4 +248,44 @@ pub(crate) fn own(context: &Context) -> ClusterStatus {
 
 pub(crate) fn metrics(context: &Context) -> MetricsReply {
     MetricsReply { prometheus: context.metrics.render() }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_controller::{BrokerStart, ControllerCommand};
+    use tidemill_protocol::{ClusterId, DirectoryId, Timestamp};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::cluster::steering;
+    use crate::config::DurabilitySetting;
+    use crate::data_dir::Meta;
+
+    /// How many are up to date, the controller wrote down when it could: who reaches no majority says only that.
+    #[test]
+    fn what_was_known_of_a_shard_is_left_out_where_no_majority_is_reached() {
+        let brokers = [1, 2].map(BrokerId::new);
+        let meta = Meta::new(ClusterId::new(Uuid::from_u128(1)), 1, 1, DurabilitySetting::Fsync);
+        let meta = Meta { forming: brokers.to_vec(), ..meta };
+        let mut controller = Controller::default();
+        let now = Timestamp::new(1_700_000_000_000);
+        controller.apply(&steering::forming(&meta), now).expect("formed");
+        for broker in brokers {
+            let start = BrokerStart {
+                broker,
+                incarnation: 1,
+                directory: DirectoryId::new(Uuid::from_u128(u128::from(broker.get()))),
+                starts: 1,
+                addresses: Vec::new(),
+                peer_addresses: Vec::new(),
+                rack: String::new(),
+                software: String::new(),
+                features: 1,
+            };
+            controller.apply(&ControllerCommand::Register(start), now).expect("registered");
+        }
+        let alone = at_risk(&controller, &BTreeSet::from([brokers[0]]));
+        assert!(alone.iter().any(|risk| risk.contains("reaches 1 of the 2 voters")), "{alone:?}");
+        assert!(!alone.iter().any(|risk| risk.contains("up to date and alive")), "{alone:?}");
+    }
 }

@@ -62,6 +62,12 @@ pub(crate) enum BookRefusal {
          itself, without what was promised since; start the newer one, or an empty one with a token of `tidemill cluster add`"
     )]
     OlderCopy { broker: BrokerId, came: u64, known: u64 },
+    #[error(
+        "two brokers are running as broker {broker}: this one, in its incarnation {here}, and one in incarnation {came}, which began another \
+         life or has a copy of the same data directory; only the newest may run: stop the other, and start it with an empty directory and \
+         a token of `tidemill cluster add`"
+    )]
+    Twin { broker: BrokerId, here: u32, came: u32 },
     #[error("what broker {broker} says of itself does not read: {reason}")]
     Nonsense { broker: BrokerId, reason: &'static str },
     #[error("the address book is full: {BROKERS_MAX} brokers are known")]
@@ -118,16 +124,8 @@ impl PeerBook {
         }
         let _changing = self.changing.lock();
         if let Some(known) = self.entry(entry.broker) {
-            if entry.incarnation < known.incarnation {
-                let (broker, came) = (entry.broker, entry.incarnation);
-                return Err(BookRefusal::OlderLife { broker, came, known: known.incarnation });
-            }
-            if entry.incarnation == known.incarnation && entry.directory != known.directory {
-                return Err(BookRefusal::OtherDirectory { broker: entry.broker });
-            }
-            if entry.incarnation == known.incarnation && entry.starts < known.starts {
-                let (broker, came) = (entry.broker, entry.starts);
-                return Err(BookRefusal::OlderCopy { broker, came, known: known.starts });
+            if let Some(refusal) = known.contradicted_by(&entry) {
+                return Err(refusal);
             }
             if known == entry {
                 return Ok(entry);
@@ -190,6 +188,29 @@ impl PeerBook {
 }
 
 impl BookEntry {
+    /// What stands against what a broker of the same number says of itself now.
+    fn contradicted_by(&self, said: &Self) -> Option<BookRefusal> {
+        let (broker, same_life) = (said.broker, said.incarnation == self.incarnation);
+        if said.incarnation < self.incarnation {
+            return Some(BookRefusal::OlderLife { broker, came: said.incarnation, known: self.incarnation });
+        }
+        if same_life && said.directory != self.directory {
+            return Some(BookRefusal::OtherDirectory { broker });
+        }
+        let is_older = same_life && said.starts < self.starts;
+        is_older.then_some(BookRefusal::OlderCopy { broker, came: said.starts, known: self.starts })
+    }
+
+    /// Of this broker itself: what another one is told that has the same number.
+    pub(super) fn refuse_twin(&self, said: &KnownBroker) -> BookRefusal {
+        let said = match parse(said) {
+            Ok(said) => said,
+            Err(refusal) => return refusal,
+        };
+        let (broker, here, came) = (self.broker, self.incarnation, said.incarnation);
+        self.contradicted_by(&said).unwrap_or(BookRefusal::Twin { broker, here, came })
+    }
+
     pub(crate) fn said(&self) -> KnownBroker {
         KnownBroker {
             broker_id: self.broker.get(),
@@ -261,6 +282,20 @@ mod tests {
         book.meet(&said(2, 2, 21, 1)).expect("a newer life");
         let older = book.meet(&said(2, 1, 20, 3)).expect_err("an older life");
         assert!(matches!(older, BookRefusal::OlderLife { came: 1, known: 2, .. }), "{older}");
+    }
+
+    #[test]
+    fn another_broker_of_this_ones_number_is_refused_for_what_differs() {
+        let me = parse(&said(1, 2, 10, 5)).expect("it reads");
+        let other = me.refuse_twin(&said(1, 2, 11, 5));
+        assert_eq!(other, BookRefusal::OtherDirectory { broker: BrokerId::new(1) });
+        assert!(matches!(me.refuse_twin(&said(1, 1, 10, 5)), BookRefusal::OlderLife { .. }));
+        assert!(matches!(me.refuse_twin(&said(1, 2, 10, 4)), BookRefusal::OlderCopy { .. }));
+        // It may be this one that is the older: who is right, others say.
+        for newer in [said(1, 3, 11, 1), said(1, 2, 10, 6), said(1, 2, 10, 5)] {
+            let twin = me.refuse_twin(&newer);
+            assert!(matches!(twin, BookRefusal::Twin { .. }) && !twin.is_over(), "{twin}");
+        }
     }
 
     #[test]

@@ -17,13 +17,7 @@ pub(crate) fn own_hello(myself: &Myself, known: Vec<KnownBroker>) -> PeerHello {
         protocol_min: PEER_PROTOCOL_MIN,
         protocol_max: PEER_PROTOCOL_MAX,
         cluster_id: Bytes::copy_from_slice(&myself.cluster.bytes()),
-        broker: Some(KnownBroker {
-            broker_id: myself.broker.get(),
-            incarnation: myself.incarnation,
-            directory: Bytes::copy_from_slice(myself.directory.as_bytes()),
-            starts: myself.starts,
-            peer_addresses: myself.peer_addresses.clone(),
-        }),
+        broker: Some(myself.entry().said()),
         known,
         software: concat!("tidemill/", env!("CARGO_PKG_VERSION")).to_owned(),
         unit_bytes_max: myself.unit_bytes_max as u64,
@@ -116,11 +110,21 @@ impl Peers {
             ))
             .into());
         }
+        let me = myself.entry();
+        if hello.broker == me.said() {
+            // It dialled its own address; that end sees it, too.
+            return Ok(hello);
+        }
         let mut is_formed = false;
         if let Some(services) = &*self.0.services.borrow() {
             let standing = services.check_standing(said, hello.broker.incarnation);
             standing.map_err(|error| Refusal { error, is_over: true })?;
             is_formed = services.is_formed();
+        }
+        if said == me.broker {
+            let refusal = me.refuse_twin(&hello.broker);
+            let is_over = is_formed && refusal.is_over();
+            return Err(Refusal { error: refused(refusal.to_string()), is_over });
         }
         let peers = self.clone();
         let (broker, known) = (hello.broker.clone(), hello.known.clone());

@@ -27,6 +27,8 @@ const GOOD_AFTER: Duration = Duration::from_secs(5);
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 /// For the answers of all who may know a broker that forms its first groups.
 const LOOK_AROUND_PATIENCE: Duration = Duration::from_secs(2);
+/// Others that are started with this one, and name it as their seed, have come to it by then.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(5);
 /// Trouble that lasts is told at once, again after this long, and then at intervals that double up to the longest.
 const TELL_INTERVAL_MIN: Duration = Duration::from_secs(4);
 const TELL_INTERVAL_MAX: Duration = Duration::from_secs(60);
@@ -108,7 +110,12 @@ impl Link {
 
     /// Why there is no connection, for people.
     pub(super) fn trouble(&self) -> String {
-        self.state.lock().trouble.clone().unwrap_or_else(|| "it is being connected to".to_owned())
+        self.last_trouble().unwrap_or_else(|| "it is being connected to".to_owned())
+    }
+
+    /// Why the last attempt to connect failed, or the last connection ended.
+    pub(super) fn last_trouble(&self) -> Option<String> {
+        self.state.lock().trouble.clone()
     }
 
     /// Connects, and connects again, until the peers stop or the broker is removed.
@@ -236,11 +243,9 @@ pub(super) async fn greet(
     let Some(identity) = connection.peer().peer else {
         return Err(refuse(refused("it shows no broker's certificate")));
     };
-    if identity.broker == peers.0.myself.broker && identity.cluster == peers.0.myself.cluster {
-        connection.close(0, "this is me");
-        return Err(GreetError::Myself { address });
-    }
-    if let Some(expected) = expected.filter(|expected| *expected != identity.broker) {
+    // This broker itself, or one that should not be: their hellos tell.
+    let has_own_number = identity.broker == peers.0.myself.broker;
+    if let Some(expected) = expected.filter(|expected| *expected != identity.broker && !has_own_number) {
         let reason = format!("broker {} answers where broker {expected} should be", identity.broker);
         return Err(refuse(refused(reason)));
     }
@@ -266,6 +271,10 @@ pub(super) async fn greet(
         return Err(GreetError::RefusedThere { address, error });
     }
     match peers.meet(welcome.hello, &identity).await {
+        Ok(_) if has_own_number => {
+            connection.close(0, "this is me");
+            Err(GreetError::Myself { address })
+        }
         Ok(hello) => Ok((connection, hello)),
         Err(refusal) => Err(refuse(refusal.error)),
     }
@@ -308,6 +317,7 @@ pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
                 Ok((connection, hello)) => {
                     // The broker's own link has taken note of it by now.
                     connection.close(0, "found");
+                    *peers.0.seeds_trouble.lock() = None;
                     tracing::info!(
                         seed,
                         broker = hello.broker.broker_id,
@@ -321,9 +331,9 @@ pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
             }
         }
         if others.is_empty() {
-            // Named as everybody's seed: the others come to it.
-            return;
+            return await_others(&peers, &seeds).await;
         }
+        *peers.0.seeds_trouble.lock() = Some(troubles.join("; ")).filter(|troubles| !troubles.is_empty());
         if pause >= PAUSE_MAX {
             if telling.is_due(Instant::now()) {
                 tracing::warn!(troubles = troubles.join("; "), "no seed answers; they are tried again");
@@ -332,6 +342,18 @@ pub(super) async fn find(peers: Peers, seeds: Vec<String>) {
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// No seed is left to ask. Where this broker is everybody's seed, the others come to it.
+async fn await_others(peers: &Peers, seeds: &[String]) {
+    let trouble = format!("every seed ({}) is this broker's own address", seeds.join(", "));
+    *peers.0.seeds_trouble.lock() = Some(trouble.clone());
+    tokio::time::sleep(OTHERS_PATIENCE).await;
+    if !peers.is_formed() && peers.said().is_empty() {
+        tracing::warn!(
+            "{trouble}; name another broker's peers.listen with --seed, unless the others name this one"
+        );
     }
 }
 

@@ -71,6 +71,19 @@ pub(crate) struct Myself {
     pub(crate) unit_bytes_max: usize,
 }
 
+impl Myself {
+    /// As it would stand in the address book.
+    fn entry(&self) -> BookEntry {
+        BookEntry {
+            broker: self.broker,
+            incarnation: self.incarnation,
+            directory: self.directory,
+            starts: self.starts,
+            peer_addresses: self.peer_addresses.clone(),
+        }
+    }
+}
+
 /// The way to the other brokers. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Peers(Arc<Inner>);
@@ -88,6 +101,8 @@ struct Inner {
     unit_bytes_elsewhere: Arc<AtomicUsize>,
     /// Of brokers whose disk is not well.
     disks: Mutex<HashMap<BrokerId, DiskReport>>,
+    /// What came of the last round of dialling the seeds, while none has led to the others.
+    seeds_trouble: Mutex<Option<String>>,
     /// What answers other brokers; `None` until this one is far enough with its start.
     services: watch::Sender<Option<Arc<PeerServices>>>,
     /// What a broker of the formed cluster said, once one has said that this one is over for good.
@@ -112,6 +127,7 @@ impl Peers {
             unit_bytes: Mutex::default(),
             unit_bytes_elsewhere: Arc::new(AtomicUsize::new(usize::MAX)),
             disks: Mutex::default(),
+            seeds_trouble: Mutex::default(),
             services: watch::Sender::new(None),
             over: watch::Sender::new(None),
             // Peers are needed to the very end of a stop: they have a token of their own.
@@ -253,6 +269,22 @@ impl Peers {
         let links = self.0.links.lock();
         let of_brokers = links.iter().filter(|((_, lane), _)| *lane == Lane::Brokers);
         of_brokers.filter(|(_, link)| link.connection().is_some()).map(|((broker, _), _)| *broker).collect()
+    }
+
+    /// What stands between this broker and these others, as far as it has tried to reach them.
+    pub(crate) fn troubles(&self, others: &[BrokerId]) -> Vec<String> {
+        let mut troubles: Vec<String> = self.0.seeds_trouble.lock().iter().cloned().collect();
+        let links = self.0.links.lock();
+        troubles.extend(others.iter().filter_map(|broker| {
+            let trouble = links.get(&(*broker, Lane::Brokers))?.last_trouble()?;
+            Some(format!("broker {broker}: {trouble}"))
+        }));
+        troubles
+    }
+
+    /// Whether this broker knows of a cluster that was formed.
+    fn is_formed(&self) -> bool {
+        self.0.services.borrow().as_ref().is_some_and(|services| services.is_formed())
     }
 
     /// The link of a lane, which is kept from now on.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_controller::{BrokerRecord, Controller};
-use tidemill_net::{Connection, Stream};
+use tidemill_net::{Connection, ReadError, Stream, WriteError};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
 use tidemill_raft::Replica;
@@ -141,11 +141,45 @@ async fn serve(peers: Peers, connection: Connection) {
             }
             tracing::debug!(%address, %broker, "a broker's connection ended");
         }
-        Err(error) => {
-            metrics::counter!("tidemill_peer_refused_total", "reason" => "hello").increment(1);
-            refusals::note(Refused::Connection, &address, &error);
-            connection.close(error.code, &error.message);
+        Err(unserved) => unserved.end(&connection, "hello"),
+    }
+}
+
+/// Why a connection is not served.
+enum Unserved {
+    /// It ended, or nothing came, before it had said what it is for or heard the answer.
+    Silent(Error),
+    /// For what it shows or says.
+    Refused(Error),
+}
+
+impl From<Error> for Unserved {
+    fn from(error: Error) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Unserved {
+    fn silent(reason: impl Into<String>) -> Self {
+        Self::Silent(refused(reason))
+    }
+
+    fn error(&self) -> &Error {
+        match self {
+            Self::Silent(error) | Self::Refused(error) => error,
         }
+    }
+
+    /// Counts it, says why at both ends, and closes the connection. Whoever said something wrong is counted under `refused_as`.
+    fn end(&self, connection: &Connection, refused_as: &'static str) {
+        let reason = match self {
+            Self::Silent(_) => "silent",
+            Self::Refused(_) => refused_as,
+        };
+        let error = self.error();
+        metrics::counter!("tidemill_peer_refused_total", "reason" => reason).increment(1);
+        refusals::note(Refused::Connection, &connection.peer().address, error);
+        connection.close(error.code, &error.message);
     }
 }
 
@@ -163,11 +197,11 @@ async fn out_of_standing(peers: &Peers, broker: BrokerId, incarnation: u32) -> E
 }
 
 /// The first stream of a broker's connection carries its hello. Answers who it is, and in which life.
-async fn greet(peers: &Peers, connection: &Connection) -> Result<(BrokerId, u32), Error> {
+async fn greet(peers: &Peers, connection: &Connection) -> Result<(BrokerId, u32), Unserved> {
     let identity = connection.peer().peer.ok_or_else(|| refused("it shows no broker's certificate"))?;
     let (purpose, mut stream) = first_stream(connection).await?;
     let Purpose::Hello(hello) = purpose else {
-        return Err(refused("the first stream of a connection carries the hello"));
+        return Err(refused("the first stream of a connection carries the hello").into());
     };
     let met = peers.meet(Some(hello), &identity).await;
     let welcome = match &met {
@@ -184,7 +218,7 @@ async fn greet(peers: &Peers, connection: &Connection) -> Result<(BrokerId, u32)
         let _ = tokio::time::timeout(FIRST_FRAME_DEADLINE, stream.writer.delivered()).await;
     }
     let hello = met.map_err(|refusal| refusal.error)?;
-    sent.map_err(|error| refused(error.to_string()))?;
+    sent.map_err(|error: WriteError| Unserved::silent(error.to_string()))?;
     Ok((BrokerId::new(hello.broker.broker_id), hello.broker.incarnation))
 }
 
@@ -194,7 +228,7 @@ async fn serve_joiner(peers: &Peers, connection: &Connection) {
     let answered = async {
         let (purpose, mut stream) = first_stream(connection).await?;
         let Purpose::Join(request) = purpose else {
-            return Err(refused("who shows no certificate may only join"));
+            return Err(Unserved::from(refused("who shows no certificate may only join")));
         };
         let services = services(peers).await?;
         let context = services.context().await?;
@@ -203,7 +237,7 @@ async fn serve_joiner(peers: &Peers, connection: &Connection) {
             metrics::counter!("tidemill_peer_refused_total", "reason" => "join").increment(1);
             refusals::note(Refused::Request, &address, error);
         }
-        let failed = |error: tidemill_net::WriteError| refused(error.to_string());
+        let failed = |error: WriteError| Unserved::silent(error.to_string());
         stream.writer.send(&reply, &[]).await.map_err(failed)?;
         stream.writer.finish().await.map_err(failed)?;
         // The answer must be there before the connection closes.
@@ -212,29 +246,31 @@ async fn serve_joiner(peers: &Peers, connection: &Connection) {
     };
     match answered.await {
         Ok(()) => connection.close(0, "answered"),
-        Err(error) => {
-            metrics::counter!("tidemill_peer_refused_total", "reason" => "join").increment(1);
-            refusals::note(Refused::Connection, &address, &error);
-            connection.close(error.code, &error.message);
-        }
+        Err(unserved) => unserved.end(connection, "join"),
     }
 }
 
-async fn first_stream(connection: &Connection) -> Result<(Purpose, Stream), Error> {
+async fn first_stream(connection: &Connection) -> Result<(Purpose, Stream), Unserved> {
     let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, async {
         match connection.accept_stream().await {
             Ok(Some(stream)) => first_frame(stream).await,
-            Ok(None) => Err(refused("the connection ended")),
-            Err(error) => Err(refused(error.to_string())),
+            Ok(None) => Err(Unserved::silent("the connection ended before it said what it is for")),
+            Err(error) => Err(Unserved::silent(error.to_string())),
         }
     });
-    opened.await.unwrap_or_else(|_| Err(refused("no hello came")))
+    opened.await.unwrap_or_else(|_| Err(Unserved::silent("no hello came")))
 }
 
-async fn first_frame(mut stream: Stream) -> Result<(Purpose, Stream), Error> {
-    let frame = stream.reader.next().await.map_err(|error| refused(error.to_string()))?;
-    let open = frame.and_then(|frame| frame.message::<PeerOpen>().ok());
-    let purpose = open.and_then(|open| open.purpose);
+async fn first_frame(mut stream: Stream) -> Result<(Purpose, Stream), Unserved> {
+    let frame = match stream.reader.next().await {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return Err(Unserved::silent("a stream ended before it said what it is for")),
+        Err(error @ (ReadError::Reset { .. } | ReadError::Connection(_) | ReadError::Closed)) => {
+            return Err(Unserved::silent(error.to_string()));
+        }
+        Err(error) => return Err(refused(error.to_string()).into()),
+    };
+    let purpose = frame.message::<PeerOpen>().ok().and_then(|open| open.purpose);
     Ok((purpose.ok_or_else(|| refused("the first frame of a stream says what the stream is for"))?, stream))
 }
 
@@ -291,7 +327,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
     let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
     let (purpose, mut stream) = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(error)) => return refusals::stream(&broker, &error),
+        Ok(Err(unserved)) => return refusals::stream(&broker, unserved.error()),
         Err(_) => return tracing::debug!(%broker, "a broker opened a stream, and nothing came on it"),
     };
     match ready(&peers, broker, purpose).await {

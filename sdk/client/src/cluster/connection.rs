@@ -226,9 +226,17 @@ impl BrokerConnection {
     }
 }
 
+/// A broker that stops closes every connection with it.
+const STOPPING: u64 = 0;
+
 /// A broker that closes the connection instead of answering says why in the close: what is no use to try again is final.
 fn not_greeted(quinn: &quinn::Connection, address: &str, error: &ReadError) -> ConnectError {
     let address = address.to_owned();
+    if let Some(quinn::ConnectionError::ApplicationClosed(close)) = quinn.close_reason()
+        && close.error_code.into_inner() == STOPPING
+    {
+        return ConnectError::Busy { address };
+    }
     if let Some(quinn::ConnectionError::ApplicationClosed(close)) = quinn.close_reason()
         && let Ok(code) = u32::try_from(close.error_code.into_inner())
         && let Some(code) = ErrorCode::from_code(code).filter(|code| !code.retriable())

@@ -36,9 +36,16 @@ use crate::{Client, Commit, Position, RequestError};
 pub struct Consumer {
     shared: Arc<Shared>,
     window: Window,
-    /// Records of the batch that was taken last.
-    current: VecDeque<ConsumerRecord>,
+    current: Option<InHand>,
     records: u64,
+}
+
+/// What is left of the batch that was taken last.
+#[derive(Debug)]
+struct InHand {
+    /// Theirs, by the topic's id: one that was made anew has the name of the one before.
+    partition: TopicPartition,
+    records: VecDeque<ConsumerRecord>,
 }
 
 /// Where a consumer is in a partition.
@@ -71,7 +78,7 @@ pub struct ConsumerStats {
 
 impl Consumer {
     fn new(shared: Arc<Shared>, window: Window) -> Self {
-        Self { shared, window, current: VecDeque::new(), records: 0 }
+        Self { shared, window, current: None, records: 0 }
     }
 
     /// The next record; `None` when nothing more can come.
@@ -82,13 +89,13 @@ impl Consumer {
     /// The next batches of some partition, as the broker sent them: for whoever forwards or counts them. Not to be
     /// mixed with [`next`](Self::next): records of a batch that was begun there are passed over.
     pub async fn next_batch(&mut self) -> Option<Result<FetchedBatch, ConsumeError>> {
-        self.current.clear();
+        self.current = None;
         std::future::poll_fn(|cx| self.poll_batch(cx)).await
     }
 
     fn poll_record(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<ConsumerRecord, ConsumeError>>> {
         loop {
-            if let Some(record) = self.current.pop_front() {
+            if let Some(record) = self.current.as_mut().and_then(|current| current.records.pop_front()) {
                 self.records += 1;
                 return Poll::Ready(Some(Ok(record)));
             }
@@ -98,7 +105,9 @@ impl Consumer {
                 None => return Poll::Ready(None),
             };
             match batch.records() {
-                Ok(records) => self.current = records.into(),
+                Ok(records) => {
+                    self.current = Some(InHand { partition: batch.partition, records: records.into() });
+                }
                 Err(error) => {
                     let partition = batch.partition;
                     self.shared.with(|all| {
@@ -238,7 +247,7 @@ impl Consumer {
     /// Where the consumer is: behind the last record that it handed out.
     #[must_use]
     pub fn positions(&self) -> BTreeMap<TopicPartition, PartitionPosition> {
-        let mut positions: BTreeMap<_, _> = self.shared.with(|state| {
+        let mut positions: BTreeMap<TopicPartition, PartitionPosition> = self.shared.with(|state| {
             let position = |state: &PartitionState| PartitionPosition {
                 topic: Arc::clone(&state.topic),
                 next: state.next,
@@ -249,13 +258,11 @@ impl Consumer {
             state.partitions.iter().map(|(partition, state)| (*partition, position(state))).collect()
         });
         // Of the batch that was taken last, some records may be left.
-        if let Some(record) = self.current.front() {
-            let of_record = |(partition, position): &(&TopicPartition, &mut PartitionPosition)| {
-                partition.partition == record.partition && position.topic == record.topic
-            };
-            if let Some((_, position)) = positions.iter_mut().find(of_record) {
-                position.next = Some(record.offset);
-            }
+        if let Some(InHand { partition, records }) = &self.current
+            && let Some(record) = records.front()
+            && let Some(position) = positions.get_mut(partition)
+        {
+            position.next = Some(record.offset);
         }
         positions
     }
@@ -265,7 +272,7 @@ impl Consumer {
     pub fn is_at_end(&self) -> bool {
         // An error that is queued is still to be told.
         let is_at_end = |state: &PartitionState| state.failed || (!state.failing && state.is_at_end());
-        self.current.is_empty()
+        self.current.as_ref().is_none_or(|current| current.records.is_empty())
             && self.shared.with(|state| {
                 let is_told = !state.queue.iter().any(|event| matches!(event, Event::Ended(_)));
                 is_told && state.partitions.values().all(is_at_end)
@@ -313,12 +320,7 @@ impl Consumer {
     }
 
     fn drop_current(&mut self, partition: TopicPartition) {
-        let topic = self.shared.with_partition(partition, |state| Arc::clone(&state.topic));
-        if self.current.front().is_some_and(|record| {
-            record.partition == partition.partition && Some(&record.topic) == topic.as_ref()
-        }) {
-            self.current.clear();
-        }
+        self.current.take_if(|current| current.partition == partition);
     }
 }
 

@@ -51,9 +51,9 @@ impl Dialer {
 
     /// Connects to the first of the addresses behind `host:port` that answers.
     pub(crate) async fn dial(&self, address: &str) -> Result<quinn::Connection, ConnectError> {
-        let host = host_of(address).ok_or_else(|| ConnectError::Address {
+        let host = host_of(address).map_err(|reason| ConnectError::Address {
             address: address.to_owned(),
-            reason: "not of the form host:port".to_owned(),
+            reason: reason.to_owned(),
         })?;
         let name = self.server_name.as_deref().unwrap_or(host);
         let unknown = |reason: String| ConnectError::Lookup { address: address.to_owned(), reason };
@@ -101,12 +101,18 @@ impl Dialer {
                 Err(ConnectError::Certificate { address: address.to_owned(), reason: error.reason })
             }
             Ok(Ok(Err(quinn::ConnectionError::ConnectionClosed(close))))
-                if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
+                if is_unwilling(close.error_code) =>
             {
-                Err(failed(
-                    "the broker takes no connections just now: it is stopping, or has as many as it takes"
+                Err(ConnectError::Busy { address: address.to_owned() })
+            }
+            Ok(Ok(Err(quinn::ConnectionError::ConnectionClosed(close))))
+                if u64::from(close.error_code) == NO_APPLICATION_PROTOCOL =>
+            {
+                Err(ConnectError::BadAnswer {
+                    address: address.to_owned(),
+                    reason: "it may be a broker's port for other brokers; clients' is mostly ten lower"
                         .to_owned(),
-                ))
+                })
             }
             Ok(Ok(Err(error))) => Err(failed(error.to_string())),
         }
@@ -120,18 +126,31 @@ impl Dialer {
     }
 }
 
+/// TLS alert 120 (RFC 7301, 3.2), in QUIC's codes: who is there speaks QUIC, and another protocol in it.
+const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
+
+/// Whether the peer ended the handshake as a broker that has enough does, or as one that stops in the middle of it does.
+fn is_unwilling(code: quinn::TransportErrorCode) -> bool {
+    matches!(
+        code,
+        quinn::TransportErrorCode::CONNECTION_REFUSED | quinn::TransportErrorCode::APPLICATION_ERROR
+    )
+}
+
 /// Whether this side ended the handshake for the peer's certificate: TLS alerts 42 to 46, 48 and 51 (RFC 8446, 6.2), from 0x100 on in
 /// QUIC's codes (RFC 9001, 4.8). 51 is a signature that does not verify: an authority of the same name, with another key.
 fn is_about_certificate(code: quinn::TransportErrorCode) -> bool {
     matches!(u64::from(code).checked_sub(0x100), Some(42..=46 | 48 | 51))
 }
 
-/// The host of `host:port`, without the brackets of an IPv6 address.
-fn host_of(address: &str) -> Option<&str> {
-    let (host, port) = address.rsplit_once(':')?;
-    port.parse::<u16>().ok()?;
+/// The host of `host:port`, without the brackets of an IPv6 address; or what is wrong with it.
+fn host_of(address: &str) -> Result<&str, &'static str> {
+    let (host, port) = address.rsplit_once(':').ok_or("it names no port")?;
+    if port.parse::<u16>().is_err() {
+        return Err("its port is no number up to 65535");
+    }
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    (!host.is_empty()).then_some(host)
+    if host.is_empty() { Err("it names no host") } else { Ok(host) }
 }
 
 fn transport_config(receive_window_bytes: u32) -> quinn::TransportConfig {
@@ -172,10 +191,16 @@ mod tests {
 
     #[test]
     fn hosts_are_found_in_addresses() {
-        assert_eq!(host_of("broker:4433"), Some("broker"));
-        assert_eq!(host_of("[::1]:4433"), Some("::1"));
-        for wrong in ["broker", "broker:", "broker:port", ":4433", "broker:70000"] {
-            assert_eq!(host_of(wrong), None, "{wrong}");
+        assert_eq!(host_of("broker:4433"), Ok("broker"));
+        assert_eq!(host_of("[::1]:4433"), Ok("::1"));
+        for (wrong, said) in [
+            ("broker", "no port"),
+            ("broker:", "65535"),
+            ("broker:port", "65535"),
+            (":4433", "no host"),
+            ("broker:70000", "65535"),
+        ] {
+            assert!(host_of(wrong).is_err_and(|reason| reason.contains(said)), "{wrong}");
         }
     }
 }

@@ -23,7 +23,8 @@ struct Arguments {
     /// Only these faults, by their names with commas between. By default all that are known to be survived.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     faults: Vec<FaultKind>,
-    /// Faults that can't be done on this machine are a failure, instead of SKIPPED.
+    /// Faults that can't be done on this machine are a failure, instead of SKIPPED; so are those that were never done by the time each
+    /// has had its turn.
     #[arg(long)]
     require_all: bool,
     /// Records per second of each of the five producers.

@@ -10,7 +10,7 @@ pub struct ChaosConfig {
     pub brokers: u32,
     /// What is done to them; nothing said: all that is known to be survived.
     pub faults: Vec<FaultKind>,
-    /// A fault that can't be done here is a failure.
+    /// A fault that can't be done here is a failure, and so is one that a run of some length has never done.
     pub require_all: bool,
     /// How long they are under fire.
     pub duration: Duration,
@@ -52,5 +52,27 @@ impl ChaosConfig {
     pub(super) fn wanted(&self, of: &[FaultKind]) -> Vec<FaultKind> {
         let is_wanted = |kind: &FaultKind| self.faults.is_empty() || self.faults.contains(kind);
         of.iter().copied().filter(is_wanted).collect()
+    }
+
+    /// What is wanted by its name, and is none of these faults.
+    pub(super) fn named_beside(&self, of: &[FaultKind]) -> Vec<FaultKind> {
+        self.faults.iter().copied().filter(|kind| !of.contains(kind)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chaos::killer;
+
+    #[test]
+    fn what_is_named_is_wanted_or_known_to_be_left_out() {
+        let mut config = ChaosConfig::new(Duration::from_secs(1), 7);
+        assert_eq!(config.wanted(&killer::FAULTS), killer::FAULTS);
+        assert!(config.named_beside(&killer::FAULTS).is_empty(), "nothing was named");
+        config.faults = vec![FaultKind::Cut, FaultKind::Kill];
+        assert_eq!(config.wanted(&killer::FAULTS), [FaultKind::Kill]);
+        assert_eq!(config.named_beside(&killer::FAULTS), [FaultKind::Cut]);
+        assert!(config.named_beside(&FaultKind::ALL).is_empty());
     }
 }

@@ -5,11 +5,22 @@ use std::time::Duration;
 use super::faults::FaultKind;
 use super::proxy::Traffic;
 
+/// So many faults are drawn by their weights alone.
+const FREE_DRAWS: u64 = 40;
+/// From there on one in so many is of a kind that was not done yet, as long as there is one.
+const TURN_INTERVAL: u64 = 2;
+/// So often each has its turn, since what is drawn can't always be done.
+const TURNS: u64 = 2;
+
 /// What was done to the brokers.
 #[derive(Debug, Clone, Default)]
 pub struct Fires {
-    /// How often each.
+    /// The kinds that were drawn from.
+    pub kinds: Vec<FaultKind>,
+    /// How often each was done.
     pub counts: BTreeMap<FaultKind, u64>,
+    /// How often each was drawn and could not be done.
+    pub in_vain: BTreeMap<FaultKind, u64>,
     /// What was wanted and could not be done, and why.
     pub skipped: BTreeMap<FaultKind, String>,
     /// Processes killed with kill -9, whatever for.
@@ -50,8 +61,50 @@ impl Fires {
         self.counts.values().sum()
     }
 
+    /// Faults that were drawn, whether they could be done or not.
+    #[must_use]
+    pub fn draws(&self) -> u64 {
+        self.total() + self.in_vain.values().sum::<u64>()
+    }
+
+    /// From so many draws on each kind has had its turns.
+    #[must_use]
+    pub fn draws_for_all(&self) -> u64 {
+        FREE_DRAWS + TURN_INTERVAL * TURNS * self.kinds.len() as u64
+    }
+
+    /// What was never done, though each kind has had its turns.
+    #[must_use]
+    pub fn lacking(&self) -> Vec<FaultKind> {
+        let is_lacking = |kind: &FaultKind| self.draws() >= self.draws_for_all() && self.is_overdue(*kind);
+        self.kinds.iter().copied().filter(is_lacking).collect()
+    }
+
+    /// Whether this kind was not done yet, and chance had its time.
+    pub(super) fn is_overdue(&self, kind: FaultKind) -> bool {
+        self.draws() >= FREE_DRAWS && !self.counts.contains_key(&kind)
+    }
+
+    /// Which of these kinds is next, whatever its weight: the one that was tried least of those that were not done yet. Not each
+    /// time, so that one that can't be done does not keep the others away.
+    pub(super) fn whose_turn(&self, kinds: &[FaultKind]) -> Option<FaultKind> {
+        if !self.draws().is_multiple_of(TURN_INTERVAL) {
+            return None;
+        }
+        let overdue = kinds.iter().copied().filter(|kind| self.is_overdue(*kind));
+        overdue.min_by_key(|kind| self.times_in_vain(*kind))
+    }
+
+    pub(super) fn times_in_vain(&self, kind: FaultKind) -> u64 {
+        self.in_vain.get(&kind).copied().unwrap_or(0)
+    }
+
     pub(super) fn count(&mut self, kind: FaultKind) {
         *self.counts.entry(kind).or_default() += 1;
+    }
+
+    pub(super) fn count_in_vain(&mut self, kind: FaultKind) {
+        *self.in_vain.entry(kind).or_default() += 1;
     }
 }
 
@@ -68,11 +121,16 @@ impl fmt::Display for Fires {
         writeln!(f, "faults                  how often")?;
         for kind in FaultKind::ALL {
             let (name, what) = (kind.name(), kind.what());
+            let count = self.counts.get(&kind).copied().unwrap_or(0);
             if let Some(reason) = self.skipped.get(&kind) {
                 let count = "SKIPPED";
                 writeln!(f, "  {name:16} {count:>8}  {what}: {reason}")?;
-            } else if let Some(count) = self.counts.get(&kind) {
-                writeln!(f, "  {name:16} {count:8}  {what}")?;
+            } else if count > 0 || self.kinds.contains(&kind) {
+                write!(f, "  {name:16} {count:8}  {what}")?;
+                match self.times_in_vain(kind) {
+                    0 => writeln!(f)?,
+                    times => writeln!(f, ": {times} times it could not be done")?,
+                }
             }
         }
         writeln!(
@@ -151,5 +209,56 @@ mod tests {
         assert!(!said.contains("drained"), "{said}");
         fires.members = MemberChanges { joined: 3, removed: 2, ..MemberChanges::default() };
         assert!(fires.to_string().contains("3 joined, 2 drained and removed; 0 times"), "{fires}");
+    }
+
+    #[test]
+    fn the_table_has_what_was_drawn_from_and_never_done() {
+        let mut fires = Fires { kinds: vec![FaultKind::Rolling, FaultKind::DiskFull], ..Fires::default() };
+        fires.count_in_vain(FaultKind::DiskFull);
+        fires.count_in_vain(FaultKind::DiskFull);
+        let said = fires.to_string();
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let words = words.join(" ");
+        assert!(
+            words.contains("rolling 0 rolling restarts disk-full 0 disk full: 2 times it could"),
+            "{said}"
+        );
+        assert!(!said.contains("kill-all"), "{said}");
+    }
+
+    #[test]
+    fn after_some_faults_what_was_not_done_yet_has_its_turn() {
+        let kinds = [FaultKind::Kill, FaultKind::Cut, FaultKind::Weather];
+        let mut fires = Fires::default();
+        while fires.draws() < FREE_DRAWS {
+            assert_eq!(fires.whose_turn(&kinds), None, "chance decides");
+            fires.count(FaultKind::Kill);
+        }
+        assert_eq!(fires.whose_turn(&kinds), Some(FaultKind::Cut));
+        fires.count_in_vain(FaultKind::Cut);
+        assert_eq!(fires.whose_turn(&kinds), None, "in between chance goes on");
+        fires.count(FaultKind::Kill);
+        assert_eq!(fires.whose_turn(&kinds), Some(FaultKind::Weather), "it was not tried yet");
+        fires.count(FaultKind::Weather);
+        fires.count(FaultKind::Kill);
+        assert_eq!(fires.whose_turn(&kinds), Some(FaultKind::Cut), "again");
+        assert_eq!(fires.whose_turn(&kinds[..1]), None, "all that can be done now was done");
+        fires.count(FaultKind::Cut);
+        fires.count(FaultKind::Kill);
+        assert_eq!(fires.whose_turn(&kinds), None);
+    }
+
+    #[test]
+    fn however_unlucky_a_run_is_each_kind_has_its_turns() {
+        let mut fires = Fires { kinds: FaultKind::ALL.to_vec(), ..Fires::default() };
+        while fires.draws() < fires.draws_for_all() {
+            assert!(fires.lacking().is_empty(), "it may still come: {fires}");
+            match fires.whose_turn(&FaultKind::ALL) {
+                Some(kind) if fires.times_in_vain(kind) == 0 => fires.count_in_vain(kind),
+                Some(kind) => fires.count(kind),
+                None => fires.count(FaultKind::Kill),
+            }
+        }
+        assert!(fires.lacking().is_empty() && fires.counts.len() == FaultKind::ALL.len(), "{fires}");
     }
 }

@@ -19,6 +19,8 @@ const STOPPED_PERCENT: u64 = 8;
 
 /// What can be done to a broker that is alone.
 pub(super) const FAULTS: [FaultKind; 3] = [FaultKind::Kill, FaultKind::Storm, FaultKind::Stop];
+/// Why nothing else is.
+pub(super) const WHY_NO_OTHERS: &str = "a broker that is alone is only killed and stopped";
 
 /// Kills a broker that is alone at random moments until the time is up; it serves then. `progress` hears of each start.
 pub(super) async fn kill_until(
@@ -28,7 +30,7 @@ pub(super) async fn kill_until(
     random: &mut Random,
     mut progress: impl FnMut(&Fires),
 ) -> Result<Fires, WorldError> {
-    let mut fires = Fires::default();
+    let mut fires = Fires { kinds: kinds.to_vec(), ..Fires::default() };
     loop {
         let serves = SERVES_MS.start + random.below(SERVES_MS.end - SERVES_MS.start);
         let until = Instant::now() + Duration::from_millis(serves);
@@ -37,7 +39,9 @@ pub(super) async fn kill_until(
             return Ok(fires);
         }
         tokio::time::sleep_until(until).await;
-        if kinds.contains(&FaultKind::Stop) && (random.chance(STOPPED_PERCENT) || kinds.len() == 1) {
+        let must_stop = kinds.len() == 1 || fires.is_overdue(FaultKind::Stop);
+        let must_storm = fires.is_overdue(FaultKind::Storm);
+        if kinds.contains(&FaultKind::Stop) && (random.chance(STOPPED_PERCENT) || must_stop) {
             broker.stop().await?;
             fires.count(FaultKind::Stop);
         } else {
@@ -47,7 +51,9 @@ pub(super) async fn kill_until(
         }
         sleep(Duration::from_millis(random.below(AWAY_MS_MAX))).await;
         let mut again = 0;
-        while kinds.contains(&FaultKind::Storm) && random.chance(KILLED_WHILE_STARTING_PERCENT) {
+        while kinds.contains(&FaultKind::Storm)
+            && (random.chance(KILLED_WHILE_STARTING_PERCENT) || (must_storm && again == 0))
+        {
             broker.restart_and_kill(Duration::from_millis(random.below(STARTING_MS_MAX))).await?;
             again += 1;
         }

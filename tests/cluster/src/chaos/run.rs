@@ -118,7 +118,10 @@ async fn under_fire(
             if kinds.is_empty() {
                 return Err("of these faults none is for a broker that is alone".into());
             }
-            Ok(kill_until(deadline, broker, &kinds, &mut random, progress).await?)
+            let mut fires = kill_until(deadline, broker, &kinds, &mut random, progress).await?;
+            let others = config.named_beside(&killer::FAULTS).into_iter();
+            fires.skipped = others.map(|kind| (kind, killer::WHY_NO_OTHERS.to_owned())).collect();
+            Ok(fires)
         }
         Fleet::Several(several) => {
             let siege = Siege {

@@ -73,6 +73,7 @@ impl Siege<'_> {
         let (mut impatient, mut is_first) = (0, true);
         self.kinds.retain(|kind| !self.several.skipped.contains_key(kind));
         self.fires.skipped.clone_from(&self.several.skipped);
+        self.fires.kinds.clone_from(&self.kinds);
         if self.kinds.is_empty() {
             return Err("there is no fault that can be done here".into());
         }
@@ -96,8 +97,9 @@ impl Siege<'_> {
             is_first = false;
             let kind = if begins { Some(FaultKind::Members) } else { self.draw() };
             let Some(kind) = kind else { continue };
-            if self.strike(kind).await? {
-                self.fires.count(kind);
+            match self.strike(kind).await? {
+                true => self.fires.count(kind),
+                false => self.fires.count_in_vain(kind),
             }
             progress(&self.fires);
         }
@@ -112,6 +114,9 @@ impl Siege<'_> {
     fn draw(&mut self) -> Option<FaultKind> {
         let kinds: Vec<FaultKind> =
             self.kinds.iter().copied().filter(|kind| self.members.allow(*kind)).collect();
+        if let Some(kind) = self.fires.whose_turn(&kinds) {
+            return Some(kind);
+        }
         let all: u64 = kinds.iter().map(|kind| kind.weight()).sum();
         let mut drawn = self.random.below(all.max(1));
         for kind in kinds {

@@ -4,13 +4,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::messages::{
-    CommitOffsetsRequest, Error, Request, RoutedOpened, SubscribeAdd, SubscribeEvent, UploadPluginRequest,
-    request, stream_open, subscribe_event,
+    CommitOffsetsRequest, Error, Request, RoutedOpened, SubscribeAdd, SubscribeControl, SubscribeEvent,
+    SubscribeRemove, UploadPluginRequest, request, stream_open, subscribe_control, subscribe_event,
 };
 use tidemill_client::{Commit, ErrorCode, Offset};
 use tidemill_cluster_tests::{BrokerOptions, Outcome};
 
-use crate::kit::{batch_of, broker, broker_with, code, create, numbered, partition_of, refused};
+use crate::kit::{PATIENCE, batch_of, broker, broker_with, code, create, numbered, partition_of, refused};
 use crate::raw::{RawPeer, frame, opening};
 
 /// Codes that no test of a whole broker provokes, and what shows them instead.
@@ -196,6 +196,40 @@ async fn a_subscription_has_as_many_partitions_and_as_much_credit_as_the_setting
     }
     let most = (CREDIT_MAX / BATCH_BYTES + 1) as i64;
     assert!((1..=most).contains(&received), "{received} batches of {BATCH_BYTES} bytes for {CREDIT_MAX}");
+    Ok(())
+}
+
+/// However many streams a client opens, and though it is the same partition again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_subscriptions_of_a_connection_have_so_many_partitions_together() -> Outcome<()> {
+    let (broker, client) =
+        broker_with(BrokerOptions::default().set("limits.connection_partitions_max", 2)).await?;
+    create(&client, "t", 1).await?;
+    let partition = partition_of(&client, "t", 0).await?;
+    let add = |id| SubscribeAdd { id, partition: Some(partition.into()), ..Default::default() };
+    // What becomes of an added partition: the code that it fails with, or that it has begun.
+    let outcome = |event: subscribe_event::Kind| match event {
+        subscribe_event::Kind::Started(_) => None,
+        subscribe_event::Kind::Failed(failed) => code(failed.error),
+        other => panic!("it begins, or fails: {other:?}"),
+    };
+    let (peer, _control) = RawPeer::greeted(&broker).await?;
+    let (mut first, mut second) = (peer.subscribing().await?, peer.subscribing().await?);
+    assert_eq!(outcome(first.subscribe_to(add(1)).await?), None);
+    assert_eq!(outcome(second.subscribe_to(add(1)).await?), None);
+    for stream in [&mut first, &mut second] {
+        assert_eq!(outcome(stream.subscribe_to(add(2)).await?), Some(ErrorCode::Overloaded));
+    }
+    let (other, _control) = RawPeer::greeted(&broker).await?;
+    assert_eq!(outcome(other.subscribing().await?.subscribe_to(add(1)).await?), None, "another connection");
+
+    let remove = SubscribeControl { kind: Some(subscribe_control::Kind::Remove(SubscribeRemove { id: 1 })) };
+    first.send.write_all(&frame(&remove, &[])).await?;
+    assert_eq!(outcome(first.subscribe_to(add(3)).await?), None, "one that is removed makes room");
+    assert_eq!(outcome(second.subscribe_to(add(3)).await?), Some(ErrorCode::Overloaded));
+    first.send.finish()?;
+    tokio::time::timeout(PATIENCE, first.receive.read_to_end(1 << 16)).await??;
+    assert_eq!(outcome(second.subscribe_to(add(4)).await?), None, "and so does a subscription's end");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ async fn shards_and_durability_stay_what_they_were() -> Outcome<()> {
     for (setting, value, stored) in [("shards", "3", "2"), ("durability", "fsync", "replicated")] {
         match TestBroker::start(options.clone().set(setting, value)).await {
             Err(WorldError::Ended { status, log }) => {
-                assert_eq!(status.code(), Some(1));
+                assert_eq!(status.code(), Some(2));
                 let said = log.lines().last().unwrap_or_default();
                 assert!(said.contains(setting) && said.contains(value) && said.contains(stored), "{said}");
                 assert!(

@@ -1,7 +1,7 @@
 //! Metadata that a broker pushes to who has named topics: nobody asks for them.
 
 use tidemill_client::ErrorCode;
-use tidemill_client::messages::{Metadata, TopicConfig, TopicInfo};
+use tidemill_client::messages::{Metadata, MetadataRequest, TopicConfig, TopicInfo, reply, request};
 use tidemill_cluster_tests::Outcome;
 use tidemill_cluster_tests::waiting::eventually;
 
@@ -56,5 +56,37 @@ async fn who_names_topics_is_told_what_becomes_of_them_and_of_no_others() -> Out
 
     client.topics().delete("later").await?;
     control.pushed(|now| partitions(now, "later") == 0).await?;
+    Ok(())
+}
+
+/// Kept and repeated with every change, long ones would cost the broker memory: they are refused, and the rest of the list stands.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_no_topic_can_have_is_refused_once_and_not_kept() -> Outcome<()> {
+    let (broker, client) = broker().await?;
+    create(&client, "plays", 1).await?;
+    let (peer, mut control) = RawPeer::greeted_without_ids(&broker).await?;
+    let (endless, cut) = ("x".repeat(1 << 20), "x".repeat(255));
+    let told = |metadata: Metadata| -> Vec<(String, Option<ErrorCode>)> {
+        metadata.topics.into_iter().map(|topic| (topic.name, code(topic.error))).collect()
+    };
+    let plays = ("plays".to_owned(), None);
+    let refused = |name: &str| (name.to_owned(), Some(ErrorCode::InvalidTopic));
+
+    control.listen_for(&["a/b", endless.as_str(), "plays"]).await?;
+    let first = told(control.pushed(|_| true).await?);
+    assert_eq!(first, [plays.clone(), refused("a/b"), refused(&cut)]);
+    create(&client, "another", 1).await?;
+    assert_eq!(told(control.pushed(|_| true).await?), std::slice::from_ref(&plays), "told once is enough");
+    let (_other, mut control) = RawPeer::greeted_without_ids(&broker).await?;
+    control.listen_for(&[endless.as_str()]).await?;
+    assert_eq!(told(control.pushed(|_| true).await?), [refused(&cut)], "nothing else was named");
+
+    let asking = |topics: Vec<String>| request::Body::Metadata(MetadataRequest { topics, all: false });
+    match peer.ask(asking(vec!["plays".to_owned(), "a/b".to_owned()])).await? {
+        Some(reply::Body::Metadata(metadata)) => assert_eq!(told(metadata), [refused("a/b"), plays]),
+        other => panic!("metadata was asked for: {other:?}"),
+    }
+    let too_long = peer.answer(0, asking(vec![endless])).await?.error;
+    assert_eq!(code(too_long), Some(ErrorCode::BadMessage));
     Ok(())
 }

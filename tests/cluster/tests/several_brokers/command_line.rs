@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
 
@@ -105,6 +106,10 @@ async fn the_status_tells_by_its_end_whether_all_is_well() -> Outcome<()> {
     assert!(text.contains("nothing is at risk") && text.contains("up to 3 of each shard"), "{text}");
     assert_eq!(words(&text, |word| word == "alive"), 3, "{text}");
     assert_eq!(words(&text, |word| word.ends_with('*')), SHARDS, "each shard has one leader: {text}");
+    let (peers, authority) = (cluster.peer_address(1), cluster.authority().display().to_string());
+    let astray = cluster.command(&["status", "--address", &peers, "--ca", &authority]).await?;
+    let said = String::from_utf8_lossy(&astray.stderr).into_owned();
+    assert!(astray.status.code() == Some(3) && said.contains("port for other brokers"), "{said}");
 
     assert!(cluster.broker(3).stop().await?.success());
     let is_told =
@@ -138,7 +143,11 @@ async fn a_broker_is_added_drained_and_removed() -> Outcome<()> {
         assert!(unknown.stderr.contains("UNKNOWN_BROKER"), "{unknown:?}");
     }
 
-    let added = ends(&cluster, "cluster add --broker 4 --json", 0).await?.document()?;
+    let replacing = ends(&cluster, "cluster add --broker 2", 0).await?;
+    assert!(replacing.stderr.contains("warning: broker 2 is alive"), "{replacing:?}");
+    let added = ends(&cluster, "cluster add --broker 4 --json", 0).await?;
+    assert!(!added.stderr.contains("warning: broker"), "{added:?}");
+    let added = added.document()?;
     let token = added["token"].as_str().ok_or("a token")?;
     let seeds = added["seeds"].as_array().ok_or("seeds")?.iter().filter_map(Value::as_str);
     let seeds: Vec<String> = seeds.map(str::to_owned).collect();
@@ -169,7 +178,21 @@ async fn a_broker_is_added_drained_and_removed() -> Outcome<()> {
     Ok(())
 }
 
-/// What one broker is told all of them show.
+/// Waits until each broker sends its snapshots at this rate at the most; 0: as fast as it can.
+async fn limit_their_snapshots(cluster: &TestCluster, bytes_per_second: u32) -> Outcome<()> {
+    for (id, broker) in (1..=3).zip(cluster.brokers()) {
+        let client = broker.client().await?;
+        let what = format!("broker {id} limits its snapshots to {bytes_per_second} bytes per second");
+        eventually(&what, PATIENCE, async || {
+            let limit = metric(&client, "tidemill_snapshot_rate_limit_bytes_per_second").await.ok()?;
+            (limit == f64::from(bytes_per_second)).then_some(())
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// What one broker is told all of them show, and go by.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_clusters_settings_are_changed_and_shown() -> Outcome<()> {
     let cluster = TestCluster::start(3, 1, BrokerOptions::default()).await?;
@@ -191,8 +214,10 @@ async fn the_clusters_settings_are_changed_and_shown() -> Outcome<()> {
         })
         .await?;
     }
+    limit_their_snapshots(&cluster, 50 << 20).await?;
     let text = ends(&cluster, "cluster set --snapshot-rate unlimited", 0).await?.stdout;
     assert!(text.contains("600 s") && text.contains("unlimited"), "{text}");
+    limit_their_snapshots(&cluster, 0).await?;
 
     for (line, words) in [("cluster set", "--rebuild-delay"), ("cluster set --snapshot-rate 0", "unlimited")]
     {

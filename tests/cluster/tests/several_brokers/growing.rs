@@ -1,6 +1,9 @@
 //! Clusters that grow and shrink.
 
-use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
+use std::net::{TcpListener, UdpSocket};
+
+use tidemill_client::BrokerId;
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
 
 use crate::load::Load;
 
@@ -12,7 +15,7 @@ async fn a_single_broker_grows_to_three_with_its_data() -> Outcome<()> {
     cluster.settled(&client).await?;
     let mut load = Load::start(&client, "plays", 6).await?;
     for id in 2..=3 {
-        let token = client.create_join_token(Some(tidemill_client::BrokerId::new(id)), None).await?;
+        let token = client.create_join_token(Some(BrokerId::new(id)), None).await?;
         let options = cluster.joining(id, &token.token)?;
         cluster.push(TestBroker::start(options).await?);
     }
@@ -36,5 +39,35 @@ async fn a_single_broker_grows_to_three_with_its_data() -> Outcome<()> {
     let client = cluster.client()?;
     cluster.settled(&client).await?;
     load.check(&client).await?;
+    Ok(())
+}
+
+/// What was mistyped beside a token costs nothing: no member, no directory, and not the token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_mistypes_a_setting_beside_a_token_joins_with_the_same_one() -> Outcome<()> {
+    let mut cluster = TestCluster::start(1, 1, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    let token = client.create_join_token(Some(BrokerId::new(2)), None).await?;
+    let options = cluster.joining(2, &token.token)?;
+    let (udp, tcp) = (UdpSocket::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
+    let mistakes = [
+        ("client_ca", "nope.pem".to_owned(), "client_ca: nope.pem: "),
+        ("peers.listen", udp.local_addr()?.to_string(), "peers.listen: could not listen on UDP"),
+        ("metrics.listen", tcp.local_addr()?.to_string(), "metrics.listen: "),
+    ];
+    for (setting, mistaken, said) in mistakes {
+        let started = TestBroker::start(options.clone().set(setting, mistaken)).await;
+        let log = match started.expect_err(setting) {
+            WorldError::Ended { log, .. } => log,
+            other => panic!("{other}"),
+        };
+        assert!(log.contains(said), "{log}");
+        assert!(!cluster.directory().join("broker-2").join("data").exists(), "{setting}: {log}");
+    }
+    let status = client.cluster_status().await?;
+    assert_eq!(status.brokers.len(), 1, "nobody was let in: {status:#?}");
+    cluster.push(TestBroker::start(options).await?);
+    cluster.until(&client, "have two brokers", |status| status.brokers.len() == 2).await?;
     Ok(())
 }

@@ -209,10 +209,14 @@ async fn a_wiped_broker_comes_back_with_a_token_and_not_without() -> Outcome<()>
     }
     let seed = cluster.broker(2).log_text()?;
     assert!(seed.contains("another data directory"), "{}", cluster.broker(2).log_tail());
-    std::fs::remove_dir_all(cluster.broker(3).data_dir())?;
 
     let token = client.create_join_token(Some(BrokerId::new(3)), None).await?;
     let options = cluster.joining(3, &token.token)?;
+    // A token is for an empty directory: this one holds what was turned away.
+    cluster.broker(3).change(options.clone());
+    let log = turned_away(cluster.broker(3)).await?;
+    assert!(log.contains("is not empty, so the token was not used"), "{log}");
+    std::fs::remove_dir_all(cluster.broker(3).data_dir())?;
     *cluster.broker(3) = TestBroker::start(options).await?;
     let client = cluster.client()?;
     let status = cluster.settled(&client).await?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidemill_client::Client;
+use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
 
@@ -49,6 +50,17 @@ async fn a_broker_of_another_cluster_is_refused_with_the_reason_at_both_ends() -
     Ok(())
 }
 
+/// A broker that is its own seed dials itself, sees that, and hangs up without a hello: nobody was refused for what a hello said.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_ends_a_connection_before_its_hello_is_counted_as_silent_and_as_nothing_else() -> Outcome<()> {
+    let cluster = TestCluster::start(1, 1, BrokerOptions::default()).await?;
+    let client = cluster.client()?;
+    let silent = r#"tidemill_peer_refused_total{reason="silent"}"#;
+    eventually("it is counted", PATIENCE, async || has_counted(&client, silent).await).await?;
+    assert_eq!(metric(&client, r#"tidemill_peer_refused_total{reason="hello"}"#).await?, 0.0);
+    Ok(())
+}
+
 /// As long as a cluster is not formed nobody is over for good: a founder that comes with another directory than it had is refused for what it
 /// says of itself, hears why, and asks again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -74,6 +86,41 @@ async fn a_founder_that_lost_its_directory_is_refused_at_the_hello_and_both_ends
     let client = stranger.client().await?;
     let failed = r#"tidemill_peer_failed_dials_total{reason="hello"}"#;
     eventually("who is refused counts it", PATIENCE, async || has_counted(&client, failed).await).await?;
+    Ok(())
+}
+
+/// A seed may be another broker that has this one's number: that is not this broker itself, and both say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_broker_of_a_seeds_number_is_refused_as_one_with_another_directory() -> Outcome<()> {
+    const WHY: &str = "broker 1 came with another data directory than it had";
+    let cluster = TestCluster::planned(3, 1, BrokerOptions::default(), None).await?;
+    let (here, seed) = (TestBroker::start(cluster.options_of(1)).await?, cluster.peer_address(1));
+    let options = cluster
+        .options_of(1)
+        .directory(cluster.directory().join("twin"))
+        .set("peers.listen", "127.0.0.1:0")
+        .set("peers.seeds", &seed);
+    let twin = TestBroker::start(options).await?;
+    eventually("who refuses says why", PATIENCE, async || says(&here, &[WHY])).await?;
+    let in_vain = ["no seed answers", "refuses this one", WHY];
+    eventually("the refused one says why", PATIENCE, async || says(&twin, &in_vain)).await?;
+    let waits = ["waiting for brokers 2 and 3 to form the cluster", seed.as_str(), WHY];
+    eventually("and what it waits for", PATIENCE, async || says(&twin, &waits)).await?;
+    Ok(())
+}
+
+/// A broker whose only seed is itself finds nobody: nothing says so but its log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_names_only_itself_as_a_seed_says_so() -> Outcome<()> {
+    let cluster = TestCluster::planned(3, 1, BrokerOptions::default(), None).await?;
+    let own = cluster.peer_address(1);
+    let lone = TestBroker::start(cluster.options_of(1).set("peers.seeds", &own)).await?;
+    let every = format!("every seed ({own}) is this broker's own address");
+    let told = [every.as_str(), "name another broker's peers.listen with --seed"];
+    eventually("it says what is wrong", PATIENCE, async || says(&lone, &told)).await?;
+    let waits = ["WARN", "waiting for brokers 2 and 3 to form the cluster", every.as_str()];
+    eventually("and what it waits for", PATIENCE, async || says(&lone, &waits)).await?;
+    assert!(says(&lone, &["refused: "]).is_none(), "it is no stranger to itself: {}", lone.log_tail());
     Ok(())
 }
 

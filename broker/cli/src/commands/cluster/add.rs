@@ -43,6 +43,9 @@ pub(super) async fn run(add: Add, client: Client, json: bool) -> Result<(), CliE
     // First, so that no token is made that nobody is told.
     let status = client.cluster_status().await?;
     let asked = add.which.number();
+    if let Some(broker) = asked.filter(|broker| is_alive(&status, *broker)) {
+        eprintln!("{}", replaces(broker));
+    }
     let token = client.create_join_token(asked.map(BrokerId::new), add.valid).await?;
     let seeds = seeds(&status);
     let broker = asked.unwrap_or_else(|| next_broker(&status));
@@ -60,6 +63,20 @@ pub(super) async fn run(add: Add, client: Client, json: bool) -> Result<(), CliE
         println!("Start the new broker with it, on an empty data directory:");
         println!("  {command}");
     })
+}
+
+/// Whether a broker of this number is one of the cluster's, and there.
+fn is_alive(status: &ClusterStatus, broker: u32) -> bool {
+    let mut brokers = status.brokers.iter();
+    brokers.any(|known| known.broker_id == broker && known.alive && known.state != "removed")
+}
+
+/// Mostly one more broker is meant.
+fn replaces(broker: u32) -> String {
+    format!(
+        "warning: broker {broker} is alive; this token replaces its data directory, and works only once it is \
+         stopped. For one more broker leave --broker out"
+    )
 }
 
 /// Where to knock: brokers that are there.
@@ -120,6 +137,9 @@ mod tests {
              --seed log2:9640 --seed log4:9640 --join tmj1.x"
         );
         assert!(command(8, &[], "tmj1.x").contains(" --seed HOST:PORT "));
+        assert!(is_alive(&status, 2) && is_alive(&status, 4));
+        assert!(!is_alive(&status, 1) && !is_alive(&status, 7) && !is_alive(&status, 8));
+        assert!(replaces(2).starts_with("warning: broker 2 is alive"), "{}", replaces(2));
     }
 
     #[test]

@@ -20,7 +20,14 @@ pub(crate) struct Init {
     #[arg(long, value_name = "DIR")]
     dir: PathBuf,
     /// The numbers of the brokers that form the cluster: 1 2 3, 1,2,3, or repeated.
-    #[arg(long = "broker", value_name = "N", required = true, num_args = 1.., value_delimiter = ',')]
+    #[arg(
+        long = "broker",
+        value_name = "N",
+        required = true,
+        num_args = 1..,
+        value_delimiter = ',',
+        value_parser = broker_number
+    )]
     brokers: Vec<u32>,
     /// Data shards, fixed for good: more than there will ever be brokers, so that each gets some.
     #[arg(
@@ -33,6 +40,11 @@ pub(crate) struct Init {
     /// When a record counts as written, fixed for good.
     #[arg(long, value_enum, default_value_t = Durability::Fsync)]
     durability: Durability,
+}
+
+/// Ranges are none: a cluster has few brokers.
+fn broker_number(text: &str) -> Result<u32, String> {
+    text.trim().parse().map_err(|_| "brokers are named one by one: 1 2 3, 1,2,3, or repeated".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -100,6 +112,13 @@ fn explain(dir: &Path, plan: &ClusterPlan, commands: &[String]) {
     commands.iter().for_each(|command| println!("  {command}"));
     println!("On several, --listen and --seed name their own addresses. Then:");
     println!("  tidemill cluster status");
+    println!();
+    println!(
+        "After the first start take --cluster out of each broker's settings, and delete the copies of {dir}"
+    );
+    println!(
+        "but one: brokers whose directories were wiped, and that find it, could form the cluster anew, empty."
+    );
 }
 
 /// Brokers on one machine have ports side by side, and listen for each other ten ports further: so many fit before the second ten.
@@ -192,6 +211,8 @@ mod tests {
             planned(&Init { dir, brokers, shards: 3, durability })
         };
         assert_eq!(plan(&[1, 1]).expect_err("twice").exit_code(), 2);
+        assert_eq!(broker_number("12"), Ok(12));
+        assert!(broker_number("1..3").is_err_and(|reason| reason.contains("one by one")));
         let made = plan(&[3, 1, 2]).expect("planned");
         assert_eq!(ClusterPlan::read(&dir).expect("reads"), made);
         assert_eq!(made.brokers, numbered(1..=3));

@@ -47,14 +47,18 @@ of one, which grows in the same way.")]
 Examples:
   tidemill cluster status
   tidemill cluster status --check > /dev/null || echo look at it
-  until tidemill cluster status --settled > /dev/null; do sleep 1; done
+  until tidemill cluster status --settled --address log2:9630 > /dev/null; do sleep 1; done
   tidemill cluster status --json
+
+The third waits for a broker that was restarted, and asks that one alone. Where a context holds
+your certificate, name it, too (--context prod): --address alone leaves it aside.
 
 Of replicas, 1* 2 3(+120) reads: broker 1 leads, 2 has all of it, 3 lacks 120 entries. A learner
 has no vote: it is catching up, or follows the controller (shard 0), as every broker does.
 Silent is who the leader has not heard of for so long. What is planned is shown where it differs
-from what is. 3.2 is broker 3 in its second life, its incarnation: it has a new one when its
-directory was replaced, or when one of its replicas came back without all that it had.")]
+from what is. 3.2 is broker 3 in its incarnation 2: it has a new one when its directory was
+replaced, or when one of its replicas came back without all that it had. The numbers only rise,
+and need not follow on each other.")]
     Status(status::Status),
     /// Make a token with which one more broker joins
     #[command(after_help = "\
@@ -81,7 +85,7 @@ Examples:
   tidemill cluster remove 4
 
 One that is lost is removed without draining; where a shard would be left without a majority,
-it is refused. Stop the broker's process then: started again it is turned away. It comes back
+it is refused. One that is alive stops by itself; started again it is turned away. It comes back
 only with an empty data directory and a token of `tidemill cluster add`.")]
     Remove(which::WhichBroker),
     /// Go on with one broker where most of the others are lost for good

@@ -327,11 +327,11 @@ impl Sent {
     fn summary(&self, seconds: f64) -> String {
         let Self { records, left_out, .. } = self;
         let bytes = output::bytes(self.bytes);
+        let (all, dropped) = (text::counted(*records, "record"), text::counted(*left_out, "record"));
         if self.last.as_ref().is_some_and(Receipt::is_left_out) {
-            let before =
-                if left_out == records { String::new() } else { format!(", {left_out} records in all") };
+            let before = if left_out == records { String::new() } else { format!(", {dropped} in all") };
             return format!(
-                "{records} records sent ({bytes}) in {seconds:.2} s; the last batch was left out whole by the topic's \
+                "{all} sent ({bytes}) in {seconds:.2} s; the last batch was left out whole by the topic's \
                  filter{before}"
             );
         }
@@ -343,9 +343,9 @@ impl Sent {
         };
         let before = match left_out {
             0 => String::new(),
-            _ => format!("; batches were left out whole by the topic's filter, {left_out} records in all"),
+            _ => format!("; batches were left out whole by the topic's filter, {dropped} in all"),
         };
-        format!("{records} records ({bytes}) in {seconds:.2} s{last}{before}")
+        format!("{all} ({bytes}) in {seconds:.2} s{last}{before}")
     }
 
     /// A plugin names records by their places in a batch; whoever wrote them knows lines.
@@ -455,7 +455,7 @@ mod tests {
             none.summary(0.5),
             "3 records sent (30 B) in 0.50 s; the last batch was left out whole by the topic's filter"
         );
-        assert!(sent(1, &left_out).summary(0.5).ends_with("by the topic's filter, 1 records in all"));
+        assert!(sent(1, &left_out).summary(0.5).ends_with("by the topic's filter, 1 record in all"));
         let routed = Receipt::Routed { placements: Arc::new([]) };
         assert!(sent(3, &routed).summary(0.5).contains("left out whole"));
         assert_eq!(sent(0, &Receipt::Sent).summary(0.5), "3 records (30 B) in 0.50 s");

@@ -24,6 +24,7 @@ use tidemill_protocol::{BrokerId, ErrorCode, ShardId, TopicPartition};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::places::Place;
 use crate::connection::{Caller, Hop};
 use crate::context::Context;
 use crate::peers::Lane;
@@ -61,6 +62,8 @@ struct Placed {
     branch: BranchId,
     /// Of the last seek.
     generation: u64,
+    /// Among the partitions of the connection.
+    _place: Place,
 }
 
 struct Branch {
@@ -124,7 +127,7 @@ impl Branches {
     }
 
     /// Adds a partition to a broker's branch, which is opened where there is none.
-    pub(super) fn add(&mut self, broker: BrokerId, add: SubscribeAdd) -> Told {
+    pub(super) fn add(&mut self, broker: BrokerId, add: SubscribeAdd, place: Place) -> Told {
         let branch = match self.branches.get(&broker) {
             Some(branch) => branch.id,
             None => {
@@ -135,7 +138,7 @@ impl Branches {
                 id
             }
         };
-        self.placed.insert(add.id, Placed { branch, generation: 0 });
+        self.placed.insert(add.id, Placed { branch, generation: 0, _place: place });
         self.send(branch, subscribe_control::Kind::Add(add))
     }
 

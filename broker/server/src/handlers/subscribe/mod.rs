@@ -12,6 +12,7 @@ mod finder;
 mod gathering;
 mod lookups;
 mod partition;
+mod places;
 mod set;
 
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::refusals;
 use crate::unpacking::Unpacker;
 use branches::Branches;
 use filtering::Filtering;
+pub(crate) use places::Places;
 use set::SubscriptionSet;
 
 /// Control messages read ahead of the task that owns the set.
@@ -43,6 +45,7 @@ pub(crate) async fn serve(
     context: Arc<Context>,
     caller: Caller,
     unpacker: Unpacker,
+    places: Places,
     opened: Opened,
     open: SubscribeOpen,
 ) {
@@ -64,7 +67,8 @@ pub(crate) async fn serve(
     let reading = tokio::spawn(read_controls(reader, forward));
     let frame_bytes_max = open.frame_bytes_max;
     let branches = Branches::new(Arc::clone(&context), caller.clone(), open);
-    let set = SubscriptionSet::new(context, caller.clone(), writer, filtering, branches, frame_bytes_max);
+    let set =
+        SubscriptionSet::new(context, caller.clone(), writer, filtering, branches, places, frame_bytes_max);
     let Some(mut writer) = set.run(controls).await else { return reading.abort() };
     match reading.await {
         Ok(Err(error)) => {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::barriers::Barriers;
+use super::places::Place;
 use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
 
@@ -31,6 +32,7 @@ pub(super) struct Terms {
 pub(super) struct Opening {
     pub(super) partition: TopicPartition,
     pub(super) terms: Terms,
+    pub(super) place: Place,
 }
 
 /// Where a partition is read, and from which offset on.
@@ -59,6 +61,8 @@ pub(super) struct Subscribed {
     pub(super) queued: bool,
     /// Ends the waiter when this is dropped.
     pub(super) removed: Removal,
+    /// Among the partitions of the connection.
+    _place: Place,
 }
 
 /// Cancels its tokens when it is dropped.
@@ -78,7 +82,7 @@ impl Drop for Removal {
 }
 
 impl Subscribed {
-    pub(super) fn new(source: Source, terms: Terms) -> Self {
+    pub(super) fn new(source: Source, terms: Terms, place: Place) -> Self {
         let Source { partition, end, shard, high_watermark, next } = source;
         Self {
             partition,
@@ -91,6 +95,7 @@ impl Subscribed {
             waiting: false,
             queued: false,
             removed: Removal::default(),
+            _place: place,
         }
     }
 

@@ -23,6 +23,7 @@ use super::finder::{Finder, Found};
 use super::gathering::{Gathered, gather};
 use super::lookups::Lookups;
 use super::partition::{Needed, Opening, Subscribed, Terms};
+use super::places::{Place, Places};
 use crate::connection::Caller;
 use crate::context::Context;
 use crate::errors;
@@ -56,6 +57,8 @@ pub(super) struct SubscriptionSet {
     frame_bytes: usize,
     /// Partitions that are not here.
     branches: Branches,
+    /// Of the connection: all its subscriptions take from them.
+    places: Places,
     partitions: HashMap<u32, Subscribed>,
     /// Those that were added and have not begun.
     opening: HashMap<u32, Opening>,
@@ -75,6 +78,7 @@ impl SubscriptionSet {
         writer: FrameWriter,
         filtering: Filtering,
         branches: Branches,
+        places: Places,
         frame_bytes_max: u32,
     ) -> Self {
         let frame_bytes = match frame_bytes_max {
@@ -88,6 +92,7 @@ impl SubscriptionSet {
             writer,
             filtering,
             branches,
+            places,
             frame_bytes: usize::try_from(frame_bytes).unwrap_or(usize::MAX),
             partitions: HashMap::new(),
             opening: HashMap::new(),
@@ -195,24 +200,24 @@ impl SubscriptionSet {
 
     async fn add(&mut self, add: SubscribeAdd, asked: Instant) -> Result<(), WriteError> {
         let id = add.id;
-        let partition = match self.admit(&add) {
-            Ok(partition) => partition,
+        let (partition, place) = match self.admit(&add) {
+            Ok(admitted) => admitted,
             Err(error) => return self.fail(id, 0, error).await,
         };
         if let Some(broker) = self.branches.broker_of(partition) {
-            let told = self.branches.add(broker, add);
+            let told = self.branches.add(broker, add, place);
             return self.tell(told).await;
         }
         let credit = i64::try_from(add.credit_bytes).unwrap_or(i64::MAX).min(credit_max(&self.context));
         let terms = Terms { generation: 0, credit, paused: add.paused };
-        self.opening.insert(id, Opening { partition, terms });
+        self.opening.insert(id, Opening { partition, terms, place });
         let (floor, exact_end) = (add.floor_offset, add.exact_end);
         self.look_up(id, Needed { position: add.start, floor, exact_end, asked });
         Ok(())
     }
 
-    /// The partition that a client wants to add, where it may.
-    fn admit(&self, add: &SubscribeAdd) -> Result<TopicPartition, Error> {
+    /// The partition that a client wants to add, where it may, and its place among those of the connection.
+    fn admit(&self, add: &SubscribeAdd) -> Result<(TopicPartition, Place), Error> {
         let id = add.id;
         if self.partitions.contains_key(&id) || self.opening.contains_key(&id) || self.branches.serves(id) {
             return Err(Error::new(ErrorCode::BadMessage, format!("id {id} is in use on this stream")));
@@ -224,7 +229,7 @@ impl SubscriptionSet {
                 format!("a subscription holds at most {limit} partitions; open another"),
             ));
         }
-        topics::partition(add.partition.as_ref())
+        Ok((topics::partition(add.partition.as_ref())?, self.places.take()?))
     }
 
     fn seek(&mut self, seek: SubscribeSeek, asked: Instant) {
@@ -252,7 +257,7 @@ impl SubscriptionSet {
         match found {
             Ok(Found::Source(source)) => {
                 let Some(opening) = self.opening.remove(&id) else { return Ok(()) };
-                self.partitions.insert(id, Subscribed::new(source, opening.terms));
+                self.partitions.insert(id, Subscribed::new(source, opening.terms, opening.place));
             }
             Ok(Found::Offset(next)) => {
                 let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };

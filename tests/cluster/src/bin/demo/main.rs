@@ -1,4 +1,4 @@
-//! The worked example: a broker, plugins, producers, readers, a crash; explained and measured while it runs.
+//! The worked example: three brokers, plugins, producers, readers, a crash; explained and measured while it runs.
 
 mod chapters;
 mod crash;
@@ -12,10 +12,10 @@ use clap::Parser;
 
 use narrator::Narrator;
 
-/// Plays the worked example against a broker of its own.
+/// Plays the worked example on three brokers of its own.
 #[derive(Parser)]
 struct Arguments {
-    /// Leave the broker's directory behind, and say where it is.
+    /// Leave the brokers' directories behind, and say where they are.
     #[arg(long)]
     keep: bool,
 }

@@ -25,7 +25,13 @@ async fn the_exit_code_says_which_kind_of_error_it_is() -> Outcome<()> {
         ("nothing", 2, "unrecognized"),
         ("produce t --header y", 2, "NAME=VALUE"),
         ("topic list --address 127.0.0.1:port", 2, "HOST:PORT"),
+        ("topic list --address 127.0.0.1:99999", 2, "65535"),
+        ("topic list --address=", 2, "empty address"),
         ("topic list --ca nowhere.pem", 2, "nowhere.pem"),
+        ("cluster init --dir plan --broker 1..3", 2, "one by one"),
+        ("server --set durability=Fsync", 2, "fsync nor replicated"),
+        ("server --listen localhost:9777", 2, "127.0.0.1:9630"),
+        ("server --data-dir new --cluster nowhere", 2, "nowhere"),
         ("deploy consumer c --plugin p", 2, "--topic"),
         // No broker.
         ("topic list --address 127.0.0.1:9", 3, "tidemill dev"),

@@ -23,6 +23,9 @@ async fn settings_come_from_the_file_the_environment_and_flags() -> Outcome<()> 
     assert_eq!((&config["broker_id"], &config["shards"]), (&json!(7), &json!(5)));
     assert_eq!(config["wal"]["bytes_max"], 512 << 20);
     assert_eq!((&config["advertise"], &config["tls_names"]), (&json!(["a:1", "b:2"]), &json!(["c"])));
+    let line = "server --print-config --join secret";
+    let text = print(&[], line).await?.succeeded(line)?;
+    assert!(text.contains("join = \"(set)\"") && !text.contains("secret"), "{text}");
     let line = "server --print-config --advertise a:1 --advertise b:2";
     let text = print(&[("TIDEMILL_TLS_NAMES", "c,d")], line).await?.succeeded(line)?;
     assert!(
