@@ -215,6 +215,7 @@ impl Replica {
     #[must_use]
     pub fn status(&self) -> ReplicaStatus {
         let role = self.0.role.borrow().clone();
+        let last_taken = self.0.raft.metrics().borrow_watched().last_log_index;
         let ends = self.0.log.ends();
         ReplicaStatus {
             shard: self.0.shard,
@@ -225,6 +226,7 @@ impl Replica {
             last_applied: self.0.machine.applied(),
             checkpointed: self.0.machine.checkpointed(),
             last_entry: ends.last.as_ref().map(entry_id),
+            last_taken: last_taken.map(LogIndex::new),
             purged: ends.purged.as_ref().map(entry_id),
         }
     }

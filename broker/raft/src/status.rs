@@ -5,7 +5,7 @@ use std::sync::Arc;
 use openraft::ServerState;
 use openraft::metrics::RaftServerMetrics;
 use tidemill_log::wal::EntryId;
-use tidemill_protocol::{NodeId, ShardId, Term};
+use tidemill_protocol::{LogIndex, NodeId, ShardId, Term};
 
 use crate::types::TypeConfig;
 
@@ -57,6 +57,8 @@ pub struct ReplicaStatus {
     pub checkpointed: Option<EntryId>,
     /// The last entry in the log.
     pub last_entry: Option<EntryId>,
+    /// The last entry that this replica goes by, of which its log may be about to hear only: a snapshot is put in place before it.
+    pub last_taken: Option<LogIndex>,
     /// The last entry that is no longer in the log.
     pub purged: Option<EntryId>,
 }

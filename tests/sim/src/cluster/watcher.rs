@@ -106,7 +106,8 @@ impl Watcher {
         Ok(())
     }
 
-    /// Members are learned from the log, or from a snapshot, which must be one of no later entry than it says.
+    /// Members are learned from the log, or from a snapshot, which must be one of no later entry than it says. They count as soon as their
+    /// entry is taken, though the log may still have to wait with it.
     fn look_at_members(
         &mut self,
         running: &Running,
@@ -117,7 +118,7 @@ impl Watcher {
         let life = (running.life, shard);
         let (status, members) = (replica.status(), replica.members().index);
         if let Some(members) = members
-            && status.last_entry.is_none_or(|last| last.index < members)
+            && status.last_taken.is_none_or(|last| last < members)
         {
             self.ahead.insert(life, members);
         }
