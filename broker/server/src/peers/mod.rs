@@ -210,25 +210,21 @@ impl Peers {
                 }
                 stays
             });
-            self.forget_unit_bytes(removed);
+            // What its log takes binds nobody any more.
+            self.change_unit_bytes(|said| _ = said.remove(&removed));
         }
     }
 
-    /// What its log takes binds nobody any more.
-    fn forget_unit_bytes(&self, broker: BrokerId) {
+    /// Changes what others have said that their logs take; answers what that let this broker write before, and what it does now.
+    fn change_unit_bytes(&self, change: impl FnOnce(&mut HashMap<BrokerId, usize>)) -> (usize, usize) {
         let mut said = self.0.unit_bytes.lock();
-        if said.remove(&broker).is_some() {
-            let least = said.values().copied().min().unwrap_or(usize::MAX);
-            self.0.unit_bytes_elsewhere.store(least, Ordering::Relaxed);
-        }
+        change(&mut said);
+        let least = said.values().copied().min().unwrap_or(usize::MAX);
+        (self.0.unit_bytes_elsewhere.swap(least, Ordering::Relaxed), least)
     }
 
     fn note_unit_bytes(&self, broker: BrokerId, bytes: usize) {
-        let mut said = self.0.unit_bytes.lock();
-        said.insert(broker, bytes);
-        let least = said.values().copied().min().unwrap_or(usize::MAX);
-        let before = self.0.unit_bytes_elsewhere.swap(least, Ordering::Relaxed);
-        drop(said);
+        let (before, least) = self.change_unit_bytes(|said| _ = said.insert(broker, bytes));
         let own = self.0.myself.unit_bytes_max;
         if before != least && least < own {
             tracing::warn!(
