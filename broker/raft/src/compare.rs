@@ -26,6 +26,8 @@ const QUIET_INTERVALS: u32 = 6;
 const QUIET_BYTES: u64 = 64 << 10;
 /// Nodes whose reports of one round are kept: more than any group has members.
 const REPORTS_MAX: usize = 64;
+/// Rounds whose reports are kept: a replica may still read its state while the others are at the next round.
+const ROUNDS_MAX: usize = 4;
 
 type Reports = BTreeMap<NodeId, [u8; 32]>;
 
@@ -41,13 +43,17 @@ struct Known {
     own: Option<NodeId>,
     bytes_since: u64,
     last: Instant,
-    /// The newest entry that somebody reported a hash of.
-    round: Option<LogIndex>,
-    reports: Reports,
-    /// What the round came to is said.
-    told: bool,
+    /// By the entry that the hashes are of: the newest ones that somebody reported.
+    rounds: BTreeMap<LogIndex, Round>,
     /// What this replica found, until it is in the log.
     unreported: Option<StateHash>,
+}
+
+#[derive(Default)]
+struct Round {
+    reports: Reports,
+    /// What it came to is said.
+    told: bool,
 }
 
 /// What the reports of a round come to, for one replica.
@@ -78,9 +84,7 @@ impl Comparison {
             own: None,
             bytes_since: 0,
             last: Instant::now(),
-            round: None,
-            reports: Reports::new(),
-            told: false,
+            rounds: BTreeMap::new(),
             unreported: None,
         };
         Self {
@@ -129,23 +133,21 @@ impl Comparison {
     ) -> Option<Alarm> {
         let mut known = self.known.lock();
         let own = known.own?;
-        if known.round > Some(report.index) {
-            return None;
+        let round = known.rounds.entry(report.index).or_default();
+        if round.reports.len() < REPORTS_MAX {
+            round.reports.insert(NodeId::from_raw(report.node), report.hash);
         }
-        if known.round < Some(report.index) {
-            (known.round, known.told) = (Some(report.index), false);
-            known.reports.clear();
+        let verdict = judge(own, voters, &round.reports);
+        let alarm = if verdict == Verdict::Open || round.told {
+            None
+        } else {
+            alarm(shard, own, report.index, leader, voters, (verdict, &round.reports))
+        };
+        round.told |= alarm.is_some();
+        // Maybe this one itself, when it is older than all of them.
+        while known.rounds.len() > ROUNDS_MAX {
+            known.rounds.pop_first();
         }
-        if known.reports.len() >= REPORTS_MAX {
-            return None;
-        }
-        known.reports.insert(NodeId::from_raw(report.node), report.hash);
-        let verdict = judge(own, voters, &known.reports);
-        if verdict == Verdict::Open || known.told {
-            return None;
-        }
-        let alarm = alarm(shard, own, report.index, leader, voters, (verdict, &known.reports));
-        known.told = alarm.is_some();
         alarm
     }
 }

@@ -71,9 +71,26 @@ fn the_one_that_differs_stops_and_the_others_say_so_once() {
     let (first, alarms) = tell(1);
     assert!(matches!(&alarms[..], [Alarm::Told(_)]), "{alarms:?}");
     assert_eq!(say(&first, 3, 70, (3, 9)), None, "it is said once");
-    assert_eq!(say(&first, 3, 69, (2, 7)), None, "an older round is over");
     assert_eq!(say(&first, 3, 80, (1, 1)), None);
     assert_eq!(say(&first, 3, 80, (2, 1)), None, "all is well in the next");
+}
+
+#[test]
+fn one_that_is_slow_is_compared_although_the_others_are_at_the_next_round() {
+    let slow = comparison(3);
+    for index in [70, 80, 90] {
+        assert_eq!(say(&slow, 3, index, (1, 1)), None);
+        assert_eq!(say(&slow, 3, index, (2, 1)), None);
+    }
+    assert!(matches!(say(&slow, 3, 70, (3, 9)), Some(Alarm::Stops(why)) if why.contains("entry 70")));
+    // But not for ever.
+    let slower = comparison(3);
+    for index in [70, 80, 90, 100, 110] {
+        assert_eq!(say(&slower, 3, index, (1, 1)), None);
+        assert_eq!(say(&slower, 3, index, (2, 1)), None);
+    }
+    assert_eq!(say(&slower, 3, 70, (3, 9)), None);
+    assert_eq!(slower.known.lock().rounds.len(), ROUNDS_MAX);
 }
 
 #[test]

@@ -1,13 +1,13 @@
 //! Runs seeds, and says what was found.
 //!
 //! ```text
-//! cargo run --release -p tidemill-sim --example sim -- cluster [first seed] [number of seeds]
-//! cargo run --release -p tidemill-sim --example sim -- seed SEED [file for its trace] [number of a bug]
-//! cargo run --release -p tidemill-sim --example sim -- bugs [most seeds for each] [number of a bug]
-//! cargo run --release -p tidemill-sim --example sim -- edits                          numbers of the bugs that are changes of the sources
-//! cargo run --release -p tidemill-sim --example sim -- edit NUMBER DIRECTORY          changes a copy of the sources
-//! cargo run --release -p tidemill-sim --example sim -- edited NUMBER [most seeds]     built from such a copy: which seed finds it
-//! cargo run --release -p tidemill-sim --example sim -- alone [first seed] [number of seeds] [file for the last trace]
+//! cargo run -p tidemill-sim --example sim -- cluster [first seed] [number of seeds]
+//! cargo run -p tidemill-sim --example sim -- seed SEED [file for its trace] [number of a bug]
+//! cargo run -p tidemill-sim --example sim -- bugs [most seeds for each] [number of a bug]
+//! cargo run -p tidemill-sim --example sim -- edits                          numbers of the bugs that are changes of the sources
+//! cargo run -p tidemill-sim --example sim -- edit NUMBER DIRECTORY          changes a copy of the sources
+//! cargo run -p tidemill-sim --example sim -- edited NUMBER [most seeds]     built from such a copy: which seed finds it
+//! cargo run -p tidemill-sim --example sim -- alone [first seed] [number of seeds] [file for the last trace]
 //! ```
 //!
 //! Each seed of a cluster is run in a process of its own, and every tenth twice; of one broker alone each twice. Ends with 1 where two runs

@@ -5,6 +5,9 @@
 //! whose blocks and length are settled costs a fraction of one that grows. Where the writer is faster all the same,
 //! it erases a recycled file itself, and where there is none takes a merely allocated one rather than wait.
 //!
+//! Zeros are written slowly while the writer does not run out of files: other writes share the disk, those of other brokers among them,
+//! and each of their syncs waits for what the disk was given before.
+//!
 //! So a file is made only where none is left of those that were recycled: beside the segments in use there are at most
 //! those that the helper keeps ready and one that it has in hand, unless there were more segments in use before.
 
@@ -14,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -27,7 +31,9 @@ use crate::fs::{AlignedBuffer, OpenMode, Storage};
 /// Files that the helper keeps ready.
 pub(super) const READY_MIN: usize = 2;
 /// Zeros written at once when a file is made.
-const PREWRITE_BYTES: usize = 1 << 20;
+const PREWRITE_BYTES: usize = 256 << 10;
+/// Between two such writes of a helper that is in no hurry: 32 MiB/s at most.
+const PREWRITE_PAUSE: Duration = Duration::from_millis(8);
 
 /// The pool, shared by the writer and the helper thread.
 pub(super) struct Pool {
@@ -54,11 +60,11 @@ impl Preparer {
 
 impl Worker for Preparer {
     fn run(&mut self) {
-        while self.0.work(self.0.next_job(None)) != Step::Ended {}
+        while self.0.work(self.0.next_job(None), Blocks::WrittenSlowly) != Step::Ended {}
     }
 
     fn step(&mut self, waker: &Waker) -> Step {
-        self.0.work(self.0.next_job(Some(waker)))
+        self.0.work(self.0.next_job(Some(waker)), Blocks::Written)
     }
 }
 
@@ -66,6 +72,10 @@ struct Inner {
     ready: VecDeque<SegmentFile>,
     to_erase: VecDeque<SegmentFile>,
     next_name: u64,
+    /// The writer has taken a file.
+    in_use: bool,
+    /// It has found none that was ready since there last were enough.
+    in_hurry: bool,
     /// Set after a failure or for want of room, until something changes: the helper does not hammer a full disk.
     paused: bool,
     closing: bool,
@@ -97,6 +107,8 @@ impl Pool {
                 ready: VecDeque::new(),
                 to_erase: free.into(),
                 next_name: numbers.max().map_or(1, |newest| newest + 1),
+                in_use: false,
+                in_hurry: false,
                 paused: false,
                 closing: false,
                 waker: None,
@@ -107,6 +119,8 @@ impl Pool {
 
     /// A file for a new segment: one that is ready, else one made on the spot.
     pub(super) fn take(&self) -> io::Result<SegmentFile> {
+        // It is wanted before any can be ready.
+        let is_first = !std::mem::replace(&mut self.inner.lock().in_use, true);
         loop {
             let file = {
                 let mut inner = self.inner.lock();
@@ -115,6 +129,7 @@ impl Pool {
                 if let Some(ready) = inner.ready.pop_front() {
                     return Ok(ready);
                 }
+                inner.in_hurry |= !is_first;
                 inner.to_erase.pop_front()
             };
             match file {
@@ -123,7 +138,7 @@ impl Pool {
                     return Ok(file);
                 }
                 Some(other) => self.remove(&other)?,
-                None => return self.create(false),
+                None => return self.create(Blocks::Allocated),
             }
         }
     }
@@ -178,10 +193,10 @@ impl Pool {
         }
     }
 
-    fn work(&self, job: Job) -> Step {
+    fn work(&self, job: Job, blocks: Blocks) -> Step {
         let done = match job {
             Job::Erase(file) => self.erase(file),
-            Job::Create => self.prepare(),
+            Job::Create => self.prepare(blocks),
             Job::Wait => return Step::Idle { until: None },
             Job::End => return Step::Ended,
         };
@@ -210,17 +225,19 @@ impl Pool {
     }
 
     /// Makes a file ahead of time, unless the disk is short of room.
-    fn prepare(&self) -> io::Result<()> {
+    fn prepare(&self, blocks: Blocks) -> io::Result<()> {
         if self.storage.free_space()?.free < self.prepare_free_min_bytes {
             self.inner.lock().paused = true;
             return Ok(());
         }
-        let file = self.create(true)?;
-        self.inner.lock().ready.push_back(file);
+        let file = self.create(blocks)?;
+        let mut inner = self.inner.lock();
+        inner.ready.push_back(file);
+        inner.in_hurry &= inner.ready.len() < READY_MIN;
         Ok(())
     }
 
-    fn create(&self, prewrite: bool) -> io::Result<SegmentFile> {
+    fn create(&self, blocks: Blocks) -> io::Result<SegmentFile> {
         let number = {
             let mut inner = self.inner.lock();
             inner.next_name += 1;
@@ -230,34 +247,51 @@ impl Pool {
         let bytes = u64::from(self.blocks) * BLOCK_BYTES as u64;
         // Before the first byte, so that whoever plans with the disk's room counts it in time.
         self.files_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.create_at(&path, prewrite).inspect_err(|_| {
+        self.create_at(&path, blocks).inspect_err(|_| {
             // What is half made only takes room.
             drop(self.storage.remove(&path));
             self.files_bytes.fetch_sub(bytes, Ordering::Relaxed);
         })
     }
 
-    fn create_at(&self, path: &Path, prewrite: bool) -> io::Result<SegmentFile> {
+    fn create_at(&self, path: &Path, blocks: Blocks) -> io::Result<SegmentFile> {
         let bytes = u64::from(self.blocks) * BLOCK_BYTES as u64;
         let file = self.storage.open(path, OpenMode::CREATE_NEW.with_direct(self.direct))?;
-        if prewrite {
+        if blocks == Blocks::Allocated {
+            file.allocate(bytes)?;
+        } else {
             let zeros = AlignedBuffer::zeroed(PREWRITE_BYTES);
             let mut at = 0;
             while at < bytes {
-                if self.inner.lock().closing {
-                    return Err(io::ErrorKind::Interrupted.into());
-                }
+                self.pause(blocks)?;
                 let count = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
                 file.write_all_at(at, zeros.get(..count).unwrap_or_default())?;
                 at += count as u64;
             }
-        } else {
-            file.allocate(bytes)?;
         }
         file.sync_data()?;
         self.storage.sync_dir(&self.dir)?;
         Ok(SegmentFile { path: path.to_owned(), file, blocks: self.blocks })
     }
+
+    /// Before each write of zeros.
+    fn pause(&self, blocks: Blocks) -> io::Result<()> {
+        let mut inner = self.inner.lock();
+        if blocks == Blocks::WrittenSlowly && !inner.in_hurry && !inner.closing {
+            self.changed.wait_for(&mut inner, PREWRITE_PAUSE);
+        }
+        if inner.closing { Err(io::ErrorKind::Interrupted.into()) } else { Ok(()) }
+    }
+}
+
+/// How a new file gets its blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Blocks {
+    /// At once; each sync has to settle what was written of them.
+    Allocated,
+    Written,
+    /// As long as nobody waits for it.
+    WrittenSlowly,
 }
 
 /// Durably, so that nothing of the old life is taken for new after a crash.

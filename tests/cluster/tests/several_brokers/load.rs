@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 /// One producer per partition, each sending numbers from 0 on, one behind the other.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
+    paused: Arc<AtomicBool>,
     producers: Vec<JoinHandle<Result<u64, String>>>,
     topic: String,
 }
@@ -25,14 +26,18 @@ const PAUSE: Duration = Duration::from_millis(2);
 impl Load {
     pub(crate) async fn start(client: &Client, topic: &str, partitions: u32) -> Outcome<Self> {
         client.topics().create(NewTopic::new(topic, partitions)).await?;
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, paused) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let mut producers = Vec::new();
         for partition in 0..partitions {
             let producer = client.producer(topic).delivery_timeout(DELIVERY_DEADLINE).build().await?;
-            let stop = Arc::clone(&stop);
+            let (stop, paused) = (Arc::clone(&stop), Arc::clone(&paused));
             producers.push(tokio::spawn(async move {
                 let mut number = 0_u64;
                 while !stop.load(Ordering::Relaxed) {
+                    if paused.load(Ordering::Relaxed) {
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
                     let value = number.to_be_bytes();
                     let record = Record::new(&value).partition(PartitionId::new(partition));
                     let sent = producer.send(record).await.map_err(|error| error.to_string())?;
@@ -44,7 +49,12 @@ impl Load {
                 Ok(number)
             }));
         }
-        Ok(Self { stop, producers, topic: topic.to_owned() })
+        Ok(Self { stop, paused, producers, topic: topic.to_owned() })
+    }
+
+    /// Has the producers send nothing, beyond what is under way, until they are to go on.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
     }
 
     /// Ends the load, and checks that each acknowledged record is there once, in order. Answers how many there are.
