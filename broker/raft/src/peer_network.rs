@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,8 @@ pub(crate) struct PeerLinks {
     shard: ShardId,
     node: NodeId,
     snapshot_limiter: Arc<SnapshotLimiter>,
+    /// See [`Replica::sends_unsound_snapshots`](crate::Replica::sends_unsound_snapshots).
+    pub(crate) is_unsound: AtomicBool,
     /// Of appends to one peer that it has not answered.
     pub(crate) append_in_flight_bytes_max: usize,
     /// The last entry that a peer said to hold, under which leadership. One that says later that it does not has lost
@@ -71,6 +74,7 @@ impl PeerLinks {
             shard,
             node,
             snapshot_limiter,
+            is_unsound: AtomicBool::new(false),
             append_in_flight_bytes_max,
             acknowledged,
             lost,
@@ -295,7 +299,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let stream = opened.map_err(|error| StreamingError::Unreachable(unreachable_peer(error)))?;
         let address = self.links.address(self.target);
         let addressed = |offer: Bytes| request::snapshot(&address, &offer).0;
-        snapshot::send(stream, vote, snapshot, cancel, &self.links.snapshot_limiter, addressed).await
+        let (limiter, is_unsound) = (&*self.links.snapshot_limiter, &self.links.is_unsound);
+        snapshot::send(stream, vote, snapshot, cancel, (limiter, is_unsound), addressed).await
     }
 
     async fn transfer_leader(

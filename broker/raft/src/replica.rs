@@ -1,5 +1,6 @@
 //! One shard's replica on this broker: the handle that everything else uses.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -262,6 +263,20 @@ impl Replica {
             }
         };
         tokio::time::timeout(patience, leading).await.unwrap_or(Err(ReadError::NoQuorum))
+    }
+
+    /// Whether a snapshot that this replica sent does not read here, or was something else for its receiver than what it announces: another
+    /// had better lead, and send its own. As long as nobody [forgets](Self::forget_unsound_snapshots) it.
+    #[must_use]
+    pub fn sends_unsound_snapshots(&self) -> bool {
+        self.0.peers.as_ref().is_some_and(|peers| peers.links.is_unsound.load(Ordering::Relaxed))
+    }
+
+    /// What this replica has is taken for sound again: until the next snapshot shows that it is not.
+    pub fn forget_unsound_snapshots(&self) {
+        if let Some(peers) = &self.0.peers {
+            peers.links.is_unsound.store(false, Ordering::Relaxed);
+        }
     }
 
     /// How much was applied since the last checkpoint, in bytes.

@@ -9,12 +9,13 @@
 //! part      4 | part | position u64                                                      the bytes there
 //! answer    5 | vote 18
 //! failed    6 | why, UTF-8, to the end of the head
+//! refused   7 | the part that is not what the manifest says, the last of several | why, as above
 //!
 //! part      0: a chunk of the state, 1: a segment, u8 | its number in the manifest u32
 //! ```
 //! Vote and position are as the log has them (`codec`). All numbers are big-endian. The sender says offer and manifest, then part, one for
-//! each range in the order in which they were asked for; the receiver says want, and answer at the end; either may say failed, which is its
-//! last word. What the stream is for, and for whom, whoever opens it says before the offer.
+//! each range in the order in which they were asked for; the receiver says want, and answer at the end, or refused; either may say failed.
+//! Those are last words. What the stream is for, and for whom, whoever opens it says before the offer.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -29,6 +30,7 @@ const WANT: u8 = 3;
 const PART: u8 = 4;
 const ANSWER: u8 = 5;
 const FAILED: u8 = 6;
+const REFUSED: u8 = 7;
 const VOTE_BYTES: usize = 18;
 const POSITION_BYTES: usize = 25;
 const RANGE_BYTES: usize = 17;
@@ -67,6 +69,7 @@ pub(crate) enum Message {
     Part { part: Part, position: u64 },
     Answer(Vote),
     Failed(String),
+    Refused { part: Part, reason: String },
 }
 
 impl Message {
@@ -105,7 +108,12 @@ impl Message {
             }
             Self::Failed(reason) => {
                 out.put_u8(FAILED);
-                out.put_slice(&reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX)]);
+                put_reason(&mut out, reason);
+            }
+            Self::Refused { part, reason } => {
+                out.put_u8(REFUSED);
+                put_part(&mut out, *part);
+                put_reason(&mut out, reason);
             }
         }
         out.freeze()
@@ -131,10 +139,8 @@ impl Message {
             WANT => Self::Want(input.ranges()?),
             PART => Self::Part { part: input.part()?, position: input.u64()? },
             ANSWER => Self::Answer(codec::decode_vote(input.take(VOTE_BYTES)?)?),
-            FAILED => {
-                let reason = input.take(input.0.len().min(REASON_BYTES_MAX))?;
-                Self::Failed(String::from_utf8_lossy(reason).into_owned())
-            }
+            FAILED => Self::Failed(input.reason()?),
+            REFUSED => Self::Refused { part: input.part()?, reason: input.reason()? },
             found => return Err(CodecError::UnknownFormat { what: WHAT, found }),
         };
         match input.0.len() {
@@ -142,6 +148,10 @@ impl Message {
             extra => Err(CodecError::Trailing { what: WHAT, extra }),
         }
     }
+}
+
+fn put_reason(out: &mut BytesMut, reason: &str) {
+    out.put_slice(&reason.as_bytes()[..reason.floor_char_boundary(REASON_BYTES_MAX)]);
 }
 
 fn put_part(out: &mut BytesMut, part: Part) {
@@ -176,6 +186,11 @@ impl<'a> Input<'a> {
 
     fn u64(&mut self) -> Result<u64, CodecError> {
         self.take(8).map(|mut bytes| bytes.get_u64())
+    }
+
+    fn reason(&mut self) -> Result<String, CodecError> {
+        let reason = self.take(self.0.len().min(REASON_BYTES_MAX))?;
+        Ok(String::from_utf8_lossy(reason).into_owned())
     }
 
     fn part(&mut self) -> Result<Part, CodecError> {
@@ -243,6 +258,7 @@ mod tests {
             (parts(), any::<u64>()).prop_map(|(part, position)| Message::Part { part, position }),
             votes().prop_map(Message::Answer),
             "[a-zä ]{0,300}".prop_map(Message::Failed),
+            (parts(), "[a-zä ]{0,300}").prop_map(|(part, reason)| Message::Refused { part, reason }),
         ]
     }
 
@@ -251,7 +267,7 @@ mod tests {
         fn messages_round_trip(message in messages()) {
             let head = message.encode();
             prop_assert_eq!(Message::decode(&head), Ok(message.clone()));
-            if !matches!(message, Message::Failed(_)) {
+            if !matches!(message, Message::Failed(_) | Message::Refused { .. }) {
                 for end in 0..head.len() {
                     prop_assert!(Message::decode(&head[..end]).is_err());
                 }

@@ -23,7 +23,7 @@ use crate::state_machine::{Machine, StateMachine};
 use crate::types::{LogId, RaftSnapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, log_id};
 
 /// So many parts of one transfer may turn out to be something else before it ends. Its leader then looks for damage in what it sent, has it
-/// mended from others, and begins again.
+/// mended from others, and hands the lead to one of them, which sends what is missing still.
 const REFUSALS_MAX: u32 = 3;
 
 /// Why a snapshot was not received. What is staged stays.
@@ -44,9 +44,9 @@ pub(crate) enum ReceiveError {
     #[error("the sender said something that is not its part: {0}")]
     Unexpected(&'static str),
     #[error(
-        "{0} parts were not what the manifest says; whoever leads the shard looks at its own and sends them again"
+        "{times} parts were not what the manifest says; the leader looks at its own, and another sends them"
     )]
-    Refused(u32),
+    Refused { times: u32, last: Part },
     #[error("a newer transfer to this replica took over")]
     Overtaken,
     #[error("the replica stopped: {0}")]
@@ -87,7 +87,12 @@ pub(crate) async fn receive_with(
         Ok(vote) => vote,
         Err(error) => {
             // So that the sender's log says why, too; the stream may be broken as well.
-            let _told = stream.sender.send(Message::Failed(error.to_string()).encode(), &[]).await;
+            let reason = error.to_string();
+            let word = match error {
+                ReceiveError::Refused { last: part, .. } => Message::Refused { part, reason },
+                _ => Message::Failed(reason),
+            };
+            let _told = stream.sender.send(word.encode(), &[]).await;
             let _told = stream.sender.finish().await;
             return Err(error);
         }
@@ -360,7 +365,7 @@ impl Receiver<'_> {
         counter!("tidemill_snapshot_parts_rejected_total", "shard" => self.shard.to_string()).increment(1);
         self.refused += 1;
         if self.refused >= REFUSALS_MAX {
-            return Err(ReceiveError::Refused(self.refused));
+            return Err(ReceiveError::Refused { times: self.refused, last: part });
         }
         plan.again(part);
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +22,14 @@ use crate::runtime::blocking;
 use crate::types::{RaftSnapshot, TypeConfig, Vote, log_id};
 
 /// Sends a snapshot over a stream of its own, whose first head is what `opening` makes of the offer's: what the stream is for is said there. Its checkpoint is pinned meanwhile; if a newer one was made since openraft asked, it is that one.
-/// Ends soon after `cancel` does.
+/// Ends soon after `cancel` does. `is_unsound` is set where what this replica has can't be sent: it does not read, or the receiver found it
+/// to be something else.
 pub(crate) async fn send(
     stream: PeerStream,
     vote: Vote,
     snapshot: RaftSnapshot,
     cancel: impl Future<Output = ReplicationClosed>,
-    limiter: &SnapshotLimiter,
+    (limiter, is_unsound): (&SnapshotLimiter, &AtomicBool),
     opening: impl FnOnce(Bytes) -> Bytes,
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let sending = async {
@@ -35,7 +37,13 @@ pub(crate) async fn send(
         let mut sender = Sender::begin(stream, shard, limiter).await?;
         match sender.run(vote, opening).await {
             Ok(vote) => Ok(vote),
-            Err(error) => Err(sender.failed(error).await),
+            Err(error) => {
+                let error = sender.failed(error).await;
+                if matches!(error, SendError::Refused { .. } | SendError::Source(_)) {
+                    is_unsound.store(true, Ordering::Relaxed);
+                }
+                Err(error)
+            }
         }
     };
     tokio::select! {
@@ -63,6 +71,8 @@ enum SendError {
     Source(#[from] SnapshotError),
     #[error("the receiver gave up: {0}")]
     GivenUp(String),
+    #[error("the receiver does not take it: {reason}")]
+    Refused { part: Part, reason: String },
     #[error("the receiver ended the stream without an answer")]
     NoAnswer,
     #[error("the receiver said something that is not its part: {0:?}")]
@@ -83,8 +93,6 @@ struct Sender<'a> {
     source: Shard,
     background: Arc<dyn Background>,
     pinned: Arc<tidemill_shard::Snapshot>,
-    /// The number of the segment of which a piece was read last.
-    segment: Option<u32>,
     limiter: &'a SnapshotLimiter,
     /// The chunk that was asked for last: a large one is asked for in pieces.
     chunk: Option<(u32, Bytes)>,
@@ -103,17 +111,7 @@ impl<'a> Sender<'a> {
         let shard = pinned.manifest().shard;
         let sent_bytes = counter!("tidemill_snapshot_sent_bytes_total", "shard" => shard.to_string());
         let pinned = Arc::new(pinned);
-        Ok(Self {
-            stream,
-            shard,
-            source,
-            background,
-            pinned,
-            segment: None,
-            limiter,
-            chunk: None,
-            sent_bytes,
-        })
+        Ok(Self { stream, shard, source, background, pinned, limiter, chunk: None, sent_bytes })
     }
 
     async fn run(&mut self, vote: Vote, opening: impl FnOnce(Bytes) -> Bytes) -> Result<Vote, SendError> {
@@ -137,6 +135,7 @@ impl<'a> Sender<'a> {
                     return Ok(vote);
                 }
                 Message::Failed(reason) => return Err(SendError::GivenUp(reason)),
+                Message::Refused { part, reason } => return Err(SendError::Refused { part, reason }),
                 other => return Err(SendError::Unexpected(other)),
             }
         }
@@ -201,7 +200,6 @@ impl<'a> Sender<'a> {
     async fn read_segment(&mut self, number: u32, range: Range) -> Result<Bytes, SendError> {
         let segments = &self.pinned.manifest().segments;
         let segment = *segments.get(number as usize).ok_or(SendError::UnknownRange(range))?;
-        self.segment = Some(number);
         let pinned = Arc::clone(&self.pinned);
         let read = blocking(&self.background, move || {
             let mut buffer = vec![0; range.bytes as usize];
@@ -218,9 +216,9 @@ impl<'a> Sender<'a> {
         let error = match error {
             SendError::Peer(broken) => {
                 let word = tokio::time::timeout(LAST_WORD_PATIENCE, self.last_word()).await;
-                word.ok().flatten().map_or(SendError::Peer(broken), SendError::GivenUp)
+                word.ok().flatten().unwrap_or(SendError::Peer(broken))
             }
-            SendError::GivenUp(_) | SendError::NoAnswer => error,
+            SendError::GivenUp(_) | SendError::Refused { .. } | SendError::NoAnswer => error,
             _ => {
                 // So that the receiver's log says why, too; the stream may be broken as well.
                 let _told = self.stream.sender.send(Message::Failed(error.to_string()).encode(), &[]).await;
@@ -228,19 +226,16 @@ impl<'a> Sender<'a> {
                 error
             }
         };
-        if matches!(error, SendError::GivenUp(_)) {
-            self.look_for_damage().await;
+        if let SendError::Refused { part: Part::Segment(number), .. } = error {
+            self.look_for_damage(number).await;
         }
         tracing::warn!(shard = %self.shard, %error, "a snapshot was not sent; the next try goes on where this one ended");
         error
     }
 
     /// A segment that the receiver does not take may be damaged here: then it is repaired before it is sent again.
-    async fn look_for_damage(&self) {
-        let segments = &self.pinned.manifest().segments;
-        let Some(segment) = self.segment.and_then(|number| segments.get(number as usize)).copied() else {
-            return;
-        };
+    async fn look_for_damage(&self, number: u32) {
+        let Some(segment) = self.pinned.manifest().segments.get(number as usize).copied() else { return };
         let source = self.source.clone();
         let checked =
             blocking(&self.background, move || source.sound_copy(segment.partition, &segment.end).map(drop))
@@ -250,10 +245,12 @@ impl<'a> Sender<'a> {
         }
     }
 
-    async fn last_word(&mut self) -> Option<String> {
+    async fn last_word(&mut self) -> Option<SendError> {
         while let Ok(Some(message)) = self.stream.receiver.next().await {
-            if let Ok(Message::Failed(reason)) = Message::decode(&message.head) {
-                return Some(reason);
+            match Message::decode(&message.head) {
+                Ok(Message::Failed(reason)) => return Some(SendError::GivenUp(reason)),
+                Ok(Message::Refused { part, reason }) => return Some(SendError::Refused { part, reason }),
+                _ => {}
             }
         }
         None

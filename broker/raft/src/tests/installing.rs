@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use openraft::Raft;
 use openraft::errors::ReplicationClosed;
@@ -157,14 +158,17 @@ async fn openraft_installs_what_was_received_and_purges_the_log() {
     .unwrap();
     let (ours, mut theirs) = pair(clear(), clear());
     let vote = Vote::from_leader_id(LeaderId { term: leads.get() + 1, node_id: LEADER }, true);
-    let limiter = SnapshotLimiter::new(None);
+    let (limiter, is_unsound) = (SnapshotLimiter::new(None), AtomicBool::new(false));
     let never = std::future::pending::<ReplicationClosed>();
     let receiving = async {
         let first = theirs.receiver.next().await.unwrap().unwrap();
         in_a_task(receive(&machine, &raft, LEADER, first, theirs)).await
     };
     let both = async {
-        tokio::join!(in_a_task(send(ours, vote, snapshot, never, &limiter, |offer| offer)), receiving)
+        tokio::join!(
+            in_a_task(send(ours, vote, snapshot, never, (&limiter, &is_unsound), |offer| offer)),
+            receiving
+        )
     };
     let (sent, received) = tokio::time::timeout(PATIENCE, both).await.unwrap();
     received.unwrap();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
@@ -50,6 +50,7 @@ struct Store {
     storage: MemoryStorage,
     broker: Broker,
     machine: Arc<Machine>,
+    is_unsound: AtomicBool,
 }
 
 impl Store {
@@ -64,7 +65,7 @@ impl Store {
     fn with(broker: Broker, storage: MemoryStorage) -> Self {
         let log = SharedLog::open(SHARD, broker.wal.clone(), &broker.recovered(SHARD), 1 << 20, 0).unwrap();
         let machine = Machine::open(SHARD, broker.shard(SHARD), log, &broker.limits).unwrap();
-        Self { storage, broker, machine }
+        Self { storage, broker, machine, is_unsound: AtomicBool::new(false) }
     }
 
     fn shard(&self) -> Shard {
@@ -138,7 +139,10 @@ async fn transfer_at(
     let (ours, theirs) = pair(taps.0, taps.1);
     let never = std::future::pending::<ReplicationClosed>();
     let both = async {
-        tokio::join!(send(ours, vote(1), from.snapshot(), never, limiter, opening), to.serve(theirs))
+        tokio::join!(
+            send(ours, vote(1), from.snapshot(), never, (limiter, &from.is_unsound), opening),
+            to.serve(theirs)
+        )
     };
     tokio::time::timeout(PATIENCE, both).await.expect("it ends")
 }
@@ -284,12 +288,15 @@ async fn a_part_that_is_something_else_is_fetched_again_a_few_times() {
     }
     let replica = Store::new();
     let (sent, received) = transfer(&source, &replica, falsify(u64::MAX, is_part)).await;
-    assert!(matches!(received, Err(ReceiveError::Refused(3))), "{received:?}");
+    assert!(matches!(received, Err(ReceiveError::Refused { times: 3, .. })), "{received:?}");
     let told = sent.unwrap_err().to_string();
-    assert!(told.contains("sends them again"), "{told}");
+    assert!(told.contains("another sends them"), "{told}");
+    assert!(source.is_unsound.load(Ordering::Relaxed), "so that another leads");
     assert!(replica.shard().applied().last.is_none());
-    // Somebody else has them.
-    transfer_all(&source, &replica).await;
+    // Which has the same.
+    let other = Store::on(source.storage.kill());
+    transfer_all(&other, &replica).await;
+    assert!(!other.is_unsound.load(Ordering::Relaxed));
     assert_same(&source.shard(), &replica.shard());
 }
 
@@ -301,7 +308,8 @@ async fn another_shards_manifest_an_older_vote_and_garbage_are_refused() {
     let shard = tidemill_protocol::ShardId::new(2);
     let log = SharedLog::open(shard, other.wal.clone(), &other.recovered(shard), 1 << 20, 0).unwrap();
     let machine = Machine::open(shard, other.shard(shard), log, &other.limits).unwrap();
-    let stranger = Store { storage: MemoryStorage::new(), broker: other, machine };
+    let stranger =
+        Store { storage: MemoryStorage::new(), broker: other, machine, is_unsound: AtomicBool::new(false) };
     let (sent, received) = transfer(&source, &stranger, clear()).await;
     assert!(received.unwrap_err().to_string().contains("of shard 1, not of shard 2"));
     assert!(sent.unwrap_err().to_string().contains("of shard 1, not of shard 2"));
@@ -369,8 +377,10 @@ async fn the_source_goes_on_while_it_sends() {
     let (ours, theirs) = pair(clear(), clear());
     let limiter = SnapshotLimiter::new(None);
     let never = std::future::pending::<ReplicationClosed>();
-    let (sent, received) =
-        tokio::join!(send(ours, vote(1), newer, never, &limiter, opening), replica.serve(theirs));
+    let (sent, received) = tokio::join!(
+        send(ours, vote(1), newer, never, (&limiter, &source.is_unsound), opening),
+        replica.serve(theirs)
+    );
     received.unwrap();
     sent.unwrap();
     assert_same(&source.shard(), &replica.shard());
@@ -455,7 +465,10 @@ async fn a_newer_transfer_takes_over_and_a_cancelled_one_ends() {
         ReplicationClosed::new("told to")
     };
     let first = async {
-        tokio::join!(send(ours, vote(1), source.snapshot(), cancel, &slow, opening), replica.serve(theirs))
+        tokio::join!(
+            send(ours, vote(1), source.snapshot(), cancel, (&slow, &source.is_unsound), opening),
+            replica.serve(theirs)
+        )
     };
     let second = async {
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,4 +1,5 @@
-//! Who leads: leads are spread as planned, leave a broker whose disk is full or fails, and are handed over before a broker stops.
+//! Who leads: leads are spread as planned, leave a broker whose disk is full or fails or whose snapshots are not taken, and are handed over
+//! before a broker stops.
 //!
 //! A disk is full until twice the least is free, one whose shard has stopped has failed until the broker is started anew, and every lead
 //! rests after it was handed over: so nothing goes to and fro.
@@ -56,7 +57,11 @@ pub(crate) async fn spread(shards: Shards, view: ViewReader, room: Room, stoppin
             }
             rests_until.insert(shard, Instant::now() + REST);
             match replica.transfer_leadership(next).await {
-                Ok(()) => tracing::info!(%shard, to = %next, "the lead goes to another broker"),
+                Ok(()) => {
+                    // Whoever takes the lead sends its own.
+                    replica.forget_unsound_snapshots();
+                    tracing::info!(%shard, to = %next, "the lead goes to another broker");
+                }
                 Err(error) => tracing::info!(%shard, to = %next, %error, "the lead stays"),
             }
         }
@@ -73,10 +78,12 @@ fn next_leader(
         return None;
     }
     let planned = &controller.shard(replica.shard_id())?.replicas;
-    let voters = replica.members().voters;
+    let (voters, me) = (replica.members().voters, replica.node());
+    let is_unsound = replica.sends_unsound_snapshots();
+    let may_lead = |broker| may_lead(broker) && !(is_unsound && broker == me.broker());
     let is_fit =
         |node: NodeId| voters.contains(&node) && has_nearly_all(replica, node, CLOSE_ENTRIES, PRESENT_WITHIN);
-    successor(planned, replica.node(), may_lead, is_fit)
+    successor(planned, me, may_lead, is_fit)
 }
 
 /// The first of those planned where this one may lead on; else whichever of them may, and is fit to, in the order of the plan, by which
