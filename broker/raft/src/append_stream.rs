@@ -176,7 +176,8 @@ where
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
         let vote = append.vote;
         drop(append);
-        window.admit(Sent { vote, previous, last, at: Instant::now() }, bytes).await;
+        // It may be answered from when it goes out on, not from when it began to wait for room.
+        window.admit(|| Sent { vote, previous, last, at: Instant::now() }, bytes).await;
         sender.send(head, &body).await?;
     }
     Ok(sender)

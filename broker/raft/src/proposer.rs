@@ -138,6 +138,8 @@ impl Proposer {
                 match tokio::time::timeout(self.limits.reserve_deadline, waiting).await {
                     Ok(Ok(room)) => room,
                     Ok(Err(_closed)) => return Err(self.stopped_error()),
+                    // Since it began to wait.
+                    Err(_elapsed) if self.is_cut_off() => return Err(ProposeError::NoQuorum),
                     Err(_elapsed) => return Err(self.overloaded()),
                 }
             }

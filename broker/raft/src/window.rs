@@ -25,13 +25,13 @@ impl<T> Window<T> {
         Arc::new(Self { room, bytes_max, flying: Mutex::new(VecDeque::new()) })
     }
 
-    /// Waits until there is room for a message, and counts it from then on.
-    pub(crate) async fn admit(&self, note: T, bytes: usize) {
+    /// Waits until there is room for a message, and counts it from then on; `note` is made then.
+    pub(crate) async fn admit(&self, note: impl FnOnce() -> T, bytes: usize) {
         let charged = u32::try_from(bytes.saturating_add(MESSAGE_OVERHEAD_BYTES)).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(charged.min(self.bytes_max)).await;
         // Nobody closes it.
         if let Ok(room) = room {
-            self.flying.lock().push_back((note, room));
+            self.flying.lock().push_back((note(), room));
         }
     }
 
@@ -59,14 +59,14 @@ mod tests {
     #[tokio::test]
     async fn bytes_are_bounded_and_the_oldest_is_answered_first() {
         let window = Window::new(100 << 10);
-        window.admit(1, 60 << 10).await;
-        assert!(window.admit(2, 60 << 10).now_or_never().is_none(), "no room for both");
-        window.admit(3, 10).await;
+        window.admit(|| 1, 60 << 10).await;
+        assert!(window.admit(|| 2, 60 << 10).now_or_never().is_none(), "no room for both");
+        window.admit(|| 3, 10).await;
         assert_eq!((window.answered(), window.oldest(|note| *note)), (Some(1), Some(3)));
-        window.admit(4, 60 << 10).await;
+        window.admit(|| 4, 60 << 10).await;
         assert_eq!((window.answered(), window.answered(), window.answered()), (Some(3), Some(4), None));
-        window.admit(5, usize::MAX).await;
-        assert!(window.admit(6, 0).now_or_never().is_none(), "the large one is alone");
+        window.admit(|| 5, usize::MAX).await;
+        assert!(window.admit(|| 6, 0).now_or_never().is_none(), "the large one is alone");
         assert!(!window.is_empty());
     }
 }

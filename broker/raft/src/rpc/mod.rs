@@ -22,8 +22,9 @@
 //! position            index u64 | term u64 | node u64
 //! x?                  there u8 | x, if there
 //! text                bytes u16 | UTF-8
-//! why not             1 not the leader: leader there u8, its id u64 if there | 2 overloaded | 3 too large: bytes u64, limit u64
-//!                     4 outcome unknown | 5 stopped: text | 6 no quorum
+//! why not             1 not the leader: leader there u8, its id u64 if there | 5 stopped: text | 6 no quorum
+//!                     of a proposal also 2 overloaded | 3 too large: bytes u64, limit u64 | 4 outcome unknown | 7 disk full: broker u32,
+//!                     and behind the text of 5: others vote u8
 //! ```
 //! All numbers are big-endian. The body of an append is its entries, one behind the other, each as the log has it; entry n has the
 //! index after entry n - 1, and the first the one after the previous position. The body of a proposal is an entry of one unit, that
