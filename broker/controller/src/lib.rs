@@ -23,6 +23,7 @@ mod brokers;
 mod changes;
 mod cluster;
 mod command;
+mod counted;
 mod deployment;
 mod difference;
 mod error;

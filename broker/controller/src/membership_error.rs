@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use tidemill_protocol::{BrokerId, NodeId, ShardId};
 
+use crate::counted::counted;
+
 /// Why a change of brokers or replicas was refused; nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum MembershipError {
@@ -113,8 +115,10 @@ pub enum MembershipError {
     TokenExists,
     /// A drained broker's replicas need a place.
     #[error(
-        "broker {broker} can't be drained: shard {shard} has {replicas} replicas, and only {others} other active \
-         brokers are alive; add a broker first (`tidemill cluster add`), or bring back the one that is down"
+        "broker {broker} can't be drained: shard {shard} has {}, and only {} alive; add a broker first \
+         (`tidemill cluster add`), or bring back the one that is down",
+        counted(*replicas, "replica"),
+        others_are(*others)
     )]
     NowhereToGo {
         /// Which broker.
@@ -224,8 +228,9 @@ pub enum MembershipError {
     },
     /// A broker that lives and holds replicas is emptied first.
     #[error(
-        "broker {broker} is alive and holds {replicas} replicas: removing it is for good, and leaves their shards with fewer; drain it first \
-         (`tidemill cluster drain {broker}`), or stop it where it is to go at once"
+        "broker {broker} is alive and holds {}: removing it is for good, and leaves its shards with fewer; drain it first \
+         (`tidemill cluster drain {broker}`), or stop it where it is to go at once",
+        counted(*replicas, "replica")
     )]
     StillServes {
         /// Which broker.
@@ -233,4 +238,41 @@ pub enum MembershipError {
         /// How many replicas it has.
         replicas: usize,
     },
+}
+
+fn others_are(others: usize) -> String {
+    let verb = if others == 1 { "is" } else { "are" };
+    format!("{} {verb}", counted(others, "other active broker"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::id;
+
+    #[test]
+    fn one_replica_is_told_from_several() {
+        let nowhere = |replicas, others| {
+            let (broker, shard) = (id(2), ShardId::new(4));
+            MembershipError::NowhereToGo { broker, shard, replicas, others }.to_string()
+        };
+        for (said, expected) in [
+            (nowhere(1, 0), "shard 4 has 1 replica, and only 0 other active brokers are alive; add a broker"),
+            (nowhere(2, 1), "shard 4 has 2 replicas, and only 1 other active broker is alive; add a broker"),
+            (
+                nowhere(3, 2),
+                "shard 4 has 3 replicas, and only 2 other active brokers are alive; add a broker",
+            ),
+        ] {
+            assert!(said.starts_with("broker 2 can't be drained: ") && said.contains(expected), "{said}");
+        }
+
+        let serves = |replicas| MembershipError::StillServes { broker: id(2), replicas }.to_string();
+        assert!(serves(1).starts_with("broker 2 is alive and holds 1 replica: removing it"), "{}", serves(1));
+        assert!(
+            serves(3).starts_with("broker 2 is alive and holds 3 replicas: removing it"),
+            "{}",
+            serves(3)
+        );
+    }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use tidemill_protocol::{BrokerId, NodeId, ShardId, Timestamp};
 
 use crate::brokers::BrokerState;
+use crate::counted::counted;
 use crate::shards::{ShardRecord, is_majority};
 use crate::state::Controller;
 
@@ -56,7 +57,7 @@ pub enum Risk {
         broker: BrokerId,
     },
     /// A shard survives fewer failures than it should.
-    #[error("shard {shard} has {alive} replicas up to date and alive, {wanted} are wanted")]
+    #[error("shard {shard} has {} up to date and alive, and should have {wanted}", counted(*alive, "replica"))]
     UnderReplicated {
         /// Which shard.
         shard: ShardId,
@@ -87,8 +88,9 @@ pub enum Risk {
     },
     /// A broker is silent.
     #[error(
-        "broker {broker} is down and holds {replicas} replicas; start it again, or, where its disk is lost, bring \
-         it back empty with a token of `tidemill cluster add --broker {broker}`{}",
+        "broker {broker} is down and holds {}; start it again, or, where its disk is lost, bring it back empty with \
+         a token of `tidemill cluster add --broker {broker}`{}",
+        counted(*replicas, "replica"),
         or_remove(*broker, *is_replaceable)
     )]
     BrokerDead {
@@ -108,7 +110,7 @@ pub enum Risk {
         broker: BrokerId,
     },
     /// A broker empties.
-    #[error("broker {broker} is being drained and holds {replicas} replicas still")]
+    #[error("broker {broker} is being drained and holds {} still", counted(*replicas, "replica"))]
     Draining {
         /// Which broker.
         broker: BrokerId,
@@ -228,4 +230,31 @@ fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
         let drained = record.state == BrokerState::Draining && replicas > 0;
         silent.into_iter().chain(drained.then_some(Risk::Draining { broker, replicas }))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NOW, id};
+
+    #[test]
+    fn one_replica_is_told_from_several() {
+        let under = |alive| Risk::UnderReplicated { shard: ShardId::new(4), alive, wanted: 3 }.to_string();
+        assert_eq!(under(0), "shard 4 has 0 replicas up to date and alive, and should have 3");
+        assert_eq!(under(1), "shard 4 has 1 replica up to date and alive, and should have 3");
+        assert_eq!(under(2), "shard 4 has 2 replicas up to date and alive, and should have 3");
+
+        let dead = |replicas| {
+            Risk::BrokerDead { broker: id(2), since: NOW, replicas, is_replaceable: true }.to_string()
+        };
+        assert!(dead(1).starts_with("broker 2 is down and holds 1 replica; start it again"), "{}", dead(1));
+        assert!(dead(5).starts_with("broker 2 is down and holds 5 replicas; start it again"), "{}", dead(5));
+        let advice =
+            "`tidemill cluster add --broker 2`; `tidemill cluster remove 2` where it never comes back";
+        assert!(dead(1).ends_with(advice), "{}", dead(1));
+
+        let draining = |replicas| Risk::Draining { broker: id(2), replicas }.to_string();
+        assert_eq!(draining(1), "broker 2 is being drained and holds 1 replica still");
+        assert_eq!(draining(2), "broker 2 is being drained and holds 2 replicas still");
+    }
 }

@@ -4,8 +4,8 @@
 //! done, a [`PeerEndpoint`] those of other brokers and to them, a connection hands out [`Stream`]s, and a stream reads and
 //! writes whole frames. Everything that the other side controls has a named bound in [`NetLimits`] or [`PeerLimits`].
 //!
-//! Architecture invariant: this crate and the client are the only ones that name quinn. What a frame carries is
-//! not looked at here.
+//! Architecture invariant: of the broker, this crate alone names quinn; beside it the client, and what both share (`sdk/transport`). What a
+//! frame carries is not looked at here.
 
 mod config;
 mod connection;

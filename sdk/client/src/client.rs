@@ -45,7 +45,8 @@ impl Client {
         ProducerBuilder::new(Arc::clone(&self.cluster), topic.into())
     }
 
-    /// What is known of a topic. Asks the cluster the first time; from then on changes are pushed.
+    /// What is known of a topic. Asks the cluster the first time; from then on changes are pushed, as long as a producer or consumer
+    /// of this client uses the topic, or it is one of the 256 others that were named last.
     ///
     /// # Errors
     /// No such topic, or no answer.

@@ -32,6 +32,7 @@ mod config;
 mod consumer;
 mod error;
 mod producer;
+mod timer;
 mod transport;
 
 pub use admin::{

@@ -334,6 +334,25 @@ async fn requests_go_to_another_broker_when_theirs_is_gone() {
     }
 }
 
+/// Two of three refuse, in whatever order they are asked and whichever of them was asked before.
+#[tokio::test]
+async fn a_request_gets_to_the_one_broker_that_takes_it() {
+    let cluster = three(1).await;
+    for _ in 0..3 {
+        let client = cluster.client().await;
+        client.topic_metadata(TOPIC).await.expect("known");
+        for willing in [1, 2, 3, 1, 3, 2] {
+            for id in 1..=3 {
+                cluster.node(id).refuses.store(id != willing, Ordering::Relaxed);
+                cluster.node(id).requests.store(0, Ordering::Relaxed);
+            }
+            assert_eq!(within(client.topics().list()).await, Ok(vec![TOPIC.to_owned()]), "by {willing}");
+            assert!(cluster.node(willing).requests.load(Ordering::Relaxed) > 0);
+        }
+        (1..=3).for_each(|id| cluster.node(id).refuses.store(false, Ordering::Relaxed));
+    }
+}
+
 #[tokio::test]
 async fn one_that_goes_away_gets_nothing_new() {
     let cluster = three(1).await;

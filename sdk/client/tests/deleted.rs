@@ -1,5 +1,5 @@
 //! Topics that were deleted, and such as one broker has not heard of: who reads or writes them is told the one, and not bothered
-//! with the other.
+//! with the other. And such as nobody uses any more, of which no broker has to tell for ever.
 
 mod fake;
 
@@ -174,4 +174,55 @@ async fn what_is_sent_to_a_topic_that_was_deleted_while_its_broker_was_gone_fail
         let refused = within(delivery).await.expect_err("there is no such topic");
         assert!(refused.is(ErrorCode::UnknownTopic), "{partition:?}: {refused}");
     }
+}
+
+/// Names this many topics that are not there, one after the other.
+async fn name_others(client: &Client, count: usize) {
+    for number in 0..count {
+        let refused = within(client.topic_metadata(&format!("other-{number}"))).await;
+        assert!(refused.expect_err("there is none").is(ErrorCode::UnknownTopic));
+    }
+}
+
+/// Waits until the brokers are to tell of so many topics, and of this one or not.
+async fn are_listed(cluster: &FakeCluster, count: usize, is_among_them: bool) {
+    let listed = async {
+        loop {
+            let listed = cluster.node(1).listed.lock().expect("no panic").clone();
+            if listed.len() == count && listed.iter().any(|name| name == TOPIC) == is_among_them {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(listed).await;
+}
+
+#[tokio::test]
+async fn brokers_tell_of_the_topics_in_use_and_of_a_few_others() {
+    /// As the client has it.
+    const UNUSED_MAX: usize = 256;
+    let cluster = FakeCluster::start(&["a"], 1).await;
+    let client = cluster.client().await;
+    let mut consumer = reader(&client).await;
+    let producer = client.producer(TOPIC).build().await.expect("a producer");
+    name_others(&client, UNUSED_MAX + 20).await;
+    are_listed(&cluster, UNUSED_MAX + 1, true).await;
+    drop(producer);
+    name_others(&client, UNUSED_MAX + 20).await;
+    are_listed(&cluster, UNUSED_MAX + 1, true).await;
+    fill_and_read(&cluster, &client, &mut consumer, 10).await;
+
+    // Nobody uses it, and many others were named since.
+    consumer.remove(partition(0));
+    name_others(&client, 2 * UNUSED_MAX).await;
+    are_listed(&cluster, UNUSED_MAX, false).await;
+    // What is known of it by now is no longer pushed: it is asked for.
+    cluster.model.elect(0, 0);
+    assert_eq!(client.topic_metadata(TOPIC).await.expect("known").partitions[0].leader, None);
+    are_listed(&cluster, UNUSED_MAX, true).await;
+
+    // One that nobody uses is forgotten when it goes.
+    cluster.model.delete();
+    are_listed(&cluster, UNUSED_MAX - 1, false).await;
 }

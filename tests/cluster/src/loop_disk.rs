@@ -68,7 +68,8 @@ impl LoopDisk {
         Ok(disk)
     }
 
-    /// From now on every access fails with EIO, and nothing that was not flushed reaches the file, until it is mended.
+    /// From now on every access fails with EIO, and nothing that was not flushed reaches the file, until it is mended. What was written with
+    /// direct I/O is in the file already, flushed or not.
     ///
     /// # Errors
     /// The file system refuses it.

@@ -20,8 +20,8 @@ pub(crate) struct Arguments {
     /// Only these faults, by their names with commas between; a wrong name lists them.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     faults: Vec<String>,
-    /// Faults that can't be done on this machine are a failure, instead of SKIPPED; so are those that were never done by the time each
-    /// has had its turn.
+    /// Faults that can't be done on this machine are a failure, instead of SKIPPED, and so are brokers that join and get no disk for them;
+    /// and what was never done by the time each fault has had its turn.
     #[arg(long)]
     require_all: bool,
     /// Install system packages for the WebAssembly target where they are needed.

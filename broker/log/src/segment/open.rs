@@ -22,7 +22,7 @@ use crate::fs::{DirEntry, OpenMode};
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The recorded ends make no sense.
-    #[error("{}: {source}; the state store is damaged", dir.display())]
+    #[error("{}: {source}; the state store is damaged; restore the data directory from a copy", dir.display())]
     Ends {
         /// The partition's directory.
         dir: PathBuf,
@@ -31,7 +31,7 @@ pub enum OpenError {
     },
     /// A segment that was recorded is not there.
     #[error(
-        "segment file {} is missing, {recorded} bytes were recorded; restore it, or fetch the partition from a replica",
+        "segment file {} is missing, {recorded} bytes were recorded; restore it from a copy of the data directory",
         file.display()
     )]
     Missing {
@@ -42,7 +42,7 @@ pub enum OpenError {
     },
     /// A segment lost bytes that had been made durable.
     #[error(
-        "segment file {} has {found} bytes, {recorded} were recorded as durable: it is damaged; restore it, or fetch the partition from a replica",
+        "segment file {} has {found} bytes, {recorded} were recorded as durable: it is damaged; restore it from a copy of the data directory",
         file.display()
     )]
     Short {
@@ -61,6 +61,17 @@ pub enum OpenError {
         /// What the storage said.
         source: io::Error,
     },
+}
+
+impl OpenError {
+    /// Whether what is on the disk is not what was recorded. Otherwise the storage refused, and it may be whole.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        match self {
+            Self::Ends { .. } | Self::Missing { .. } | Self::Short { .. } => true,
+            Self::Io { .. } => false,
+        }
+    }
 }
 
 /// What opening changed.

@@ -45,7 +45,7 @@ pub struct Batches {
 /// Bytes of a segment that can't be what was written.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
-    "segment file {}: bytes {} to {} are damaged: {fault}; fetch the range from a replica, or restore the file",
+    "segment file {}: bytes {} to {} are damaged: {fault}; where no other broker has the segment, restore the file from a copy",
     file.display(), position.start, position.end
 )]
 pub struct Damage {

@@ -46,6 +46,8 @@ async fn a_certificate_of_another_authority_gets_nobody_in() {
 
 #[tokio::test]
 async fn another_cluster_with_the_same_authority_is_refused() {
+    let counters = Counters::default();
+    let _guard = metrics::set_default_local_recorder(&counters);
     let ours = cluster(1);
     let one = ours.peer(1);
     let other_cluster = cluster(2).id;
@@ -55,6 +57,10 @@ async fn another_cluster_with_the_same_authority_is_refused() {
     let text = error.to_string();
     assert!(text.contains(&other_cluster.to_string()) && text.contains(&ours.id.to_string()), "{text}");
     assert!(!error.is_transient());
+    counters.refused("certificate").await;
+    assert_eq!(counters.of("tidemill_peer_refused_total", "certificate"), 1);
+    assert_eq!(counters.of("tidemill_peer_failed_dials_total", "refused"), 1);
+    assert!(tokio::time::timeout(Duration::from_millis(100), one.accept()).await.is_err());
 }
 
 /// With plain quinn, as somebody who was given a certificate for something else.

@@ -102,7 +102,7 @@ impl Intake {
                     }
                 },
             };
-            intake.window.admit((), bytes).await;
+            intake.window.admit(|| (), bytes).await;
             if !append.entries.is_empty() {
                 intake.machine.room_to_append().await;
             }

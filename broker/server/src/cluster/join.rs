@@ -224,15 +224,7 @@ pub(crate) async fn take_in(context: &Context, peers: &Peers, request: JoinReque
 }
 
 async fn taken_in(context: &Context, peers: &Peers, request: JoinRequest) -> Result<JoinReply, Error> {
-    if request.protocol_min > PEER_PROTOCOL_MAX || request.protocol_max < PEER_PROTOCOL_MIN {
-        return Err(Error::new(
-            ErrorCode::PeerRefused,
-            format!(
-                "{} speaks versions {} to {} of the brokers' protocol, and this cluster {PEER_PROTOCOL_MIN} to {PEER_PROTOCOL_MAX}",
-                request.software, request.protocol_min, request.protocol_max
-            ),
-        ));
-    }
+    check_protocol(&request)?;
     let bad = |reason: &str| Error::new(ErrorCode::JoinRefused, reason.to_owned());
     let directory = Uuid::from_slice(&request.directory).map_err(|_| bad("a directory's id has 16 bytes"))?;
     if request.broker_id == 0 {
@@ -274,4 +266,45 @@ async fn taken_in(context: &Context, peers: &Peers, request: JoinRequest) -> Res
         authority: authority.certificate_pem().to_owned(),
         authority_key: authority.key_pem().to_owned(),
     })
+}
+
+/// Refuses whom nobody here could talk to once it was let in.
+fn check_protocol(request: &JoinRequest) -> Result<(), Error> {
+    if request.protocol_min > PEER_PROTOCOL_MAX || request.protocol_max < PEER_PROTOCOL_MIN {
+        return Err(Error::new(
+            ErrorCode::PeerRefused,
+            format!(
+                "{} speaks versions {} to {} of the brokers' protocol, and this cluster {PEER_PROTOCOL_MIN} to {PEER_PROTOCOL_MAX}",
+                request.software, request.protocol_min, request.protocol_max
+            ),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_speaks_only_newer_or_older_versions_does_not_join_and_is_told_which_there_are() {
+        let speaking = |protocol_min, protocol_max| {
+            let software = "tidemill/9.9".to_owned();
+            check_protocol(&JoinRequest { protocol_min, protocol_max, software, ..JoinRequest::default() })
+        };
+        for (min, max) in [
+            (PEER_PROTOCOL_MIN, PEER_PROTOCOL_MAX),
+            (PEER_PROTOCOL_MAX, PEER_PROTOCOL_MAX + 5),
+            (0, PEER_PROTOCOL_MIN),
+        ] {
+            assert_eq!(speaking(min, max), Ok(()), "{min} to {max}");
+        }
+        for (min, max) in [(PEER_PROTOCOL_MAX + 1, PEER_PROTOCOL_MAX + 5), (0, PEER_PROTOCOL_MIN - 1)] {
+            let error = speaking(min, max).expect_err("no version in common");
+            assert_eq!(error.error_code(), Some(ErrorCode::PeerRefused));
+            let theirs = format!("tidemill/9.9 speaks versions {min} to {max} ");
+            let ours = format!("this cluster {PEER_PROTOCOL_MIN} to {PEER_PROTOCOL_MAX}");
+            assert!(error.message.contains(&theirs) && error.message.contains(&ours), "{error:?}");
+        }
+    }
 }

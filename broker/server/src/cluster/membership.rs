@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::handover;
-use super::replicas::replacement;
+use super::losses::replacement;
 use crate::shards::Shards;
 use crate::view::ViewReader;
 

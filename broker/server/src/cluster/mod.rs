@@ -7,6 +7,7 @@ mod forward;
 pub(crate) mod handover;
 mod join;
 mod lives;
+pub(crate) mod losses;
 pub(crate) mod membership;
 mod origin;
 mod recover;

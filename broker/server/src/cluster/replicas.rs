@@ -1,31 +1,26 @@
-//! Starts this broker's replicas: each as what it is, and one that lost what it may have promised as a new one.
+//! Starts this broker's replicas: each as what it is, and one that lost what it may have promised, or stored, as a new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidemill_controller::{
-    BrokerRecord, ClusterSettings, Controller, ControllerCommand, ControllerReply, ShardRecord,
-    initial_placement,
-};
+use tidemill_controller::{BrokerRecord, ClusterSettings, Controller, ShardRecord, initial_placement};
 use tidemill_log::segment::SegmentFiles;
 use tidemill_log::wal::{LogRange, RecoveredShard, Recovery, Wal};
-use tidemill_protocol::messages::Error;
-use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
+use tidemill_protocol::{BrokerId, NodeId, ShardId};
 use tidemill_raft::{
-    Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
-    SnapshotLimiter, recovered_shard,
+    Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, SnapshotLimiter, recovered_shard,
 };
-use tidemill_shard::{Shard, ShardConfig, Unit, UnitResult};
+use tidemill_shard::{Shard, ShardConfig};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::Lives;
+use super::losses::{Loss, Lost};
 use crate::data_dir::Meta;
 use crate::peers::Peers;
-use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
 use crate::shards::Shards;
 use crate::start_error::StartError;
 use crate::view::ViewReader;
@@ -63,9 +58,6 @@ pub(crate) struct ReplicaStarter {
     pub(crate) others_may_help: bool,
 }
 
-/// Replicas that can't be started as they are, and why.
-pub(crate) type Lost = BTreeMap<ShardId, ReplicaStartError>;
-
 /// What brings a shard here to what is planned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Due {
@@ -88,7 +80,8 @@ enum Trust {
 
 impl ReplicaStarter {
     /// Starts the replicas that are here, that form their groups now, or without which this broker would hear nothing, and puts each
-    /// among the others as soon as it is there. Answers those that lost what they may have promised: other brokers can make good for them.
+    /// among the others as soon as it is there. Answers those that lost what they may have promised or stored: other brokers can make good
+    /// for them.
     pub(crate) async fn start_all(&self, shards: &Shards) -> Result<Lost, StartError> {
         let mut starting = JoinSet::new();
         for shard in self.all() {
@@ -104,8 +97,8 @@ impl ReplicaStarter {
         while let Some(started) = starting.join_next().await {
             match started.map_err(|_| StartError::Interrupted)? {
                 (_, Ok(replica)) => shards.insert(replica),
-                (shard, Err(StartError::Replica(error))) if self.others_may_help && is_a_loss(&error) => {
-                    lost.insert(shard, error);
+                (shard, Err(error)) if self.others_may_help => {
+                    lost.insert(shard, Loss::of(error)?);
                 }
                 (_, Err(error)) => return Err(error),
             }
@@ -123,9 +116,8 @@ impl ReplicaStarter {
         peers: Peers,
         stopping: CancellationToken,
     ) {
-        for (shard, error) in &lost {
-            tracing::error!(%shard, %error, "a replica lost what it may have promised; it is retired, and comes back as a new one");
-            metrics::counter!("tidemill_replicas_retired_total").increment(1);
+        for (shard, loss) in &lost {
+            loss.report(*shard);
         }
         let mut view = view;
         loop {
@@ -243,7 +235,7 @@ impl ReplicaStarter {
     }
 
     /// Starts a replica under an id that was never used here.
-    async fn renew(&self, shard: ShardId, node: NodeId, shards: &Shards) -> Result<(), String> {
+    pub(super) async fn renew(&self, shard: ShardId, node: NodeId, shards: &Shards) -> Result<(), String> {
         let lives = Arc::clone(&self.lives);
         let noted = tokio::task::spawn_blocking(move || lives.renew(shard, node)).await;
         noted.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
@@ -251,7 +243,17 @@ impl ReplicaStarter {
     }
 
     async fn bring_up(&self, shard: ShardId, shards: &Shards, trust: Trust) -> Result<(), String> {
-        let replica = self.start(shard, trust).await.map_err(|error| error.to_string())?;
+        let replica = match self.start(shard, trust).await {
+            // Of an earlier life, and half removed perhaps: it was to be taken as far as it can be read.
+            Err(StartError::Shard { source, .. })
+                if trust == Trust::New && self.others_may_help && source.is_damage() =>
+            {
+                self.clear(shard, shards).await.map_err(|reason| format!("{source}; {reason}"))?;
+                self.start(shard, trust).await
+            }
+            started => started,
+        };
+        let replica = replica.map_err(|error| error.to_string())?;
         tracing::info!(%shard, node = %replica.node(), "a replica has come up");
         shards.insert(replica);
         Ok(())
@@ -314,25 +316,6 @@ impl ReplicaStarter {
             false => Begin::Join,
         }
     }
-
-    /// Has lost replicas come back as new ones; `false` where some are still missing.
-    async fn replace_lost(&self, lost: &mut Lost, shards: &Shards, peers: &Peers) -> bool {
-        for shard in lost.keys().copied().collect::<Vec<_>>() {
-            let old = self.lives.node(shard);
-            let replaced = match new_node(shard, old, shards, peers).await {
-                Ok(node) => self.renew(shard, node, shards).await.map(|()| node),
-                Err(reason) => Err(reason),
-            };
-            match replaced {
-                Ok(node) => {
-                    tracing::info!(%shard, %old, %node, "a retired replica goes on as a new one");
-                    lost.remove(&shard);
-                }
-                Err(reason) => tracing::warn!(%shard, %old, reason, "a retired replica is not replaced yet"),
-            }
-        }
-        lost.is_empty()
-    }
 }
 
 /// Whether a shard's group has gone on without a node, as its leader said.
@@ -343,54 +326,11 @@ fn has_left(record: &ShardRecord, node: NodeId) -> bool {
         .is_some_and(|members| !members.voters.contains(&node) && !members.learners.contains(&node))
 }
 
-/// Whether a replica can't be trusted any more, while its group may be well.
-const fn is_a_loss(error: &ReplicaStartError) -> bool {
-    matches!(
-        error,
-        ReplicaStartError::DoubtfulTail { .. }
-            | ReplicaStartError::LogLost { .. }
-            | ReplicaStartError::StateLost { .. }
-            | ReplicaStartError::Missing { .. }
-    )
-}
-
-/// Asks the controller for the id under which a retired replica comes back: by this broker's own replica of it, else by another broker.
-async fn new_node(shard: ShardId, old: NodeId, shards: &Shards, peers: &Peers) -> Result<NodeId, String> {
-    if shard != ShardId::CONTROLLER && shards.controller().is_some() {
-        return replacement(shards, shard, old).await.map_err(|error| error.message);
-    }
-    let mut last = "no other broker is connected".to_owned();
-    for broker in peers.connected() {
-        let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
-        match peers.ask(broker, Purpose::Replace(open)).await {
-            Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
-            Ok(ReplaceReply { error: Some(error), .. }) => {
-                last = format!("broker {broker}: {}", error.message)
-            }
-            Err(error) => last = error.to_string(),
-        }
-    }
-    Err(last)
-}
-
-/// The id under which a retired replica comes back, from the controller.
-pub(crate) async fn replacement(shards: &Shards, shard: ShardId, old: NodeId) -> Result<NodeId, Error> {
-    let unit = Unit::Control(ControllerCommand::ReplaceReplica { shard, old });
-    match shards.propose(ShardId::CONTROLLER, unit).await {
-        Ok(UnitResult::Control(Ok(ControllerReply::Replica(node)))) => Ok(node),
-        Ok(UnitResult::Control(Err(refused))) => {
-            Err(Error::new(ErrorCode::ClusterChangeRefused, refused.to_string()))
-        }
-        Ok(other) => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
-        Err(error) => Err(crate::errors::propose(&error)),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use tidemill_controller::SettingsChange;
+    use tidemill_controller::{ControllerCommand, SettingsChange};
     use tidemill_protocol::Timestamp;
 
     use super::*;

@@ -338,7 +338,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
         Ok(Ready::Component(context, open)) => crate::components::serve(&context, &open, stream).await,
         Ok(Ready::Keep(context, open)) => crate::components::keep(&context, broker, &open, stream).await,
         Ok(Ready::Replace(services, shard, old)) => {
-            let reply = match crate::cluster::replicas::replacement(&services.shards, shard, old).await {
+            let reply = match crate::cluster::losses::replacement(&services.shards, shard, old).await {
                 Ok(node) => ReplaceReply { error: None, node: node.get() },
                 Err(error) => ReplaceReply { error: Some(error), node: 0 },
             };

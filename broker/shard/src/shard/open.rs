@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -10,7 +11,7 @@ use parking_lot::{Mutex, RwLock};
 use tidemill_log::fs::{DirEntry, Storage};
 use tidemill_log::segment::{OpenError, PartitionEnds, SegmentFiles};
 use tidemill_partition::Partition;
-use tidemill_protocol::{LeaderEpoch, TopicPartition};
+use tidemill_protocol::{LeaderEpoch, ShardId, TopicPartition};
 
 use super::checkpoint::Recorded;
 use super::marked::Marked;
@@ -21,12 +22,15 @@ use super::{Inner, Shard, ShardConfig};
 use crate::keys::{key, space};
 use crate::partition_log::{LogFiles, PartitionLog, PartitionView, directory_name};
 use crate::snapshot::complete_install;
-use crate::state::{Object, SegmentEnds, State, read_all};
+use crate::state::{Object, ReadStateError, SegmentEnds, State, read_all};
 use crate::store::{StateFile, StoreError};
 use crate::watched::Watched;
 
 /// Name of the state file in the shard's directory.
 pub(crate) const STATE_FILE: &str = "state";
+
+/// What is left to do where nobody else has the shard.
+const RESTORE: &str = "; restore the data directory from a copy";
 
 /// Why a shard can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +44,7 @@ pub enum ShardOpenError {
         source: io::Error,
     },
     /// The state file can't be read or made.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), advice(source))]
     Store {
         /// The file, relative to the storage's root.
         path: PathBuf,
@@ -48,16 +52,44 @@ pub enum ShardOpenError {
         source: StoreError,
     },
     /// What is stored does not decode, or contradicts itself.
-    #[error("{}: {reason}; restore the directory, or fetch the shard from a replica", path.display())]
+    #[error("{}: {reason}{}", path.display(), RESTORE)]
     Damaged {
         /// The file, relative to the storage's root.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
+    /// The state file is another shard's.
+    #[error("{}: it belongs to shard {found}, not to shard {expected}; put each shard's directory in its place", path.display())]
+    OtherShard {
+        /// The file, relative to the storage's root.
+        path: PathBuf,
+        /// Whose it is.
+        found: ShardId,
+        /// Whose it should be.
+        expected: ShardId,
+    },
     /// A partition's files are not what was recorded.
     #[error(transparent)]
     Segments(#[from] OpenError),
+}
+
+fn advice(error: &StoreError) -> &'static str {
+    if error.is_damage() { RESTORE } else { "" }
+}
+
+impl ShardOpenError {
+    /// Whether what is stored is not what was written, so that it will never open again. Otherwise the storage refused, or something lies
+    /// in the wrong place, and all of it may be whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Io { .. } | Self::OtherShard { .. } => false,
+            Self::Store { source, .. } => source.is_damage(),
+            Self::Damaged { .. } => true,
+            Self::Segments(source) => source.is_damage(),
+        }
+    }
 }
 
 impl Shard {
@@ -81,10 +113,17 @@ impl Shard {
             put(&key(space::SHARD, &()), Some(&header.encode()))
         })
         .map_err(store_error)?;
-        let base =
-            store.rows().and_then(|rows| rows.ok_or_else(StoreError::no_table)).map_err(store_error)?;
         let damaged = |reason: String| ShardOpenError::Damaged { path: path.clone(), reason };
-        let (state, ends) = read_all(config.shard, &base).map_err(|error| damaged(error.to_string()))?;
+        // As when it is opened: what was altered behind its back may make redb panic.
+        let read = std::panic::catch_unwind(AssertUnwindSafe(|| read_state(config.shard, &store)));
+        let read = read.map_err(|_| damaged("what it holds can't be read".to_owned()))?;
+        let (state, ends) = read.map_err(|error| match error {
+            ReadStateError::Store(source) => store_error(source),
+            ReadStateError::Object(error) => damaged(error.to_string()),
+            ReadStateError::OtherShard { found, expected } => {
+                ShardOpenError::OtherShard { path: path.clone(), found, expected }
+            }
+        })?;
         storage.remove_dir_all(&dir.join(REPAIR_DIR)).map_err(io_error)?;
         let log_files = LogFiles {
             files: Arc::clone(files),
@@ -119,6 +158,11 @@ impl Shard {
         let moving = Moving::start(Arc::clone(&inner)).map_err(io_error)?;
         Ok(Self { inner, moving: Arc::new(moving) })
     }
+}
+
+fn read_state(shard: ShardId, store: &StateFile) -> Result<(State, SegmentEnds), ReadStateError> {
+    let base = store.rows()?.ok_or_else(StoreError::no_table)?;
+    read_all(shard, &base)
 }
 
 enum LogsError {

@@ -21,23 +21,43 @@ pub struct StoreError {
     doing: &'static str,
     reason: String,
     disk_full: bool,
+    damage: bool,
 }
 
 impl StoreError {
     pub(crate) fn new(doing: &'static str, error: impl Into<redb::Error>) -> Self {
         let error = error.into();
         let disk_full = matches!(&error, redb::Error::Io(error) if tidemill_log::fs::is_disk_full(error));
-        Self { doing, reason: error.to_string(), disk_full }
+        Self { doing, reason: error.to_string(), disk_full, damage: is_damage(&error) }
     }
 
     pub(crate) fn no_table() -> Self {
-        Self { doing: "can't be read", reason: "its table is missing".to_owned(), disk_full: false }
+        let reason = "its table is missing".to_owned();
+        Self { doing: "can't be read", reason, disk_full: false, damage: true }
     }
 
     /// Whether the disk, or the broker's share of it, is full.
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         self.disk_full
+    }
+
+    /// Whether what the file holds is not what was written. Otherwise the storage refused, and it may be whole.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        self.damage
+    }
+}
+
+/// A file in the format of another redb is none that is damaged.
+fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Corrupted(_) => true,
+        // Of a file that is none of redb's, or that ends before what it says that it holds.
+        redb::Error::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        _ => false,
     }
 }
 
@@ -105,8 +125,9 @@ impl StateFile {
         // On a file that was altered behind its back redb may panic where it should fail.
         let created = std::panic::catch_unwind(AssertUnwindSafe(create)).map_err(|_| StoreError {
             doing: opening,
-            reason: "it is damaged; restore it, or fetch the shard from a replica".to_owned(),
+            reason: "it is damaged".to_owned(),
             disk_full: false,
+            damage: true,
         })?;
         Ok(Self { database: created.map_err(|error| StoreError::new(opening, error))? })
     }

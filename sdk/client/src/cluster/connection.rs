@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,8 +11,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::health::{Health, Verdict};
+use super::interest::InterestList;
 use super::pool::Cluster;
 use crate::error::server_error;
+use crate::timer::sleep_until;
 use crate::transport::{FrameReader, FrameWriter, ReadError, SendOrder, Wire, WriteError, decode};
 use crate::{ClientConfig, ConnectError, ServerError};
 
@@ -22,9 +23,6 @@ const PROTOCOL_MIN: u32 = 1;
 const PROTOCOL_MAX: u32 = 1;
 /// Control frames go before data.
 const CONTROL_PRIORITY: i32 = 10;
-
-/// The names of the topics whose metadata the brokers push.
-pub(super) type InterestList = Arc<BTreeSet<Arc<str>>>;
 
 /// What the broker allows, with sensible numbers where it says none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,14 +264,6 @@ async fn hello(quinn: &quinn::Connection, config: &ClientConfig) -> Result<(Serv
 /// Queues a control message. Writing is for the loop: it must go on where a silent broker takes nothing any more.
 fn say(writer: &mut FrameWriter, kind: client_control::Kind) -> Result<(), WriteError> {
     writer.feed(&ClientControl { kind: Some(kind) }, &[])
-}
-
-/// Never, where there is no instant.
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
 }
 
 async fn next_news(reader: &mut FrameReader) -> Result<ServerControl, ReadError> {

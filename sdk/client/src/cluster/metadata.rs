@@ -140,16 +140,18 @@ pub(crate) struct Metadata {
 
 /// What [`Metadata::merge`] did.
 #[derive(Debug, Default)]
-pub(super) struct Learned {
+pub(crate) struct Learned {
     /// Anything but a version is another now.
     pub(super) changed: bool,
     /// Brokers that lead something in an epoch that was not known yet: they were there a moment ago.
     pub(super) leaders: BTreeSet<BrokerId>,
+    /// Topics that were known, and are not there any more.
+    pub(super) gone: Vec<Arc<str>>,
 }
 
 impl Metadata {
     /// Takes what a broker said; older news than what is known changes nothing.
-    pub(super) fn merge(&mut self, news: messages::Metadata) -> Learned {
+    pub(crate) fn merge(&mut self, news: messages::Metadata) -> Learned {
         let mut learned = Learned::default();
         let version = news.version;
         self.newest = self.newest.max(version);
@@ -187,7 +189,7 @@ impl Metadata {
             let is_gone = error.error_code() == Some(ErrorCode::UnknownTopic);
             // A broker that is behind has not heard of it yet.
             if is_gone && known.is_some_and(|known| known.version <= version) {
-                self.topics.remove(info.name.as_str());
+                learned.gone.extend(self.topics.remove_entry(info.name.as_str()).map(|(name, _)| name));
                 learned.changed = true;
             }
             return;
@@ -327,7 +329,8 @@ mod tests {
         short_id.topic_id = bytes::Bytes::from_static(&[7; 15]);
         metadata.merge(news(4, vec![info("t", &[(1, 3, 9)]), info("t", &[]), short_id]));
         assert_eq!(lead(&metadata), Some((1, 1)));
-        metadata.merge(news(5, vec![gone("t")]));
+        let learned = metadata.merge(news(5, vec![gone("t"), gone("never known")]));
+        assert_eq!(learned.gone, [Arc::<str>::from("t")]);
         assert_eq!(lead(&metadata), None);
     }
 

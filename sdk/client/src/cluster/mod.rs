@@ -3,6 +3,7 @@
 mod connection;
 mod dials;
 mod health;
+mod interest;
 mod metadata;
 mod pool;
 mod request;
@@ -10,6 +11,7 @@ mod scout;
 mod trouble;
 
 pub(crate) use connection::BrokerConnection;
+pub(crate) use interest::TopicInUse;
 pub(crate) use metadata::{Lead, Metadata};
 pub use metadata::{PartitionMetadata, PartitionerMetadata, TopicMetadata};
 pub(crate) use pool::Cluster;

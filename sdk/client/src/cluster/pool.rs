@@ -1,29 +1,26 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tidemill_protocol::messages::{self, MetadataRequest, reply, request};
-use tidemill_protocol::{BrokerId, ErrorCode, PartitionId, TopicId};
+use tidemill_protocol::{BrokerId, PartitionId, TopicId, messages};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{BrokerConnection, InterestList};
+use super::connection::BrokerConnection;
 use super::dials::Dials;
-use super::metadata::{Lead, Metadata, TopicMetadata};
-use super::request::Repeat;
+use super::interest::Interest;
+use super::metadata::{Lead, Learned, Metadata, TopicMetadata};
 use super::trouble::{Trouble, Troubles};
 use crate::backoff::{Backoff, random_number};
 use crate::transport::Dialer;
-use crate::{ClientConfig, ConnectError, RequestError, ServerError};
+use crate::{ClientConfig, ConnectError};
 
 /// How long a broker may take to be connected to before another is asked in its place. The attempt goes on meanwhile.
 const DIRECT_PATIENCE: Duration = Duration::from_millis(500);
 /// The least time for which a broker that said that it is going away is left alone.
 const GOING_AWAY_PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Answers about a topic from brokers that are behind, before the last of them is believed.
-const STALE_ANSWERS_MAX: usize = 10;
 
 /// The client's one object: everything else holds it.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ pub(crate) struct Cluster {
     open: Mutex<Open>,
     /// A whole at a time, so that whoever looks holds no lock.
     known: watch::Sender<Arc<Metadata>>,
-    pub(super) interest: watch::Sender<InterestList>,
+    pub(super) interest: Interest,
     /// Somebody has reason to think that the metadata are out of date.
     pub(super) wanted: Arc<Notify>,
     pub(super) is_scouting: AtomicBool,
@@ -66,7 +63,7 @@ impl Cluster {
             dials: Dials::default(),
             open: Mutex::default(),
             known: watch::Sender::default(),
-            interest: watch::Sender::default(),
+            interest: Interest::default(),
             wanted: Arc::default(),
             is_scouting: AtomicBool::new(false),
             choice: random_number(),
@@ -100,24 +97,28 @@ impl Cluster {
         {
             return Ok(direct);
         }
-        self.any(None).await
+        self.any(&[]).await
     }
 
-    /// A connection to any broker that answers; to `avoid` only where there is no other.
+    /// A connection to any broker that answers; to one of `failed`, in whose order they failed, only where there is no other, and to
+    /// the first of them then.
     pub(crate) async fn any(
         self: &Arc<Self>,
-        avoid: Option<BrokerId>,
+        failed: &[BrokerId],
     ) -> Result<Arc<BrokerConnection>, ConnectError> {
         if self.closed.is_cancelled() {
             return Err(ConnectError::Closed);
         }
-        if let Some(connection) = self.connected_well(avoid) {
+        if let Some(connection) = self.connected_well(failed) {
             return Ok(connection);
         }
-        let Some(poor) = self.connected() else { return self.race(self.addresses()).await };
-        // Whoever is connected already is no better at another of its addresses.
-        let others: Vec<_> = self.addresses().into_iter().filter(|a| !self.leads_to_connected(a)).collect();
-        match tokio::time::timeout(DIRECT_PATIENCE, self.race(others)).await {
+        let Some(poor) = self.connected(failed) else {
+            let mut addresses = self.addresses();
+            addresses.sort_by_key(|a| self.broker_at(a).is_some_and(|broker| failed.contains(&broker)));
+            return self.race(addresses).await;
+        };
+        let better = self.addresses_better_than(poor.broker, failed);
+        match tokio::time::timeout(DIRECT_PATIENCE, self.race(better)).await {
             Ok(Ok(better)) => Ok(better),
             Ok(Err(ConnectError::Closed)) => Err(ConnectError::Closed),
             _ => Ok(poor),
@@ -140,7 +141,7 @@ impl Cluster {
         }
         // Perhaps it is not where it says, as behind NAT, and is where the configuration has it.
         self.unwell(broker);
-        let other = self.any(None).await?;
+        let other = self.any(&[]).await?;
         if other.broker == broker {
             return Ok(other);
         }
@@ -218,11 +219,11 @@ impl Cluster {
         kept
     }
 
-    fn connected_well(&self, avoid: Option<BrokerId>) -> Option<Arc<BrokerConnection>> {
+    fn connected_well(&self, failed: &[BrokerId]) -> Option<Arc<BrokerConnection>> {
         let known = self.known();
         let mut open = self.open.lock();
         let is_good = |connection: &&Arc<BrokerConnection>| {
-            connection.is_usable() && known.is_well(connection.broker) && Some(connection.broker) != avoid
+            connection.is_usable() && known.is_well(connection.broker) && !failed.contains(&connection.broker)
         };
         if let Some(preferred) = open.preferred.and_then(|broker| open.by_broker.get(&broker)).filter(is_good)
         {
@@ -235,8 +236,17 @@ impl Cluster {
         found
     }
 
-    fn connected(&self) -> Option<Arc<BrokerConnection>> {
-        self.open.lock().by_broker.values().find(|connection| connection.is_usable()).cloned()
+    /// What there is where nobody is as good as could be: a broker that answers, as far as is known, and the one whose failure is
+    /// the oldest.
+    fn connected(&self, failed: &[BrokerId]) -> Option<Arc<BrokerConnection>> {
+        let known = self.known();
+        let open = self.open.lock();
+        let usable = open.by_broker.values().filter(|connection| connection.is_usable());
+        let best = usable.min_by_key(|connection| {
+            let failed_at = failed.iter().position(|broker| *broker == connection.broker);
+            (!known.is_well(connection.broker), failed_at)
+        });
+        best.cloned()
     }
 
     /// All that can be asked for news.
@@ -248,8 +258,18 @@ impl Cluster {
         open.by_broker.values().filter(is_good).cloned().collect()
     }
 
-    fn leads_to_connected(&self, address: &str) -> bool {
-        self.broker_at(address).is_some_and(|broker| self.open.lock().by_broker.contains_key(&broker))
+    /// Where there may be somebody better than this connected broker. Whoever is connected already is no better at another of its
+    /// addresses, and where this one does answer nobody waits for those that do not.
+    fn addresses_better_than(&self, poor: BrokerId, failed: &[BrokerId]) -> Vec<String> {
+        let known = self.known();
+        let may_be_better = |broker: BrokerId| {
+            !failed.contains(&broker)
+                && (known.is_well(broker) || !known.is_well(poor))
+                && !self.open.lock().by_broker.contains_key(&broker)
+        };
+        let mut addresses = self.addresses();
+        addresses.retain(|address| self.broker_at(address).is_none_or(may_be_better));
+        addresses
     }
 
     /// Who answered at an address last, else who should be there.
@@ -353,17 +373,37 @@ impl Cluster {
         let _ = self.watch().wait_for(is_so).await;
     }
 
-    /// Takes metadata that a broker sent.
-    pub(super) fn learn(&self, news: messages::Metadata) {
-        let mut leaders = BTreeSet::new();
+    /// Takes metadata that a broker sent, of the topics that are listed: of others nothing newer would come.
+    pub(super) fn learn(&self, mut news: messages::Metadata) {
+        let mut learned = Learned::default();
         self.known.send_if_modified(|known| {
-            let learned = Arc::make_mut(known).merge(news);
-            leaders = learned.leaders;
+            // Looked up within: what leaves the list after this is unlearned after this.
+            let listed = self.interest.list();
+            news.topics.retain(|topic| listed.contains(topic.name.as_str()));
+            learned = Arc::make_mut(known).merge(news);
             learned.changed
         });
-        for leader in leaders {
+        for leader in learned.leaders {
             self.dials.forgive(&self.addresses_of(leader));
         }
+        self.unlearn(&self.interest.forget(&learned.gone));
+    }
+
+    /// These topics left the list: what is known of them will soon be out of date.
+    pub(super) fn unlearn(&self, topics: &[Arc<str>]) {
+        if topics.is_empty() {
+            return;
+        }
+        self.known.send_if_modified(|known| {
+            // Of one that is listed again what is known is brought up to date.
+            let listed = self.interest.list();
+            let is_out = |topic: &&Arc<str>| !listed.contains(*topic) && known.topics.contains_key(*topic);
+            let out: Vec<&Arc<str>> = topics.iter().filter(is_out).collect();
+            for topic in &out {
+                Arc::make_mut(known).topics.remove(*topic);
+            }
+            !out.is_empty()
+        });
     }
 
     /// The topic as last heard of, without asking.
@@ -374,59 +414,6 @@ impl Cluster {
     /// Whether this very topic is there, as far as is known. A broker that is behind may say otherwise.
     pub(crate) fn knows(&self, name: &str, id: TopicId) -> bool {
         self.known_topic(name).is_some_and(|topic| topic.id == id)
-    }
-
-    /// The topic, asked for where it is not known yet; from then on its changes are pushed.
-    pub(crate) async fn topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
-        self.is_interested_in(name);
-        match self.known_topic(name) {
-            Some(topic) => Ok(topic),
-            None => self.refresh_topic(name).await,
-        }
-    }
-
-    fn is_interested_in(self: &Arc<Self>, name: &str) {
-        self.interest.send_if_modified(|interest| {
-            let is_new = !interest.contains(name);
-            if is_new {
-                let mut names: BTreeSet<_> = BTreeSet::clone(interest);
-                names.insert(name.into());
-                *interest = Arc::new(names);
-            }
-            is_new
-        });
-        self.begin_scouting();
-    }
-
-    /// The topic as the cluster knows it now.
-    async fn refresh_topic(self: &Arc<Self>, name: &str) -> Result<Arc<TopicMetadata>, RequestError> {
-        let mut backoff = self.backoff();
-        for asked in 1.. {
-            let body = request::Body::Metadata(MetadataRequest { topics: vec![name.to_owned()], all: false });
-            let reply::Body::Metadata(metadata) = self.call(body, Repeat::Freely).await? else {
-                return Err(RequestError::BadAnswer("expected metadata".to_owned()));
-            };
-            let is_behind = metadata.version < self.known().newest;
-            let said = metadata.topics.iter().find(|info| info.name == name);
-            let refused = crate::error::server_error(said.and_then(|info| info.error.clone()));
-            self.learn(metadata);
-            if let Some(topic) = self.known_topic(name) {
-                return Ok(topic);
-            }
-            // Perhaps it has not heard of the topic yet.
-            if is_behind && asked < STALE_ANSWERS_MAX {
-                tokio::time::sleep(backoff.pause()).await;
-                continue;
-            }
-            refused?;
-            break;
-        }
-        Err(RequestError::Server(ServerError {
-            code: ErrorCode::UnknownTopic.code(),
-            message: format!("there is no topic '{name}'; `tidemill topic list` shows the topics"),
-            retriable: false,
-            rejections: Vec::new(),
-        }))
     }
 
     /// Who leads a partition, as far as is known. A topic that was deleted and made anew is another.

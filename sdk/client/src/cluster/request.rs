@@ -1,10 +1,9 @@
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidemill_protocol::ErrorCode;
 use tidemill_protocol::messages::{PayloadChunk, Reply, Request, StreamOpen, reply, request, stream_open};
+use tidemill_protocol::{BrokerId, ErrorCode};
 
 use super::connection::BrokerConnection;
 use super::pool::Cluster;
@@ -48,12 +47,11 @@ impl Cluster {
         let mut last = None;
         let attempts = async {
             let mut backoff = self.backoff();
-            // Who has failed since the last pause.
-            let mut failed = BTreeSet::new();
+            // Who has failed since all of them were asked, in that order: each is asked once before any is asked again.
+            let mut failed: Vec<BrokerId> = Vec::new();
             loop {
                 let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-                let avoid = failed.last().copied();
-                let (asked, done) = match self.any(avoid).await {
+                let (asked, done) = match self.any(&failed).await {
                     Ok(connection) => {
                         let done = self.call_watched(&connection, &body, &payload, repeat, left).await;
                         (Some(connection.broker), done)
@@ -67,7 +65,7 @@ impl Cluster {
                         let may_go_elsewhere = asked.is_some_and(|asked| {
                             may_go_elsewhere(&error)
                                 && self.known().has_well_beside(asked)
-                                && failed.insert(asked)
+                                && !failed.contains(&asked)
                         });
                         let is_server = matches!(error, RequestError::Server(_));
                         last = Some(Box::new(error));
@@ -75,8 +73,9 @@ impl Cluster {
                         if is_server || !may_go_elsewhere {
                             tokio::time::sleep(backoff.pause()).await;
                         }
-                        if !may_go_elsewhere {
-                            failed.clear();
+                        match asked {
+                            Some(asked) if may_go_elsewhere => failed.push(asked),
+                            _ => failed.clear(),
                         }
                     }
                     done => {

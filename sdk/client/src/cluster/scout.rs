@@ -10,6 +10,7 @@ use std::time::Duration;
 use tidemill_protocol::messages::{MetadataRequest, reply, request};
 use tokio::time::Instant;
 
+use super::interest::parts;
 use super::pool::Cluster;
 use crate::backoff::random_fraction;
 
@@ -70,15 +71,20 @@ impl Cluster {
         connections.sort_unstable_by_key(|connection| connection.broker);
         let count = connections.len().max(1);
         let Some(connection) = connections.into_iter().nth(number % count) else { return };
-        let topics = Arc::clone(&self.interest.borrow()).iter().map(ToString::to_string).collect();
-        let body = request::Body::Metadata(MetadataRequest { topics, all: false });
         let nothing = bytes::Bytes::new();
-        let asking = self.call_once(&connection, &body, &nothing, ANSWER_PATIENCE);
-        match tokio::time::timeout(ANSWER_PATIENCE, asking).await {
-            Ok(Ok(reply::Body::Metadata(metadata))) => self.learn(metadata),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(broker = %connection.broker, %error, "has no news"),
-            Err(_) => tracing::debug!(broker = %connection.broker, "was slow to tell the news"),
+        for topics in parts(&self.interest.list()) {
+            let body = request::Body::Metadata(MetadataRequest { topics, all: false });
+            let asking = self.call_once(&connection, &body, &nothing, ANSWER_PATIENCE);
+            match tokio::time::timeout(ANSWER_PATIENCE, asking).await {
+                Ok(Ok(reply::Body::Metadata(metadata))) => self.learn(metadata),
+                Ok(Ok(_)) => {}
+                // What it says of one part it need not say of the next.
+                Ok(Err(error)) => tracing::debug!(broker = %connection.broker, %error, "has no news"),
+                Err(_) => {
+                    tracing::debug!(broker = %connection.broker, "was slow to tell the news");
+                    return;
+                }
+            }
         }
     }
 }

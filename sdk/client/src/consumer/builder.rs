@@ -209,7 +209,8 @@ impl ConsumerBuilder {
         };
         let mut chosen = Vec::new();
         for (name, wanted) in &self.topics {
-            let topic = self.cluster.topic(name).await?;
+            let (topic, in_use) = self.cluster.topic_in_use(name).await?;
+            let in_use = Arc::new(in_use);
             let all = || topic.partitions.iter().map(|partition| partition.partition).collect();
             for partition in wanted.clone().unwrap_or_else(all) {
                 if topic.partition(partition).is_none() {
@@ -219,7 +220,7 @@ impl ConsumerBuilder {
                         count: topic.partition_count(),
                     });
                 }
-                chosen.push((TopicPartition::new(topic.id, partition), Arc::clone(&topic.name)));
+                chosen.push((TopicPartition::new(topic.id, partition), Arc::clone(&in_use)));
             }
         }
         chosen.sort_unstable_by_key(|(key, _)| *key);
@@ -227,13 +228,13 @@ impl ConsumerBuilder {
         let share = self.window.share(chosen.len())?;
         let shared = Arc::new(Shared::new(self.cluster, self.settings));
         shared.with(|state| {
-            for (key, topic) in chosen {
+            for (key, in_use) in chosen {
                 let committed = committed.get(&key).copied();
                 let start = position(&self.start, committed);
                 let incarnation = state.next_incarnation;
                 state.next_incarnation += 1;
                 let floor = committed.unwrap_or(Offset::ZERO);
-                state.partitions.insert(key, PartitionState::new(topic, start, floor, incarnation, share));
+                state.partitions.insert(key, PartitionState::new(in_use, start, floor, incarnation, share));
             }
         });
         drop(shared.runtime.spawn(guide(Arc::clone(&shared))));

@@ -11,6 +11,7 @@ use super::ConsumeError;
 use super::state::{PartitionState, Shared, State, Stay};
 use crate::ServerError;
 use crate::cluster::Metadata;
+use crate::timer::sleep_until;
 
 /// How long a partition is read on where it is, though another broker leads it by now. Long enough for a broker that restarts to
 /// take its leads back, short enough for the load to follow them.
@@ -26,16 +27,10 @@ pub(super) async fn guide(shared: Arc<Shared>) {
     loop {
         news.borrow_and_update();
         let due = shared.look_round();
-        let waiting = async {
-            match due {
-                Some(due) => tokio::time::sleep_until(due).await,
-                None => std::future::pending().await,
-            }
-        };
         tokio::select! {
             () = stopped.cancelled() => break,
             changed = news.changed() => if changed.is_err() { break },
-            () = waiting => {}
+            () = sleep_until(due) => {}
         }
     }
     shared.end(ConsumeError::Closed);
@@ -171,6 +166,10 @@ impl State {
         for Gone { stay, topic, .. } in gone {
             let (partition, error) = (stay.partition, ServerError::topic_deleted(topic));
             self.fail(*stay, ConsumeError::Partition { partition, error });
+            // Nothing will be heard of it any more.
+            if let Some(state) = self.partitions.get_mut(&partition) {
+                drop(state.in_use.take());
+            }
         }
     }
 }

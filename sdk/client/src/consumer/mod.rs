@@ -203,7 +203,7 @@ impl Consumer {
         start: impl Into<Start>,
     ) -> Result<TopicPartition, ConsumerError> {
         let start = start.into();
-        let metadata = self.shared.cluster.topic(topic).await?;
+        let (metadata, in_use) = self.shared.cluster.topic_in_use(topic).await?;
         if metadata.partition(partition).is_none() {
             return Err(ConsumerError::NoPartition {
                 topic: topic.to_owned(),
@@ -226,7 +226,7 @@ impl Consumer {
             let incarnation = state.next_incarnation;
             state.next_incarnation += 1;
             let floor = committed.unwrap_or(Offset::ZERO);
-            let new = PartitionState::new(Arc::clone(&metadata.name), position, floor, incarnation, share);
+            let new = PartitionState::new(Arc::new(in_use), position, floor, incarnation, share);
             state.partitions.insert(key, new);
             Ok::<_, ConsumerError>(())
         })?;

@@ -13,6 +13,7 @@ use super::state::{Counters, Inbox, Shared};
 use crate::backoff::Backoff;
 use crate::cluster::is_of_this_broker;
 use crate::error::server_error;
+use crate::timer::sleep_until;
 use crate::transport::{FrameWriter, Wire, WriteError};
 use crate::{Position, ServerError};
 
@@ -291,13 +292,5 @@ impl Session {
     /// Looks at a partition again soon.
     pub(super) fn touch(&self, partition: TopicPartition) {
         self.inbox.put(partition);
-    }
-}
-
-/// Never, where there is no instant.
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::session::Session;
 use super::{ConsumeError, FetchedBatch, OutOfRange};
 use crate::Position;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, TopicInUse};
 
 /// What a consumer, and its sessions with the brokers, share.
 #[derive(Debug)]
@@ -125,6 +125,8 @@ impl Stay {
 #[derive(Debug)]
 pub(super) struct PartitionState {
     pub(super) topic: Arc<str>,
+    /// As long as there is something to be heard of the topic.
+    pub(super) in_use: Option<Arc<TopicInUse>>,
     /// The broker that it is read at; `None` while nobody is known to have it.
     pub(super) place: Option<BrokerId>,
     /// Rises with each change of place: what a place says after that is not heard any more.
@@ -165,14 +167,15 @@ pub(super) struct PartitionState {
 
 impl PartitionState {
     pub(super) fn new(
-        topic: Arc<str>,
+        in_use: Arc<TopicInUse>,
         start: Position,
         floor: Offset,
         incarnation: u64,
         window_bytes: u64,
     ) -> Self {
         Self {
-            topic,
+            topic: Arc::clone(in_use.name()),
+            in_use: Some(in_use),
             place: None,
             tenure: 0,
             astray_since: None,

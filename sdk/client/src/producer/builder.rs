@@ -110,7 +110,7 @@ impl ProducerBuilder {
     /// No such topic, no connection, or settings that contradict each other.
     pub async fn build(mut self) -> Result<Producer, ProducerError> {
         check(&self.options)?;
-        let topic = self.cluster.topic(&self.topic).await?;
+        let (topic, in_use) = self.cluster.topic_in_use(&self.topic).await?;
         let connection = self.cluster.connection(None).await.map_err(crate::RequestError::from)?;
         let of_topic = topic.config.batch_bytes_max.and_then(|bytes| usize::try_from(bytes).ok());
         let allowed = of_topic.map_or(connection.limits.batch_bytes_max, |of_topic| {
@@ -120,7 +120,7 @@ impl ProducerBuilder {
         // Without acknowledgements nothing is sent twice.
         self.options.idempotent &= self.options.acks != Acks::None;
         let identity = if self.options.idempotent { Some(new_identity(&self.cluster).await?) } else { None };
-        Ok(Producer::new(Shared::new(topic, self.options, identity, Some(self.cluster), allowed)))
+        Ok(Producer::new(Shared::new(topic, self.options, identity, Some(in_use), allowed)))
     }
 
     /// The same producer in front of a sink: batches are made, numbered and checksummed as always, then acknowledged

@@ -45,6 +45,22 @@ impl Stay {
     }
 }
 
+/// A lane's stay, which is over with its stream, however that ends: nobody is told to leave where it is no more.
+pub(super) struct Staying(Arc<Lane>);
+
+impl Staying {
+    pub(super) fn begin(lane: &Arc<Lane>, stay: Stay) -> Self {
+        *lane.stay.lock() = Some(stay);
+        Self(Arc::clone(lane))
+    }
+}
+
+impl Drop for Staying {
+    fn drop(&mut self) {
+        *self.0.stay.lock() = None;
+    }
+}
+
 /// What the lanes of a producer wait for.
 pub(super) async fn follow(shared: Weak<Shared>, cluster: Arc<Cluster>, stopped: CancellationToken) {
     let mut news = cluster.watch();
@@ -78,4 +94,53 @@ pub(super) fn look(shared: &Shared, known: &Metadata, lane: &Lane) -> bool {
         stay.leave.cancel();
     }
     lead.and_then(|lead| lead.leader).is_some_and(|leader| leader != stay.broker)
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tidemill_protocol::PartitionId;
+    use tidemill_protocol::messages::{self, PartitionInfo, TopicInfo};
+
+    use super::super::ProducerBuilder;
+    use super::*;
+    use crate::ClientConfig;
+
+    /// Of the topic that a sink has: its one partition is led by broker 1.
+    fn known() -> Metadata {
+        let partition =
+            PartitionInfo { partition: 0, shard: 1, leader: 1, leader_epoch: 0, replicas: vec![1, 2] };
+        let topic = TopicInfo {
+            topic_id: Bytes::from_static(&[0; 16]),
+            name: "t".to_owned(),
+            partitions: vec![partition],
+            ..TopicInfo::default()
+        };
+        let mut known = Metadata::default();
+        known.merge(messages::Metadata { version: 1, brokers: vec![], topics: vec![topic] });
+        known
+    }
+
+    #[tokio::test]
+    async fn a_lane_is_looked_after_as_long_as_its_stream_lasts() {
+        let cluster = Cluster::new(ClientConfig::new(["127.0.0.1:1"]).insecure()).expect("good settings");
+        let producer = ProducerBuilder::new(cluster, "t".to_owned()).build_sink(1).expect("a sink");
+        let (shared, known) = (&producer.shared, known());
+        let number = PartitionId::new(0);
+        let lane = Arc::new(Lane::new(Target::Partition(number), shared));
+        assert!(!look(shared, &known, &lane), "it has no stream");
+
+        let lead = known.lead(&shared.topic.name, shared.topic.id, number);
+        assert_eq!(lead.and_then(|lead| lead.leader), Some(BrokerId::new(1)));
+        let leave = CancellationToken::new();
+        let staying = Staying::begin(&lane, Stay::new(BrokerId::new(2), lead, leave.clone()));
+        assert!(look(shared, &known, &lane), "by way of another than the leader");
+        drop(staying);
+        assert!(!look(shared, &known, &lane), "the stream is over, and nobody makes a detour");
+
+        // One that has another stream hears what changes.
+        let unknown = Stay::new(BrokerId::new(2), None, leave.clone());
+        let _staying = Staying::begin(&lane, unknown);
+        assert!(look(shared, &known, &lane) && leave.is_cancelled(), "the leader was not known before");
+    }
 }

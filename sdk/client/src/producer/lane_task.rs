@@ -16,6 +16,7 @@ use super::shared::Shared;
 use super::{Acks, DeliveryError};
 use crate::backoff::Backoff;
 use crate::cluster::{Cluster, Lead, Repeat, is_of_this_broker};
+use crate::timer::sleep_until;
 use crate::{RequestError, ServerError};
 
 /// Sends the batches of one lane, in order, over one stream after another.
@@ -362,14 +363,6 @@ pub(super) async fn new_identity(cluster: &Arc<Cluster>) -> Result<Identity, Req
         base_sequence: Sequence::new(0),
     };
     Ok(Identity { fields })
-}
-
-/// Never, where there is no instant.
-pub(super) async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// A timer for whatever comes first. It may ring early: one that is due later than the last is left as it was, because setting it

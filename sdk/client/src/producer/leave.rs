@@ -5,8 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Acks;
-use super::lane_task::{LaneTask, StreamEnd, sleep_until};
+use super::lane_task::{LaneTask, StreamEnd};
 use super::stream::Open;
+use crate::timer::sleep_until;
 use crate::transport::Wire;
 
 /// How long a stream whose batches can't be told from their repetitions may take to its end.

@@ -14,7 +14,7 @@ use super::lane::{Lane, Target};
 use super::lane_task::{LaneTask, run_sink};
 use super::options::Options;
 use crate::backoff::random_number;
-use crate::cluster::{Cluster, TopicMetadata};
+use crate::cluster::{Cluster, TopicInUse, TopicMetadata};
 
 /// What all handles of a producer and all its lanes share.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub(super) struct Shared {
     pub(super) stats: Counters,
     /// `None`: a sink.
     cluster: Option<Arc<Cluster>>,
+    /// The topic's changes come as long as the lanes live.
+    _in_use: Option<TopicInUse>,
     /// Set when the task that follows the partitions' leaders has begun.
     following: OnceLock<()>,
     /// Bytes of the largest batch that topic and broker take.
@@ -83,14 +85,15 @@ impl Counters {
 }
 
 impl Shared {
-    /// Must be called inside a tokio runtime, which will run the lanes.
+    /// Must be called inside a tokio runtime, which will run the lanes. A sink uses no topic.
     pub(super) fn new(
         topic: Arc<TopicMetadata>,
         options: Options,
         identity: Option<Identity>,
-        cluster: Option<Arc<Cluster>>,
+        in_use: Option<TopicInUse>,
         batch_limit: usize,
     ) -> Self {
+        let cluster = in_use.as_ref().map(|in_use| Arc::clone(in_use.cluster()));
         let lanes = if options.routed { 1 } else { topic.partitions.len() };
         Self {
             lanes: (0..lanes).map(|_| OnceLock::new()).collect(),
@@ -105,6 +108,7 @@ impl Shared {
             failed: Mutex::new(None),
             stats: Counters::default(),
             cluster,
+            _in_use: in_use,
             following: OnceLock::new(),
             batch_limit,
             runtime: tokio::runtime::Handle::current(),

@@ -9,7 +9,7 @@ use tidemill_protocol::{ErrorCode, Offset, PartitionId, Timestamp};
 use tokio::time::Instant;
 
 use super::completion::{Placed, Placement};
-use super::follow::{Stay, look};
+use super::follow::{Stay, Staying, look};
 use super::lane::Target;
 use super::lane_task::{Alarm, LaneTask, StreamEnd};
 use super::opening::{DOUBT_AFTER, StreamOpening};
@@ -61,7 +61,8 @@ impl LaneTask {
             batch.request_id = None;
         }
         let leave = self.shared.stopped.child_token();
-        *self.lane.stay.lock() = Some(Stay::new(open.connection.broker, self.tried, leave.clone()));
+        let stay = Stay::new(open.connection.broker, self.tried, leave.clone());
+        let _staying = Staying::begin(&self.lane, stay);
         // What was heard while the stream was being opened nobody has told the lane.
         look(&self.shared, &self.cluster.known(), &self.lane);
         // Registered once for the whole stream rather than with each batch: a producer may have a thousand of these.

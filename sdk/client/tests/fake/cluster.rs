@@ -23,6 +23,10 @@ pub struct Node {
     pub pushes: AtomicBool,
     /// Takes produce streams for partitions that another leads, and hands them on.
     pub forwards: AtomicBool,
+    /// Sends whoever asks for something elsewhere.
+    pub refuses: AtomicBool,
+    /// The topics that clients want to hear of, as one of them said last.
+    pub listed: Mutex<Vec<String>>,
     /// How far its replicas reach at most.
     pub reach: AtomicI64,
     /// Packets to and from it are swallowed.
@@ -44,6 +48,8 @@ impl Node {
             stale: Mutex::default(),
             pushes: AtomicBool::new(true),
             forwards: AtomicBool::new(false),
+            refuses: AtomicBool::new(false),
+            listed: Mutex::default(),
             reach: AtomicI64::new(i64::MAX),
             silent: AtomicBool::new(false),
             leaving: watch::Sender::new(0),

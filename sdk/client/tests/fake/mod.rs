@@ -169,6 +169,7 @@ async fn control(mut pipe: Pipe, node: &Node) -> Option<()> {
                 match control.kind.expect("of some kind") {
                     client_control::Kind::Interest(interest) => {
                         is_interested = !interest.topics.is_empty();
+                        *node.listed.lock().expect("no panic") = interest.topics;
                         is_interested.then(|| server_control::Kind::Metadata(node.metadata()))
                     }
                     client_control::Kind::Ping(ping) => Some(server_control::Kind::Pong(ping)),

@@ -194,8 +194,9 @@ pub async fn request(mut pipe: Pipe, node: &Node, request: Request) -> Option<()
     use request::Body;
     let model: &Model = &node.model;
     node.requests.fetch_add(1, Ordering::Relaxed);
-    let planned = model.request_errors.lock().expect("no panic").pop_front();
-    if let Some(code) = planned {
+    let refused = node.refuses.load(Ordering::Relaxed).then_some(ErrorCode::NotLeader);
+    let planned = || model.request_errors.lock().expect("no panic").pop_front();
+    if let Some(code) = refused.or_else(planned) {
         pipe.say(&Reply { error: error(code), body: None }, &[]).await?;
         return pipe.send.finish().ok();
     }

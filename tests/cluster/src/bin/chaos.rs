@@ -23,11 +23,11 @@ struct Arguments {
     /// Only these faults, by their names with commas between. By default all that are known to be survived.
     #[arg(long, value_name = "KIND", value_delimiter = ',')]
     faults: Vec<FaultKind>,
-    /// Faults that can't be done on this machine are a failure, instead of SKIPPED; so are those that were never done by the time each
-    /// has had its turn.
+    /// Faults that can't be done on this machine are a failure, instead of SKIPPED, and so are brokers that join and get no disk for them;
+    /// and what was never done by the time each fault has had its turn.
     #[arg(long)]
     require_all: bool,
-    /// Records per second of each of the five producers.
+    /// Records per second of each of the six producers.
     #[arg(long, default_value_t = 100)]
     rate: u32,
     /// Where the brokers keep their data, which stays there if something is found. By default a temporary directory.
@@ -51,7 +51,7 @@ async fn main() -> ExitCode {
     config.directory = arguments.directory;
     config.verbose = true;
     println!(
-        "{} broker(s) under fire for {:.0} s while five producers, readers, and two hosted consumers use them;",
+        "{} broker(s) under fire for {:.0} s while six producers, readers, and two hosted consumers use them;",
         config.brokers,
         duration.as_secs_f64()
     );

@@ -6,12 +6,20 @@ use super::history::{Fate, Logged, RecordId};
 /// Checks a topic: `log` by partition, in the order of offsets; `sent` by producer, in the order of its sequence.
 ///
 /// Every acknowledged record is there once, where it was acknowledged; within a producer and partition in the order in which it was
-/// sent; nothing is there that was not sent; offsets begin at 0 and have no gap. A record of unknown fate may be there, once.
-pub fn check_log(topic: &str, log: &[Vec<Logged>], sent: &[Vec<Fate>], findings: &mut Findings) {
+/// sent; nothing is there that was not sent; offsets begin where the partition starts and have no gap. A record of unknown fate may be there,
+/// once. Partitions start at `starts`, and at 0 where nothing is said: what was acknowledged before that may be gone.
+pub fn check_log(
+    topic: &str,
+    log: &[Vec<Logged>],
+    starts: &[i64],
+    sent: &[Vec<Fate>],
+    findings: &mut Findings,
+) {
+    let start_of = |partition: u32| starts.get(partition as usize).copied().unwrap_or(0);
     let mut places: Vec<Vec<Option<(u32, i64)>>> = sent.iter().map(|fates| vec![None; fates.len()]).collect();
     for (partition, records) in (0u32..).zip(log) {
         let mut last: HashMap<u32, u32> = HashMap::new();
-        for (expected, record) in (0i64..).zip(records) {
+        for (expected, record) in (start_of(partition)..).zip(records) {
             let (id, offset) = (record.id, record.offset);
             findings.check(offset == expected, ViolationKind::Gap, || {
                 format!("{topic}-{partition}: offset {offset} follows {}", expected - 1)
@@ -46,7 +54,8 @@ pub fn check_log(topic: &str, log: &[Vec<Logged>], sent: &[Vec<Fate>], findings:
         for (sequence, (fate, place)) in (0u32..).zip(fates.iter().zip(places)) {
             let id = RecordId { producer, sequence };
             let Fate::Acknowledged { at } = *fate else { continue };
-            findings.check(place.is_some(), ViolationKind::Lost, || {
+            let is_let_go = at.is_some_and(|(partition, offset)| offset < start_of(partition));
+            findings.check(place.is_some() || is_let_go, ViolationKind::Lost, || {
                 format!("{id} was acknowledged{} and is not in {topic}", described(at))
             });
             if let (Some(at), Some(place)) = (at, *place) {
@@ -93,8 +102,12 @@ mod tests {
     }
 
     fn found(log: &[Vec<Logged>], sent: &[Vec<Fate>]) -> Vec<ViolationKind> {
+        found_from(&[], log, sent)
+    }
+
+    fn found_from(starts: &[i64], log: &[Vec<Logged>], sent: &[Vec<Fate>]) -> Vec<ViolationKind> {
         let mut findings = Findings::default();
-        check_log("t", log, sent, &mut findings);
+        check_log("t", log, starts, sent, &mut findings);
         assert!(findings.checks() > 0);
         findings.kinds()
     }
@@ -137,6 +150,24 @@ mod tests {
         assert_eq!(found(&log, &sent((0, 0))), []);
         assert_eq!(found(&log, &sent((0, 1))), [ViolationKind::Misplaced]);
         assert_eq!(found(&log, &sent((1, 0))), [ViolationKind::Misplaced]);
+    }
+
+    #[test]
+    fn what_was_let_go_is_not_lost_and_all_else_is() {
+        let sent: Vec<Fate> = (0..4).map(|offset| Fate::Acknowledged { at: Some((0, offset)) }).collect();
+        let sent = [sent];
+        let mut log = [partition(&[(0, 2), (0, 3)]), Vec::new()];
+        for record in &mut log[0] {
+            record.offset += 2;
+        }
+        assert_eq!(found_from(&[2], &log, &sent), []);
+        assert_eq!(found_from(&[1], &log, &sent), [ViolationKind::Gap, ViolationKind::Lost]);
+        // What was let go is not to come back elsewhere.
+        log[1] = partition(&[(0, 0)]);
+        assert_eq!(found_from(&[2], &log, &sent), [ViolationKind::Misplaced]);
+        log[1].clear();
+        log[0].pop();
+        assert_eq!(found_from(&[2], &log, &sent), [ViolationKind::Lost]);
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub(super) async fn check_replicas(
                 sleep(READ_PAUSE).await;
             };
             if let Some(topic) = topic {
-                recording.replicas(*broker, topic, &held.log, ends.of(name), &partitions);
+                recording.replicas(*broker, topic, &held.log, ends, &partitions);
             }
             for partition in partitions {
                 let of_partition = found.entry((name, partition)).or_default();

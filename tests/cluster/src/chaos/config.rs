@@ -10,7 +10,7 @@ pub struct ChaosConfig {
     pub brokers: u32,
     /// What is done to them; nothing said: all that is known to be survived.
     pub faults: Vec<FaultKind>,
-    /// A fault that can't be done here is a failure, and so is one that a run of some length has never done.
+    /// A fault that can't be done here is a failure, or not to some of the brokers, and so is what a run of some length has never done.
     pub require_all: bool,
     /// How long they are under fire.
     pub duration: Duration,
@@ -31,6 +31,10 @@ impl ChaosConfig {
     pub const DIRECT_PRODUCERS: u32 = 3;
     /// Producers to the topic `routed`.
     pub const ROUTED_PRODUCERS: u32 = 2;
+    /// Producers to the topic `trimmed`.
+    pub const TRIMMED_PRODUCERS: u32 = 1;
+    /// All of them.
+    pub const PRODUCERS: u32 = Self::DIRECT_PRODUCERS + Self::ROUTED_PRODUCERS + Self::TRIMMED_PRODUCERS;
 
     /// Load that leaves a small machine room to recover in, for so long.
     #[must_use]

@@ -55,6 +55,8 @@ pub enum ViolationKind {
     Read,
     /// Something came to an end that should have gone on.
     Stopped,
+    /// A thread of a broker panicked.
+    Panicked,
     /// Replicas differ.
     Replica,
     /// What the checker of histories found.

@@ -35,6 +35,8 @@ pub struct Fires {
     pub members: MemberChanges,
     /// Replicas that were retired because their log was damaged.
     pub retired: u64,
+    /// Hashes that replicas took of their states to compare them, as far as brokers were asked in time.
+    pub state_hashes: u64,
     /// From the kill of a leader to the next acknowledged write of each partition that it led.
     pub failovers: Vec<Duration>,
     /// What went over the network between brokers.
@@ -73,10 +75,16 @@ impl Fires {
         FREE_DRAWS + TURN_INTERVAL * TURNS * self.kinds.len() as u64
     }
 
+    /// Whether each kind has had its turns.
+    #[must_use]
+    pub fn had_all_turns(&self) -> bool {
+        self.draws() >= self.draws_for_all()
+    }
+
     /// What was never done, though each kind has had its turns.
     #[must_use]
     pub fn lacking(&self) -> Vec<FaultKind> {
-        let is_lacking = |kind: &FaultKind| self.draws() >= self.draws_for_all() && self.is_overdue(*kind);
+        let is_lacking = |kind: &FaultKind| self.had_all_turns() && self.is_overdue(*kind);
         self.kinds.iter().copied().filter(is_lacking).collect()
     }
 

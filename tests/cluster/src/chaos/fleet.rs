@@ -9,6 +9,8 @@ use tidemill_client::{Client, ClientConfig};
 
 use super::config::ChaosConfig;
 use super::faults::FaultKind;
+use super::findings::Findings;
+use super::lives;
 use super::proxy::PeerProxy;
 use crate::loop_disk::LoopDisk;
 use crate::{BrokerOptions, Outcome, TestBroker, TestCluster};
@@ -44,7 +46,11 @@ pub(super) struct Several {
 /// Of each shard, where there are as many brokers. One can be drained only where there are others for each of its replicas.
 pub(super) const REPLICAS: u32 = 3;
 
-/// Small files and frequent checkpoints: a kill should find every kind of work under way.
+/// The number of a broker that is alone.
+pub(super) const ALONE: u32 = 1;
+
+/// Small files and frequent checkpoints: a kill should find every kind of work under way. Replicas compare their states every few seconds, since
+/// each start begins the interval anew.
 fn options() -> BrokerOptions {
     BrokerOptions::default()
         .set("wal.segment_bytes", 4 << 20)
@@ -52,6 +58,9 @@ fn options() -> BrokerOptions {
         .set("storage.checkpoint_bytes", 512 << 10)
         // A broker that is started looks at all of its segments before the next fault.
         .set("storage.scrub_bytes_per_second", 64 << 20)
+        .set("storage.state_hash_bytes", 64 << 10)
+        .set("storage.state_hash_interval_ms", 2_000)
+        .set("storage.retention_interval_ms", 1_000)
 }
 
 /// In which a broker of a cluster stands alone, so that it can be read by itself. At first that of broker 1 is the first; who comes
@@ -118,16 +127,16 @@ impl Fleet {
         Ok(())
     }
 
-    /// kill -9 of all, and a new start: what is found then is what is on the disks.
-    pub(super) async fn begin_anew(&mut self) -> Outcome<()> {
+    /// kill -9 of all, and a new start: what is found then is what is on the disks. All should still run.
+    pub(super) async fn begin_anew(&mut self, findings: &mut Findings) -> Outcome<()> {
         match self {
             Self::One(broker) => {
-                broker.kill().await?;
+                lives::kill(ALONE, broker, findings).await?;
                 broker.restart().await?;
             }
             Self::Several(several) => {
                 for id in several.ids() {
-                    several.cluster.broker(id).kill().await?;
+                    lives::kill(id, several.cluster.broker(id), findings).await?;
                 }
                 for id in several.ids() {
                     several.cluster.broker(id).restart().await?;
@@ -140,7 +149,7 @@ impl Fleet {
     /// How to reach each broker by itself.
     pub(super) fn each_alone(&self) -> Vec<Alone> {
         match self {
-            Self::One(broker) => vec![Alone { broker: 1, rack: None, settings: broker.client_config() }],
+            Self::One(broker) => vec![Alone { broker: ALONE, rack: None, settings: broker.client_config() }],
             Self::Several(several) => several
                 .present()
                 .map(|(id, own, broker)| {
@@ -155,20 +164,38 @@ impl Fleet {
     /// Where the brokers of a cluster keep their data: their numbers, and the directories.
     pub(super) fn data_dirs(&self) -> Vec<(u32, PathBuf)> {
         match self {
-            Self::One(broker) => vec![(1, broker.data_dir())],
+            Self::One(broker) => vec![(ALONE, broker.data_dir())],
             Self::Several(several) => {
                 several.present().map(|(id, _, broker)| (id, broker.data_dir())).collect()
             }
         }
     }
 
-    /// All that the brokers said, over all their starts; those that are gone too.
-    pub(super) fn logs(&self) -> String {
+    /// All that each broker said, over all its starts; those that are gone too.
+    pub(super) fn logs(&self) -> Outcome<Vec<(u32, String)>> {
         let all: Vec<&TestBroker> = match self {
             Self::One(broker) => vec![&**broker],
             Self::Several(several) => several.cluster.brokers().iter().collect(),
         };
-        all.iter().map(|broker| broker.log_text().unwrap_or_default()).collect()
+        (1u32..).zip(all).map(|(id, broker)| Outcome::Ok((id, broker.log_text()?))).collect()
+    }
+
+    /// Checks that all still run, and all that brokers ever said.
+    pub(super) async fn check_lives(&mut self, findings: &mut Findings) -> Outcome<()> {
+        match self {
+            Self::One(broker) => {
+                lives::has_ended(ALONE, broker, findings).await?;
+            }
+            Self::Several(several) => {
+                for id in several.ids() {
+                    lives::has_ended(id, several.cluster.broker(id), findings).await?;
+                }
+            }
+        }
+        for (id, log) in self.logs()? {
+            lives::check_log_of(id, &log, findings);
+        }
+        Ok(())
     }
 }
 
@@ -219,7 +246,7 @@ impl Several {
     }
 
     /// The brokers that are there: number, rack, broker.
-    fn present(&self) -> impl Iterator<Item = (u32, u32, &TestBroker)> {
+    pub(super) fn present(&self) -> impl Iterator<Item = (u32, u32, &TestBroker)> {
         let all = (1u32..).zip(self.cluster.brokers());
         all.filter_map(move |(id, broker)| Some((id, *self.members.get(&id)?, broker)))
     }
@@ -288,7 +315,8 @@ fn seeds_of(proxy: &PeerProxy, ids: &[u32], id: u32) -> String {
     seeds.join(",")
 }
 
-/// Others reach it through the proxy, and it them; by any of them it finds all.
+/// Others reach it through the proxy, and it them; by any of them it finds all. What is written with direct I/O is on the disk before it is
+/// flushed: every other broker writes its log through the page cache, of which a loss of power takes what was not.
 fn seen_through(
     proxy: &PeerProxy,
     ids: &[u32],
@@ -296,6 +324,7 @@ fn seen_through(
     options: BrokerOptions,
 ) -> BrokerOptions {
     options
+        .set("wal.direct_io", !id.is_multiple_of(2))
         .set("rack", rack(own))
         .set("peers.advertise", proxy.face(id))
         .set("peers.seeds", seeds_of(proxy, ids, id))

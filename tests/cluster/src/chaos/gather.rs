@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tidemill_client::{Client, ConsumerRecord, PartitionId, Start, StateRange};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::check_tasks::RouteTarget;
 use super::findings::{Findings, ViolationKind};
@@ -17,42 +17,93 @@ use crate::reading::digest;
 /// No topic takes longer to read.
 const READ_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Where the partitions of each topic end.
+/// Retention looks every second: once logs have started where they do for so long, and nothing is written, they stay.
+const STEADY: Duration = Duration::from_secs(5);
+const STEADY_DEADLINE: Duration = Duration::from_secs(90);
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Where the partitions of each topic end, and where they start.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(super) struct Ends(BTreeMap<&'static str, Vec<i64>>);
+pub(super) struct Ends {
+    ends: BTreeMap<&'static str, Vec<i64>>,
+    /// 0 but where retention is at work.
+    starts: BTreeMap<&'static str, Vec<i64>>,
+}
 
 impl Ends {
     /// As the cluster says now.
     pub(super) async fn now(client: &Client) -> Outcome<Self> {
-        let mut ends = BTreeMap::new();
+        let mut all = Self::default();
         for (topic, _) in TOPICS {
             let description = client.topics().describe(topic).await?;
-            let of_partitions = description.partitions.iter().map(|status| status.high_watermark);
-            ends.insert(topic, of_partitions.collect());
+            let partitions = &description.partitions;
+            all.ends.insert(topic, partitions.iter().map(|status| status.high_watermark).collect());
+            // Who does not know says -1.
+            all.starts
+                .insert(topic, partitions.iter().map(|status| status.log_start_offset.max(0)).collect());
         }
-        Ok(Self(ends))
+        Ok(all)
+    }
+
+    /// As the cluster says once retention has let go all that it will. To be called when nobody writes.
+    pub(super) async fn steady(client: &Client) -> Outcome<Self> {
+        let begun = Instant::now();
+        let (mut known, mut since) = (Self::now(client).await?, begun);
+        while since.elapsed() < STEADY {
+            if begun.elapsed() >= STEADY_DEADLINE {
+                return Err(format!(
+                    "logs are let go for {STEADY_DEADLINE:?} though nobody writes: {:?}",
+                    known.starts
+                )
+                .into());
+            }
+            sleep(LOOK_INTERVAL).await;
+            let now = Self::now(client).await?.further(&known);
+            if now.starts != known.starts {
+                since = Instant::now();
+            }
+            known = now;
+        }
+        Ok(known)
     }
 
     /// Of one topic.
     pub(super) fn of(&self, topic: &str) -> &[i64] {
-        self.0.get(topic).map_or(&[][..], Vec::as_slice)
+        self.ends.get(topic).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// Where the partitions of one topic start.
+    pub(super) fn starts_of(&self, topic: &str) -> &[i64] {
+        self.starts.get(topic).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// Where a partition starts.
+    pub(super) fn start_of(&self, topic: &str, partition: u32) -> i64 {
+        self.starts_of(topic).get(partition as usize).copied().unwrap_or(0)
     }
 
     /// It ends there or later.
     pub(super) fn reach(&mut self, topic: &str, partition: u32, end: i64) {
-        if let Some(known) = self.0.get_mut(topic).and_then(|ends| ends.get_mut(partition as usize)) {
+        if let Some(known) = self.ends.get_mut(topic).and_then(|ends| ends.get_mut(partition as usize)) {
             *known = (*known).max(end);
         }
     }
 
-    /// Whichever is further: an end that was there once is there for good.
+    /// Whichever is further: an end that was there once is there for good, and so is a start.
     pub(super) fn further(mut self, other: &Self) -> Self {
-        for (topic, ends) in &mut self.0 {
-            for (end, other) in ends.iter_mut().zip(other.of(topic)) {
-                *end = (*end).max(*other);
-            }
+        for (topic, ends) in &mut self.ends {
+            raise(ends, other.of(topic));
+        }
+        for (topic, starts) in &mut self.starts {
+            raise(starts, other.starts_of(topic));
         }
         self
+    }
+}
+
+fn raise(offsets: &mut [i64], others: &[i64]) {
+    for (offset, other) in offsets.iter_mut().zip(others) {
+        *offset = (*offset).max(*other);
     }
 }
 
@@ -102,7 +153,7 @@ pub(super) async fn read_to(
     Ok(consumer.stats().received_bytes)
 }
 
-/// A topic's records, by partition. What has other bytes than it must is a violation, and left out.
+/// A topic's records, by partition, from where it starts. What has other bytes than it must is a violation, and left out.
 pub(super) async fn log(
     client: &Client,
     seed: u64,
@@ -112,6 +163,9 @@ pub(super) async fn log(
 ) -> Outcome<Vec<Vec<Logged>>> {
     let mut log = vec![Vec::new(); topic.partitions() as usize];
     read_to(client, topic.name(), ends.of(topic.name()), None, |record| {
+        if is_let_go(ends, record) {
+            return;
+        }
         if let Some(partition) = log.get_mut(record.partition.get() as usize) {
             partition.extend(recognised(seed, topic, record, findings));
         }
@@ -137,6 +191,11 @@ pub(super) async fn routed(
     })
     .await?;
     Ok(ids)
+}
+
+/// Whether retention has let a record go, of which this replica may not have heard yet.
+fn is_let_go(ends: &Ends, record: &ConsumerRecord) -> bool {
+    record.offset.get() < ends.start_of(&record.topic, record.partition.get())
 }
 
 fn recognised(seed: u64, topic: Topic, record: &ConsumerRecord, findings: &mut Findings) -> Option<Logged> {
@@ -221,6 +280,9 @@ pub(super) async fn held(
     let mut hashers: BTreeMap<u32, (u64, blake3::Hasher)> = BTreeMap::new();
     let mut log = vec![Vec::new(); topic.map_or(0, |topic| topic.partitions() as usize)];
     let received_bytes = read_to(client, name, ends.of(name), Some(place), |record| {
+        if is_let_go(ends, record) {
+            return;
+        }
         let partition = record.partition.get();
         let (count, hasher) = hashers.entry(partition).or_default();
         *count += 1;
@@ -267,10 +329,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_further_end_counts() {
-        let ends = |one: i64, other: i64| Ends(BTreeMap::from([("direct", vec![one, other])]));
+    fn the_further_end_counts_and_so_does_the_further_start() {
+        let ends = |one: i64, other: i64| Ends {
+            ends: BTreeMap::from([("direct", vec![one, other])]),
+            starts: BTreeMap::from([("direct", vec![one - 2, other - 2])]),
+        };
         assert_eq!(ends(3, 9).further(&ends(5, 2)), ends(5, 9));
         assert_eq!(ends(3, 9).further(&Ends::default()), ends(3, 9));
         assert_eq!(ends(3, 9).of("routed"), [0i64; 0]);
+        assert_eq!([ends(3, 9).start_of("direct", 1), ends(3, 9).start_of("routed", 1)], [7, 0]);
     }
 }

@@ -3,7 +3,10 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::faults::FaultKind;
+use super::findings::Findings;
 use super::fires::Fires;
+use super::fleet::ALONE;
+use super::lives;
 use crate::fixtures::Random;
 use crate::{TestBroker, WorldError};
 
@@ -28,6 +31,7 @@ pub(super) async fn kill_until(
     broker: &mut TestBroker,
     kinds: &[FaultKind],
     random: &mut Random,
+    findings: &mut Findings,
     mut progress: impl FnMut(&Fires),
 ) -> Result<Fires, WorldError> {
     let mut fires = Fires { kinds: kinds.to_vec(), ..Fires::default() };
@@ -42,11 +46,10 @@ pub(super) async fn kill_until(
         let must_stop = kinds.len() == 1 || fires.is_overdue(FaultKind::Stop);
         let must_storm = fires.is_overdue(FaultKind::Storm);
         if kinds.contains(&FaultKind::Stop) && (random.chance(STOPPED_PERCENT) || must_stop) {
-            broker.stop().await?;
+            lives::stop(ALONE, broker, findings).await?;
             fires.count(FaultKind::Stop);
         } else {
-            broker.kill().await?;
-            fires.kills += 1;
+            fires.kills += u64::from(lives::kill(ALONE, broker, findings).await?);
             fires.count(FaultKind::Kill);
         }
         sleep(Duration::from_millis(random.below(AWAY_MS_MAX))).await;

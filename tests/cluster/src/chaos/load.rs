@@ -9,6 +9,8 @@ pub(super) const DIRECT: &str = "direct";
 pub(super) const DIRECT_PARTITIONS: u32 = 4;
 pub(super) const ROUTED: &str = "routed";
 pub(super) const ROUTED_PARTITIONS: u32 = 3;
+pub(super) const TRIMMED: &str = "trimmed";
+pub(super) const TRIMMED_PARTITIONS: u32 = 2;
 
 /// What `route-by-field` tells apart.
 pub(super) const DEVICES: [&str; 4] = ["phone", "tablet", "desktop", "car"];
@@ -18,18 +20,23 @@ const USERS: u64 = 300;
 /// Mostly small, so that batches hold many records, and sometimes of a size that fills batches.
 const PADDING_BYTES: [u64; 4] = [40, 200, 400, 4_000];
 
-/// Which of the two topics.
+/// Which of the topics that producers send to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Topic {
     Direct,
     Routed,
+    /// As `Direct`, but retention lets go what is old.
+    Trimmed,
 }
 
 impl Topic {
+    pub(super) const ALL: [Self; 3] = [Self::Direct, Self::Routed, Self::Trimmed];
+
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::Direct => DIRECT,
             Self::Routed => ROUTED,
+            Self::Trimmed => TRIMMED,
         }
     }
 
@@ -37,6 +44,7 @@ impl Topic {
         match self {
             Self::Direct => DIRECT_PARTITIONS,
             Self::Routed => ROUTED_PARTITIONS,
+            Self::Trimmed => TRIMMED_PARTITIONS,
         }
     }
 }
@@ -68,6 +76,7 @@ pub(super) fn make(seed: u64, topic: Topic, id: RecordId) -> Made {
     let salt = match topic {
         Topic::Direct => 0x6469,
         Topic::Routed => 0x726f,
+        Topic::Trimmed => 0x7472,
     };
     let mut random = Random::new(
         seed ^ (u64::from(id.producer) << 48)

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::faults::FaultKind;
+use super::lives::PANICKED;
 use super::siege::Siege;
 use crate::{Outcome, TestBroker, WorldError};
 
@@ -42,8 +43,6 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 const REPLICAS: usize = 3;
 /// The controller's shard, which every broker follows.
 const CONTROLLER: u32 = 0;
-/// In the log of a broker that has not ended for a good reason.
-const PANICKED: &str = "panicked at";
 
 type Starting = JoinHandle<Result<TestBroker, WorldError>>;
 
@@ -83,6 +82,11 @@ impl Members {
             }
             _ => true,
         }
+    }
+
+    /// Whether a broker is to be drained and removed, or may have been removed.
+    pub(super) const fn is_leaving(&self, broker: u32) -> bool {
+        matches!(self.stage, Stage::Leaving { id, .. } if id == broker)
     }
 
     fn is_overdue(&self) -> bool {

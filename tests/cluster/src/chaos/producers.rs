@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::failovers::Failovers;
 use super::findings::ViolationKind;
 use super::history::{Fate, RecordId};
-use super::load::{Topic, make};
+use super::load::{DIRECT_PARTITIONS, Topic, make};
 use super::recording::Recording;
 use crate::Outcome;
 
@@ -26,10 +26,19 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(120);
 pub(super) struct Watch {
     /// Records acknowledged, over all producers.
     pub(super) acknowledged: AtomicU64,
+    /// Of these, those of the topic `direct`, by partition.
+    of_direct: [AtomicU64; DIRECT_PARTITIONS as usize],
     /// Producers that still send.
     pub(super) sending: AtomicU32,
     /// How long leaders are missed.
     pub(super) failovers: Failovers,
+}
+
+impl Watch {
+    /// Records acknowledged of the topic `direct`, by partition.
+    pub(super) fn of_direct(&self) -> [u64; DIRECT_PARTITIONS as usize] {
+        std::array::from_fn(|partition| self.of_direct[partition].load(Ordering::Relaxed))
+    }
 }
 
 /// One producer under fire.
@@ -107,7 +116,7 @@ impl Producing {
                 let made = make(self.seed, self.topic, id);
                 let record = Record::new(&made.value).key(&made.key);
                 let (record, partition) = match self.topic {
-                    Topic::Direct => {
+                    Topic::Direct | Topic::Trimmed => {
                         (record.partition(PartitionId::new(made.partition)), Some(made.partition))
                     }
                     Topic::Routed => (record, None),
@@ -149,6 +158,9 @@ async fn outcome(
             watch.acknowledged.fetch_add(1, Ordering::Relaxed);
             if topic == Topic::Direct {
                 watch.failovers.acknowledged(at.0, sent);
+                if let Some(count) = watch.of_direct.get(at.0 as usize) {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
             }
             (Fate::Acknowledged { at: Some(at) }, None)
         }

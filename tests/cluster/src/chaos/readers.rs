@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidemill_client::{Client, Commit, ConsumerRecord, Offset, PartitionId, Start, TopicPartition};
+use tidemill_client::{
+    Client, Commit, ConsumerRecord, Offset, OutOfRange, PartitionId, Start, TopicPartition,
+};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -53,6 +55,11 @@ impl Reading {
             builder.filter("json-filter", [("where", condition.as_str())])
         } else {
             builder
+        };
+        // Where retention has overtaken it, it goes on with what is left.
+        let builder = match self.topic {
+            Topic::Trimmed => builder.on_out_of_range(OutOfRange::Earliest),
+            Topic::Direct | Topic::Routed => builder,
         };
         let builder = match self.rack {
             Some(rack) => builder.rack(rack),

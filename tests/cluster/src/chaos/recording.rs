@@ -10,6 +10,7 @@ use tidemill_checker::{
 
 use super::config::ChaosConfig;
 use super::findings::{Findings, ViolationKind};
+use super::gather::Ends;
 use super::history::{Logged, RecordId};
 use super::load::{Topic, device_of};
 use super::setup::FILTERED_DEVICE;
@@ -32,7 +33,7 @@ impl Recording {
     pub(super) fn create(directory: &Path, seed: u64) -> io::Result<Self> {
         let path = directory.join("history.jsonl");
         let recorder = Recorder::create(&path, &Header::new("chaos", seed))?;
-        for topic in [Topic::Direct, Topic::Routed] {
+        for topic in Topic::ALL {
             recorder.record(&Event::Topic {
                 topic: topic.name().to_owned(),
                 partitions: topic.partitions(),
@@ -126,23 +127,24 @@ impl Recording {
         });
     }
 
-    /// What a broker's replicas of these partitions of a topic hold, and where they end; `log` and `ends` are of all partitions.
+    /// What a broker's replicas of these partitions of a topic hold, and where they start and end; `log` is of all partitions.
     pub(super) fn replicas(
         &self,
         broker: u32,
         topic: Topic,
         log: &[Vec<Logged>],
-        ends: &[i64],
+        ends: &Ends,
         partitions: &BTreeSet<u32>,
     ) {
-        let all = (0u32..).zip(log).zip(ends);
+        let all = (0u32..).zip(log).zip(ends.of(topic.name()));
         for ((number, records), end) in all.filter(|((number, _), _)| partitions.contains(number)) {
             let partition = TopicPartition::new(topic.name(), number);
-            let end = records.last().map_or(0, |record| record.offset + 1).max(*end).unsigned_abs();
+            let log_start = ends.start_of(topic.name(), number);
+            let end = records.last().map_or(log_start, |record| record.offset + 1).max(*end).unsigned_abs();
             self.recorder.record(&Event::Replica {
                 broker,
                 partition: partition.clone(),
-                log_start: 0,
+                log_start: log_start.unsigned_abs(),
                 end,
                 segments: Vec::new(),
             });
@@ -191,6 +193,7 @@ fn recorded(topic: Topic, id: RecordId) -> Recorded {
     let before = match topic {
         Topic::Direct => 0,
         Topic::Routed => ChaosConfig::DIRECT_PRODUCERS,
+        Topic::Trimmed => ChaosConfig::DIRECT_PRODUCERS + ChaosConfig::ROUTED_PRODUCERS,
     };
     Recorded::new(before + id.producer, id.sequence.into())
 }

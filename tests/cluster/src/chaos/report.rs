@@ -23,6 +23,10 @@ pub struct Report {
     pub direct_acknowledged: u64,
     /// Acknowledged records of the topic `routed`.
     pub routed_acknowledged: u64,
+    /// Acknowledged records of the topic `trimmed`.
+    pub trimmed_acknowledged: u64,
+    /// Records of that topic that retention has let go.
+    pub let_go: u64,
     /// Batches that producers had to send again.
     pub resent_batches: u64,
     /// Subscriptions that were made again.
@@ -38,14 +42,40 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether all checks hold, and all faults were there that had to be.
+    /// Whether all checks hold, and all was there that had to be.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.findings.violation_count() == 0 && !self.lacks_faults()
+        self.findings.violation_count() == 0 && self.lacks().is_empty()
     }
 
-    fn lacks_faults(&self) -> bool {
-        self.require_all && !(self.fires.skipped.is_empty() && self.fires.lacking().is_empty())
+    /// What was not done though all is required, for people.
+    fn lacks(&self) -> Vec<String> {
+        let (fires, mut lacks) = (&self.fires, Vec::new());
+        if !self.require_all {
+            return lacks;
+        }
+        if !fires.skipped.is_empty() {
+            lacks.push("faults were SKIPPED, and all are required".to_owned());
+        }
+        let lacking: Vec<&str> = fires.lacking().into_iter().map(FaultKind::name).collect();
+        if !lacking.is_empty() {
+            lacks.push(format!("never done, and all are required: {}", lacking.join(", ")));
+        }
+        let without_disk = fires.members.without_disk;
+        if without_disk > 0 {
+            lacks.push(format!(
+                "{without_disk} of the brokers that joined had no disk of their own, and all faults are required of all brokers"
+            ));
+        }
+        if self.compares_states() && fires.state_hashes == 0 && fires.had_all_turns() {
+            lacks.push("no replica took a hash of its state, and states are to be compared".to_owned());
+        }
+        lacks
+    }
+
+    /// A replica that is alone has nobody to compare with.
+    const fn compares_states(&self) -> bool {
+        self.brokers > 1
     }
 }
 
@@ -58,29 +88,30 @@ impl fmt::Display for Report {
         write!(f, "{fires}")?;
         writeln!(
             f,
-            "records acknowledged  {} ({} direct, {} routed); {} batches were sent again",
-            self.direct_acknowledged + self.routed_acknowledged,
+            "records acknowledged  {} ({} direct, {} routed, {} trimmed); {} batches were sent again",
+            self.direct_acknowledged + self.routed_acknowledged + self.trimmed_acknowledged,
             self.direct_acknowledged,
             self.routed_acknowledged,
+            self.trimmed_acknowledged,
             self.resent_batches
         )?;
+        writeln!(f, "retention             let {} records go", self.let_go)?;
         writeln!(
             f,
             "readers               subscribed again {} times, committed {} times",
             self.reconnects, self.commits
         )?;
         writeln!(f, "tasks                 emitted {} records", self.outputs)?;
+        if self.compares_states() {
+            writeln!(f, "state hashes          {} taken to be compared", fires.state_hashes)?;
+        }
         writeln!(f, "checks made           {}", findings.checks())?;
         writeln!(f, "violations            {}", findings.violation_count())?;
         for violation in findings.violations() {
             writeln!(f, "  {violation}")?;
         }
-        if self.require_all && !fires.skipped.is_empty() {
-            writeln!(f, "FAILED: faults were SKIPPED, and all are required")?;
-        }
-        let lacking: Vec<&str> = fires.lacking().into_iter().map(FaultKind::name).collect();
-        if self.require_all && !lacking.is_empty() {
-            writeln!(f, "FAILED: never done, and all are required: {}", lacking.join(", "))?;
+        for lack in self.lacks() {
+            writeln!(f, "FAILED: {lack}")?;
         }
         if let Some(kept) = &self.kept {
             writeln!(f, "data and logs are in {}", kept.display())?;
@@ -101,6 +132,7 @@ mod tests {
     fn report(require_all: bool) -> Report {
         let mut fires = Fires::default();
         fires.count(FaultKind::Kill);
+        fires.state_hashes = 12;
         Report {
             seed: 7,
             brokers: 3,
@@ -109,6 +141,8 @@ mod tests {
             fires,
             direct_acknowledged: 300,
             routed_acknowledged: 200,
+            trimmed_acknowledged: 100,
+            let_go: 0,
             resent_batches: 0,
             reconnects: 0,
             commits: 0,
@@ -155,6 +189,39 @@ mod tests {
             report.fires.count(FaultKind::Weather);
             report.fires.count(FaultKind::PowerLoss);
             assert!(report.is_good() && !report.to_string().contains(FAILED), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_broker_that_no_disk_fault_could_strike_fails_a_run_that_requires_all() {
+        for require_all in [false, true] {
+            let mut report = report(require_all);
+            report.fires.members.joined = 2;
+            report.fires.members.without_disk = 1;
+            let said = report.to_string();
+            assert_eq!(report.is_good(), !require_all, "{said}");
+            assert_eq!(
+                said.contains("FAILED: 1 of the brokers that joined had no disk"),
+                require_all,
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn states_that_were_never_compared_fail_a_run_that_requires_all_and_was_long_enough() {
+        for (require_all, is_long, brokers) in
+            [(false, true, 3), (true, false, 3), (true, true, 1), (true, true, 3)]
+        {
+            let mut report = Report { brokers, ..report(require_all) };
+            assert_eq!(report.to_string().contains("state hashes          12"), brokers > 1, "{report}");
+            report.fires.state_hashes = 0;
+            while is_long && !report.fires.had_all_turns() {
+                report.fires.count(FaultKind::Kill);
+            }
+            let fails = require_all && is_long && brokers > 1;
+            assert_eq!(report.is_good(), !fails, "{report}");
+            assert_eq!(report.to_string().contains("FAILED: no replica took a hash"), fails, "{report}");
         }
     }
 

@@ -16,15 +16,17 @@ use super::check_readers::{check_positions, check_reader};
 use super::check_replicas::check_replicas;
 use super::check_segments::check_segments;
 use super::check_tasks::{check_counts, check_routes};
+use super::check_writes::check_writes;
 use super::config::ChaosConfig;
 use super::faults::FaultKind;
 use super::findings::{Findings, ViolationKind};
 use super::fires::Fires;
 use super::fleet::{Fleet, rack};
 use super::gather::{self, Ends};
+use super::hashes::StateHashes;
 use super::history::{Fate, Logged};
 use super::killer::{self, kill_until};
-use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic, user_name};
+use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, TRIMMED, Topic, user_name};
 use super::members::Members;
 use super::producers::{Produced, Producing, Watch};
 use super::readers::{Committed, Committing, Reading, Seen};
@@ -54,7 +56,8 @@ const RETIRED: &str = "it is retired, and comes back as a new one";
 /// The run itself failed: a broker does not start any more, say. What the checks find is in the report.
 pub async fn run(config: &ChaosConfig) -> Outcome<Report> {
     let mut fleet = Fleet::start(config).await?;
-    let outcome = run_on(config, &mut fleet).await;
+    let mut findings = Findings::default();
+    let outcome = run_on(config, &mut fleet, &mut findings).await;
     match outcome {
         Ok(mut report) => {
             if !report.is_good() {
@@ -64,37 +67,45 @@ pub async fn run(config: &ChaosConfig) -> Outcome<Report> {
         }
         Err(error) => {
             let kept = fleet.keep();
-            Err(format!("{error}\n(seed {}; data and logs are in {})", config.seed, kept.display()).into())
+            let found: Vec<String> = findings.violations().iter().map(ToString::to_string).collect();
+            let found = if found.is_empty() {
+                String::new()
+            } else {
+                format!("\nfound before that:\n{}", found.join("\n"))
+            };
+            Err(format!("{error}{found}\n(seed {}; data and logs are in {})", config.seed, kept.display())
+                .into())
         }
     }
 }
 
-async fn run_on(config: &ChaosConfig, fleet: &mut Fleet) -> Outcome<Report> {
+async fn run_on(config: &ChaosConfig, fleet: &mut Fleet, findings: &mut Findings) -> Outcome<Report> {
     let client = fleet.client().await?;
     fleet.settled(&client).await?;
     set_up(&client).await?;
     fleet.settled(&client).await?;
     let recording = Recording::create(&fleet.directory(), config.seed)?;
     let load = Load::start(config, fleet, &recording).await?;
-    let mut fires = under_fire(config, fleet, &client, &load.watch, &recording).await?;
+    let mut fires = under_fire(config, fleet, &client, (&load.watch, &recording), findings).await?;
     fleet.settled(&client).await?;
+    check_writes(&load.watch, findings).await;
     let loaded = load.finish(&client).await?;
     let before = Ends::now(&client).await?;
     // What is checked is what is on the disks.
-    fleet.begin_anew().await?;
+    fleet.begin_anew(findings).await?;
     fleet.settled(&client).await?;
     tokio::time::sleep(QUIET).await;
-    let ends = Ends::now(&client).await?.further(&before);
-    fires.retired = fleet.logs().matches(RETIRED).count() as u64;
-    check(config, fleet, &client, &ends, &recording, fires, loaded).await
+    let ends = Ends::steady(&client).await?.further(&before);
+    fires.retired = fleet.logs()?.iter().map(|(_, log)| log.matches(RETIRED).count() as u64).sum();
+    check(config, fleet, &client, &ends, &recording, (fires, findings), loaded).await
 }
 
 async fn under_fire(
     config: &ChaosConfig,
     fleet: &mut Fleet,
     client: &Client,
-    watch: &Arc<Watch>,
-    recording: &Recording,
+    (watch, recording): (&Arc<Watch>, &Recording),
+    findings: &mut Findings,
 ) -> Outcome<Fires> {
     let begun = Instant::now();
     let mut random = Random::new(config.seed);
@@ -118,7 +129,7 @@ async fn under_fire(
             if kinds.is_empty() {
                 return Err("of these faults none is for a broker that is alone".into());
             }
-            let mut fires = kill_until(deadline, broker, &kinds, &mut random, progress).await?;
+            let mut fires = kill_until(deadline, broker, &kinds, &mut random, findings, progress).await?;
             let others = config.named_beside(&killer::FAULTS).into_iter();
             fires.skipped = others.map(|kind| (kind, killer::WHY_NO_OTHERS.to_owned())).collect();
             Ok(fires)
@@ -132,6 +143,8 @@ async fn under_fire(
                 watch: Arc::clone(watch),
                 recording: recording.clone(),
                 fires: Fires::default(),
+                findings,
+                hashes: StateHashes::default(),
                 weather_until: None,
                 members: Members::default(),
             };
@@ -158,6 +171,7 @@ impl Reader {
             at_leaders("direct-plain", Topic::Direct, false),
             at_leaders("routed-plain", Topic::Routed, false),
             at_leaders(FILTERED_READER, Topic::Routed, true),
+            at_leaders("trimmed-plain", Topic::Trimmed, false),
         ];
         if config.brokers > 1 {
             debug_assert_eq!(rack(1), NEAR_RACK);
@@ -192,9 +206,11 @@ impl Load {
         let watch = Arc::new(Watch::default());
         let client = fleet.client().await?;
         let mut producers = Vec::new();
-        for (topic, count) in
-            [(Topic::Direct, ChaosConfig::DIRECT_PRODUCERS), (Topic::Routed, ChaosConfig::ROUTED_PRODUCERS)]
-        {
+        for (topic, count) in [
+            (Topic::Direct, ChaosConfig::DIRECT_PRODUCERS),
+            (Topic::Routed, ChaosConfig::ROUTED_PRODUCERS),
+            (Topic::Trimmed, ChaosConfig::TRIMMED_PRODUCERS),
+        ] {
             for number in 0..count {
                 let producing = Producing {
                     client: client.clone(),
@@ -309,44 +325,52 @@ async fn at_the_end(client: &Client, deployment: &str, ends: &[i64]) -> Outcome<
 
 async fn check(
     config: &ChaosConfig,
-    fleet: &Fleet,
+    fleet: &mut Fleet,
     client: &Client,
     ends: &Ends,
     recording: &Recording,
-    fires: Fires,
+    (fires, findings): (Fires, &mut Findings),
     loaded: Loaded,
 ) -> Outcome<Report> {
-    let mut findings = Findings::default();
-    let direct = gather::log(client, config.seed, Topic::Direct, ends, &mut findings).await?;
-    let routed = gather::log(client, config.seed, Topic::Routed, ends, &mut findings).await?;
-    let of = |topic: Topic| if topic == Topic::Direct { &direct } else { &routed };
+    let direct = gather::log(client, config.seed, Topic::Direct, ends, findings).await?;
+    let routed = gather::log(client, config.seed, Topic::Routed, ends, findings).await?;
+    let trimmed = gather::log(client, config.seed, Topic::Trimmed, ends, findings).await?;
+    let of = |topic: Topic| match topic {
+        Topic::Direct => &direct,
+        Topic::Routed => &routed,
+        Topic::Trimmed => &trimmed,
+    };
     let mut acknowledged = BTreeMap::new();
-    for topic in [Topic::Direct, Topic::Routed] {
+    for topic in Topic::ALL {
         let of_topic = loaded.produced.iter().filter(|(of, _)| *of == topic);
         let fates: Vec<Vec<Fate>> = of_topic.map(|(_, produced)| produced.fates.clone()).collect();
-        check_log(topic.name(), of(topic), &fates, &mut findings);
+        check_log(topic.name(), of(topic), ends.starts_of(topic.name()), &fates, findings);
         let count = fates.iter().flatten().filter(|fate| **fate != Fate::Unknown).count();
         acknowledged.insert(topic.name(), count as u64);
     }
     for (kind, what) in loaded.produced.iter().flat_map(|(_, produced)| &produced.problems) {
         findings.check(false, *kind, || what.clone());
     }
-    check_placement(&routed, &mut findings);
+    check_placement(&routed, findings);
     for (Reader { name, topic, is_filtered, .. }, seen) in &loaded.seen {
         findings.check(seen.stopped.is_none(), ViolationKind::Stopped, || {
             format!("reader {name}: {}", seen.stopped.as_deref().unwrap_or_default())
         });
         for (partition, (log, seen)) in (0u32..).zip(of(*topic).iter().zip(&seen.records)) {
             let passes = |record: &Logged| !is_filtered || record.device == FILTERED_DEVICE;
-            check_reader(&format!("reader {name}"), partition, log, passes, seen, &mut findings);
+            // What was let go since it was read is not there to be compared.
+            let start = ends.start_of(topic.name(), partition);
+            let seen = &seen[seen.partition_point(|(offset, _)| *offset < start)..];
+            check_reader(&format!("reader {name}"), partition, log, passes, seen, findings);
         }
     }
-    check_commits(client, &loaded.committed, recording, &mut findings).await?;
-    let outputs = check_tasks(config, client, (&direct[..], &routed[..]), ends, &mut findings).await?;
+    check_commits(client, &loaded.committed, recording, findings).await?;
+    let outputs = check_tasks(config, client, (&direct[..], &routed[..]), ends, findings).await?;
     // First what was damaged is mended: until then a client reads that elsewhere.
-    check_segments(&fleet.data_dirs(), &mut findings).await?;
-    check_replicas(config, fleet, ends, recording, &mut findings).await?;
-    recording.check(&mut findings).await?;
+    check_segments(&fleet.data_dirs(), findings).await?;
+    check_replicas(config, fleet, ends, recording, findings).await?;
+    recording.check(findings).await?;
+    fleet.check_lives(findings).await?;
     Ok(Report {
         seed: config.seed,
         brokers: config.brokers,
@@ -355,11 +379,13 @@ async fn check(
         fires,
         direct_acknowledged: acknowledged.get(Topic::Direct.name()).copied().unwrap_or(0),
         routed_acknowledged: acknowledged.get(Topic::Routed.name()).copied().unwrap_or(0),
+        trimmed_acknowledged: acknowledged.get(Topic::Trimmed.name()).copied().unwrap_or(0),
+        let_go: ends.starts_of(TRIMMED).iter().map(|start| start.unsigned_abs()).sum(),
         resent_batches: loaded.produced.iter().map(|(_, produced)| produced.resent_batches).sum(),
         reconnects: loaded.seen.iter().map(|(_, seen)| seen.reconnects).sum(),
         commits: loaded.committed.commits,
         outputs,
-        findings,
+        findings: std::mem::take(findings),
         kept: None,
     })
 }

@@ -6,7 +6,9 @@ use tidemill_client::messages::{FailurePolicy, TopicConfig};
 use tidemill_client::{Client, NewDeployment, NewTopic, Position};
 use tidemill_protocol::ShardId;
 
-use super::load::{DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, Topic};
+use super::load::{
+    DEVICES, DIRECT, DIRECT_PARTITIONS, ROUTED, ROUTED_PARTITIONS, TRIMMED, TRIMMED_PARTITIONS, Topic,
+};
 use crate::{Outcome, plugins};
 
 pub(super) const COUNTS: &str = "counts";
@@ -17,9 +19,10 @@ pub(super) const OTHERS: &str = "others";
 pub(super) const OTHERS_PARTITIONS: u32 = 2;
 
 /// All topics, and what is known of their records.
-pub(super) const TOPICS: [(&str, Option<Topic>); 5] = [
+pub(super) const TOPICS: [(&str, Option<Topic>); 6] = [
     (DIRECT, Some(Topic::Direct)),
     (ROUTED, Some(Topic::Routed)),
+    (TRIMMED, Some(Topic::Trimmed)),
     (COUNTS, None),
     (PHONES, None),
     (OTHERS, None),
@@ -32,6 +35,9 @@ pub(super) const FILTERED_DEVICE: u32 = 2;
 
 /// Small, so that segments roll.
 const SEGMENT_BYTES: u64 = 512 << 10;
+/// Of a partition of the topic that retention is at work on: a minute's records, in segments of some seconds each.
+const TRIMMED_BYTES: i64 = 2 << 20;
+const TRIMMED_SEGMENT_BYTES: u64 = 256 << 10;
 
 pub(super) async fn set_up(client: &Client) -> Outcome<()> {
     for (name, partitions) in [
@@ -44,6 +50,12 @@ pub(super) async fn set_up(client: &Client) -> Outcome<()> {
         let config = TopicConfig { segment_bytes: Some(SEGMENT_BYTES), ..TopicConfig::default() };
         client.topics().create(NewTopic::new(name, partitions).config(config)).await?;
     }
+    let trimmed = TopicConfig {
+        segment_bytes: Some(TRIMMED_SEGMENT_BYTES),
+        retention_bytes: Some(TRIMMED_BYTES),
+        ..TopicConfig::default()
+    };
+    client.topics().create(NewTopic::new(TRIMMED, TRIMMED_PARTITIONS).config(trimmed)).await?;
     for plugin in ["field-hash", "json-filter", "count-by-field", "route-by-field"] {
         plugins::upload(client, plugin).await?;
     }

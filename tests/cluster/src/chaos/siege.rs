@@ -10,8 +10,10 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::damage;
 use super::faults::FaultKind;
+use super::findings::Findings;
 use super::fires::Fires;
 use super::fleet::Several;
+use super::hashes::StateHashes;
 use super::load::DIRECT;
 use super::members::Members;
 use super::producers::Watch;
@@ -56,6 +58,9 @@ pub(super) struct Siege<'a> {
     pub(super) watch: Arc<Watch>,
     pub(super) recording: Recording,
     pub(super) fires: Fires,
+    /// What is found meanwhile.
+    pub(super) findings: &'a mut Findings,
+    pub(super) hashes: StateHashes,
     /// Bad weather ends then.
     pub(super) weather_until: Option<Instant>,
     /// Who comes and goes.
@@ -85,6 +90,7 @@ impl Siege<'_> {
             }
             sleep_until(next).await;
             self.look_at_the_sky();
+            self.look_for_the_ended().await?;
             self.tend_members().await?;
             if impatient >= IMPATIENT_MAX || self.random.chance(PATIENT_PERCENT) {
                 self.hear_of_a_write().await?;
@@ -92,6 +98,7 @@ impl Siege<'_> {
             } else {
                 impatient += 1;
             }
+            self.ask_for_hashes().await;
             // So that there is one in every run.
             let begins = is_first && self.kinds.contains(&FaultKind::Members);
             is_first = false;
@@ -103,7 +110,10 @@ impl Siege<'_> {
             }
             progress(&self.fires);
         }
+        self.look_for_the_ended().await?;
         self.end_member_change().await?;
+        self.ask_for_hashes().await;
+        self.fires.state_hashes = self.hashes.counted();
         self.fires.members.without_disk = self.several.without_disk;
         self.fires.failovers = self.watch.failovers.times();
         self.fires.traffic = self.several.proxy.traffic();
@@ -203,7 +213,11 @@ impl Siege<'_> {
         Duration::from_millis(range_ms.start + self.random.below(range_ms.end - range_ms.start))
     }
 
-    async fn away(&mut self) {
+    async fn ask_for_hashes(&mut self) {
+        self.hashes.ask(self.several.present().map(|(id, _, broker)| (id, broker))).await;
+    }
+
+    pub(super) async fn away(&mut self) {
         sleep(Duration::from_millis(self.random.below(AWAY_MS_MAX))).await;
     }
 
@@ -242,18 +256,6 @@ impl Siege<'_> {
         let known: Vec<u32> =
             leaders.iter().map(|(broker, _)| *broker).filter(|id| self.several.ids().contains(id)).collect();
         if known.is_empty() { by_chance } else { self.random.pick(&known) }
-    }
-
-    async fn kill(&mut self, id: u32) -> Outcome<()> {
-        self.several.cluster.broker(id).kill().await?;
-        self.fires.kills += 1;
-        Ok(())
-    }
-
-    async fn start(&mut self, id: u32) -> Outcome<()> {
-        let took = self.several.cluster.broker(id).restart().await?;
-        self.fires.starts.push(took);
-        Ok(())
     }
 
     async fn kill_one(&mut self) -> Outcome<()> {
@@ -296,12 +298,6 @@ impl Siege<'_> {
             self.start(id).await?;
         }
         Ok(())
-    }
-
-    async fn stop(&mut self, id: u32) -> Outcome<()> {
-        self.several.cluster.broker(id).stop().await?;
-        self.away().await;
-        self.start(id).await
     }
 
     async fn roll(&mut self) -> Outcome<()> {
@@ -425,7 +421,7 @@ impl Siege<'_> {
         sleep(time).await;
         if to_the_brim {
             // Its shards may have stopped for good, until it starts again.
-            self.kill(id).await?;
+            self.kill_as_it_is(id).await?;
         }
         if let Some(disk) = self.several.disks.get(&id) {
             disk.clear()?;
@@ -442,7 +438,7 @@ impl Siege<'_> {
         let Some(disk) = self.several.disks.get(&id) else { return Ok(false) };
         disk.fail()?;
         sleep(time).await;
-        self.kill(id).await?;
+        self.kill_as_it_is(id).await?;
         self.mend_disk(id)?;
         self.start(id).await?;
         Ok(true)
@@ -460,7 +456,7 @@ impl Siege<'_> {
             }
         }
         for id in &ids {
-            self.kill(*id).await?;
+            self.kill_as_it_is(*id).await?;
         }
         self.away().await;
         for id in &ids {

@@ -101,14 +101,29 @@ impl TestBroker {
     /// Starts it, and kills it after a while, however far it has got.
     ///
     /// # Errors
-    /// It can't be started.
+    /// It can't be started, or ends by itself before it is killed.
     pub async fn restart_and_kill(&mut self, after: Duration) -> Result<(), WorldError> {
         self.launch()?;
         tokio::time::sleep(after).await;
-        self.kill().await
+        let ended = self.has_ended()?;
+        self.kill().await?;
+        match ended {
+            Some(status) => Err(WorldError::Ended { status, log: self.log_tail() }),
+            None => Ok(()),
+        }
     }
 
-    /// kill -9, and waits until it is gone.
+    /// How it ended, if it did so by itself. `None`: it runs, or was killed or stopped. It can still be killed or waited for afterwards.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn has_ended(&mut self) -> Result<Option<ExitStatus>, WorldError> {
+        let Some(process) = &mut self.process else { return Ok(None) };
+        let ended = process.child.try_wait();
+        ended.map_err(|source| self.io("data", source))
+    }
+
+    /// kill -9, and waits until it is gone. One that has ended by itself is gone already: [`Self::has_ended`] says so before.
     ///
     /// # Errors
     /// It is not running.
@@ -271,7 +286,9 @@ impl TestBroker {
     /// # Errors
     /// It can't be read.
     pub fn log_text(&self) -> std::io::Result<String> {
-        std::fs::read_to_string(self.log())
+        // Whoever is killed while it writes may leave half a letter.
+        let text = std::fs::read(self.log())?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 
     fn log(&self) -> PathBuf {

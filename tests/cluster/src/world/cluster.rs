@@ -45,6 +45,20 @@ impl TestCluster {
         options: BrokerOptions,
         within: Option<&Path>,
     ) -> Result<Self, WorldError> {
+        Self::planned_with(brokers, shards, options, within, &[]).await
+    }
+
+    /// The same with further arguments of `tidemill cluster init`: what is fixed for good with the plan.
+    ///
+    /// # Errors
+    /// See [`Self::planned`].
+    pub async fn planned_with(
+        brokers: u32,
+        shards: u16,
+        options: BrokerOptions,
+        within: Option<&Path>,
+        arguments: &[&str],
+    ) -> Result<Self, WorldError> {
         let within = within.map_or_else(std::env::temp_dir, Path::to_owned);
         let made = std::fs::create_dir_all(&within)
             .and_then(|()| tempfile::Builder::new().prefix("tidemill-").tempdir_in(&within));
@@ -53,6 +67,7 @@ impl TestCluster {
         init.push(home.path().join("cluster").display().to_string());
         init.extend(["--shards".to_owned(), shards.to_string()]);
         init.extend((1..=brokers).flat_map(|broker| ["--broker".to_owned(), broker.to_string()]));
+        init.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         run(&home, &init).await?;
         let peer_ports = free_ports(brokers as usize)?;
         Ok(Self { brokers: Vec::new(), home, options, peer_ports })

@@ -15,10 +15,12 @@ async fn a_second_broker_on_the_same_directory_is_refused() -> Outcome<()> {
     create(&client, "t", 1).await?;
     let producer = client.producer("t").build().await?;
     producer.send(Record::new("one")).await?.await?;
+    let holder = broker.process_id().ok_or("it runs")?;
     match TestBroker::start(options.clone()).await {
         Err(WorldError::Ended { status, log }) => {
             assert_eq!(status.code(), Some(1));
-            assert!(log.contains("lock") || log.contains("another"), "it says why: {log}");
+            let why = format!("error: the data directory is in use by process {holder} (lock file ");
+            assert!(log.contains(&why) && log.contains("stop it first"), "it says why: {log}");
         }
         other => return Err(format!("two brokers share a directory: {other:?}").into()),
     }

@@ -9,12 +9,13 @@ use crate::kit::PATIENCE;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_check_holds_and_what_it_recommends_works() -> Outcome<()> {
     let output = Command::new(env!("CARGO_BIN_EXE_demo")).kill_on_drop(true).output();
-    let output = tokio::time::timeout(6 * PATIENCE, output).await??;
+    let output = tokio::time::timeout(12 * PATIENCE, output).await??;
     let story = String::from_utf8(output.stdout)?;
     let said = format!("{story}{}", String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}");
     assert!(!story.contains("FAILED") && story.contains("checks hold."), "{said}");
     assert!(story.contains("one consumer that was open all the time"), "{said}");
+    assert!(story.matches("still without").count() == 2 && story.contains("read live   blake3"), "{said}");
 
     let (_, advice) = story.split_once("What to try next").ok_or("it ends with what to try next")?;
     let commands = advice.lines().filter_map(|line| line.strip_prefix("    "));

@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tidemill_client::{NewTopic, PartitionId, Producer, Record};
 use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
 
 /// No command takes longer, and nothing that one waits for.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Of the topic that is written to: its shards take turns.
+const PARTITIONS: u32 = 3;
 
 /// How a command ended, and what it said.
 #[derive(Debug)]
@@ -82,7 +85,61 @@ fn words(text: &str, is_so: impl Fn(&str) -> bool) -> usize {
     text.split_whitespace().filter(|word| is_so(word)).count()
 }
 
-/// `--check` and `--settled` end with 0 where all is well, and with 5 where it is not; without them looking is all that is asked.
+/// A broker's replicas in the document of `cluster status`.
+fn replicas_of(document: &Value, id: u32) -> Vec<&Value> {
+    let shards = document["shards"].as_array().into_iter().flatten();
+    let replicas = shards.flat_map(|shard| shard["replicas"].as_array().into_iter().flatten());
+    replicas.filter(|replica| replica["broker"] == id).collect()
+}
+
+/// How many entries a broker's replicas lack, all together.
+fn behind(document: &Value, id: u32) -> u64 {
+    replicas_of(document, id).iter().filter_map(|replica| replica["behind"].as_u64()).sum()
+}
+
+/// How long the leader that has waited the longest has heard nothing of a broker's replica.
+fn silent_ms(document: &Value, id: u32) -> u64 {
+    replicas_of(document, id).iter().filter_map(|replica| replica["silent_ms"].as_u64()).max().unwrap_or(0)
+}
+
+/// Waits until no replica of these three brokers lacks anything.
+async fn nobody_lags(cluster: &TestCluster) -> Outcome<()> {
+    let has_all =
+        |ran: &Ran| ran.document().is_ok_and(|document| (1..=3).all(|id| behind(&document, id) == 0));
+    comes_to(cluster, "cluster status --json", 0, has_all).await?;
+    Ok(())
+}
+
+/// The third broker is away: its replicas lack whatever is written, and their leaders hear nothing of it for longer and longer.
+async fn the_third_lags(cluster: &TestCluster, producer: &Producer) -> Outcome<()> {
+    const BATCHES: u32 = 200;
+    /// Who answers is never silent for so long.
+    const SILENT_MS: u64 = 2_000;
+    for number in 0..BATCHES {
+        // One behind the other, so that each has an entry of its own.
+        let record = Record::new("play").partition(PartitionId::new(number % PARTITIONS));
+        producer.send(record).await?.await?;
+    }
+    let lags = |document: &Value| {
+        let others = behind(document, 1) + behind(document, 2);
+        others == 0 && behind(document, 3) >= u64::from(BATCHES) && silent_ms(document, 3) >= SILENT_MS
+    };
+    let lags_alone = |ran: &Ran| ran.document().is_ok_and(|document| lags(&document));
+    let document = comes_to(cluster, "cluster status --json", 0, lags_alone).await?.document()?;
+    let before = silent_ms(&document, 3);
+    let is_longer = |ran: &Ran| ran.document().is_ok_and(|document| silent_ms(&document, 3) > before);
+    comes_to(cluster, "cluster status --json", 0, is_longer).await?;
+    // As in `1* 2 3(+120, silent 12 s)`.
+    let is_marked = |ran: &Ran| {
+        let marked = |mark: &str| words(&ran.stdout, |word| word.starts_with(mark));
+        marked("1(+") + marked("2(+") == 0 && marked("3(+") > 0 && ran.stdout.contains("silent")
+    };
+    comes_to(cluster, "cluster status", 0, is_marked).await?;
+    Ok(())
+}
+
+/// `--check` and `--settled` end with 0 where all is well, and with 5 where it is not; without them looking is all that is asked. What a broker
+/// lacks that was away, and for how long, is shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_status_tells_by_its_end_whether_all_is_well() -> Outcome<()> {
     const SHARDS: usize = 4;
@@ -111,6 +168,11 @@ async fn the_status_tells_by_its_end_whether_all_is_well() -> Outcome<()> {
     let said = String::from_utf8_lossy(&astray.stderr).into_owned();
     assert!(astray.status.code() == Some(3) && said.contains("port for other brokers"), "{said}");
 
+    let client = cluster.client()?;
+    client.topics().create(NewTopic::new("plays", PARTITIONS)).await?;
+    let producer = client.producer("plays").build().await?;
+    nobody_lags(&cluster).await?;
+
     assert!(cluster.broker(3).stop().await?.success());
     let is_told =
         |ran: &Ran| ran.stdout.contains("at risk:") && words(&ran.stdout, |word| word == "dead") == 1;
@@ -122,9 +184,11 @@ async fn the_status_tells_by_its_end_whether_all_is_well() -> Outcome<()> {
     assert_eq!(of_broker(&document, 3)["alive"], false, "{document}");
     let looked = ends(&cluster, "cluster status", 0).await?;
     assert!(looked.stdout.contains("broker 3 is down"), "{looked:?}");
+    the_third_lags(&cluster, &producer).await?;
 
     cluster.broker(3).restart().await?;
     at_rest(&cluster).await?;
+    nobody_lags(&cluster).await?;
     Ok(())
 }
 

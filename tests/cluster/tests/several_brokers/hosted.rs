@@ -20,9 +20,12 @@ struct Count {
     window_start: i64,
 }
 
-/// What was emitted, by song and window, in the order of the offsets.
-async fn emitted(client: &Client) -> Outcome<BTreeMap<(u64, i64), Vec<u64>>> {
-    let mut windows: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+/// What each window of a song said, in the order of the offsets.
+type Windows = BTreeMap<(u64, i64), Vec<u64>>;
+
+/// What was emitted.
+async fn emitted(client: &Client) -> Outcome<Windows> {
+    let mut windows = Windows::new();
     for record in read_all(client, "counts").await?.into_values().flatten() {
         let count: Count = serde_json::from_slice(record.value.as_deref().unwrap_or_default())?;
         windows.entry((count.song_id, count.window_start)).or_default().push(count.count);
@@ -30,8 +33,21 @@ async fn emitted(client: &Client) -> Outcome<BTreeMap<(u64, i64), Vec<u64>>> {
     Ok(windows)
 }
 
-/// Windows of a second are open on every broker when it is killed: their timers fire where their shards are led next, each window says
-/// once how much it counted, and together that is every record, once.
+/// Waits until the windows of all that was sent have closed: together they say of each song how many records it had.
+async fn all_closed(client: &Client, sent: &BTreeMap<u64, u64>, what: &str) -> Outcome<Windows> {
+    eventually(what, PATIENCE, async || {
+        let windows = emitted(client).await.ok()?;
+        let mut counted: BTreeMap<u64, u64> = BTreeMap::new();
+        for ((song, _), counts) in &windows {
+            *counted.entry(*song).or_default() += counts.last().copied().unwrap_or_default();
+        }
+        (counted == *sent).then_some(windows)
+    })
+    .await
+}
+
+/// Windows of a second are open on every broker when it is killed: their timers fire where their shards are led next, before it is back;
+/// each window says once how much it counted, and together that is every record, once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn windows_that_were_open_when_their_broker_died_close_once_elsewhere() -> Outcome<()> {
     let mut cluster = TestCluster::start(3, PARTITIONS as u16, BrokerOptions::default()).await?;
@@ -62,19 +78,12 @@ async fn windows_that_were_open_when_their_broker_died_close_once_elsewhere() ->
                 cluster.broker(broker).kill().await?;
             }
         }
+        all_closed(&client, &sent, &format!("all windows close without broker {broker}")).await?;
         cluster.broker(broker).restart().await?;
         cluster.settled(&client).await?;
     }
 
-    let windows = eventually("all windows to close", PATIENCE, async || {
-        let windows = emitted(&client).await.ok()?;
-        let mut counted: BTreeMap<u64, u64> = BTreeMap::new();
-        for ((song, _), counts) in &windows {
-            *counted.entry(*song).or_default() += counts.last().copied().unwrap_or_default();
-        }
-        (counted == sent).then_some(windows)
-    })
-    .await?;
+    let windows = all_closed(&client, &sent, "all windows have closed").await?;
     assert!(windows.len() as u64 > 3 * SONGS, "{} windows", windows.len());
     for (window, counts) in windows {
         // One that late records opened again says more than before.

@@ -2,6 +2,7 @@
 
 mod command_line;
 mod components;
+mod damaged;
 mod disk_fails;
 mod failover;
 mod forming;
@@ -9,15 +10,21 @@ mod growing;
 mod hosted;
 mod lanes;
 mod load;
+mod lost_follower;
 mod members;
 mod pushes;
 mod quorum;
+mod racks;
 #[allow(dead_code, reason = "most of it is what tests of one broker send")]
 #[path = "../end_to_end/raw.rs"]
 mod raw;
 mod recover;
 mod remote;
 mod repair;
+mod replicated_durability;
+mod retired;
 mod room;
 mod state_hash;
 mod strangers;
+mod transfers;
+mod wal_files;

@@ -1,9 +1,9 @@
 //! Brokers come and go.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use tidemill_client::messages::ClusterStatus;
+use tidemill_client::messages::{BrokerStatus, ClusterStatus};
 use tidemill_client::{BrokerId, Client, ErrorCode, RequestError};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
@@ -23,6 +23,32 @@ fn replicas_of(status: &ClusterStatus, broker: u32) -> usize {
     data.flat_map(|shard| &shard.replicas).filter(|replica| replica.broker_id == broker).count()
 }
 
+/// The shards of which a broker has a replica, and under which incarnation.
+fn lives(status: &ClusterStatus, broker: u32) -> BTreeMap<u32, u32> {
+    let data = status.placement.iter().filter(|shard| shard.shard != 0);
+    let replicas = data.flat_map(|shard| shard.replicas.iter().map(move |replica| (shard.shard, replica)));
+    let own = replicas.filter(|(_, replica)| replica.broker_id == broker);
+    own.map(|(shard, replica)| (shard, replica.incarnation)).collect()
+}
+
+/// The shards of which there is anything in a broker's data directory.
+fn shards_on_disk(broker: &TestBroker) -> Option<BTreeSet<u32>> {
+    let entries = std::fs::read_dir(broker.data_dir()).ok()?;
+    let names = entries.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()));
+    Some(names.filter_map(|name| name.strip_prefix("shard-")?.parse().ok()).collect())
+}
+
+/// Waits until a broker has on its disk the shards that it has replicas of, and nothing of those that it had once. The controller's
+/// shard every broker follows.
+async fn keeps_what_it_holds(client: &Client, broker: &TestBroker, id: u32) -> Outcome<()> {
+    let kept = eventually("a broker's disk has what it holds, and no more", PATIENCE, async || {
+        let held = lives(&client.cluster_status().await.ok()?, id);
+        let expected: BTreeSet<u32> = held.into_keys().chain([0]).collect();
+        (shards_on_disk(broker)? == expected).then_some(())
+    });
+    kept.await.map_err(|error| format!("{error}: broker {id} has {:?}", shards_on_disk(broker)).into())
+}
+
 async fn join(cluster: &mut TestCluster, client: &Client, id: u32) -> Outcome<()> {
     let token = client.create_join_token(Some(BrokerId::new(id)), None).await?;
     let options = cluster.joining(id, &token.token)?;
@@ -35,8 +61,8 @@ fn has_left_one(broker: &TestBroker) -> Option<()> {
     broker.log_text().ok()?.contains("a broker is not connected to any more").then_some(())
 }
 
-/// The fourth gets its share under load; another is drained, holds nothing, is removed, and never comes back as what it was. In another
-/// life it does.
+/// The fourth gets its share under load; another is drained, which is taken back once, holds nothing, is removed, and never comes back as
+/// what it was. In another life it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fourth_broker_takes_its_share_and_another_leaves_for_good() -> Outcome<()> {
     let mut cluster = TestCluster::start(3, 4, BrokerOptions::default()).await?;
@@ -60,8 +86,23 @@ async fn a_fourth_broker_takes_its_share_and_another_leaves_for_good() -> Outcom
         let leads = status.placement.iter().any(|shard| shard.leader == 2);
         replicas_of(status, 2) == 0 && !leads && status.risks.len() <= 1
     };
-    let status = cluster.until(&client, "drain the second broker", drained).await?;
+    cluster.until(&client, "drain the second broker", drained).await?;
+    // Taken back while the replicas that have left are still on their way out: it holds as much as the others again, as new ones.
+    client.drain_broker(BrokerId::new(2), true).await?;
+    let status = cluster
+        .until(&client, "give the second broker its share back", |status| {
+            let is_active = |broker: &BrokerStatus| broker.broker_id == 2 && broker.state == "active";
+            status.brokers.iter().any(is_active) && replicas_of(status, 2) == 3 && status.risks.is_empty()
+        })
+        .await?;
+    let back = lives(&status, 2);
+    assert!(back.values().all(|incarnation| *incarnation > 1), "no replica comes back: {back:?}");
+    load.goes_on().await?;
+
+    client.drain_broker(BrokerId::new(2), false).await?;
+    let status = cluster.until(&client, "drain the second broker again", drained).await?;
     assert_eq!(holders(&status), BTreeSet::from([1, 3, 4]), "{status:#?}");
+    keeps_what_it_holds(&client, cluster.broker(2), 2).await?;
     load.goes_on().await?;
 
     client.remove_broker(BrokerId::new(2)).await?;
@@ -198,9 +239,10 @@ async fn a_wiped_broker_comes_back_with_a_token_and_not_without() -> Outcome<()>
     let mut cluster = TestCluster::start(3, 2, BrokerOptions::default()).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
-    let load = Load::start(&client, "plays", 4).await?;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut load = Load::start(&client, "plays", 4).await?;
+    load.goes_on().await?;
     cluster.broker(3).kill().await?;
+    load.goes_on().await?;
     std::fs::remove_dir_all(cluster.broker(3).data_dir())?;
     // It would form the cluster anew: it is told that there is one, and what to do. On every attempt.
     for _ in 0..2 {
@@ -237,7 +279,8 @@ async fn a_wiped_broker_comes_back_with_a_token_and_not_without() -> Outcome<()>
     Ok(())
 }
 
-/// A dead broker is not waited for without end: its replicas are rebuilt elsewhere after the delay that the operator sets.
+/// A dead broker is not waited for without end: its replicas are rebuilt elsewhere after the delay that the operator sets. When it is back
+/// it gets its share again, and what it had before is gone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_replicas_of_a_dead_broker_are_rebuilt_elsewhere() -> Outcome<()> {
     let mut cluster = TestCluster::start(4, 4, BrokerOptions::default()).await?;
@@ -245,8 +288,11 @@ async fn the_replicas_of_a_dead_broker_are_rebuilt_elsewhere() -> Outcome<()> {
     cluster.settled(&client).await?;
     client.alter_cluster(Some(Duration::from_secs(1)), None).await?;
     let mut load = Load::start(&client, "plays", 8).await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.goes_on().await?;
+    let before = lives(&cluster.settled(&client).await?, 4);
+    assert_eq!(before.len(), 3, "{before:?}");
     cluster.broker(4).kill().await?;
+    load.goes_on().await?;
     let status = cluster
         .until(&client, "rebuild what the dead broker held", |status| {
             let full = |shard: &tidemill_client::messages::ShardPlacement| {
@@ -263,6 +309,17 @@ async fn the_replicas_of_a_dead_broker_are_rebuilt_elsewhere() -> Outcome<()> {
     assert_eq!(holders(&status), BTreeSet::from([1, 2, 3]));
     load.goes_on().await?;
     cluster.broker(4).restart().await?;
+    let status = cluster
+        .until(&client, "give the fourth broker its share again", |status| {
+            replicas_of(status, 4) == 3 && status.risks.is_empty()
+        })
+        .await?;
+    // Of a shard that it had no replica of this is its first.
+    let mut again = lives(&status, 4);
+    again.retain(|shard, _| before.contains_key(shard));
+    assert!(!again.is_empty(), "it had three of four shards, and has three again: {status:#?}");
+    assert!(again.values().all(|incarnation| *incarnation > 1), "no replica comes back: {again:?}");
+    keeps_what_it_holds(&client, cluster.broker(4), 4).await?;
     cluster.settled(&client).await?;
     load.check(&client).await?;
     Ok(())

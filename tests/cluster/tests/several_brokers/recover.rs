@@ -18,7 +18,6 @@ async fn the_last_of_three_goes_on_with_all_that_it_has() -> Outcome<()> {
     let mut load = Load::start(&client, "plays", 6).await?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     cluster.broker(3).kill().await?;
-    tokio::time::sleep(Duration::from_secs(4)).await;
     load.goes_on().await?;
     let left = cluster.broker(1).data_dir().display().to_string();
     let looks = ["--json", "cluster", "recover", "--data-dir", &left];

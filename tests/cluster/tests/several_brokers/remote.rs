@@ -1,20 +1,18 @@
 //! With more brokers than replicas: every broker serves everything, also of shards that it has no replica of.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tidemill_client::messages::{ClusterStatus, Deployment};
 use tidemill_client::{
-    Client, Commit, Consumer, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start,
-    StateRange, Timestamp, TopicPartition,
+    Client, Commit, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, StateRange, Timestamp,
+    TopicPartition,
 };
 use tidemill_cluster_tests::reading::{count, digest, read_all};
 use tidemill_cluster_tests::waiting::caught_up;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster, plugins};
 
-use crate::load::Load;
+use crate::load::{Load, Reader};
 
 const BROKERS: u32 = 4;
 const SHARDS: u16 = 4;
@@ -197,48 +195,16 @@ async fn those_who_are_asked_behind_a_broker_may_die() -> Outcome<()> {
     let (mut cluster, clients) = cluster().await?;
     let client = &clients[0];
     let mut load = Load::start(client, "plays", PARTITIONS).await?;
-    let consumer = client.consumer().topic("plays").from(Start::Earliest).build().await?;
-    let given = Arc::new(AtomicU64::new(0));
-    let mut reader = tokio::spawn(read_in_order(consumer, Arc::clone(&given)));
+    let reader = Reader::start(client, "plays").await?;
     for broker in 2..=BROKERS {
         cluster.broker(broker).kill().await?;
-        tokio::time::sleep(Duration::from_secs(4)).await;
         load.goes_on().await?;
         cluster.broker(broker).restart().await?;
         cluster.settled(client).await?;
     }
     let acknowledged = load.check(client).await?;
-    let all = async {
-        while given.load(Ordering::Relaxed) < acknowledged {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::select! {
-        () = all => {}
-        ended = &mut reader => return Err(format!("a reader ended: {:?}", ended?).into()),
-        () = tokio::time::sleep(PATIENCE) => {
-            let given = given.load(Ordering::Relaxed);
-            return Err(format!("{acknowledged} records are there, and a reader was given {given}").into());
-        }
-    }
-    reader.abort();
+    reader.has_all(acknowledged).await?;
     Ok(())
-}
-
-/// Counts what a consumer is given, which is each partition's records from the first on, none twice and none left out.
-async fn read_in_order(mut consumer: Consumer, given: Arc<AtomicU64>) -> Result<(), String> {
-    let mut next: BTreeMap<PartitionId, i64> = BTreeMap::new();
-    while let Some(record) = consumer.next().await {
-        let record = record.map_err(|error| error.to_string())?;
-        let expected = next.entry(record.partition).or_default();
-        if record.offset.get() != *expected {
-            let (partition, offset) = (record.partition, record.offset);
-            return Err(format!("partition {partition}: offset {offset} came where {expected} should"));
-        }
-        *expected += 1;
-        given.fetch_add(1, Ordering::Relaxed);
-    }
-    Err("it was given an end".to_owned())
 }
 
 /// The broker places what each client sends, a hosted consumer counts it, and its outputs go to shards that its own broker may lack.

@@ -86,11 +86,10 @@ async fn a_replica_whose_state_was_altered_is_found_and_stops() -> Outcome<()> {
     // A checkpoint that the others write while it is away would have it sent a snapshot, and what was altered would be gone: no records, and
     // no round, until it is back.
     load.pause(true);
-    let mut before = Vec::new();
     eventually("there are no more rounds", PATIENCE, async || {
+        let before = of_each(&alone, &hashes).await.ok()?;
         tokio::time::sleep(QUIET).await;
-        let now = of_each(&alone, &hashes).await.ok()?;
-        (std::mem::replace(&mut before, now.clone()) == now).then_some(())
+        (of_each(&alone, &hashes).await.ok()? == before).then_some(())
     })
     .await?;
     cluster.broker(follower).stop().await?;

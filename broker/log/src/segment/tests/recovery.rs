@@ -72,9 +72,10 @@ fn files_shorter_than_recorded_are_damage() {
     storage.edit(&log_path(0), |bytes| bytes.truncate(bytes.len() - 1));
     let error = open_at(&files_on(storage.kill()), ends.clone()).err().unwrap();
     assert!(matches!(error, OpenError::Short { found, .. } if found == recorded - 1), "{error}");
+    assert!(error.is_damage());
     storage.remove(&log_path(0)).unwrap();
     let error = open_at(&files_on(storage.kill()), ends).err().unwrap();
-    assert!(matches!(error, OpenError::Missing { .. }), "{error}");
+    assert!(matches!(error, OpenError::Missing { .. }) && error.is_damage(), "{error}");
     assert!(error.to_string().contains("00000000000000000000.log is missing"), "{error}");
 }
 

@@ -1,10 +1,12 @@
 //! Each call that a checkpoint makes fails in turn: the shard stops cleanly, and what was there before is there after.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tidemill_controller::TopicConfig;
-use tidemill_log::fs::{Call, DiskReserve, Effect, FaultyStorage, MemoryStorage, ReservedStorage};
+use tidemill_log::fs::{Call, DiskReserve, Effect, FaultyStorage, MemoryStorage, ReservedStorage, Storage};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
+use tidemill_protocol::ShardId;
 
 use super::world::*;
 use crate::testing::batch;
@@ -181,22 +183,72 @@ fn a_failing_write_behind_stops_the_shard() {
 fn damage_to_the_state_file_is_told_not_followed() {
     let world = loaded();
     let storage = world.memory.kill();
-    storage.edit(std::path::Path::new("shard-01/state"), |bytes| {
+    storage.edit(Path::new("shard-01/state"), |bytes| {
         let middle = bytes.len() / 2;
         bytes[..middle].fill(0xa5);
     });
     let faulty = FaultyStorage::new(Arc::new(storage));
     let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
     assert!(error.to_string().contains("shard-01/state"), "{error}");
+    assert!(error.is_damage() && error.to_string().contains("restore the data directory"), "{error}");
 }
 
 #[test]
 fn a_zeroed_state_file_is_damage_and_no_new_one() {
     let storage = loaded().memory.kill();
-    storage.edit(std::path::Path::new("shard-01/state"), |bytes| bytes.fill(0));
+    storage.edit(Path::new("shard-01/state"), |bytes| bytes.fill(0));
     let faulty = FaultyStorage::new(Arc::new(storage));
     let error = open(&faulty, &ShardConfig::new(SHARD)).unwrap_err();
-    assert!(error.to_string().contains("shard-01/state"), "{error}");
+    assert!(error.is_damage() && error.to_string().contains("shard-01/state"), "{error}");
+}
+
+#[test]
+fn a_state_file_or_a_segment_that_is_cut_short_is_damage() {
+    for length in [0, 100] {
+        let storage = loaded().memory.kill();
+        storage.edit(Path::new("shard-01/state"), |bytes| bytes.truncate(length));
+        let error = open(&FaultyStorage::new(Arc::new(storage)), &ShardConfig::new(SHARD)).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains("shard-01/state"), "{length}: {error}");
+    }
+    let world = loaded();
+    let dir = world.config.dir.join(partition(1, 0).to_string());
+    let logs: Vec<_> = world.list(&dir).into_iter().filter(|name| name.ends_with(".log")).collect();
+    assert!(logs.len() > 1, "{logs:?}");
+    for missing in [false, true] {
+        let storage = world.memory.kill();
+        match missing {
+            true => storage.remove(&dir.join(&logs[0])).unwrap(),
+            false => storage.edit(&dir.join(&logs[0]), |bytes| bytes.truncate(300)),
+        }
+        let error = open(&FaultyStorage::new(Arc::new(storage)), &ShardConfig::new(SHARD)).unwrap_err();
+        assert!(error.is_damage() && error.to_string().contains(&logs[0]), "{error}");
+    }
+}
+
+/// What can't be read just now may be whole: nobody is to throw it away.
+#[test]
+fn a_call_that_fails_while_a_shard_is_opened_is_no_damage() {
+    let memory = loaded().memory;
+    for nth in 1.. {
+        let faulty = FaultyStorage::new(Arc::new(memory.kill()));
+        faulty.on_nth(None, nth, Effect::Fail);
+        let opened = open(&faulty, &ShardConfig::new(SHARD));
+        if !faulty.has_struck() {
+            assert!(opened.is_ok() && nth > 10, "it takes more calls than {nth}");
+            return;
+        }
+        if let Err(error) = opened {
+            assert!(!error.is_damage(), "call {nth}: {error}");
+        }
+    }
+}
+
+#[test]
+fn another_shards_directory_is_refused_and_no_damage() {
+    let other = ShardConfig { dir: ShardConfig::new(SHARD).dir, ..ShardConfig::new(ShardId::new(2)) };
+    let storage = FaultyStorage::new(Arc::new(loaded().memory.kill()));
+    let error = open(&storage, &other).unwrap_err();
+    assert!(!error.is_damage() && error.to_string().contains("belongs to shard 1"), "{error}");
 }
 
 #[test]

@@ -402,16 +402,6 @@ fn entries_come_in_order_or_the_shard_stops() {
 }
 
 #[test]
-fn another_shards_directory_is_refused() {
-    let world = world();
-    let config =
-        ShardConfig { dir: "shard-01".into(), ..ShardConfig::new(tidemill_protocol::ShardId::new(2)) };
-    let error =
-        open(&tidemill_log::fs::FaultyStorage::new(std::sync::Arc::new(world.memory.kill())), &config);
-    assert!(error.unwrap_err().to_string().contains("belongs to shard 1"));
-}
-
-#[test]
 fn records_are_found_by_time_in_memory_and_on_disk() {
     use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
     let mut world = world();

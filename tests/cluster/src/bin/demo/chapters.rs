@@ -5,13 +5,14 @@ use std::time::{Duration, Instant};
 
 use tidemill_client::messages::FailurePolicy;
 use tidemill_client::{
-    Client, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start, StateRange,
+    Client, ConsumerRecord, NewDeployment, NewTopic, Offset, PartitionId, Position, Record, Start,
 };
 use tidemill_cluster_tests::plays::DEVICES;
 use tidemill_cluster_tests::reading::{self, ByPartition, drain, read_all};
 use tidemill_cluster_tests::waiting::caught_up;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster, plugins};
 
+use crate::counts;
 use crate::crash;
 use crate::facts::{Inventory, Plays};
 use crate::narrator::{Narrator, grouped, rate, size, time};
@@ -20,11 +21,12 @@ use crate::readers;
 pub(crate) const TOPIC: &str = "plays";
 pub(crate) const PARTITIONS: u32 = 3;
 pub(crate) const COUNTER: &str = "plays-per-song";
-const TOP_SONGS: &str = "top-songs";
+pub(crate) const TOP_SONGS: &str = "top-songs";
 pub(crate) const EVENTS: u64 = 30_000;
 const BROKERS: u32 = 3;
 const SHARDS: u16 = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For what is there to arrive and to be counted.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Tells the whole story.
 pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
@@ -58,7 +60,7 @@ pub(crate) async fn play(narrator: &mut Narrator, keep: bool) -> Outcome<()> {
     filter(narrator, &client, &first_read).await?;
     let (live, replay_from) = readers::play(narrator, &client, &first_read).await?;
     let before = replay(narrator, &client, &first_read, &replay_from).await?;
-    crash::play(narrator, &client, &mut cluster, &mut plays, live).await?;
+    crash::play(narrator, &client, &mut cluster, &mut plays, live, &first_read).await?;
     let after = reading_from(&client, &replay_from).await?;
     let digest = reading::digest(up_to(&after, &first_read));
     narrator.check(
@@ -90,7 +92,11 @@ async fn partitioner(narrator: &mut Narrator, client: &Client, plays: &mut Plays
     let producer = client.producer(TOPIC).routed().build().await?;
     let begun = Instant::now();
     for event in plays.by_ref().take(EVENTS as usize) {
-        producer.send_and_forget(Record::new(&event.play.to_json()).key(&event.key())).await?;
+        producer
+            .send_and_forget(
+                Record::new(&event.play.to_json()).key(&event.key()).timestamp(event.timestamp()),
+            )
+            .await?;
     }
     producer.flush().await?;
     let took = begun.elapsed();
@@ -150,62 +156,8 @@ async fn consumer(narrator: &mut Narrator, client: &Client) -> Outcome<ByPartiti
     for (song, plays) in inventory.top_songs().iter().take(5) {
         narrator.show(format!("{song:<10} {:>6} plays", grouped(*plays)));
     }
-    check_counts(narrator, client, &inventory).await?;
+    counts::check(narrator, client, &inventory).await?;
     Ok(records)
-}
-
-/// The state and the emitted totals, against a count of our own.
-async fn check_counts(narrator: &mut Narrator, client: &Client, inventory: &Inventory) -> Outcome<()> {
-    let state = totals(client).await?;
-    let songs: usize = inventory.songs.values().map(BTreeMap::len).sum();
-    narrator.check(
-        state == inventory.songs,
-        format!(
-            "the state of all tasks ({} counts) equals a count made by reading the topic",
-            grouped(songs as u64)
-        ),
-    );
-    let emitted = last_totals(client).await?;
-    // One total per task that has the song: the largest that was emitted of any of them.
-    let largest: BTreeMap<String, u64> =
-        inventory.songs.values().flatten().fold(BTreeMap::new(), |mut all, (song, plays)| {
-            let largest: &mut u64 = all.entry(song.clone()).or_default();
-            *largest = (*largest).max(*plays);
-            all
-        });
-    narrator.check(emitted == largest, format!("the last totals in \"{TOP_SONGS}\" say the same"));
-    Ok(())
-}
-
-/// The counter's state, by partition.
-async fn totals(client: &Client) -> Outcome<BTreeMap<u32, BTreeMap<String, u64>>> {
-    let mut totals: BTreeMap<u32, BTreeMap<String, u64>> = BTreeMap::new();
-    for partition in 0..PARTITIONS {
-        let range = StateRange { partition: Some(PartitionId::new(partition)), ..StateRange::default() };
-        for entry in client.state(COUNTER).scan(range).await?.entries {
-            let key = std::str::from_utf8(&entry.key)?;
-            let song = key.strip_prefix("total:").ok_or("a key that is no total")?.trim_matches('"');
-            let plays = std::str::from_utf8(&entry.value)?.parse()?;
-            totals.entry(entry.partition).or_default().insert(song.to_owned(), plays);
-        }
-    }
-    Ok(totals)
-}
-
-/// The largest total of each song that was emitted.
-async fn last_totals(client: &Client) -> Outcome<BTreeMap<String, u64>> {
-    #[derive(serde::Deserialize)]
-    struct Total {
-        song_id: String,
-        count: u64,
-    }
-    let mut largest: BTreeMap<String, u64> = BTreeMap::new();
-    for record in read_all(client, TOP_SONGS).await?.values().flatten() {
-        let total: Total = serde_json::from_slice(record.value.as_deref().unwrap_or_default())?;
-        let known = largest.entry(total.song_id).or_default();
-        *known = (*known).max(total.count);
-    }
-    Ok(largest)
 }
 
 /// Chapter: a subscription with a filter.
@@ -298,11 +250,17 @@ async fn reading_from(client: &Client, from: &BTreeMap<u32, i64>) -> Outcome<ByP
     Ok(all)
 }
 
+/// Where each partition ended when it was read.
+pub(crate) fn ends(records: &ByPartition) -> BTreeMap<u32, i64> {
+    let end = |records: &[ConsumerRecord]| records.last().map_or(0, |last| last.offset.get() + 1);
+    records.iter().map(|(partition, records)| (*partition, end(records))).collect()
+}
+
 /// Records from these offsets on.
-fn later_than<'a>(
+pub(crate) fn later_than<'a>(
     records: &'a ByPartition,
     from: &'a BTreeMap<u32, i64>,
-) -> impl Iterator<Item = &'a tidemill_client::ConsumerRecord> {
+) -> impl Iterator<Item = &'a ConsumerRecord> {
     records.iter().flat_map(|(partition, records)| {
         let from = from.get(partition).copied().unwrap_or(0);
         records.iter().filter(move |record| record.offset.get() >= from)
@@ -310,10 +268,7 @@ fn later_than<'a>(
 }
 
 /// Of a later read, what was there at an earlier one.
-fn up_to<'a>(
-    later: &'a ByPartition,
-    earlier: &'a ByPartition,
-) -> impl Iterator<Item = &'a tidemill_client::ConsumerRecord> {
+fn up_to<'a>(later: &'a ByPartition, earlier: &'a ByPartition) -> impl Iterator<Item = &'a ConsumerRecord> {
     later.iter().flat_map(|(partition, records)| {
         let end =
             earlier.get(partition).and_then(|records| records.last()).map_or(-1, |last| last.offset.get());
@@ -327,9 +282,9 @@ fn short(digest: &blake3::Hash) -> String {
 
 /// After the crash: the counts go on where they were.
 async fn counts_after_all(narrator: &mut Narrator, client: &Client) -> Outcome<()> {
-    caught_up(client, COUNTER, PARTITIONS as usize, PATIENCE).await?;
-    let inventory = Inventory::of(&read_all(client, TOPIC).await?);
-    check_counts(narrator, client, &inventory).await
+    let records = read_all(client, TOPIC).await?;
+    counts::have_reached(client, reading::count(&records) as u64).await?;
+    counts::check(narrator, client, &Inventory::of(&records)).await
 }
 
 fn farewell(narrator: &mut Narrator, cluster: &TestCluster, keep: bool) {

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use tidemill_client::{Client, Delivery, Record};
-use tidemill_cluster_tests::reading::read_all;
-use tidemill_cluster_tests::{Outcome, TestCluster};
+use tidemill_cluster_tests::reading::{self, ByPartition, read_all};
+use tidemill_cluster_tests::{Outcome, TestBroker, TestCluster};
 use tokio::sync::mpsc;
 
-use crate::chapters::{self, TOPIC};
+use crate::chapters::{self, COUNTER, TOPIC};
+use crate::counts;
 use crate::facts::{Event, Inventory, Plays};
 use crate::narrator::{Narrator, grouped, time};
 use crate::readers::LiveReader;
@@ -20,13 +21,14 @@ const PACE: (usize, Duration) = (300, Duration::from_millis(20));
 const KILLED_AFTER: u64 = 10_000;
 const PENDING_MAX: usize = 50_000;
 
-/// Kills a leader while events are produced, and looks at what is left.
+/// Kills a leader while events are produced, and looks at who goes on without it, and at what is left. `before` is what was there.
 pub(crate) async fn play(
     narrator: &mut Narrator,
     client: &Client,
     cluster: &mut TestCluster,
     plays: &mut Plays,
-    live: LiveReader,
+    mut live: LiveReader,
+    before: &ByPartition,
 ) -> Outcome<()> {
     narrator.chapter("kill -9, in the middle of it");
     let producer = client.producer(TOPIC).routed().build().await?;
@@ -39,7 +41,7 @@ pub(crate) async fn play(
         tokio::spawn(async move { send(&producer, events, pending).await })
     };
     count.wait_for(|acknowledged| *acknowledged >= KILLED_AFTER).await?;
-    let before = *count.borrow();
+    let killed_after = *count.borrow();
     let leader = client.topics().describe(TOPIC).await?.partitions.first().map_or(1, |first| first.leader);
     let victim = cluster.broker(leader).process_id().unwrap_or_default();
     cluster.broker(leader).kill().await?;
@@ -51,24 +53,29 @@ pub(crate) async fn play(
     sending.await??;
     let collected = collecting.await?;
     let stats = producer.stats();
-    let took = cluster.broker(leader).restart().await?;
-    cluster.settled(client).await?;
     narrator.tell(&format!(
         "{} more events were on their way. When {} of them were acknowledged, process {victim}, broker {leader}, which led a partition, was \
          killed with kill -9. The two others elected new leaders; {} after the kill the producer, which noticed by itself, had further \
-         acknowledgements, having sent {} batches again. When all events were through, the broker was started again on its directory: it \
-         served after {}, and caught up with what it had missed.",
+         acknowledgements, having sent {} batches again.",
         grouped(EVENTS as u64),
-        grouped(before),
+        grouped(killed_after),
         time(resumed),
         stats.resent_batches,
-        time(took)
     ));
     narrator.check(
         collected.failed == 0,
         format!("the producer has an acknowledgement for all {} events", grouped(EVENTS as u64)),
     );
-    let inventory = Inventory::of(&read_all(client, TOPIC).await?);
+    let all = chapters::EVENTS + collected.acknowledged.len() as u64;
+    check_without(narrator, client, cluster.broker(leader), &mut live, all).await;
+    let took = cluster.broker(leader).restart().await?;
+    cluster.settled(client).await?;
+    narrator.tell(&format!(
+        "Only then was broker {leader} started again on its directory: it served after {}, and caught up with what it had missed.",
+        time(took)
+    ));
+    let after = read_all(client, TOPIC).await?;
+    let inventory = Inventory::of(&after);
     let expected: BTreeSet<u64> =
         (0..chapters::EVENTS).chain(collected.acknowledged.iter().copied()).collect();
     let lost = expected.difference(&inventory.numbers).count();
@@ -84,12 +91,46 @@ pub(crate) async fn play(
         inventory.reordered == 0 && inventory.scattered_users == 0,
         "every user's events are in order, in one partition",
     );
-    check_live(narrator, live, &expected).await
+    let read = check_live(narrator, live, &expected).await?;
+    compare(narrator, &read, &after, before);
+    Ok(())
 }
 
-/// The reader that was open all along.
-async fn check_live(narrator: &mut Narrator, mut live: LiveReader, expected: &BTreeSet<u64>) -> Outcome<()> {
-    live.has_read(expected.len() as u64).await?;
+/// Before the killed broker comes back: who goes on does so with the two others alone.
+async fn check_without(
+    narrator: &mut Narrator,
+    client: &Client,
+    killed: &TestBroker,
+    live: &mut LiveReader,
+    all: u64,
+) {
+    let is_read = came(live.has_read(all).await);
+    let is_counted = came(counts::have_reached(client, all).await);
+    let is_away = killed.process_id().is_none();
+    narrator.check(
+        is_read && is_away,
+        format!(
+            "recommendations, still without the killed broker, got all {} acknowledged events",
+            grouped(all)
+        ),
+    );
+    narrator.check(
+        is_counted && is_away,
+        format!("{COUNTER}, still without it, has counted all of them, and what it emitted has arrived"),
+    );
+}
+
+/// Whether it came; why not goes to the standard error.
+fn came(outcome: Outcome<()>) -> bool {
+    outcome.inspect_err(|error| eprintln!("{error}")).is_ok()
+}
+
+/// The reader that was open all along. Answers what it read.
+async fn check_live(
+    narrator: &mut Narrator,
+    live: LiveReader,
+    expected: &BTreeSet<u64>,
+) -> Outcome<ByPartition> {
     let (read, stats) = live.finish().await?;
     let inventory = Inventory::of(&read);
     narrator.check(
@@ -100,7 +141,24 @@ async fn check_live(narrator: &mut Narrator, mut live: LiveReader, expected: &BT
             if stats.reconnects == 1 { "once".to_owned() } else { format!("{} times", stats.reconnects) }
         ),
     );
-    Ok(())
+    Ok(read)
+}
+
+/// What was written while a leader was killed: as it was read while that broker was away, and as it is read from the start once it is back.
+fn compare(narrator: &mut Narrator, live: &ByPartition, after: &ByPartition, before: &ByPartition) {
+    let from = chapters::ends(before);
+    let live_digest = reading::digest(chapters::later_than(live, &from));
+    let after_digest = reading::digest(chapters::later_than(after, &from));
+    narrator.show(format!("read live   blake3 {}", live_digest.to_hex()));
+    narrator.show(format!("read again  blake3 {}", after_digest.to_hex()));
+    narrator.check(
+        live_digest == after_digest,
+        format!(
+            "the {} events of this chapter, as recommendations got them live and as a reader from the start gets them now, are the same, \
+             byte for byte",
+            grouped(chapters::later_than(after, &from).count() as u64)
+        ),
+    );
 }
 
 async fn send(
@@ -112,7 +170,9 @@ async fn send(
         if place % PACE.0 == 0 {
             tokio::time::sleep(PACE.1).await;
         }
-        let delivery = producer.send(Record::new(&event.play.to_json()).key(&event.key())).await?;
+        let delivery = producer
+            .send(Record::new(&event.play.to_json()).key(&event.key()).timestamp(event.timestamp()))
+            .await?;
         pending.send((event.number, delivery)).await?;
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! The worked example: three brokers, plugins, producers, readers, a crash; explained and measured while it runs.
 
 mod chapters;
+mod counts;
 mod crash;
 mod facts;
 mod narrator;

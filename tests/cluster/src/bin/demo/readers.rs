@@ -1,7 +1,6 @@
 //! Two readers at their own positions, one of them live to the end.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use tidemill_client::{Client, Consumer, ConsumerStats, PartitionId, RequestError, Start, TopicPartition};
 use tidemill_cluster_tests::Outcome;
@@ -9,13 +8,11 @@ use tidemill_cluster_tests::reading::ByPartition;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use crate::chapters::{EVENTS, PARTITIONS, TOPIC};
+use crate::chapters::{EVENTS, PARTITIONS, PATIENCE, TOPIC};
 use crate::narrator::{Narrator, grouped};
 
 const LIVE: &str = "recommendations";
 const NIGHTLY: &str = "royalties";
-/// For what is there to arrive.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Chapter: two readers at their own positions. Answers the one that goes on reading, and where the other one is: there the
 /// replay begins.

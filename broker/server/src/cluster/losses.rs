@@ -1,0 +1,243 @@
+//! Replicas that can't go on as what they were, and how others make good for them.
+//!
+//! ```text
+//!   what is lost                        what is left, under the new id that the controller gives
+//!   its log, or the end of it           what its checkpoint holds
+//!   what it stored: segments, state     nothing: it is removed, once the others were seen to go on without this replica
+//! ```
+//!
+//! Until it has its new id a lost replica does not run, and nothing of it is touched. Broken off anywhere behind that, the next start finds it lost
+//! again, in the one way or the other.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use tidemill_controller::{ControllerCommand, ControllerReply};
+use tidemill_protocol::messages::Error;
+use tidemill_protocol::{ErrorCode, NodeId, ShardId};
+use tidemill_raft::ReplicaStartError;
+use tidemill_shard::{ShardOpenError, Unit, UnitResult};
+
+use super::replicas::ReplicaStarter;
+use crate::peers::Peers;
+use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
+use crate::shards::Shards;
+use crate::start_error::StartError;
+
+/// Replicas that can't be started as they are, and why.
+pub(crate) type Lost = BTreeMap<ShardId, Loss>;
+
+/// Why a replica can't be started as it is, while its group may be well.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Loss {
+    /// What it may have promised.
+    #[error(transparent)]
+    Promises(ReplicaStartError),
+    /// What it stored is damaged.
+    #[error(transparent)]
+    Stored(Box<ShardOpenError>),
+}
+
+impl Loss {
+    /// The loss that kept a replica from starting.
+    ///
+    /// # Errors
+    /// It is none: it may pass, or others can't help.
+    pub(super) fn of(error: StartError) -> Result<Self, StartError> {
+        match error {
+            StartError::Replica(
+                error @ (ReplicaStartError::DoubtfulTail { .. }
+                | ReplicaStartError::LogLost { .. }
+                | ReplicaStartError::StateLost { .. }
+                | ReplicaStartError::Missing { .. }),
+            ) => Ok(Self::Promises(error)),
+            StartError::Shard { source, .. } if source.is_damage() => Ok(Self::Stored(source)),
+            error => Err(error),
+        }
+    }
+
+    /// Says that a replica is retired, and counts it.
+    pub(super) fn report(&self, shard: ShardId) {
+        let what = match self {
+            Self::Promises(_) => "a replica lost what it may have promised",
+            Self::Stored(_) => "what a replica stored is damaged",
+        };
+        tracing::error!(%shard, error = %self, "{what}; it is retired, and comes back as a new one");
+        metrics::counter!("tidemill_replicas_retired_total").increment(1);
+    }
+}
+
+impl ReplicaStarter {
+    /// Has lost replicas come back as new ones; `false` where some are still missing.
+    pub(super) async fn replace_lost(&self, lost: &mut Lost, shards: &Shards, peers: &Peers) -> bool {
+        for (shard, loss) in std::mem::take(lost) {
+            let old = self.lives.node(shard);
+            match self.replace(shard, old, &loss, shards, peers).await {
+                Ok(node) => tracing::info!(%shard, %old, %node, "a retired replica goes on as a new one"),
+                Err(reason) => {
+                    tracing::warn!(%shard, %old, reason, "a retired replica is not replaced yet");
+                    lost.insert(shard, loss);
+                }
+            }
+        }
+        lost.is_empty()
+    }
+
+    async fn replace(
+        &self,
+        shard: ShardId,
+        old: NodeId,
+        loss: &Loss,
+        shards: &Shards,
+        peers: &Peers,
+    ) -> Result<NodeId, String> {
+        let is_damaged = matches!(loss, Loss::Stored(_));
+        // Of the controller's own shard the others show it by giving the id: its replica here does not run, so they decided without it.
+        if is_damaged && shard != ShardId::CONTROLLER {
+            others_go_on(shard, shards).await?;
+        }
+        let node = new_node(shard, old, shards, peers).await?;
+        if is_damaged {
+            self.discard(shard).await?;
+        }
+        self.renew(shard, node, shards).await?;
+        Ok(node)
+    }
+
+    /// Removes what a replica stored that is damaged, where the others go on without it.
+    pub(super) async fn clear(&self, shard: ShardId, shards: &Shards) -> Result<(), String> {
+        others_go_on(shard, shards).await?;
+        self.discard(shard).await
+    }
+
+    /// Removes a damaged shard. Broken off, what is left of it is as damaged; or it is gone, and its log says that there was more.
+    async fn discard(&self, shard: ShardId) -> Result<(), String> {
+        let (storage, directory) = (Arc::clone(self.files.storage()), (self.shard_config)(shard).dir);
+        tracing::warn!(%shard, directory = %directory.display(), "removing a damaged replica, which the others have whole");
+        let removed = tokio::task::spawn_blocking(move || {
+            storage.remove_dir_all(&directory)?;
+            storage.sync_dir(directory.parent().unwrap_or(Path::new("")))
+        });
+        removed.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+}
+
+/// Whether a shard's other replicas decide without the one here, which does not run: a majority that does has all that was ever
+/// acknowledged, and what is here is needed no more.
+async fn others_go_on(shard: ShardId, shards: &Shards) -> Result<(), String> {
+    // It says nothing but the time; what counts is that it is committed.
+    match shards.propose(shard, Unit::Tick).await {
+        Ok(_) => Ok(()),
+        Err(error) => Err(format!(
+            "the other replicas of the shard do not go on without it, so what is left of it is kept: {error}"
+        )),
+    }
+}
+
+/// Asks the controller for the id under which a retired replica comes back: by this broker's own replica of it, else by another broker.
+async fn new_node(shard: ShardId, old: NodeId, shards: &Shards, peers: &Peers) -> Result<NodeId, String> {
+    if shard != ShardId::CONTROLLER && shards.controller().is_some() {
+        return replacement(shards, shard, old).await.map_err(|error| error.message);
+    }
+    let mut last = "no other broker is connected".to_owned();
+    for broker in peers.connected() {
+        let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
+        match peers.ask(broker, Purpose::Replace(open)).await {
+            Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
+            Ok(ReplaceReply { error: Some(error), .. }) => {
+                last = format!("broker {broker}: {}", error.message)
+            }
+            Err(error) => last = error.to_string(),
+        }
+    }
+    Err(last)
+}
+
+/// The id under which a retired replica comes back, from the controller.
+pub(crate) async fn replacement(shards: &Shards, shard: ShardId, old: NodeId) -> Result<NodeId, Error> {
+    let unit = Unit::Control(ControllerCommand::ReplaceReplica { shard, old });
+    match shards.propose(ShardId::CONTROLLER, unit).await {
+        Ok(UnitResult::Control(Ok(ControllerReply::Replica(node)))) => Ok(node),
+        Ok(UnitResult::Control(Err(refused))) => {
+            Err(Error::new(ErrorCode::ClusterChangeRefused, refused.to_string()))
+        }
+        Ok(other) => Err(Error::new(ErrorCode::Internal, format!("the controller answered {other:?}"))),
+        Err(error) => Err(crate::errors::propose(&error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::path::PathBuf;
+
+    use tidemill_log::segment::OpenError;
+
+    use super::*;
+    use crate::broker::Broker;
+    use crate::config::BrokerConfig;
+
+    const SHARD: ShardId = ShardId::new(1);
+
+    fn opening(source: ShardOpenError) -> StartError {
+        StartError::Shard { shard: SHARD, source: Box::new(source) }
+    }
+
+    #[test]
+    fn damage_is_a_loss_and_what_the_storage_refuses_is_none() {
+        let file = PathBuf::from("shard-01/0.log");
+        for damage in [
+            ShardOpenError::Damaged { path: file.clone(), reason: "no sense".to_owned() },
+            OpenError::Missing { file: file.clone(), recorded: 9 }.into(),
+            OpenError::Short { file: file.clone(), recorded: 9, found: 8 }.into(),
+        ] {
+            let said = damage.to_string();
+            assert!(matches!(Loss::of(opening(damage)), Ok(Loss::Stored(_))), "{said}");
+            assert!(said.contains("from a copy"), "{said}");
+        }
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+            let path = || file.clone();
+            for refused in [
+                ShardOpenError::Io { path: path(), source: kind.into() },
+                OpenError::Io { path: path(), source: kind.into() }.into(),
+            ] {
+                assert!(matches!(Loss::of(opening(refused)), Err(StartError::Shard { .. })), "{kind}");
+            }
+        }
+        let other = ShardOpenError::OtherShard { path: file, found: ShardId::new(2), expected: SHARD };
+        assert!(matches!(Loss::of(opening(other)), Err(StartError::Shard { .. })));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_broker_that_knows_no_other_does_not_start_on_damage_and_removes_nothing() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = BrokerConfig {
+            data_dir: home.path().to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            shards: Some(1),
+            ..BrokerConfig::default()
+        };
+        config.wal.segment_bytes = 8 << 20;
+        config.wal.bytes_max = 64 << 20;
+        config.storage.disk_reserve_bytes = 0;
+        config.storage.disk_free_min_bytes = 0;
+        Broker::start(config.clone()).await.expect("starts").shutdown("enough").await;
+        let (state, rubbish) = (home.path().join("shard-01/state"), vec![0xa5; 9_000]);
+        std::fs::write(&state, &rubbish).expect("written");
+        let Err(error) = Broker::start(config).await else { panic!("nobody else has the shard") };
+        assert!(matches!(error, StartError::Shard { .. }), "{error:?}");
+        assert!(error.to_string().contains("restore the data directory from a copy"), "{error}");
+        assert!(std::fs::read(&state).expect("it is there") == rubbish);
+    }
+
+    #[test]
+    fn a_log_that_is_gone_is_a_loss_and_one_that_this_release_can_not_read_is_none() {
+        let lost = ReplicaStartError::Missing { shard: SHARD };
+        assert!(matches!(Loss::of(StartError::Replica(lost)), Ok(Loss::Promises(_))));
+        let unread =
+            ReplicaStartError::Unreadable { shard: SHARD, what: "a vote", reason: "newer".to_owned() };
+        assert!(matches!(Loss::of(StartError::Replica(unread)), Err(StartError::Replica(_))));
+        assert!(matches!(Loss::of(StartError::Interrupted), Err(StartError::Interrupted)));
+    }
+}
