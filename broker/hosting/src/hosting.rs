@@ -231,27 +231,29 @@ impl Hosting {
     /// A deployment's log lines after a number.
     #[must_use]
     pub fn logs(&self, deployment: DeploymentId, after: u64, limit: usize) -> LogPage {
-        self.inner.log(deployment).page(after, limit)
+        let nothing = LogPage { next: after, ..LogPage::default() };
+        self.inner.known_log(deployment).map_or(nothing, |log| log.page(after, limit))
     }
 
     /// A deployment's counters.
     #[must_use]
     pub fn counters(&self, deployment: DeploymentId) -> BTreeMap<String, u64> {
-        self.inner.log(deployment).counters()
+        self.inner.known_log(deployment).map(|log| log.counters()).unwrap_or_default()
     }
 
     /// Why a task does not come on at present, though it runs.
     #[must_use]
     pub fn waits(&self, deployment: DeploymentId, partition: PartitionId) -> Option<String> {
-        let log = self.inner.logs.lock().get(&deployment).cloned()?;
-        log.waits(partition.get())
+        self.inner.known_log(deployment)?.waits(partition.get())
     }
 
-    /// Forgets a deployment that is gone: its log, its counters, what is open of it.
-    pub fn forget(&self, deployment: DeploymentId) {
-        self.inner.logs.lock().remove(&deployment);
-        self.inner.filters.lock().retain(|plan| plan.deployment_id != Some(deployment));
-        self.inner.partitioners.lock().retain(|plan| plan.deployment_id != Some(deployment));
+    /// Forgets deployments that are gone: their logs, their counters, what is open of them. `is_live` must say what is so at the moment that
+    /// it is called: meanwhile somebody may open what is of a new one.
+    pub fn retain(&self, is_live: impl Fn(DeploymentId) -> bool) {
+        let stays = |plan: &PluginPlan| plan.deployment_id.is_none_or(&is_live);
+        self.inner.logs.lock().retain(|deployment, _| is_live(*deployment));
+        self.inner.filters.lock().retain(stays);
+        self.inner.partitioners.lock().retain(stays);
     }
 
     /// Stops all tasks.
@@ -363,6 +365,11 @@ impl Inner {
         Arc::clone(logs.entry(deployment).or_insert_with(new))
     }
 
+    /// The log of a deployment that has one here: whoever only looks makes none.
+    fn known_log(&self, deployment: DeploymentId) -> Option<Arc<DeploymentLog>> {
+        self.logs.lock().get(&deployment).cloned()
+    }
+
     fn sink(&self, plan: &PluginPlan, partition: Option<u32>) -> Arc<dyn GuestSink> {
         match plan.deployment_id {
             Some(id) => Arc::new(TaskSink { log: self.log(id), partition }),
@@ -419,5 +426,47 @@ pub(crate) fn context(plan: &PluginPlan) -> Context {
         topics: plan.topics.clone(),
         targets: plan.targets.clone(),
         config: plan.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tidemill_protocol::Timestamp;
+    use tidemill_wasm::WorkerCommand;
+
+    use super::*;
+
+    #[test]
+    fn of_deployments_that_are_gone_nothing_is_kept() {
+        let home = tempfile::tempdir().expect("a directory");
+        let hosting = Hosting::start(HostingConfig {
+            artifacts_dir: home.path().join("artifacts"),
+            digests_file: home.path().join("digests"),
+            // Nothing is compiled here.
+            worker: WorkerCommand { program: "nothing".into(), args: Vec::new() },
+            call_time: Duration::from_secs(1),
+            task_call_time: Duration::from_secs(1),
+            memory_bytes_max: 64 << 20,
+            compile_time: Duration::from_secs(1),
+            compile_memory_bytes_max: 1 << 30,
+            component_bytes_max: 1 << 20,
+            log_bytes_max: 1 << 20,
+            clock: Arc::new(|| Timestamp::new(0)),
+        });
+        let hosting = hosting.expect("a room");
+        let (stays, goes) = (DeploymentId::new(1), DeploymentId::new(2));
+        let kept = || hosting.inner.logs.lock().len();
+        assert!(hosting.counters(stays).is_empty() && hosting.waits(stays, PartitionId::new(0)).is_none());
+        assert_eq!(hosting.logs(stays, 5, 10), LogPage { next: 5, ..LogPage::default() });
+        assert_eq!(kept(), 0, "whoever looks leaves nothing behind");
+        for deployment in [stays, goes] {
+            hosting.inner.log(deployment).count("calls", 7);
+        }
+        hosting.retain(|deployment| deployment == stays);
+        assert_eq!(hosting.counters(stays).get("calls"), Some(&7));
+        assert!(hosting.counters(goes).is_empty());
+        assert_eq!(kept(), 1);
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct ClientName(pub(crate) Arc<str>);
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) client: ClientName,
+    /// Tells its connection from the others of the broker that it is connected to.
+    pub(crate) connection: u64,
     /// Subject of the certificate that the client showed, to this broker or to the one that it is connected to.
     pub(crate) identity: Option<Arc<str>>,
     pub(crate) hop: Hop,
@@ -58,6 +60,7 @@ impl Caller {
             identity: self.identity.as_deref().unwrap_or_default().to_owned(),
             view_version: context.view.now().version(),
             shards: shards.iter().map(|shard| u32::from(shard.get())).collect(),
+            connection: self.connection,
         }
     }
 }
@@ -129,7 +132,8 @@ async fn serve_streams(context: &Arc<Context>, connection: &Connection, client: 
     let unpacker = context.unpacking.for_connection();
     let places = subscribe::Places::new(context.config.limits.connection_partitions_max);
     let identity = connection.peer().identity.as_deref().map(Arc::from);
-    let caller = Caller { client: client.clone(), identity, hop: Hop::Direct };
+    let number = u64::try_from(connection.stable_id()).unwrap_or(u64::MAX);
+    let caller = Caller { client: client.clone(), connection: number, identity, hop: Hop::Direct };
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admission::{Admitted, NoRoom};
 use crate::attempts::Attempts;
+use crate::barriers::Barriers;
 use crate::components::Kept;
 use crate::config::BrokerConfig;
 use crate::data_dir::Meta;
@@ -39,7 +40,8 @@ pub(crate) struct Context {
     pub(crate) shards: Shards,
     /// The way to the other brokers; `None`: there are none, and never will be.
     pub(crate) peers: Option<Peers>,
-    pub(crate) freshness: Freshness,
+    /// With which this broker makes sure that it knows all that the controller decided.
+    pub(crate) freshness: Barriers,
     pub(crate) hosting: Hosting,
     pub(crate) attempts: Arc<Attempts>,
     pub(crate) outboxes: Arc<crate::outbox::OutboxSignals>,
@@ -106,10 +108,6 @@ pub(crate) const fn uploads() -> tokio::sync::Semaphore {
 pub(crate) const fn compiles() -> tokio::sync::Semaphore {
     tokio::sync::Semaphore::const_new(COMPILES_MAX)
 }
-
-/// When this broker last made sure that it knows all that the controller decided.
-#[derive(Debug, Default)]
-pub(crate) struct Freshness(tokio::sync::Mutex<Option<Instant>>);
 
 /// Who leads a shard, as far as this broker has heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -302,8 +300,8 @@ impl Context {
         holders
     }
 
-    /// The cluster's metadata with everything that was decided before the call. Who asks meanwhile shares the answer; where the controller
-    /// can't be asked, it is what this broker has heard.
+    /// The cluster's metadata with everything that was decided before the call. All who ask meanwhile share the next answer; where the
+    /// controller can't be asked, it is what this broker has heard.
     pub(crate) async fn fresh_view(&self) -> Arc<ClusterView> {
         self.asked_view().await.unwrap_or_else(|| self.view.now())
     }
@@ -314,16 +312,8 @@ impl Context {
         if shows_all(&controller) {
             return Some(self.view.now());
         }
-        let asked = Instant::now();
-        // Held while the controller is asked: whoever comes meanwhile would ask the same.
-        let mut looked = self.freshness.0.lock().await;
-        if looked.is_some_and(|looked| looked > asked) {
-            return Some(self.view.now());
-        }
-        let begun = Instant::now();
-        controller.read_barrier().await.ok()?;
+        self.freshness.confirm(&controller, Instant::now()).await.ok()?;
         self.view_shows(&controller).await;
-        *looked = Some(begun);
         Some(self.view.now())
     }
 
@@ -369,11 +359,10 @@ impl Context {
             match replica.read_barrier().await {
                 // One that has stopped shows what it had, and says so where it matters.
                 Ok(()) | Err(ReadError::Stopped { .. }) => Ok(()),
-                Err(error) => Err(error),
+                Err(error) => Err(errors::barrier(&error, replica.others_vote())),
             }
         }));
-        let settled: Result<Vec<()>, _> = settled.await.into_iter().collect();
-        settled.map(drop).map_err(|error| errors::barrier(&error))
+        settled.await.into_iter().collect()
     }
 
     /// The cluster's authority, whose key every broker has.

@@ -1,6 +1,8 @@
 //! Where the errors of other rooms become wire errors: the one place, so that codes stay stable. And what more than one handler says.
 //! What a handler alone finds wrong with a request has its code there.
 
+use std::fmt::Display;
+
 use tidemill_controller::{ControllerError, ControllerReply, MembershipError, NameError};
 use tidemill_coordinator::GroupRefusal;
 use tidemill_hosting::{CallFailure, CallFailureKind, ComponentError, OpenError, PluginProblem, UploadError};
@@ -35,7 +37,7 @@ pub(crate) fn propose(error: &ProposeError) -> Error {
 }
 
 /// A replica stopped, and others of its group go on: whoever comes again is led to them.
-fn gone_elsewhere(error: &ProposeError) -> Error {
+fn gone_elsewhere(error: &impl Display) -> Error {
     let message = format!("{error}; another replica takes over the lead: refresh the metadata and try again");
     Error::new(ErrorCode::StorageFailed, message).with_retriable(true)
 }
@@ -107,10 +109,12 @@ pub(crate) fn not_on_this_broker(shard: ShardId) -> Error {
     Error::new(ErrorCode::NotLeader, format!("shard {shard} is not on this broker; refresh the metadata"))
 }
 
-pub(crate) fn barrier(error: &ReadError) -> Error {
+/// A replica can't be sure that it shows all. `others_vote`: others of its group can show it where this one has stopped.
+pub(crate) fn barrier(error: &ReadError, others_vote: bool) -> Error {
     let code = match error {
         ReadError::NotLeader { .. } => ErrorCode::NotLeader,
         ReadError::NoQuorum => ErrorCode::NoQuorum,
+        ReadError::Stopped { .. } if others_vote => return gone_elsewhere(error),
         ReadError::Stopped { .. } => ErrorCode::StorageFailed,
     };
     Error::new(code, error.to_string())

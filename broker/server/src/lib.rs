@@ -12,6 +12,7 @@
 mod admission;
 mod adopter;
 mod attempts;
+mod barriers;
 mod broker;
 mod certificates;
 mod cluster;

@@ -72,6 +72,7 @@ impl OutboxDispatcher {
                 _ => Round::Idle,
             };
             let retry = match more {
+                Round::More if stopping.is_cancelled() => return,
                 Round::More => continue,
                 Round::Idle => false,
                 Round::Failed => true,

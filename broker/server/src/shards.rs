@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use tidemill_controller::Controller;
 use tidemill_protocol::{NodeId, ShardId};
 use tidemill_raft::{
-    PeerDialer, PermitAnywhere, ProposeError, RemoteShard, Replica, ReplicaLimits, ReplicaState,
+    PeerDialer, PermitAnywhere, ProposeError, RemoteShard, Replica, ReplicaLimits, ReplicaRole, ReplicaState,
 };
 use tidemill_shard::{Shard, Unit, UnitResult};
 
@@ -34,17 +34,21 @@ struct Others {
     ways: BTreeMap<ShardId, RemoteShard>,
 }
 
-impl Others {
-    /// Who leads a shard on another broker, as its leader told the controller.
-    fn leader(&self, shard: ShardId) -> Option<NodeId> {
-        leader_elsewhere(&self.view, shard)
-    }
-}
-
+/// Who leads a shard on another broker, as its leader told the controller.
 fn leader_elsewhere(view: &ViewReader, shard: ShardId) -> Option<NodeId> {
     let view = view.now();
     let leader = view.controller().shard(shard)?.members.as_ref()?.leader?;
     (leader.broker() != view.broker).then_some(leader)
+}
+
+/// Whether a replica in this role has what its group has. A learner is still being filled; only the controller's may be one for good:
+/// every broker follows the controller, and most of them without a vote.
+fn takes_part(shard: ShardId, role: &ReplicaRole) -> bool {
+    match role.state {
+        ReplicaState::Stopped { .. } => false,
+        ReplicaState::Learner => shard == ShardId::CONTROLLER && role.leader.is_some(),
+        ReplicaState::Follower | ReplicaState::Candidate | ReplicaState::Leader => true,
+    }
 }
 
 impl Shards {
@@ -99,11 +103,10 @@ impl Shards {
     /// where another broker does.
     pub(crate) fn serving(&self, shard: ShardId) -> Option<Replica> {
         let replica = self.replica(shard)?;
-        let takes_part = match replica.watch().borrow().clone() {
-            role if role.stopped().is_some() => false,
-            role => role.state != ReplicaState::Learner || role.leader.is_some(),
-        };
-        let is_led_elsewhere = || self.others.get().is_some_and(|others| others.leader(shard).is_some());
+        let takes_part = takes_part(shard, &replica.watch().borrow());
+        let others = self.others.get();
+        let is_led_elsewhere =
+            || others.is_some_and(|others| leader_elsewhere(&others.view, shard).is_some());
         (takes_part || !is_led_elsewhere()).then_some(replica)
     }
 
@@ -166,5 +169,29 @@ impl Shards {
 
     fn way(&self, shard: ShardId) -> Option<&RemoteShard> {
         self.others.get()?.ways.get(&shard)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_protocol::{BrokerId, Term};
+
+    use super::*;
+
+    #[test]
+    fn a_learner_answers_for_the_controller_alone() {
+        let leader = Some(NodeId::new(BrokerId::new(1), 1));
+        let takes_part =
+            |shard, state, leader| takes_part(shard, &ReplicaRole { state, term: Term::new(1), leader });
+        let (controller, data) = (ShardId::CONTROLLER, ShardId::new(1));
+        assert!(takes_part(controller, ReplicaState::Learner, leader), "it observes");
+        assert!(!takes_part(controller, ReplicaState::Learner, None), "it was not taken in yet");
+        assert!(!takes_part(data, ReplicaState::Learner, leader), "it is being filled");
+        for shard in [controller, data] {
+            assert!(!takes_part(shard, ReplicaState::Stopped { reason: "EIO".into() }, None));
+            for state in [ReplicaState::Follower, ReplicaState::Candidate, ReplicaState::Leader] {
+                assert!(takes_part(shard, state, None));
+            }
+        }
     }
 }

@@ -10,11 +10,15 @@
 //! The pool's place is held while something runs; the connection's, and the bytes, until the records are needed no more. Of a size
 //! that is not known before, the bytes are as many as there may be, and once the records are there as many as they have. All
 //! three are given out in the order of asking, so that a connection waits for others' batches, at most two of each, and not
-//! for all that one of them sends. Produce streams and subscriptions of one connection have its places together.
+//! for all that one of them sends. Produce streams and subscriptions of one connection have its places together, also those that another
+//! broker brings.
 
+use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+use tidemill_protocol::BrokerId;
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::record_batch::{BatchError, BatchLimits, Compression, RecordBatch, Records};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -31,12 +35,24 @@ const PLACES: usize = 4;
 const CONNECTION_PLACES: usize = 2;
 /// Decompressed bytes of batches that were unpacked apart. The largest that a broker may be set to take fits.
 const BYTES_MAX: usize = BatchLimits::DECOMPRESSED_BYTES_MOST;
+/// Of so few connections to other brokers it is not looked which have no stream here any more.
+const BROUGHT_MIN: usize = 64;
 
 /// The places and the memory that all connections share. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct UnpackPool {
     places: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    brought: Arc<Mutex<Brought>>,
+}
+
+/// The places of connections to other brokers, for as long as these bring streams of them: by the broker, and its number for the
+/// connection.
+#[derive(Default)]
+struct Brought {
+    places: HashMap<(BrokerId, u64), Weak<Semaphore>>,
+    /// With so many of them it is looked again which are over: twice as many as there were then.
+    look_at: usize,
 }
 
 /// The pool as one connection has it. Cheap to clone.
@@ -62,12 +78,36 @@ type Unpack = fn(&RecordBatch, &BatchLimits) -> Result<Records, BatchError>;
 
 impl UnpackPool {
     pub(crate) fn new() -> Self {
-        Self { places: Arc::new(Semaphore::new(PLACES)), bytes: Arc::new(Semaphore::new(BYTES_MAX)) }
+        Self {
+            places: Arc::new(Semaphore::new(PLACES)),
+            bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+            brought: Arc::default(),
+        }
     }
 
     /// For one more connection: all its streams have this one.
     pub(crate) fn for_connection(&self) -> Unpacker {
         Unpacker { pool: self.clone(), connection: Arc::new(Semaphore::new(CONNECTION_PLACES)) }
+    }
+
+    /// For a stream that another broker brings of a connection that it knows by this number: all that it brings of it have this one.
+    pub(crate) fn for_brought(&self, by: BrokerId, connection: u64) -> Unpacker {
+        Unpacker { pool: self.clone(), connection: self.brought.lock().places_of((by, connection)) }
+    }
+}
+
+impl Brought {
+    fn places_of(&mut self, connection: (BrokerId, u64)) -> Arc<Semaphore> {
+        if let Some(places) = self.places.get(&connection).and_then(Weak::upgrade) {
+            return places;
+        }
+        if self.places.len() >= self.look_at.max(BROUGHT_MIN) {
+            self.places.retain(|_, places| places.strong_count() > 0);
+            self.look_at = self.places.len() * 2;
+        }
+        let places = Arc::new(Semaphore::new(CONNECTION_PLACES));
+        self.places.insert(connection, Arc::downgrade(&places));
+        places
     }
 }
 
@@ -338,6 +378,29 @@ mod tests {
         assert!(second.unpack(&large, &limits()).await.is_ok());
         assert!(first.unpack(&batch(Compression::Gzip, 17 * MIB), &limits()).await.is_err(), "too large");
         assert_eq!(pool.bytes.available_permits(), BYTES_MAX, "who is refused holds nothing");
+    }
+
+    #[tokio::test]
+    async fn streams_of_one_connection_have_its_places_also_where_another_broker_brings_them() {
+        let pool = UnpackPool::new();
+        let (one, other) = (BrokerId::new(1), BrokerId::new(2));
+        let large = batch(Compression::Zstd, 4 * MIB);
+        let mut held = Vec::new();
+        for _ in 0..CONNECTION_PLACES {
+            held.push(pool.for_brought(one, 7).unpack(&large, &limits()).await.expect("good"));
+        }
+        let third = pool.for_brought(one, 7);
+        assert!(third.unpack(&large, &limits()).now_or_never().is_none(), "its places are taken");
+        for another in [pool.for_brought(one, 8), pool.for_brought(other, 7), pool.for_connection()] {
+            drop(another.unpack(&large, &limits()).await.expect("another's are not"));
+        }
+        held.clear();
+        assert!(third.unpack(&large, &limits()).await.is_ok());
+        drop(third);
+        for number in 0..10 * BROUGHT_MIN as u64 {
+            drop(pool.for_brought(one, number));
+        }
+        assert!(pool.brought.lock().places.len() <= BROUGHT_MIN, "of those that are over nothing is kept");
     }
 
     /// A subscription's filter reads what was checked when it came, and takes the same room for it.

@@ -76,7 +76,8 @@ pub fn hosting_config(
     })
 }
 
-/// Keeps the tasks that run here in step with the deployments and with which shards are led here.
+/// Keeps the tasks that run here in step with the deployments and with which shards are led here, and lets go of what was kept for
+/// deployments that are gone.
 pub(crate) async fn follow_deployments(context: Arc<Context>) {
     /// Leadership changes are noticed at the latest after this.
     const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -84,6 +85,9 @@ pub(crate) async fn follow_deployments(context: Arc<Context>) {
     loop {
         let now = view.now();
         context.hosting.reconcile(tasks(&context, &now));
+        // By what is known at each look: what was opened for a deployment that this round has not heard of is not let go.
+        let is_live = |id| context.view.now().deployment(id).is_some_and(|record| !record.deleted);
+        context.hosting.retain(is_live);
         tokio::select! {
             changed = view.changed() => {
                 if changed.is_none() {

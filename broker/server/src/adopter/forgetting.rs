@@ -166,7 +166,7 @@ async fn find(context: &Context, open: &HeldOpen) -> Result<Held, Error> {
     let deleted = Deleted::read(open).ok_or_else(errors::not_an_id)?;
     let shard = u16::try_from(open.shard).map(ShardId::new).map_err(|_| errors::not_an_id())?;
     let replica = context.shards.serving(shard).ok_or_else(|| errors::not_on_this_broker(shard))?;
-    replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
+    replica.read_barrier().await.map_err(|error| errors::barrier(&error, replica.others_vote()))?;
     let mut held = Held::default();
     held.take(&replica, &deleted);
     Ok(held)

@@ -107,13 +107,14 @@ pub(crate) async fn serve_forwarded(context: Arc<Context>, by: BrokerId, open: F
     let shards = open.shards.iter().filter_map(|shard| u16::try_from(*shard).ok().map(ShardId::new));
     let caller = Caller {
         client: ClientName(Arc::from(open.client)),
+        connection: open.connection,
         identity: Some(open.identity).filter(|identity| !identity.is_empty()).map(Arc::from),
         hop: Hop::Forwarded { by, shards: Arc::new(shards.collect()) },
     };
     tracing::debug!(client = %caller, "another broker brings a stream of its client");
     // What the other broker has heard of the cluster its client relies on.
     context.view_reaches(open.view_version).await;
-    let unpacker = context.unpacking.for_connection();
+    let unpacker = context.unpacking.for_brought(by, open.connection);
     // The other broker counts them with the rest of its client's.
     let places = Places::new(context.config.limits.connection_partitions_max);
     connection::serve_stream(context, caller, unpacker, places, stream).await;

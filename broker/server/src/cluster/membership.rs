@@ -33,6 +33,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 const CLOSE_ENTRIES: u64 = 256;
 /// Heard of within this time, a learner is there.
 const PRESENT_WITHIN: Duration = Duration::from_secs(2);
+/// How long the controller may take to answer before the shard's own steps go on: what it is asked is asked again.
+const CONTROLLER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is to be done next with a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,11 +97,17 @@ async fn replace_lost(shards: &Shards, replica: &Replica, controller: &Controlle
             .is_some_and(|record| record.replicas.contains(node) || record.observers.contains(node))
     };
     for node in replica.lost_followers().into_iter().filter(planned) {
-        match replacement(shards, shard, node).await {
-            Ok(new) => {
+        match tokio::time::timeout(CONTROLLER_PATIENCE, replacement(shards, shard, node)).await {
+            Ok(Ok(new)) => {
                 tracing::warn!(%shard, old = %node, %new, "a replica that lost what it had acknowledged is replaced")
             }
-            Err(error) => tracing::info!(%shard, %node, %error, "replacing a replica will be tried again"),
+            Ok(Err(error)) => {
+                tracing::info!(%shard, %node, %error, "replacing a replica will be tried again")
+            }
+            Err(_) => {
+                tracing::info!(%shard, %node, "the controller does not answer; replacing a replica will be tried again");
+                return;
+            }
         }
     }
 }
@@ -192,9 +200,19 @@ async fn report(
     }
     *reported = Some((members.clone(), Instant::now()));
     let unit = Unit::Control(ControllerCommand::ReportMembers { shard, members });
-    if let Err(error) = shards.propose(ShardId::CONTROLLER, unit).await {
-        tracing::debug!(%shard, %error, "reporting to the controller will be tried again");
-        *reported = None;
+    match tokio::time::timeout(CONTROLLER_PATIENCE, shards.propose(ShardId::CONTROLLER, unit)).await {
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%shard, %error, "reporting to the controller will be tried again");
+            *reported = None;
+        }
+        Err(_) => {
+            tracing::debug!(%shard, "the controller does not answer; reporting to it will be tried again");
+            // Not before others had their turn.
+            if let Some((_, at)) = reported {
+                *at = Instant::now();
+            }
+        }
     }
 }
 

@@ -40,6 +40,18 @@ fn a_replica_that_stopped_is_final_only_where_there_is_no_other() {
 }
 
 #[test]
+fn what_a_stopped_replica_cant_show_others_of_its_group_may() {
+    let stopped = ReadError::Stopped { reason: "the write-ahead log failed".into() };
+    for others_vote in [false, true] {
+        let error = barrier(&stopped, others_vote);
+        assert_eq!((error.error_code(), error.retriable), (Some(ErrorCode::StorageFailed), others_vote));
+        assert!(error.message.contains("the write-ahead log failed"), "{error}");
+        let lacking = barrier(&ReadError::NoQuorum, others_vote);
+        assert_eq!(lacking.error_code(), Some(ErrorCode::NoQuorum));
+    }
+}
+
+#[test]
 fn a_full_log_names_the_stopped_shard_that_keeps_it() {
     let kept = not_admitted(NoRoom::Log, Some((ShardId::new(3), false)));
     assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));

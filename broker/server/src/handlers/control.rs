@@ -89,6 +89,12 @@ fn give_up(connection: &Connection, client: &ClientName, error: &Error) {
     connection.close(error.code, &error.message);
 }
 
+/// The same where the client takes no more of it: that is nothing to complain of.
+fn broke_off(connection: &Connection, client: &ClientName, error: &WriteError) {
+    tracing::debug!(client = %client.0, %error, "control stream ended");
+    connection.close(ErrorCode::BadMessage.code(), "the control stream broke off");
+}
+
 struct Control {
     context: Arc<Context>,
     stream: Stream,
@@ -118,13 +124,12 @@ impl Control {
                         return give_up(&connection, &client, &errors::bad_message("a control message does not read"));
                     };
                     if let Err(error) = self.handle(message).await {
-                        tracing::debug!(client = %client.0, %error, "control stream ended");
-                        return connection.close(ErrorCode::BadMessage.code(), "the control stream broke off");
+                        return broke_off(&connection, &client, &error);
                     }
                 }
                 Some(_) = view.changed() => {
-                    if self.push_metadata(&[]).await.is_err() {
-                        return;
+                    if let Err(error) = self.push_metadata(&[]).await {
+                        return broke_off(&connection, &client, &error);
                     }
                 }
                 () = stopping.cancelled() => {

@@ -9,6 +9,7 @@ use tidemill_protocol::messages::{
     ListDeploymentsReply, ListDeploymentsRequest, LogLine, OffsetQuery, TaskStatus, position::At,
 };
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, TopicPartition};
+use tidemill_raft::Replica;
 use tokio::time::Instant;
 
 use crate::adopter::deployment_version;
@@ -16,10 +17,11 @@ use crate::cluster::Asking;
 use crate::components;
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::adoption::{self, ADOPTION_INTERVAL, is_current};
 use crate::handlers::offsets;
 use crate::handlers::page::page;
 use crate::handlers::plugins::name;
-use crate::handlers::topics::{self, ADOPTION_INTERVAL, ADOPTION_PATIENCE, control};
+use crate::handlers::topics::{self, control};
 use crate::naming::unknown_plugin;
 use crate::plans;
 use crate::view::ClusterView;
@@ -44,13 +46,13 @@ pub(crate) async fn create(asking: &Asking, request: CreateDeploymentRequest) ->
     let valid = components::validate(context, &plan).await;
     valid.map_err(|error| components::elsewhere(context, error))?;
     let record = deployment_reply(control(context, ControllerCommand::CreateDeployment(spec)).await?)?;
-    settled(context, &record).await;
-    let since = Instant::now();
+    let until = adoption::patience();
+    settled(context, &record, until).await;
     loop {
         let described = described(asking, &record).await;
         // Of a task that its shard has not heard of yet nothing is known.
         let is_everywhere = described.tasks.len() == tasks::count(&context.view.now(), &record);
-        if is_everywhere || since.elapsed() >= ADOPTION_PATIENCE {
+        if is_everywhere || Instant::now() >= until {
             return Ok(described);
         }
         tokio::time::sleep(ADOPTION_INTERVAL).await;
@@ -189,27 +191,13 @@ fn dry_run(view: &ClusterView, spec: &DeploymentSpec) -> Result<tidemill_hosting
     })
 }
 
-/// Waits until every shard concerned that has a replica here has adopted the change; the request's deadline bounds it.
-async fn settled(context: &Context, record: &DeploymentRecord) {
-    if record.spec.kind != DeploymentKind::Consumer {
-        return;
-    }
-    let seen = context.view.now();
-    for (shard, replica) in context.shards.data() {
-        let holds = record
-            .topics
-            .first()
-            .and_then(|topic| seen.topic(*topic))
-            .is_some_and(|topic| topic.partitions_of(shard).next().is_some());
-        let mut changes = replica.handle().changes();
-        while holds && deployment_version(&replica, record.id).is_none_or(|version| version < record.version)
-        {
-            if record.deleted && deployment_version(&replica, record.id).is_none() {
-                break;
-            }
-            changes.changed().await;
-        }
-    }
+/// Waits until every shard concerned that has a replica here has adopted the change.
+async fn settled(context: &Context, record: &DeploymentRecord, until: Instant) {
+    let has_adopted = |replica: &Replica| {
+        is_current(deployment_version(replica, record.id), record.version, record.deleted)
+    };
+    let shards = tasks::shards(&context.view.now(), record);
+    adoption::adopted(context, &shards, until, has_adopted).await;
 }
 
 pub(crate) async fn list(
@@ -264,15 +252,14 @@ async fn set_status(
     }
     let command = ControllerCommand::SetDeploymentStatus { name: name(deployment)?, status };
     let record = deployment_reply(control(context, command).await?)?;
-    settled(context, &record).await;
+    settled(context, &record, adoption::patience()).await;
     Ok(described(asking, &record).await)
 }
 
 pub(crate) async fn delete(context: &Context, deployment: &str) -> Result<(), Error> {
     let command = ControllerCommand::DeleteDeployment { name: name(deployment)? };
     let record = deployment_reply(control(context, command).await?)?;
-    settled(context, &record).await;
-    context.hosting.forget(record.id);
+    settled(context, &record, adoption::patience()).await;
     Ok(())
 }
 

@@ -97,7 +97,7 @@ pub(crate) async fn describe(asking: &Asking, group: String) -> Result<GroupDesc
             return body_of!(asking.ask_one(shard, body).await?, Group);
         }
     };
-    replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
+    replica.read_barrier().await.map_err(|error| errors::barrier(&error, replica.others_vote()))?;
     let positions = replica.shard().group(&group).ok_or_else(|| errors::unknown_group(&group))?;
     let offsets = positions
         .into_iter()

@@ -8,6 +8,7 @@ pub(crate) mod routed;
 pub(crate) mod subscribe;
 
 mod acks;
+mod adoption;
 mod brokers;
 mod deployments;
 mod groups;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::future::join_all;
 use tidemill_protocol::messages::{
     Error, InitProducerReply, ListOffsetsReply, ListOffsetsRequest, OffsetAnswer, OffsetQuery, position::At,
     request,
@@ -10,6 +11,7 @@ use tidemill_protocol::{ErrorCode, ShardId, Timestamp, TopicPartition};
 use tidemill_raft::Replica;
 
 use crate::cluster::{Asking, another_answer, body_of};
+use crate::connection::Hop;
 use crate::context::Context;
 use crate::errors;
 use crate::handlers::topics;
@@ -43,14 +45,19 @@ pub(crate) async fn look_up(asking: &Asking, queries: &[OffsetQuery]) -> Result<
     }
     let share = asking.share(by_shard.keys().copied());
     let asks_end =
-        |shard: &ShardId| by_shard[shard].iter().any(|(number, _)| asks_for_end(&queries[*number]));
-    let here = share.here.iter().map(|(shard, _)| *shard);
-    let (of_end, others): (Vec<_>, Vec<_>) = here.partition(asks_end);
-    context.confirm(of_end).await?;
-    context.settle(others).await?;
-    for (shard, replica) in &share.here {
+        |shard: ShardId| by_shard[&shard].iter().any(|(number, _)| asks_for_end(&queries[*number]));
+    let here: Vec<(ShardId, bool)> = share.here.iter().map(|(shard, _)| (*shard, asks_end(*shard))).collect();
+    let shown = join_all(here.into_iter().map(|(shard, of_end)| shows(context, shard, of_end))).await;
+    if let (Hop::Forwarded { .. }, Some(error)) = (&asking.caller.hop, none_of(&shown)) {
+        // Whoever brought the request asks another broker.
+        return Err(error.clone());
+    }
+    for ((shard, replica), shown) in share.here.iter().zip(shown) {
         for (number, partition) in &by_shard[shard] {
-            let found = find(&view, replica, *partition, &queries[*number]).await;
+            let found = match &shown {
+                Ok(()) => find(&view, replica, *partition, &queries[*number]).await,
+                Err(error) => Err(error.clone()),
+            };
             answers[*number] = found.unwrap_or_else(unanswered);
         }
     }
@@ -78,6 +85,22 @@ pub(crate) async fn look_up(asking: &Asking, queries: &[OffsetQuery]) -> Result<
         }
     }
     Ok(answers)
+}
+
+/// Waits until a shard's replica here shows what is asked of it.
+async fn shows(context: &Context, shard: ShardId, of_end: bool) -> Result<(), Error> {
+    match of_end {
+        true => context.confirm([shard]).await,
+        false => context.settle([shard]).await,
+    }
+}
+
+/// Why no shard shows what is asked of it, where that is so.
+fn none_of(shown: &[Result<(), Error>]) -> Option<&Error> {
+    if shown.iter().any(Result::is_ok) {
+        return None;
+    }
+    shown.iter().find_map(|shown| shown.as_ref().err())
 }
 
 const fn unanswered(error: Error) -> OffsetAnswer {
@@ -125,4 +148,18 @@ pub(crate) async fn init_producer(context: &Context) -> Result<InitProducerReply
     context.room_to_write()?;
     let id = context.producer_ids.next().await?;
     Ok(InitProducerReply { producer_id: id.get(), producer_epoch: 0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_shard_without_a_majority_is_no_reason_to_say_nothing_of_the_others() {
+        let no_quorum = || Err(Error::new(ErrorCode::NoQuorum, "a majority does not answer"));
+        assert_eq!(none_of(&[]), None);
+        assert_eq!(none_of(&[no_quorum(), Ok(())]), None);
+        let error = none_of(&[no_quorum(), no_quorum()]).and_then(Error::error_code);
+        assert_eq!(error, Some(ErrorCode::NoQuorum));
+    }
 }

@@ -41,7 +41,7 @@ async fn get_one(
             return body_of!(answer, StateGet).map(|reply| reply.entries);
         }
     };
-    replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
+    replica.read_barrier().await.map_err(|error| errors::barrier(&error, replica.others_vote()))?;
     let (shard, key) = (replica.shard(), request.key.clone());
     let found = blocking(move || shard.state_get(deployment, partition, std::slice::from_ref(&key))).await?;
     let value = found.map_err(|error| errors::state(&error))?.into_iter().next().flatten();
@@ -101,7 +101,7 @@ impl Page {
         partition: PartitionId,
         request: &StateScanRequest,
     ) -> Result<bool, Error> {
-        replica.read_barrier().await.map_err(|error| errors::barrier(&error))?;
+        replica.read_barrier().await.map_err(|error| errors::barrier(&error, replica.others_vote()))?;
         let mut start = request.start.clone();
         while !self.is_full() {
             let (shard, from, end) = (replica.shard(), start.clone(), request.end.clone());

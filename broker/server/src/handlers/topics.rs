@@ -1,7 +1,6 @@
 //! Topics: create, delete, alter, describe, delete records.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use tidemill_controller::{ControllerCommand, ControllerReply, Name, TopicOverrides, TopicRecord};
 use tidemill_protocol::messages::{
@@ -10,19 +9,16 @@ use tidemill_protocol::messages::{
     TopicDescription, TopicPartitionRef, position::At, reply, request,
 };
 use tidemill_protocol::{ErrorCode, Offset, PartitionId, ShardId, TopicId, TopicPartition};
+use tidemill_raft::Replica;
 use tidemill_shard::{PartitionView, Unit, UnitResult};
 use tokio::time::Instant;
 
 use crate::cluster::Asking;
 use crate::context::Context;
 use crate::errors;
+use crate::handlers::adoption::{self, ADOPTION_INTERVAL, is_current};
 use crate::handlers::{metadata, offsets};
 use crate::view::ClusterView;
-
-/// How long whoever makes something waits for shards that have no replica here to have heard of it.
-pub(super) const ADOPTION_PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks at them.
-pub(super) const ADOPTION_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) async fn create(asking: &Asking, request: CreateTopicRequest) -> Result<TopicDescription, Error> {
     let context = &*asking.context;
@@ -35,12 +31,12 @@ pub(crate) async fn create(asking: &Asking, request: CreateTopicRequest) -> Resu
         if_not_exists: request.if_not_exists,
     };
     let topic = topic_reply(control(context, command).await?)?;
-    adopted(context, &topic).await;
-    let since = Instant::now();
+    let until = adoption::patience();
+    adopted(context, &topic, until).await;
     loop {
         let described = description(asking, &context.view.now(), &topic).await;
         let is_everywhere = described.partitions.iter().all(|partition| partition.high_watermark >= 0);
-        if is_everywhere || since.elapsed() >= ADOPTION_PATIENCE {
+        if is_everywhere || Instant::now() >= until {
             return Ok(described);
         }
         tokio::time::sleep(ADOPTION_INTERVAL).await;
@@ -54,14 +50,14 @@ pub(crate) async fn alter(asking: &Asking, request: AlterTopicRequest) -> Result
         overrides: overrides(context, &request.name, request.config.as_ref())?,
     };
     let topic = topic_reply(control(context, command).await?)?;
-    adopted(context, &topic).await;
+    adopted(context, &topic, adoption::patience()).await;
     Ok(description(asking, &context.view.now(), &topic).await)
 }
 
 pub(crate) async fn delete(context: &Context, request: DeleteTopicRequest) -> Result<(), Error> {
     let topic =
         topic_reply(control(context, ControllerCommand::DeleteTopic { name: name(&request.name)? }).await?)?;
-    adopted(context, &topic).await;
+    adopted(context, &topic, adoption::patience()).await;
     Ok(())
 }
 
@@ -144,22 +140,13 @@ fn topic_reply(reply: ControllerReply) -> Result<TopicRecord, Error> {
     }
 }
 
-/// Waits until every shard of the topic that has a replica here has the change, so that the next request finds it.
-/// Bounded by the request's deadline: the change stands whether or not anybody waits.
-async fn adopted(context: &Context, topic: &TopicRecord) {
-    for (shard, replica) in context.shards.data() {
-        if topic.partitions_of(shard).next().is_none() {
-            continue;
-        }
-        let mut changes = replica.handle().changes();
-        while replica.shard().topic_version(topic.id).is_none_or(|version| version < topic.version) {
-            // A shard that never knew a deleted topic has nothing to adopt.
-            if topic.deleted && replica.shard().topic_version(topic.id).is_none() {
-                break;
-            }
-            changes.changed().await;
-        }
-    }
+/// Waits until every shard of the topic that has a replica here has the change.
+async fn adopted(context: &Context, topic: &TopicRecord, until: Instant) {
+    let shards: BTreeSet<ShardId> = topic.shards.iter().copied().collect();
+    let shards: Vec<ShardId> = shards.into_iter().collect();
+    let has_adopted =
+        |replica: &Replica| is_current(replica.shard().topic_version(topic.id), topic.version, topic.deleted);
+    adoption::adopted(context, &shards, until, has_adopted).await;
 }
 
 /// The settings that a client names. The controller checks them by the cluster's rules; what this broker could not keep is refused

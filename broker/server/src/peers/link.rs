@@ -47,6 +47,15 @@ pub(super) struct Link {
     state: Mutex<State>,
 }
 
+/// Whoever keeps a link, until that ends, however it does: then it is another's to keep.
+struct Keeper<'a>(&'a AtomicBool);
+
+impl Drop for Keeper<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct State {
     trouble: Option<String>,
@@ -120,6 +129,7 @@ impl Link {
 
     /// Connects, and connects again, until the peers stop or the broker is removed.
     pub(super) async fn keep(self: Arc<Self>, peers: Peers) {
+        let _keeper = Keeper(&self.is_kept);
         tokio::select! {
             () = self.left.cancelled() => self.is_left(&peers),
             never = self.connect_again(&peers) => match never {},
@@ -360,6 +370,14 @@ async fn await_others(peers: &Peers, seeds: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_is_kept_by_one_and_after_him_by_another() {
+        let link = Link::new(BrokerId::new(2), Lane::Brokers);
+        assert!(link.begin() && !link.begin());
+        drop(Keeper(&link.is_kept));
+        assert!(link.begin() && !link.begin());
+    }
 
     #[test]
     fn trouble_that_lasts_is_told_more_and_more_seldom() {

@@ -145,6 +145,10 @@ pub(crate) struct ForwardOpen {
     /// A request: the shards whose part of the answer is wanted; none: of whatever is here.
     #[prost(uint32, repeated, tag = "4")]
     pub(crate) shards: Vec<u32>,
+    /// Tells the client's connection from others of the broker that brings the stream: what one connection may have at once, all its
+    /// streams have together.
+    #[prost(uint64, tag = "5")]
+    pub(crate) connection: u64,
 }
 
 /// A plugin's component is asked for.

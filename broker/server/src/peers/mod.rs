@@ -45,6 +45,8 @@ use messages::{DiskReport, ForwardOpen, KnownBroker, PeerOpen, Purpose};
 
 /// How long a stream may take to be opened on a connection that is there.
 const OPEN_PATIENCE: Duration = Duration::from_secs(2);
+/// What ended by a panic begins again after this long: it may do the same.
+const PANIC_PAUSE: Duration = Duration::from_millis(500);
 
 /// What goes over one connection to another broker. Streams of a connection share its windows and its number of streams: what clients leave
 /// unread, or open in great number, must hold up neither replicas nor each other's requests.
@@ -138,7 +140,7 @@ impl Peers {
     /// Connects to every broker that is known or will be, but for removed ones, and answers them; ends when the token is cancelled.
     pub(crate) async fn run(self, seeds: Vec<String>) {
         let mut tasks = JoinSet::new();
-        tasks.spawn(serve::accept(self.clone()));
+        let mut accepting = tasks.spawn(serve::accept(self.clone())).id();
         if !seeds.is_empty() {
             tasks.spawn(link::find(self.clone(), seeds));
         }
@@ -160,7 +162,16 @@ impl Peers {
                 () = self.0.new_links.notified() => {}
                 // Brokers are removed and let in again, and others tell of their new lives.
                 _ = looks.tick() => {}
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => {}
+                Some(ended) = tasks.join_next(), if !tasks.is_empty() => {
+                    if let Err(error) = ended && error.is_panic() {
+                        tracing::error!(%error, "a task of the connections to other brokers panicked; links are kept, and connections taken, anew");
+                        tokio::time::sleep(PANIC_PAUSE).await;
+                        // Links that nobody keeps any more are begun with all others.
+                        if error.id() == accepting {
+                            accepting = tasks.spawn(serve::accept(self.clone())).id();
+                        }
+                    }
+                }
                 () = self.0.stopping.cancelled() => break,
             }
         }

@@ -25,6 +25,13 @@ pub(super) fn count(view: &ClusterView, record: &DeploymentRecord) -> usize {
     first_topic(view, record).map_or(0, |topic| topic.shards.len())
 }
 
+/// The shards that they live in.
+pub(super) fn shards(view: &ClusterView, record: &DeploymentRecord) -> Vec<ShardId> {
+    let shards = first_topic(view, record).into_iter().flat_map(|topic| topic.shards.iter().copied());
+    let shards: BTreeSet<ShardId> = shards.collect();
+    shards.into_iter().collect()
+}
+
 /// The topic whose partitions a hosted consumer has a task each of.
 fn first_topic<'a>(view: &'a ClusterView, record: &DeploymentRecord) -> Option<&'a TopicRecord> {
     if record.spec.kind != DeploymentKind::Consumer {

@@ -7,8 +7,8 @@ use tidemill_protocol::{NodeId, Offset, TopicPartition};
 use tidemill_raft::ShardHandle;
 use tokio::sync::Semaphore;
 
-use super::barriers::Barriers;
 use super::partition::{Needed, ReplicaEnd, Source, catch_up, resolve};
+use crate::barriers::Barriers;
 use crate::context::Context;
 use crate::errors;
 

@@ -5,7 +5,6 @@
 //! waits for a majority of its replicas holds up no other. A slow reader of one partition runs out of that partition's
 //! credit and holds up nobody else.
 
-mod barriers;
 mod branches;
 mod filtering;
 mod finder;

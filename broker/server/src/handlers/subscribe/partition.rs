@@ -11,8 +11,8 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::barriers::Barriers;
 use super::places::Place;
+use crate::barriers::Barriers;
 use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
 
@@ -169,7 +169,7 @@ pub(super) async fn catch_up(
     shown.map_err(|not_shown| match not_shown {
         NotShown::LedElsewhere => errors::led_elsewhere(replica.shard_id()),
         NotShown::LeftBehind => errors::left_behind(&context.view.now().partition_name(partition)),
-        NotShown::NotConfirmed(error) => errors::barrier(&error),
+        NotShown::NotConfirmed(error) => errors::barrier(&error, replica.others_vote()),
     })
 }
 

@@ -1,4 +1,5 @@
-//! Read barriers that the partitions of one subscription share.
+//! Read barriers that all share who ask for one at about the same time: the partitions of a subscription, or requests that must know what
+//! the controller decided.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,13 +14,14 @@ type Key = (ShardId, NodeId);
 
 /// The last barrier at each replica, whatever came of it: whoever asked before it began needs no round of their own, so that a thousand
 /// partitions that are added at once cost a round per shard, and one round's patience where there is no majority.
-#[derive(Default)]
-pub(super) struct Barriers(Mutex<HashMap<Key, Arc<LastBarrier>>>);
+#[derive(Debug, Default)]
+pub(crate) struct Barriers(Mutex<HashMap<Key, Arc<LastBarrier>>>);
 
 /// Held while a barrier is under way: whoever asks meanwhile waits, and then shares the next one.
 type LastBarrier = tokio::sync::Mutex<Option<Barrier>>;
 
 /// A barrier that is over.
+#[derive(Debug)]
 struct Barrier {
     begun: Instant,
     ended: Instant,
@@ -31,7 +33,7 @@ impl Barriers {
     ///
     /// # Errors
     /// See [`Replica::read_barrier`].
-    pub(super) async fn confirm(&self, replica: &Replica, asked: Instant) -> Result<(), ReadError> {
+    pub(crate) async fn confirm(&self, replica: &Replica, asked: Instant) -> Result<(), ReadError> {
         let key = (replica.shard_id(), replica.node());
         self.share(key, asked, replica.read_barrier()).await
     }
@@ -98,6 +100,24 @@ mod tests {
         let answers = join_all((0..100).map(|_| barriers.share(key(), asked, round()))).await;
         assert!(answers.iter().all(|answer| *answer == Err(ReadError::NoQuorum)), "{answers:?}");
         assert_eq!(rounds.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_ask_while_one_is_under_way_share_the_next_whatever_comes_of_it() {
+        let (barriers, rounds) = (Barriers::default(), AtomicU32::new(0));
+        let (barriers, rounds) = (&barriers, &rounds);
+        let ask = |after_ms: u64| async move {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            let round = async move {
+                rounds.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                Err(ReadError::NoQuorum)
+            };
+            barriers.share(key(), Instant::now(), round).await
+        };
+        let answers = join_all((0..100).map(ask)).await;
+        assert!(answers.iter().all(|answer| *answer == Err(ReadError::NoQuorum)), "{answers:?}");
+        assert_eq!(rounds.load(Ordering::Relaxed), 2, "the first one's, and that of all others");
     }
 
     #[tokio::test]
