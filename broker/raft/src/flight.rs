@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::error::ProposeError;
+use crate::gate::Held;
 use crate::proposer::Proposer;
 
 type Reply = oneshot::Sender<Result<UnitResult, ProposeError>>;
@@ -65,13 +66,21 @@ pub(crate) struct Flight {
     outcome: Arc<Outcome>,
     bytes: usize,
     charged: usize,
+    /// What is held for its units.
+    held: Vec<Held>,
     started: Instant,
     landed: bool,
 }
 
 impl Flight {
-    pub(crate) fn new(proposer: Arc<Proposer>, outcome: Arc<Outcome>, bytes: usize, charged: usize) -> Self {
-        Self { proposer, outcome, bytes, charged, started: Instant::now(), landed: false }
+    pub(crate) fn new(
+        proposer: Arc<Proposer>,
+        outcome: Arc<Outcome>,
+        bytes: usize,
+        charged: usize,
+        held: Vec<Held>,
+    ) -> Self {
+        Self { proposer, outcome, bytes, charged, held, started: Instant::now(), landed: false }
     }
 
     pub(crate) fn outcome(&self) -> &Arc<Outcome> {
@@ -101,6 +110,7 @@ impl Flight {
     fn land(&mut self, committed: bool) {
         if !std::mem::replace(&mut self.landed, true) {
             self.proposer.landed(self.bytes, self.charged, self.started, committed);
+            self.held.clear();
         }
     }
 }

@@ -15,7 +15,9 @@ use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 
+use crate::config::ReplicaLimits;
 use crate::error::ProposeError;
+use crate::gate::Held;
 use crate::peer_network::PeerLinks;
 use crate::peers::{MessageReceiver, MessageSender, PeerError, PeerStream};
 use crate::pending::Pending;
@@ -37,13 +39,17 @@ type Outcome = Result<UnitResult, ProposeError>;
 pub(crate) struct Slot {
     place: mpsc::OwnedPermit<Forwarded>,
     room: OwnedSemaphorePermit,
+    deadline: Duration,
 }
 
 impl Slot {
-    /// Queues the unit. Its outcome is unknown where the stream breaks off behind it; where it had ended before, the unit is not written.
-    pub(crate) fn submit(self, unit: Unit) -> Pending {
-        let (outcome, answer) = Pending::new();
-        self.place.send(Forwarded { unit, reply: Reply { outcome, _room: self.room } });
+    /// Queues the unit. Its outcome is unknown where the stream breaks off behind it, or its deadline passes; where the stream had ended
+    /// before, the unit is not written.
+    pub(crate) fn submit(self, unit: Unit, held: Option<Held>) -> Pending {
+        let expires = Instant::now() + self.deadline;
+        let (outcome, answer) = Pending::until(expires);
+        let reply = Reply { outcome, _room: self.room, _held: held };
+        self.place.send(Forwarded { unit, expires, stands: true, reply });
         answer
     }
 }
@@ -53,12 +59,17 @@ pub(crate) struct Forwarder {
     peers: Arc<PeerLinks>,
     room: Arc<Semaphore>,
     bytes_max: usize,
+    proposal_deadline: Duration,
     /// Bounded by the shard's replicas: one that is gone closes its stream.
     links: Mutex<BTreeMap<NodeId, mpsc::Sender<Forwarded>>>,
 }
 
 struct Forwarded {
     unit: Unit,
+    /// From then on it does not go out any more.
+    expires: Instant,
+    /// It goes out although nobody waits for its answer: it may be a part of something whose other parts went elsewhere.
+    stands: bool,
     reply: Reply,
 }
 
@@ -66,12 +77,15 @@ struct Forwarded {
 struct Reply {
     outcome: oneshot::Sender<Outcome>,
     _room: OwnedSemaphorePermit,
+    /// What is held for the unit.
+    _held: Option<Held>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(peers: Arc<PeerLinks>, bytes_max: usize) -> Self {
-        let bytes_max = bytes_max.clamp(1, u32::MAX as usize >> 3);
-        Self { peers, room: Arc::new(Semaphore::new(bytes_max)), bytes_max, links: Mutex::default() }
+    pub(crate) fn new(peers: Arc<PeerLinks>, limits: &ReplicaLimits) -> Self {
+        let bytes_max = limits.append_in_flight_bytes_max.clamp(1, u32::MAX as usize >> 3);
+        let (room, links) = (Arc::new(Semaphore::new(bytes_max)), Mutex::default());
+        Self { peers, room, bytes_max, proposal_deadline: limits.proposal_deadline, links }
     }
 
     /// Waits for room for a unit of `bytes` on the stream to `leader`; what is submitted then goes out in the order of the calls.
@@ -79,7 +93,7 @@ impl Forwarder {
         let deadline = Instant::now() + RESERVE_PATIENCE;
         let room = self.room(bytes, deadline).await?;
         match tokio::time::timeout_at(deadline, self.link_to(leader).reserve_owned()).await {
-            Ok(Ok(place)) => Ok(Slot { place, room }),
+            Ok(Ok(place)) => Ok(Slot { place, room, deadline: self.proposal_deadline }),
             Ok(Err(_closed)) => Err(ProposeError::NotLeader { leader: None }),
             Err(_elapsed) => Err(ProposeError::Overloaded),
         }
@@ -104,7 +118,8 @@ impl Forwarder {
     pub(crate) async fn propose(&self, leader: NodeId, unit: Unit, deadline: Instant) -> Outcome {
         let room = self.room(unit.bytes(), deadline).await?;
         let (outcome, answer) = oneshot::channel();
-        let forwarded = Forwarded { unit, reply: Reply { outcome, _room: room } };
+        let reply = Reply { outcome, _room: room, _held: None };
+        let forwarded = Forwarded { unit, expires: deadline, stands: false, reply };
         let outgoing = self.link_to(leader);
         match tokio::time::timeout_at(deadline, outgoing.send(forwarded)).await {
             Ok(Ok(())) => {}
@@ -159,15 +174,17 @@ async fn run(links: Arc<PeerLinks>, leader: NodeId, mut units: mpsc::Receiver<Fo
         }
         Err(error) => Err(Ended::Broken(error.to_string())),
     };
-    if let Err(ended) = ended {
+    if let Err(ended) = &ended {
         tracing::debug!(%leader, ?ended, "the stream of proposals to the leader ended");
-        // Whoever refuses answers first what it took.
-        if let Ended::Refused(_) = ended {
-            let refused = std::mem::take(&mut *waiting.lock());
-            for reply in refused.into_values() {
-                drop(reply.outcome.send(Err(ProposeError::NotLeader { leader: None })));
-            }
-        }
+    }
+    let unanswered = std::mem::take(&mut *waiting.lock());
+    for reply in unanswered.into_values() {
+        let error = match ended {
+            // Whoever refuses answers first what it took.
+            Err(Ended::Refused(_)) => ProposeError::NotLeader { leader: None },
+            _ => ProposeError::OutcomeUnknown,
+        };
+        drop(reply.outcome.send(Err(error)));
     }
     // Never sent, so never written. Who holds a slot may still submit: it is waited for, or that unit would lie here unanswered.
     units.close();
@@ -193,10 +210,15 @@ async fn send(
 ) -> Result<Box<dyn MessageSender>, PeerError> {
     let address = links.address(leader);
     let mut tag = 0;
-    while let Some(Forwarded { unit, reply }) = units.recv().await {
+    while let Some(Forwarded { unit, expires, stands, reply }) = units.recv().await {
         tag += 1;
-        if reply.outcome.is_closed() {
+        if reply.outcome.is_closed() && !stands {
             // Nobody waits any more.
+            continue;
+        }
+        if expires <= Instant::now() {
+            // Never sent, so never written; as a leader does with what is in its queue for so long.
+            drop(reply.outcome.send(Err(ProposeError::Overloaded)));
             continue;
         }
         let (head, body) = request::propose(&address, tag, unit);

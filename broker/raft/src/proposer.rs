@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::config::{Clock, ReplicaLimits};
 use crate::error::ProposeError;
 use crate::flight::{Flight, Outcome};
+use crate::gate::Held;
 use crate::pending::Pending;
 use crate::telemetry::Telemetry;
 use crate::types::Command;
@@ -66,6 +67,8 @@ struct Waiting {
     charged: usize,
     expires: Instant,
     reply: oneshot::Sender<Result<UnitResult, ProposeError>>,
+    /// Let go when the unit has landed, whoever waits for its answer.
+    held: Option<Held>,
 }
 
 /// Counted outside of the queue's lock: an entry may end while that is held.
@@ -158,7 +161,7 @@ impl Proposer {
         ProposeError::Overloaded
     }
 
-    fn submit(self: &Arc<Self>, unit: Unit, bytes: usize, charged: usize) -> Pending {
+    fn submit(self: &Arc<Self>, unit: Unit, bytes: usize, charged: usize, held: Option<Held>) -> Pending {
         let (reply, pending) = Pending::new();
         let expires = Instant::now() + self.limits.proposal_deadline;
         self.telemetry.proposals.increment(1);
@@ -177,7 +180,7 @@ impl Proposer {
             drop(reply.send(Err(error)));
             return pending;
         }
-        queue.units.push_back(Waiting { unit, bytes, charged, expires, reply });
+        queue.units.push_back(Waiting { unit, bytes, charged, expires, reply, held });
         queue.bytes += bytes;
         self.propose_ready(&mut queue);
         pending
@@ -217,7 +220,7 @@ impl Proposer {
     /// Takes the next entry's units off the queue.
     fn next_entry(self: &Arc<Self>, queue: &mut Queue) -> (Vec<Unit>, Flight) {
         let (mut bytes, mut charged) = (0usize, 0usize);
-        let (mut units, mut replies) = (Vec::new(), Vec::new());
+        let (mut units, mut replies, mut held) = (Vec::new(), Vec::new(), Vec::new());
         let mut expires = None;
         while let Some(next) = queue.units.front() {
             let full = bytes.saturating_add(next.bytes) > self.entry_bytes_max()
@@ -231,11 +234,12 @@ impl Proposer {
             expires.get_or_insert(next.expires);
             units.push(next.unit);
             replies.push(next.reply);
+            held.extend(next.held);
         }
         queue.bytes -= bytes;
         self.in_flight.add(bytes);
         let outcome = Outcome::new(replies, expires.unwrap_or_else(Instant::now));
-        (units, Flight::new(Arc::clone(self), outcome, bytes, charged))
+        (units, Flight::new(Arc::clone(self), outcome, bytes, charged, held))
     }
 
     /// Called by a flight that ended, whichever way; takes no lock.
@@ -358,14 +362,17 @@ pub struct Permit {
 impl Permit {
     /// Queues a unit. Units are written in the order of these calls, whoever awaits which answer first.
     pub fn submit(self, unit: Unit) -> Pending {
-        self.room.forget();
-        self.proposer.submit(unit, self.bytes, self.charged)
+        self.submit_with(unit, None)
     }
 
-    /// The size that was reserved.
-    #[must_use]
-    pub const fn bytes(&self) -> usize {
-        self.bytes
+    /// The same for a unit that something is held for: until it is applied or will never be, whether anybody waits for its answer or not.
+    pub fn submit_held(self, unit: Unit, held: Held) -> Pending {
+        self.submit_with(unit, Some(held))
+    }
+
+    pub(crate) fn submit_with(self, unit: Unit, held: Option<Held>) -> Pending {
+        self.room.forget();
+        self.proposer.submit(unit, self.bytes, self.charged, held)
     }
 }
 

@@ -8,7 +8,7 @@ use tidemill_protocol::{NodeId, ShardId};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::time::Instant;
 
-use crate::anywhere::{NEWS_PATIENCE, PermitAnywhere, Search};
+use crate::anywhere::{PermitAnywhere, Seeker, propose_at_leader};
 use crate::config::ReplicaLimits;
 use crate::error::ProposeError;
 use crate::forward::Forwarder;
@@ -44,7 +44,7 @@ impl RemoteShard {
         let links = PeerLinks::new(dialer, shard, from, bytes_max, Arc::new(SnapshotLimiter::new(None)));
         Self(Arc::new(Inner {
             shard,
-            forwarder: Forwarder::new(links, bytes_max),
+            forwarder: Forwarder::new(links, limits),
             leader: Box::new(leader),
             proposal_deadline: limits.proposal_deadline,
         }))
@@ -56,27 +56,7 @@ impl RemoteShard {
     /// As of [`Replica::propose_anywhere`](crate::Replica::propose_anywhere).
     pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
         let deadline = Instant::now() + self.0.proposal_deadline;
-        let (mut search, mut hint) = (Search::default(), None);
-        loop {
-            if let Some(leader) = hint.take().or_else(|| (self.0.leader)()) {
-                match self.0.forwarder.propose(leader, unit.clone(), deadline).await {
-                    Err(ProposeError::NotLeader { leader: next }) => hint = search.next(leader, next),
-                    Err(ProposeError::Stopped { others_vote: true, .. }) => {}
-                    done => return done,
-                }
-            }
-            if hint.is_none() {
-                // No news wakes it: `leader` is asked again.
-                tokio::time::sleep_until(deadline.min(Instant::now() + NEWS_PATIENCE)).await;
-                if !search.begin_anew() {
-                    break;
-                }
-            }
-            if Instant::now() >= deadline {
-                break;
-            }
-        }
-        Err(ProposeError::NotLeader { leader: (self.0.leader)() })
+        propose_at_leader(&mut self.clone(), unit, deadline).await
     }
 
     /// Waits for room for a unit of `bytes` on the stream to the leader: units that are submitted to the same leader are written in the
@@ -87,6 +67,30 @@ impl RemoteShard {
     pub async fn reserve(&self, bytes: usize) -> Result<PermitAnywhere, ProposeError> {
         let leader = (self.0.leader)().ok_or(ProposeError::NotLeader { leader: None })?;
         self.0.forwarder.reserve(leader, bytes).await.map(PermitAnywhere::there)
+    }
+}
+
+impl Seeker for RemoteShard {
+    async fn leader(&mut self, _deadline: Instant) -> Result<Option<NodeId>, ProposeError> {
+        Ok((self.0.leader)())
+    }
+
+    async fn ask(
+        &mut self,
+        leader: NodeId,
+        unit: Unit,
+        deadline: Instant,
+    ) -> Result<UnitResult, ProposeError> {
+        self.0.forwarder.propose(leader, unit, deadline).await
+    }
+
+    async fn news(&mut self, until: Instant) {
+        // None wakes it: `leader` is asked again.
+        tokio::time::sleep_until(until).await;
+    }
+
+    fn last_heard(&self) -> Option<NodeId> {
+        (self.0.leader)()
     }
 }
 

@@ -19,9 +19,10 @@ use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError}
 use crate::flight::Flight;
 use crate::follow::ShardHandle;
 use crate::forward::Forwarder;
-use crate::gate::Gate;
+use crate::gate::{Gate, Held};
 use crate::members::GroupMembers;
 use crate::peer_network::PeerLinks;
+use crate::pending::Pending;
 use crate::proposer::{EntrySink, Permit, Proposer};
 use crate::pulse::{self, LastWord};
 use crate::responder::CallbackResponder;
@@ -96,7 +97,7 @@ impl Replica {
         let last_word = LastWord::new();
         pulse::spawn(config.timing, &raft, role.clone(), Arc::clone(&last_word));
         let peers = started.links.map(|links| {
-            let forwarder = Forwarder::new(Arc::clone(&links), config.limits.append_in_flight_bytes_max);
+            let forwarder = Forwarder::new(Arc::clone(&links), &config.limits);
             Peers { links, forwarder }
         });
         Ok(Self(Arc::new(Inner {
@@ -179,19 +180,16 @@ impl Replica {
     /// # Errors
     /// Of these, only [`ProposeError::OutcomeUnknown`] leaves open whether the unit was written.
     pub async fn propose(&self, unit: Unit) -> Result<UnitResult, ProposeError> {
-        self.queue(unit).await?.await
+        self.queue(unit, None).await?.await
     }
 
-    /// The same up to where the unit has its place behind those queued before it; its outcome comes later.
-    pub(crate) async fn queue(
-        &self,
-        unit: Unit,
-    ) -> Result<impl Future<Output = Result<UnitResult, ProposeError>> + use<>, ProposeError> {
+    /// The same up to where the unit has its place behind those queued before it; its outcome comes later. See [`Permit::submit_held`].
+    pub(crate) async fn queue(&self, unit: Unit, held: Option<Held>) -> Result<Pending, ProposeError> {
         let permit = match unit.has_records() {
             true => self.reserve(unit.bytes()).await?,
             false => self.0.proposer.reserve(unit.bytes()).await?,
         };
-        Ok(permit.submit(unit))
+        Ok(permit.submit_with(unit, held))
     }
 
     /// The same where this replica leads.
@@ -277,12 +275,6 @@ impl Replica {
         if let Some(peers) = &self.0.peers {
             peers.links.is_unsound.store(false, Ordering::Relaxed);
         }
-    }
-
-    /// How much was applied since the last checkpoint, in bytes.
-    #[must_use]
-    pub fn bytes_since_checkpoint(&self) -> u64 {
-        self.shard().bytes_since_checkpoint()
     }
 
     /// Writes the state down and frees the log up to there. Applying goes on meanwhile; checkpoints wait for each other.

@@ -41,6 +41,7 @@ pub(crate) async fn start(
         .map_err(|error| ReplicaStartError::BadConfig { shard: config.shard, reason: error.to_string() })?;
     let applied = shard.applied().last;
     check_begin(config)?;
+    check_first(config, &wal, &recovered)?;
     if config.retired {
         recovered = begin_anew(config, &wal, recovered, applied).await?;
     }
@@ -128,6 +129,23 @@ fn check_begin(config: &ReplicaConfig) -> Result<(), ReplicaStartError> {
     Ok(())
 }
 
+/// What recovery found holds for one start: from then on the replica votes, and who starts it again by what was found before, or by less,
+/// would have it break its promises. That shows here where it has voted since and nothing was found; an older vote, or a doubt that was left
+/// out, does not.
+fn check_first(
+    config: &ReplicaConfig,
+    wal: &Wal,
+    recovered: &RecoveredShard,
+) -> Result<(), ReplicaStartError> {
+    // Who takes the place of a retired one has promised nothing.
+    if config.retired || recovered.vote.is_some() || wal.vote(config.shard).is_none() {
+        return Ok(());
+    }
+    let reason = "the log holds a vote of this replica that recovery did not find: it was started before in this process, and only \
+                  another start of the broker finds all that it promised";
+    Err(failed(config, reason.to_owned()))
+}
+
 /// Forming a group saves a vote of term 0 for oneself, then the first entry. Where a crash came between, the vote promises
 /// nothing to anybody, and would only keep the group from being formed.
 fn forget_broken_off_forming(
@@ -178,7 +196,8 @@ async fn begin_anew(
 }
 
 /// What recovery knows of one shard. Where the log lost something and says nothing of the shard, that is in doubt too:
-/// it may be what was lost.
+/// it may be what was lost. It holds for one start of the shard's replica: then the log
+/// knows more.
 #[must_use]
 pub fn recovered_shard(recovery: &Recovery, shard: ShardId) -> RecoveredShard {
     let mut recovered = recovery.shards.get(&shard).cloned().unwrap_or_default();

@@ -1,13 +1,19 @@
 //! What may be proposed: there must be room for it in the write-ahead log and on the disk before anything is promised.
 //!
 //! What is proposed cannot be called back: a disk that is found full when the bytes are on their way stops the shard for good.
-//! So every unit of clients and tasks is admitted first, and counts until its answer is there:
+//! So every unit of clients and tasks is admitted first, and counts as under way:
 //!
 //! ```text
 //! log:   segments in use + segments that all admitted units may begin   <= wal.bytes_max - 1 segment, else it waits
-//! disk:  free - storage.disk_free_min_bytes - admitted and not answered - applied and not in segments
+//! disk:  free - storage.disk_free_min_bytes - admitted and under way - applied and not in segments
 //!             - what the log's files may grow by for it                 >  0, else it is refused
 //! ```
+//!
+//! Batches of producers, and what other brokers propose here, are under way until they are applied or certainly never will be: the shard
+//! has their room with them ([`UnitRoom`]) and lets go of it then, although their outcome may have been given up as unknown before, or the
+//! client be gone. A routed batch is until that is so of all its parts; of those that another broker writes until it has answered, or the
+//! way to it broke off. The room of positions, of tasks' steps and of what outboxes deliver is with whoever proposes them: they are under
+//! way until their answer is there, or is not waited for any more.
 //!
 //! The segment that is left over is for what is not admitted: votes, positions, what the cluster tells itself. Free space is
 //! looked at once a second, and at once when what the last look allowed is used up.
@@ -37,8 +43,8 @@ pub(crate) struct Admission {
     counts: Mutex<Counts>,
     /// Of those who wait for the log.
     turn: tokio::sync::Mutex<()>,
-    /// Something was answered.
-    answered: Notify,
+    /// Room was given back.
+    given_back: Notify,
     /// The log grows large: checkpoints make it smaller.
     log_pressure: Mutex<Option<Arc<Notify>>>,
     /// The room on the disk that was known of is used up: it is to be looked at.
@@ -46,8 +52,10 @@ pub(crate) struct Admission {
 }
 
 struct Counts {
-    /// Bytes of units that have no answer yet.
+    /// Bytes of units that may still be written.
     under_way: u64,
+    /// Units whose answer somebody waits for.
+    unanswered: usize,
     /// Bytes of all units ever admitted.
     admitted: u64,
     /// What that may rise to until the disk is looked at again.
@@ -63,12 +71,23 @@ pub(crate) enum NoRoom {
     Disk,
 }
 
-/// A unit's room, until it is dropped: with the answer.
+/// What a unit that was admitted is counted by; dropped as a whole where it is not proposed, or with its answer.
 #[must_use = "room that is given back at once is none"]
 pub(crate) struct Admitted {
+    pub(crate) room: UnitRoom,
+    pub(crate) unanswered: Unanswered,
+}
+
+/// A unit's room, until it is dropped: goes with the unit.
+#[must_use = "room that is given back at once is none"]
+pub(crate) struct UnitRoom {
     all: Arc<Admission>,
     bytes: u64,
 }
+
+/// That a unit's answer is waited for, until this is dropped.
+#[must_use = "it is waited for as long as this is there"]
+pub(crate) struct Unanswered(Arc<Admission>);
 
 /// What a look at the disk found.
 #[derive(Debug, Clone, Copy)]
@@ -88,9 +107,9 @@ impl Admission {
             segment_bytes: settings.segment_bytes,
             log_bytes_max: settings.bytes_max.saturating_sub(settings.segment_bytes),
             log_patience: LOG_PATIENCE,
-            counts: Mutex::new(Counts { under_way: 0, admitted: 0, admitted_max: u64::MAX }),
+            counts: Mutex::new(Counts { under_way: 0, unanswered: 0, admitted: 0, admitted_max: u64::MAX }),
             turn: tokio::sync::Mutex::new(()),
-            answered: Notify::new(),
+            given_back: Notify::new(),
             log_pressure: Mutex::new(None),
             disk_pressure: Notify::new(),
         }
@@ -136,19 +155,20 @@ impl Admission {
                 .await
                 .map_err(|_| NoRoom::Log)?;
         }
-        Ok(Admitted { all: Arc::clone(self), bytes })
+        let room = UnitRoom { all: Arc::clone(self), bytes };
+        Ok(Admitted { room, unanswered: Unanswered(Arc::clone(self)) })
     }
 
     /// Whoever came first is admitted first: many streams must not hold up one for ever.
     async fn wait_for_log(&self, bytes: u64) {
         let _turn = self.turn.lock().await;
         loop {
-            let answered = self.answered.notified();
+            let given_back = self.given_back.notified();
             if self.try_log(bytes) {
                 return;
             }
             // The log itself tells nobody when it became smaller.
-            let _ = tokio::time::timeout(LOG_INTERVAL, answered).await;
+            let _ = tokio::time::timeout(LOG_INTERVAL, given_back).await;
         }
     }
 
@@ -159,6 +179,7 @@ impl Admission {
         let fits = needed <= self.log_bytes_max;
         if fits {
             counts.under_way += bytes;
+            counts.unanswered += 1;
             counts.admitted += bytes;
         }
         drop(counts);
@@ -197,9 +218,10 @@ impl Admission {
         more > 0
     }
 
-    /// Whether everything that was admitted has its answer.
+    /// Whether everything that was admitted has its answer, or nobody waits for it. Some of it may still be under way: a leader without a
+    /// majority keeps what it was told to write.
     pub(crate) fn is_idle(&self) -> bool {
-        self.counts.lock().under_way == 0
+        self.counts.lock().unanswered == 0
     }
 
     /// Waits until the disk is to be looked at.
@@ -208,10 +230,17 @@ impl Admission {
     }
 }
 
-impl Drop for Admitted {
+/// Perhaps on a thread that has a replica's queue locked.
+impl Drop for UnitRoom {
     fn drop(&mut self) {
         self.all.counts.lock().under_way -= self.bytes;
-        self.all.answered.notify_waiters();
+        self.all.given_back.notify_waiters();
+    }
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.counts.lock().unanswered -= 1;
     }
 }
 
@@ -251,6 +280,21 @@ mod tests {
         tokio::task::yield_now().await;
         held.pop();
         assert_eq!(waiting.await.expect("no panic"), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_counts_until_it_has_landed() {
+        let admission = admission();
+        let admitted = admission.admit(10 * MIB).now_or_never().expect("at once").expect("room");
+        let Admitted { room, unanswered } = admitted;
+        assert!(!admission.is_idle());
+        drop(unanswered);
+        assert!(admission.is_idle(), "a client that is gone keeps nobody from stopping");
+        assert_eq!(admission.admit(1).await.err(), Some(NoRoom::Log), "it may still be written");
+        // As the shard does when it is applied.
+        drop(room);
+        assert!(admission.admit(10 * MIB).now_or_never().expect("at once").is_ok());
+        assert!(admission.is_idle());
     }
 
     #[tokio::test]

@@ -393,7 +393,7 @@ pub(crate) fn unknown_group(name: &str) -> Error {
 }
 
 /// A partition that its shard has not heard of yet.
-pub(crate) fn not_ready(partition: impl std::fmt::Display) -> Error {
+pub(crate) fn not_ready(partition: impl Display) -> Error {
     Error::new(ErrorCode::NotYetAdopted, format!("partition {partition} is not ready yet; try again"))
 }
 

@@ -9,8 +9,8 @@ use tidemill_protocol::NodeId;
 use tidemill_shard::{Unit, UnitResult};
 
 use crate::error::ProposeError;
-use crate::gate::Held;
 use crate::peers::{MessageReceiver, MessageSender, PeerError};
+use crate::pending::Pending;
 use crate::replica::Replica;
 use crate::rpc::{Answer, Request};
 
@@ -74,13 +74,8 @@ pub(super) async fn serve(
     }
 }
 
-/// Queues a unit as if it had come to this broker first.
-async fn enter(
-    replica: &Replica,
-    tag: u64,
-    unit: Unit,
-) -> (u64, usize, Result<(Option<Held>, impl Future<Output = Result<UnitResult, ProposeError>>), ProposeError>)
-{
+/// Queues a unit as if it had come to this broker first, and its room with it: whoever brought it may not wait for the answer.
+async fn enter(replica: &Replica, tag: u64, unit: Unit) -> (u64, usize, Result<Pending, ProposeError>) {
     let bytes = unit.bytes();
     let entering = async {
         let held = match &replica.inner().gate {
@@ -88,23 +83,14 @@ async fn enter(
             Some(gate) if replica.watch().borrow().is_leader() => Some(gate.admit(replica, &unit).await?),
             _ => None,
         };
-        Ok((held, replica.queue(unit).await?))
+        replica.queue(unit, held).await
     };
     (tag, bytes, entering.await)
 }
 
-/// Room is held until the unit has its outcome.
-async fn outcome<A: Future<Output = Result<UnitResult, ProposeError>>>(
-    tag: u64,
-    bytes: usize,
-    entered: Result<(Option<Held>, A), ProposeError>,
-) -> Done {
+async fn outcome(tag: u64, bytes: usize, entered: Result<Pending, ProposeError>) -> Done {
     let outcome = match entered {
-        Ok((held, answer)) => {
-            let outcome = answer.await;
-            drop(held);
-            outcome
-        }
+        Ok(answer) => answer.await,
         Err(error) => Err(error),
     };
     (tag, bytes, outcome)

@@ -6,6 +6,7 @@ mod fixture;
 mod following;
 mod format;
 mod format_history;
+mod forwarding;
 mod full_disk;
 mod full_log;
 mod installing;

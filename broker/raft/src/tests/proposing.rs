@@ -167,6 +167,52 @@ async fn deadlines_say_what_is_known() {
 }
 
 #[tokio::test]
+async fn what_is_held_for_a_unit_is_let_go_when_that_has_landed_whoever_waits() {
+    let (proposer, held) = proposer(limits());
+    let room = Arc::new(());
+    let taken = || Arc::strong_count(&room) - 1;
+    let submit = async || {
+        let permit = proposer.reserve(10).await.unwrap();
+        drop(permit.submit_held(Unit::Tick, Box::new(Arc::clone(&room))));
+    };
+    for _ in 0..3 {
+        submit().await;
+    }
+    assert_eq!((held.sizes(), taken()), (vec![1, 1], 3), "nobody waits, and they are under way all the same");
+    held.commit();
+    assert_eq!((held.sizes(), taken()), (vec![1, 1], 2), "the third was queued");
+    proposer.sweep(Instant::now() + Duration::from_secs(61));
+    assert_eq!(taken(), 2, "who is given up on may still be written");
+    held.take().1.failed(&ProposeError::NotLeader { leader: None });
+    assert_eq!(taken(), 1);
+    drop(held.take());
+    assert_eq!(taken(), 0);
+
+    for _ in 0..3 {
+        submit().await;
+    }
+    proposer.sweep(Instant::now() + Duration::from_secs(61));
+    assert_eq!(taken(), 2, "what never left the queue never will");
+    submit().await;
+    proposer.cut_off();
+    assert_eq!(taken(), 2);
+    held.commit();
+    held.commit();
+    assert_eq!(taken(), 0);
+
+    for _ in 0..3 {
+        submit().await;
+    }
+    let permit = proposer.reserve(10).await.unwrap();
+    proposer.stop(&Arc::from("the disk failed"), false);
+    assert_eq!(taken(), 2);
+    drop(permit.submit_held(Unit::Tick, Box::new(Arc::clone(&room))));
+    assert_eq!(taken(), 2, "it was refused");
+    drop((held.take(), held.take()));
+    assert_eq!(taken(), 0);
+}
+
+#[tokio::test]
 async fn a_refused_entry_lets_the_next_one_go() {
     let (proposer, held) = proposer(limits());
     let waiting = [submit(&proposer, 10).await, submit(&proposer, 10).await, submit(&proposer, 10).await];

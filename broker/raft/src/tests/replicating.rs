@@ -227,6 +227,23 @@ async fn what_cannot_be_trusted_does_not_start() {
     assert!(matches!(purged, Err(ReplicaStartError::StateLost { .. })), "{:?}", purged.err());
 }
 
+/// What recovery found knows nothing of how the replica voted since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_recovery_found_is_good_for_one_start() {
+    let storage = MemoryStorage::new();
+    let broker = Broker::in_memory(&storage);
+    let replica = broker.start(SHARD).await;
+    commit_all(&replica, "group", 0..3).await;
+    replica.stop().await;
+    drop(replica);
+    let refused = broker.try_start(SHARD).await.unwrap_err();
+    assert!(matches!(refused, ReplicaStartError::Failed { .. }), "{refused}");
+    assert!(refused.to_string().contains("started before in this process"), "{refused}");
+    drop(broker);
+    let replica = Broker::in_memory(&storage.kill()).start(SHARD).await;
+    assert_eq!(groups(&replica).len(), 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_in_the_log_is_refused_until_the_loss_is_accepted() {
     let storage = MemoryStorage::new();

@@ -15,7 +15,7 @@ use tidemill_protocol::{ErrorCode, LeaderEpoch, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
-use crate::admission::Admitted;
+use crate::admission::{Admitted, Unanswered};
 use crate::context::Context;
 use crate::errors;
 use crate::generations::Target;
@@ -93,10 +93,11 @@ impl ProduceStream for Producing {
             return Ok(AnswerState::LeftOut);
         };
         let intake = &self.intake;
-        let admitted = intake.context.admit(unit.bytes()).await?;
+        let Admitted { room, unanswered } = intake.context.admit(unit.bytes()).await?;
         let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
-        let pending = intake.turn.propose(|| permit.submit(unit))?;
-        Ok(AnswerState::Pending { pending, verdict, _admitted: admitted })
+        // The client may be gone before the unit is written: its room goes with it.
+        let pending = intake.turn.propose(|| permit.submit_held(unit, Box::new(room)))?;
+        Ok(AnswerState::Pending { pending, verdict, _unanswered: unanswered })
     }
 
     fn answer(request_id: u64, submitted: Result<AnswerState, Error>) -> Answer {
@@ -187,7 +188,7 @@ pub(crate) enum AnswerState {
     Pending {
         pending: Pending,
         verdict: Verdict,
-        _admitted: Admitted,
+        _unanswered: Unanswered,
     },
 }
 

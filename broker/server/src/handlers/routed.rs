@@ -17,10 +17,10 @@ use tidemill_protocol::messages::{
 };
 use tidemill_protocol::record_batch::{BatchLimits, Compression, ProducerFields, Records};
 use tidemill_protocol::{DeploymentId, ErrorCode, PartitionId, ProducerId, ShardId, TopicId};
-use tidemill_raft::{Pending, ProposeError, Replica};
+use tidemill_raft::{Pending, PermitAnywhere, ProposeError, Replica};
 use tidemill_shard::{FilterPass, RoutedAppend, Unit};
 
-use crate::admission::Admitted;
+use crate::admission::{Admitted, Unanswered, UnitRoom};
 use crate::attempts::{Attempt, RoutedKey};
 use crate::components;
 use crate::context::Context;
@@ -116,9 +116,10 @@ impl ProduceStream for Routing {
         let parts = self.parts(header, records, plugins, &attempt).await?;
         // What is refused is logged too, as empty everywhere: it takes up its sequence, so that the batches behind it stand.
         let units = self.units(header.topic_sequence, attempt.filtered, parts.by_shard);
-        let admitted = self.intake.context.admit(units.iter().map(|(_, unit)| unit.bytes()).sum()).await?;
-        let pending = self.propose(units).await?;
-        Ok(Submitted { pending, said: parts.said, _admitted: admitted, _attempt: attempt })
+        let bytes: usize = units.iter().map(|(_, unit)| unit.bytes()).sum();
+        let Admitted { room, unanswered } = self.intake.context.admit(bytes).await?;
+        let pending = self.propose(units, (room, attempt)).await?;
+        Ok(Submitted { pending, said: parts.said, _unanswered: unanswered })
     }
 
     fn answer(request_id: u64, submitted: Result<Submitted, Error>) -> Self::Answer {
@@ -284,8 +285,13 @@ impl Routing {
         self.shards.iter().map(unit).collect()
     }
 
-    /// Hands the units on in the order of the stream, each to its shard's leader, here or elsewhere.
-    async fn propose(&self, units: Vec<(ShardId, Unit)>) -> Result<Vec<Pending>, Error> {
+    /// Hands the units on in the order of the stream, each to its shard's leader, here or elsewhere. The batch's room, and its attempt,
+    /// are with them: the client may be gone before the last of them is written.
+    async fn propose(
+        &self,
+        units: Vec<(ShardId, Unit)>,
+        held: (UnitRoom, Attempt),
+    ) -> Result<Vec<Pending>, Error> {
         let mut permits = Vec::with_capacity(units.len());
         for (shard, unit) in units {
             let reserved = self.intake.context.shards.reserve(shard, unit.bytes()).await;
@@ -293,7 +299,13 @@ impl Routing {
             permits.push((permit, unit));
         }
         // Room is there in every shard: from here on nothing waits, so all of them get the batch or none.
-        self.intake.turn.propose(|| permits.into_iter().map(|(permit, unit)| permit.submit(unit)).collect())
+        let held = Arc::new(held);
+        self.intake.turn.propose(|| {
+            let submit = |(permit, unit): (PermitAnywhere, Unit)| {
+                permit.submit_held(unit, Box::new(Arc::clone(&held)))
+            };
+            permits.into_iter().map(submit).collect()
+        })
     }
 
     /// The broker compresses the parts anew, and not as well as a client may have.
@@ -418,8 +430,7 @@ fn in_clients_batch(records: &Records, named: Vec<(u32, String)>) -> Result<Vec<
 pub(crate) struct Submitted {
     pending: Vec<Pending>,
     said: Said,
-    _admitted: Admitted,
-    _attempt: Attempt,
+    _unanswered: Unanswered,
 }
 
 impl Submitted {
