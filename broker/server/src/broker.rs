@@ -1,10 +1,13 @@
 //! Start and stop of a broker.
 
+mod background;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::ControllerCommand;
 use tidemill_log::wal::Wal;
 use tidemill_net::{Listener, NetConfig};
@@ -12,19 +15,18 @@ use tidemill_protocol::{BrokerId, ClusterId, NodeId, ShardId};
 use tidemill_raft::{CheckpointConfig, CheckpointDriver, PeerDialer};
 use tidemill_shard::{Unit, UnitResult};
 use tokio::sync::watch;
-use tokio::task::{JoinHandle, JoinSet};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::admission::Admission;
-use crate::adopter::Adopter;
 use crate::certificates::Certificates;
 use crate::cluster::registration::{self, register};
 use crate::cluster::replicas::ReplicaStarter;
-use crate::cluster::{Lives, forming, handover, membership, steering};
+use crate::cluster::{Lives, forming, handover, steering};
 use crate::config::BrokerConfig;
 use crate::context::Context;
-use crate::data_dir::{DataDir, Meta};
-use crate::disk::DiskState;
+use crate::data_dir::DataDir;
+use crate::disk::{DiskState, DiskWatch};
 use crate::limits::{batch_bytes_max, net_limits, unit_bytes_max};
 use crate::machine::Machine;
 use crate::opening::{
@@ -37,8 +39,8 @@ use crate::producer_ids::ProducerIds;
 use crate::room::{PeersGate, Room};
 use crate::shards::Shards;
 use crate::start_error::StartError;
-use crate::view::{ClusterView, ViewReader};
-use crate::{components, connection, errors, maintenance, outbox, repair, scrubber, telemetry, wiring};
+use crate::{telemetry, wiring};
+use background::{accept, follow_controller, heed, start_background};
 
 /// A running broker.
 pub struct Broker {
@@ -48,14 +50,55 @@ pub struct Broker {
     data_dir: DataDir,
     wal: Wal,
     checkpoints: CheckpointDriver,
-    accepting: JoinHandle<()>,
-    background: Vec<JoinHandle<()>>,
+    accepting: AbortOnDropHandle<()>,
+    background: Vec<AbortOnDropHandle<()>>,
+    /// Of the replicas; it ends by itself when the broker stops.
+    tending: AbortOnDropHandle<()>,
     peers: Peers,
     /// They are needed to the end: the last leads are handed over by them.
-    peers_stopping: CancellationToken,
-    running_peers: JoinHandle<()>,
+    running_peers: RunningPeers,
     /// Why the cluster does not want this broker, once it has said so.
     dismissed: watch::Receiver<Option<String>>,
+    /// A broker that is dropped stops, as if it had been killed.
+    _stops: DropGuard,
+}
+
+/// The connections to other brokers. They end with this.
+struct RunningPeers {
+    stopping: DropGuard,
+    ended: CancellationToken,
+}
+
+impl RunningPeers {
+    /// `stopping` is what ends them.
+    fn start(peers: &Peers, seeds: Vec<String>, stopping: CancellationToken) -> Self {
+        let ended = CancellationToken::new();
+        let (peers, ends) = (peers.clone(), ended.clone().drop_guard());
+        tokio::spawn(async move {
+            peers.run(seeds).await;
+            drop(ends);
+        });
+        Self { stopping: stopping.drop_guard(), ended }
+    }
+
+    async fn stop(self) {
+        drop(self.stopping);
+        self.ended.cancelled().await;
+    }
+}
+
+/// A broker on its way up: what it is, and the way to the others.
+struct Ground {
+    config: BrokerConfig,
+    machine: Machine,
+    metrics: PrometheusHandle,
+    data_dir: DataDir,
+    lives: Arc<Lives>,
+    disk: Arc<DiskState>,
+    disk_watch: Arc<DiskWatch>,
+    peers: Peers,
+    /// It is the first of its cluster, or all of it.
+    alone: bool,
 }
 
 impl Broker {
@@ -76,7 +119,6 @@ impl Broker {
         preparing::check_files(&config)?;
         let ports = HeldPorts::of_first_start(&config)?;
         let metrics = telemetry::recorder();
-        let clock = machine.clock.clone();
         let (mut data_dir, known) = open_data_dir(&config).await?;
         // From here on they are bound by those who serve them.
         drop(ports);
@@ -95,7 +137,21 @@ impl Broker {
         let peers_stopping = CancellationToken::new();
         let peers = open_peers(&config, &data_dir, &peers_stopping)?;
         peers.hear(known).await;
-        let running_peers = tokio::spawn(peers.clone().run(config.peers.seeds.clone()));
+        let running_peers = RunningPeers::start(&peers, config.peers.seeds.clone(), peers_stopping);
+        let peers_ended = running_peers.ended.clone();
+        let ground = Ground { config, machine, metrics, data_dir, lives, disk, disk_watch, peers, alone };
+        let started = Self::rise(ground, running_peers).await;
+        if started.is_err() {
+            // What was begun is over when the error is told: whoever tries again finds the ports free.
+            peers_ended.cancelled().await;
+        }
+        started
+    }
+
+    /// Goes on from where others can be asked to where clients are served.
+    async fn rise(ground: Ground, running_peers: RunningPeers) -> Result<Self, StartError> {
+        let Ground { config, machine, metrics, mut data_dir, lives, disk, disk_watch, peers, alone } = ground;
+        let (meta, clock) = (data_dir.meta().clone(), machine.clock.clone());
         if !alone && !meta.forming.is_empty() && !lives.has_any_begun() {
             // It would form the cluster anew, with others that lost their directories as well.
             peers.look_around(&config.peers.seeds).await;
@@ -138,6 +194,7 @@ impl Broker {
         };
 
         let stopping = CancellationToken::new();
+        let stops = stopping.clone().drop_guard();
         let registration =
             registration::registration(&config, &meta, &addresses, &peers.myself().peer_addresses);
         let (refused, dismissed) = watch::channel(None);
@@ -146,27 +203,22 @@ impl Broker {
             register(&shards, registration, &stopping).await.map_err(StartError::Init)?;
         } else {
             let (shards, stopping, refused) = (shards.clone(), stopping.clone(), refused.clone());
-            background.push(tokio::spawn(async move {
+            background.push(task(async move {
                 if let Err(reason) = register(&shards, registration, &stopping).await {
                     refused.send_replace(Some(reason));
                 }
             }));
         }
-        background.push(tokio::spawn(heed(peers.over(), refused.clone())));
+        background.push(task(heed(peers.over(), refused.clone())));
         let (view, follower) = follow_controller(&shards, &meta, addresses, &stopping);
         let remote = RemoteDialer {
             peers: peers.clone(),
             from: NodeId::new(BrokerId::new(meta.broker_id), meta.incarnation),
         };
         shards.reach_others(remote.from, &(Arc::new(remote) as Arc<dyn PeerDialer>), &view, &starter.limits);
-        background.push(tokio::spawn(registration::stay(meta.clone(), view.clone(), refused)));
-        background.push(tokio::spawn(starter.tend(
-            lost,
-            shards.clone(),
-            view.clone(),
-            peers.clone(),
-            stopping.clone(),
-        )));
+        background.push(AbortOnDropHandle::new(follower));
+        background.push(task(registration::stay(meta.clone(), view.clone(), refused)));
+        let tending = task(starter.tend(lost, shards.clone(), view.clone(), peers.clone(), stopping.clone()));
         let outboxes = OutboxSignals::new(&shards);
         let hosting = wiring::start_hosting(&config, &data_dir, &shards, &outboxes, &disk, &room, &clock)?;
         let context = Arc::new(Context {
@@ -210,10 +262,9 @@ impl Broker {
             context.disk.watch(),
         );
         context.shards.admission().relieve_with(checkpoints.pressure());
-        background.extend(start_background(&context, &stopping));
-        background.push(tokio::spawn(disk_watch.run(context.shards.clone(), stopping.clone())));
-        background.extend(endpoint.map(|endpoint| tokio::spawn(endpoint.run(stopping.clone()))));
-        background.push(follower);
+        background.extend(start_background(&context, &stopping).into_iter().map(AbortOnDropHandle::new));
+        background.push(task(disk_watch.run(context.shards.clone(), stopping.clone())));
+        background.extend(endpoint.map(|endpoint| task(endpoint.run(stopping.clone()))));
 
         let listener = Arc::new(listener);
         let certificates = Certificates {
@@ -223,8 +274,8 @@ impl Broker {
             peers: peers.clone(),
             listener: Arc::clone(&listener),
         };
-        background.push(tokio::spawn(certificates.keep(stopping.clone())));
-        let accepting = tokio::spawn(accept(Arc::clone(&listener), Arc::clone(&context)));
+        background.push(task(certificates.keep(stopping)));
+        let accepting = task(accept(Arc::clone(&listener), Arc::clone(&context)));
         tracing::info!(
             address = %listener.local_addr(),
             peers = %peers.local_addr(),
@@ -240,10 +291,11 @@ impl Broker {
             checkpoints,
             accepting,
             background,
+            tending,
             peers,
-            peers_stopping,
             running_peers,
             dismissed,
+            _stops: stops,
         })
     }
 
@@ -323,12 +375,12 @@ impl Broker {
             tracing::info!("what is under way takes too long, and is cut off");
         }
         self.listener.close(0, reason).await;
-        self.accepting.abort();
-        for task in &self.background {
-            task.abort();
-        }
+        drop(self.accepting);
+        drop(self.background);
         self.context.hosting.stop().await;
         drop(self.checkpoints);
+        // Replicas that come, or are on their way out, are none of those below.
+        let _ = self.tending.await;
         let mut clean = true;
         for (shard, replica) in self.context.shards.iter() {
             if let Err(error) = replica.checkpoint().await {
@@ -337,8 +389,7 @@ impl Broker {
             }
             replica.stop().await;
         }
-        self.peers_stopping.cancel();
-        let _ = self.running_peers.await;
+        self.running_peers.stop().await;
         let wal = self.wal.clone();
         let closed = tokio::task::spawn_blocking(move || wal.close()).await;
         clean &= matches!(closed, Ok(Ok(())));
@@ -362,11 +413,9 @@ impl Broker {
     }
 }
 
-/// Passes on what another broker said: that this one is over for good.
-async fn heed(mut over: watch::Receiver<Option<String>>, refused: watch::Sender<Option<String>>) {
-    if let Ok(reason) = over.wait_for(Option::is_some).await {
-        refused.send_replace(reason.clone());
-    }
+/// A task that ends with its handle.
+fn task(runs: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(runs))
 }
 
 async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), StartError> {
@@ -377,114 +426,31 @@ async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), Star
     }
 }
 
-/// Keeps the view up to date with the controller's shard; where that is not here yet, it shows nothing.
-fn follow_controller(
-    shards: &Shards,
-    meta: &Meta,
-    addresses: Vec<String>,
-    stopping: &CancellationToken,
-) -> (ViewReader, JoinHandle<()>) {
-    /// How often it is looked whether the controller's replica has come up.
-    const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-    let broker = BrokerId::new(meta.broker_id);
-    let (shards, stopping) = (shards.clone(), stopping.clone());
-    let picture = move |shards: &Shards| {
-        let state = shards.state(ShardId::CONTROLLER)?.controller()?;
-        Some(ClusterView::new(state, broker, addresses.clone()))
-    };
-    let (publish, view) = ViewReader::channel(picture(&shards).unwrap_or_default());
-    let follower = tokio::spawn(async move {
-        loop {
-            let Some(controller) = shards.controller() else {
-                tokio::select! {
-                    () = tokio::time::sleep(LOOK_INTERVAL) => continue,
-                    () = stopping.cancelled() => return,
-                }
-            };
-            let mut changes = controller.handle().changes();
-            if let Some(view) = picture(&shards) {
-                publish.send_if_modified(|held| {
-                    let newer = view.version() != held.version();
-                    if newer {
-                        *held = Arc::new(view);
-                    }
-                    newer
-                });
-            }
-            tokio::select! {
-                () = changes.changed() => {}
-                () = stopping.cancelled() => return,
-            }
-        }
-    });
-    (view, follower)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn start_background(context: &Arc<Context>, stopping: &CancellationToken) -> Vec<JoinHandle<()>> {
-    let (shards, view) = (&context.shards, &context.view);
-    let adopter = Adopter {
-        context: Arc::clone(context),
-        shards: shards.clone(),
-        view: view.clone(),
-        plugins: context.config.plugins.clone(),
-    };
-    let every = Duration::from_millis(context.config.storage.retention_interval_ms.max(100));
-    let mut tasks = vec![
-        tokio::spawn(adopter.run(stopping.clone())),
-        tokio::spawn(maintenance::retention(
-            shards.clone(),
-            every,
-            context.clock.clone(),
-            context.disk.watch(),
-            stopping.clone(),
-        )),
-        tokio::spawn(scrubber::scrub(
-            shards.clone(),
-            context.config.storage.scrub_bytes_per_second,
-            stopping.clone(),
-        )),
-        tokio::spawn(repair::repair(Arc::clone(context))),
-        tokio::spawn(maintenance::compare_states(shards.clone(), stopping.clone())),
-        tokio::spawn(wiring::follow_deployments(Arc::clone(context))),
-        tokio::spawn(components::follow(Arc::clone(context))),
-        tokio::spawn(components::fetch_missing(Arc::clone(context))),
-        tokio::spawn(forming::tell(Arc::clone(context))),
-        tokio::spawn(steering::steer(
-            shards.clone(),
-            context.meta.clone(),
-            context.clock.clone(),
-            stopping.clone(),
-        )),
-        tokio::spawn(handover::spread(shards.clone(), view.clone(), context.room.clone(), stopping.clone())),
-        tokio::spawn(telemetry::upkeep(context.metrics.clone())),
-    ];
-    tasks.extend(outbox::start(shards, view, &context.outboxes, &context.room, stopping));
-    tasks.extend(membership::start(shards, view, stopping));
-    tasks.extend(shards.numbers().map(|shard| {
-        tokio::spawn(maintenance::ticks(shards.clone(), shard, context.clock.clone(), stopping.clone()))
-    }));
-    tasks
-}
+    /// Longer than anything here takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
 
-async fn accept(listener: Arc<Listener>, context: Arc<Context>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Some(connection) if context.stopping.is_cancelled() => {
-                    let error = errors::stopping();
-                    connection.close(error.code, &error.message);
-                }
-                Some(connection) => {
-                    connections.spawn(connection::serve(Arc::clone(&context), connection));
-                }
-                None => return,
-            },
-            Some(ended) = connections.join_next(), if !connections.is_empty() => {
-                if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "a connection's task panicked; only that connection ended");
-                }
-            }
-        }
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_a_broker_began_ends_with_it() {
+        let home = tempfile::tempdir().expect("a directory");
+        let mut config = BrokerConfig {
+            data_dir: home.path().to_owned(),
+            listen: ([127, 0, 0, 1], 0).into(),
+            shards: Some(1),
+            ..BrokerConfig::default()
+        };
+        config.wal.segment_bytes = 8 << 20;
+        config.wal.bytes_max = 64 << 20;
+        config.storage.disk_reserve_bytes = 0;
+        config.storage.disk_free_min_bytes = 0;
+        let broker = Broker::start(config).await.expect("starts");
+        let (stopping, ended) = (broker.context.stopping.clone(), broker.running_peers.ended.clone());
+        assert!(!stopping.is_cancelled() && !ended.is_cancelled());
+        drop(broker);
+        assert!(stopping.is_cancelled());
+        tokio::time::timeout(PATIENCE, ended.cancelled()).await.expect("the way to others ends");
     }
 }

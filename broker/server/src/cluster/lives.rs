@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tidemill_log::fs::Storage;
 use tidemill_protocol::{BrokerId, NodeId, ShardId};
+use tokio::sync::watch;
 
 use crate::data_dir::{Meta, read_text, write_text};
 
@@ -32,6 +33,8 @@ pub(crate) struct Lives {
     stored: Mutex<Stored>,
     /// Shards that are known to have begun, for a look without the lock.
     begun: Vec<AtomicBool>,
+    /// The newest incarnation by which another broker asked for the controller's replica here; 0: none did yet.
+    asked_for: watch::Sender<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,6 +75,7 @@ impl Lives {
             changing: Mutex::new(()),
             stored: Mutex::new(stored),
             begun,
+            asked_for: watch::Sender::new(0),
         })
     }
 
@@ -92,60 +96,86 @@ impl Lives {
         self.begun.iter().any(|begun| begun.load(Ordering::Acquire))
     }
 
-    /// Notes durably that the replica is about to answer its group. Blocks the first time.
-    pub(crate) fn begin(&self, shard: ShardId) -> io::Result<()> {
-        if self.has_begun(shard) {
+    /// Notes durably that the replica that lives under this id is about to answer its group. Blocks the first time.
+    ///
+    /// # Errors
+    /// It can't be written, or the shard's replica goes on under another id by now, whose own note is to come first.
+    pub(crate) fn begin(&self, shard: ShardId, node: NodeId) -> io::Result<()> {
+        if self.node(shard) == node && self.has_begun(shard) {
             return Ok(());
         }
-        self.change(shard, true, |_| ())
+        self.save(|next| {
+            // Nobody else changes it meanwhile.
+            if self.node(shard) != node {
+                return Err(io::Error::other(format!("replica {node} of shard {shard} lives here no more")));
+            }
+            next.begun.insert(shard.get());
+            Ok(())
+        })
     }
 
     /// Notes durably that a shard's replica goes on under another id. It begins anew with it. Blocks.
     pub(crate) fn renew(&self, shard: ShardId, node: NodeId) -> io::Result<()> {
-        self.change(shard, false, |next| {
+        self.save(|next| {
+            next.begun.remove(&shard.get());
             next.renewed.insert(shard.to_string(), node.incarnation());
+            Ok(())
         })
     }
 
     /// Notes durably that the replicas of these shards go on under another incarnation, with all that they hold: what they
-    /// answered before counts for nobody any more. Of a broker that does not run: [`Self::has_begun`] shows it from the next start on. Blocks.
+    /// answered before counts for nobody any more. Of a broker that does not run. Blocks.
     pub(crate) fn go_on_as(&self, shards: &[ShardId], incarnation: u32) -> io::Result<()> {
         self.save(|next| {
             for shard in shards {
                 next.renewed.insert(shard.to_string(), incarnation);
                 next.begun.insert(shard.get());
             }
+            Ok(())
         })
     }
 
     /// Notes durably that there is no replica of a shard here any more. Its id stays used: another one will have another. Blocks.
     pub(crate) fn leave(&self, shard: ShardId) -> io::Result<()> {
-        self.change(shard, false, |_| ())
-    }
-
-    /// Notes durably whether a shard's replica has begun, with what else `change` does. What is shown is what is on the disk.
-    fn change(&self, shard: ShardId, begun: bool, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
         self.save(|next| {
-            match begun {
-                true => next.begun.insert(shard.get()),
-                false => next.begun.remove(&shard.get()),
-            };
-            change(next);
-        })?;
-        if let Some(known) = self.begun.get(usize::from(shard.get())) {
-            known.store(begun, Ordering::Release);
-        }
-        Ok(())
+            next.begun.remove(&shard.get());
+            Ok(())
+        })
     }
 
-    /// Writes down what is changed, and goes by it once it is on the disk.
-    fn save(&self, change: impl FnOnce(&mut Stored)) -> io::Result<()> {
+    /// Writes down what is changed, and goes by it once it is on the disk, before anybody else changes anything: what is shown is what is
+    /// on the disk.
+    fn save(&self, change: impl FnOnce(&mut Stored) -> io::Result<()>) -> io::Result<()> {
         let _changing = self.changing.lock();
         let mut next = self.stored.lock().clone();
-        change(&mut next);
+        change(&mut next)?;
         write_text(&*self.storage, FILE, &toml::to_string(&next).map_err(io::Error::other)?)?;
-        *self.stored.lock() = next;
+        let mut stored = self.stored.lock();
+        for (shard, known) in (0..=u16::MAX).zip(&self.begun) {
+            known.store(next.begun.contains(&shard), Ordering::Release);
+        }
+        *stored = next;
         Ok(())
+    }
+
+    /// Takes note that another broker asked for a replica under an id that does not live here. Of the controller's shard, where the id is a
+    /// newer one, it may have been planned without the replica here being told.
+    pub(crate) fn note_asked_for(&self, shard: ShardId, node: NodeId) {
+        if shard != ShardId::CONTROLLER || node.broker() != self.broker {
+            return;
+        }
+        self.asked_for.send_if_modified(|newest| {
+            let is_newer = node.incarnation() > *newest;
+            if is_newer {
+                *newest = node.incarnation();
+            }
+            is_newer
+        });
+    }
+
+    /// The newest incarnation by which another broker has asked for the controller's replica here; 0: none did.
+    pub(crate) fn asked_for(&self) -> watch::Receiver<u32> {
+        self.asked_for.subscribe()
     }
 }
 
@@ -172,7 +202,7 @@ mod tests {
         let (one, two) = (ShardId::new(1), ShardId::new(2));
         let lives = open(&storage, true);
         assert!(!lives.has_begun(one) && !lives.has_begun(two) && !lives.has_any_begun());
-        lives.begin(one).expect("noted");
+        lives.begin(one, lives.node(one)).expect("noted");
         let lives = open(&storage.crash(1), true);
         assert!(lives.has_any_begun() && lives.has_begun(one) && !lives.has_begun(two));
     }
@@ -182,7 +212,7 @@ mod tests {
         let storage = MemoryStorage::new();
         let (shard, broker) = (ShardId::new(3), BrokerId::new(2));
         let lives = open(&storage, true);
-        lives.begin(shard).expect("noted");
+        lives.begin(shard, NodeId::new(broker, 1)).expect("noted");
         assert_eq!(lives.node(shard), NodeId::new(broker, 1));
         lives.renew(shard, NodeId::new(broker, 7)).expect("noted");
         let lives = open(&storage.crash(2), true);
@@ -196,11 +226,57 @@ mod tests {
         let storage = MemoryStorage::new();
         let (one, two, broker) = (ShardId::new(1), ShardId::new(2), BrokerId::new(2));
         let lives = open(&storage, true);
-        lives.begin(one).expect("noted");
+        lives.begin(one, lives.node(one)).expect("noted");
         lives.go_on_as(&[one], 4).expect("noted");
         let lives = open(&storage.crash(3), true);
         assert!(lives.has_begun(one) && !lives.has_begun(two));
         assert_eq!((lives.node(one), lives.node(two)), (NodeId::new(broker, 4), NodeId::new(broker, 1)));
+    }
+
+    #[test]
+    fn a_replica_that_lives_here_no_more_does_not_begin_in_the_next_ones_name() {
+        let storage = MemoryStorage::new();
+        let (shard, broker) = (ShardId::new(3), BrokerId::new(2));
+        let [old, new] = [1, 7].map(|incarnation| NodeId::new(broker, incarnation));
+        let lives = open(&storage, true);
+        lives.renew(shard, new).expect("noted");
+        let refused = lives.begin(shard, old).expect_err("another lives here");
+        assert!(refused.to_string().contains("lives here no more"), "{refused}");
+        assert!(!lives.has_begun(shard) && !open(&storage.crash(4), true).has_begun(shard));
+        lives.begin(shard, new).expect("noted");
+        assert!(lives.has_begun(shard));
+        assert!(lives.begin(shard, old).is_err(), "also where the next one has begun");
+        lives.leave(shard).expect("noted");
+        assert!(!lives.has_begun(shard) && !open(&storage.crash(5), true).has_begun(shard));
+    }
+
+    /// Whatever comes between the two: what is shown in the end is what the next start finds.
+    #[test]
+    fn of_a_begin_and_a_leave_at_once_memory_and_disk_show_the_same() {
+        let (storage, shard) = (MemoryStorage::new(), ShardId::new(1));
+        let lives = open(&storage, true);
+        let node = lives.node(shard);
+        for _ in 0..50 {
+            std::thread::scope(|threads| {
+                threads.spawn(|| lives.begin(shard, node).expect("noted"));
+                threads.spawn(|| lives.leave(shard).expect("noted"));
+            });
+            assert_eq!(lives.has_begun(shard), open(&storage, true).has_begun(shard));
+        }
+    }
+
+    #[test]
+    fn only_a_newer_id_of_the_controllers_replica_here_is_news() {
+        let lives = open(&MemoryStorage::new(), true);
+        let (mut asked, broker) = (lives.asked_for(), BrokerId::new(2));
+        lives.note_asked_for(ShardId::new(1), NodeId::new(broker, 9));
+        lives.note_asked_for(ShardId::CONTROLLER, NodeId::new(BrokerId::new(3), 9));
+        assert_eq!(*asked.borrow_and_update(), 0, "of another shard, of another broker");
+        for (incarnation, newest) in [(2, 2), (1, 2), (5, 5), (2, 5)] {
+            lives.note_asked_for(ShardId::CONTROLLER, NodeId::new(broker, incarnation));
+            assert_eq!(asked.has_changed().ok(), Some(incarnation == newest), "{incarnation}");
+            assert_eq!(*asked.borrow_and_update(), newest);
+        }
     }
 
     #[test]

@@ -6,6 +6,10 @@
 //!   what it stored: segments, state     nothing: it is removed, once the others were seen to go on without this replica
 //! ```
 //!
+//! That the end of its log is gone a replica may not know: it looks as if it had never been written. Its leader does, feeds it no more, and
+//! has another planned in its place, of which the broker hears by its replica of the controller. Where it is that one which lost something,
+//! others ask for the new one in vain, and so the broker asks them.
+//!
 //! Until it has its new id a lost replica does not run, and nothing of it is touched. Broken off anywhere behind that, the next start finds it lost
 //! again, in the one way or the other.
 
@@ -15,7 +19,7 @@ use std::sync::Arc;
 
 use tidemill_controller::{ControllerCommand, ControllerReply};
 use tidemill_protocol::messages::Error;
-use tidemill_protocol::{ErrorCode, NodeId, ShardId};
+use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
 use tidemill_raft::ReplicaStartError;
 use tidemill_shard::{ShardOpenError, Unit, UnitResult};
 
@@ -24,6 +28,9 @@ use crate::peers::Peers;
 use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
 use crate::shards::Shards;
 use crate::start_error::StartError;
+
+/// An incarnation older than all that ever live. Whoever gives up a replica under it is answered which one is planned now, and nothing changes.
+const NEVER_LIVED: u32 = 0;
 
 /// Replicas that can't be started as they are, and why.
 pub(crate) type Lost = BTreeMap<ShardId, Loss>;
@@ -34,6 +41,9 @@ pub(crate) enum Loss {
     /// What it may have promised.
     #[error(transparent)]
     Promises(ReplicaStartError),
+    /// What it acknowledged, as its leader found: it hears no more of the cluster.
+    #[error("the cluster has replica {0} in its place")]
+    Replaced(NodeId),
     /// What it stored is damaged.
     #[error(transparent)]
     Stored(Box<ShardOpenError>),
@@ -61,6 +71,7 @@ impl Loss {
     pub(super) fn report(&self, shard: ShardId) {
         let what = match self {
             Self::Promises(_) => "a replica lost what it may have promised",
+            Self::Replaced(_) => "a replica lost what it had acknowledged",
             Self::Stored(_) => "what a replica stored is damaged",
         };
         tracing::error!(%shard, error = %self, "{what}; it is retired, and comes back as a new one");
@@ -140,18 +151,45 @@ async fn new_node(shard: ShardId, old: NodeId, shards: &Shards, peers: &Peers) -
     if shard != ShardId::CONTROLLER && shards.controller().is_some() {
         return replacement(shards, shard, old).await.map_err(|error| error.message);
     }
-    let mut last = "no other broker is connected".to_owned();
+    ask_others(shard, old, peers).await.map_err(|error| error.message)
+}
+
+/// The id under which the replica of a shard is planned here, by what another broker has the controller say: it need not have come to this
+/// broker's own replica of it. `None`: there is none planned.
+pub(super) async fn planned_by_others(
+    shard: ShardId,
+    me: BrokerId,
+    peers: &Peers,
+) -> Result<Option<NodeId>, String> {
+    match ask_others(shard, NodeId::new(me, NEVER_LIVED), peers).await {
+        Ok(node) => Ok(Some(node)),
+        Err(error) if is_final(&error) => Ok(None),
+        Err(error) => Err(error.message),
+    }
+}
+
+/// Asks other brokers, one after the other, for the id under which a replica of this one comes back.
+async fn ask_others(shard: ShardId, old: NodeId, peers: &Peers) -> Result<NodeId, Error> {
+    let mut last = Error::new(ErrorCode::NotLeader, "no other broker is connected");
     for broker in peers.connected() {
         let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
-        match peers.ask(broker, Purpose::Replace(open)).await {
+        last = match peers.ask(broker, Purpose::Replace(open)).await {
             Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
             Ok(ReplaceReply { error: Some(error), .. }) => {
-                last = format!("broker {broker}: {}", error.message)
+                Error { message: format!("broker {broker}: {}", error.message), ..error }
             }
-            Err(error) => last = error.to_string(),
+            Err(error) => error.into(),
+        };
+        if is_final(&last) {
+            break;
         }
     }
     Err(last)
+}
+
+/// Whether the controller itself has refused something: it would do so whoever passes it on.
+fn is_final(error: &Error) -> bool {
+    error.error_code() == Some(ErrorCode::ClusterChangeRefused)
 }
 
 /// The id under which a retired replica comes back, from the controller.
@@ -172,7 +210,9 @@ mod tests {
     use std::io;
     use std::path::PathBuf;
 
+    use tidemill_controller::{ClusterIdentity, Controller, Durability};
     use tidemill_log::segment::OpenError;
+    use tidemill_protocol::{ClusterId, Timestamp};
 
     use super::*;
     use crate::broker::Broker;
@@ -229,6 +269,27 @@ mod tests {
         assert!(matches!(error, StartError::Shard { .. }), "{error:?}");
         assert!(error.to_string().contains("restore the data directory from a copy"), "{error}");
         assert!(std::fs::read(&state).expect("it is there") == rubbish);
+    }
+
+    #[test]
+    fn who_is_planned_is_asked_without_a_change() {
+        let (one, two) = (BrokerId::new(1), BrokerId::new(2));
+        let identity = ClusterIdentity {
+            cluster: ClusterId::new(uuid::Uuid::from_u128(7)),
+            data_shards: 1,
+            durability: Durability::Fsync,
+        };
+        let (mut controller, now) = (Controller::default(), Timestamp::new(1_700_000_000_000));
+        let mut apply = |command| controller.apply(&command, now).map(|reply| (reply, controller.version()));
+        let form = ControllerCommand::FormCluster { identity, brokers: vec![one, two] };
+        let (_, version) = apply(form).expect("formed");
+        let ask = |broker| {
+            let (shard, old) = (ShardId::CONTROLLER, NodeId::new(broker, NEVER_LIVED));
+            ControllerCommand::ReplaceReplica { shard, old }
+        };
+        let planned = ControllerReply::Replica(NodeId::new(two, 1));
+        assert_eq!(apply(ask(two)), Ok((planned, version)));
+        assert!(apply(ask(BrokerId::new(3))).is_err(), "none of its is planned");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) mod recovered;
 pub(crate) mod registration;
 pub(crate) mod replicas;
 pub(crate) mod steering;
+mod tending;
 
 pub use directory::{ClusterDirectoryError, ClusterPlan, FORMING_BROKERS_MAX};
 pub(crate) use elsewhere::{Asking, Place, another_answer, ask_a_holder, body_of};

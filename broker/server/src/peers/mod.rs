@@ -177,6 +177,8 @@ impl Peers {
         }
         tasks.shutdown().await;
         self.0.endpoint.close(0, "the broker stops").await;
+        // The replicas that it answers with hold the way to the others themselves: each would keep the other.
+        self.0.services.send_replace(None);
     }
 
     /// From here on other brokers are answered.

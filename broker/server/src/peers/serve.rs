@@ -133,7 +133,7 @@ async fn serve(peers: Peers, connection: Connection) {
         Ok((broker, incarnation)) => {
             tracing::debug!(%address, %broker, "a broker connected");
             tokio::select! {
-                () = serve_streams(&peers, &connection, broker) => {}
+                () = serve_streams(&peers, &connection, (broker, incarnation)) => {}
                 error = out_of_standing(&peers, broker, incarnation) => {
                     refusals::note(Refused::Connection, &address, &error);
                     connection.close(error.code, &error.message);
@@ -283,14 +283,16 @@ async fn services(peers: &Peers) -> Result<Arc<PeerServices>, Error> {
     }
 }
 
-async fn serve_streams(peers: &Peers, connection: &Connection, broker: BrokerId) {
+/// Serves what a broker asks, in the life that it said it is in.
+async fn serve_streams(peers: &Peers, connection: &Connection, from: (BrokerId, u32)) {
+    let (broker, _) = from;
     let mut streams = JoinSet::new();
     loop {
         tokio::select! {
             accepted = connection.accept_stream() => match accepted {
                 // How many there may be at once QUIC itself bounds (`PeerLimits`).
                 Ok(Some(stream)) => {
-                    streams.spawn(serve_stream(peers.clone(), broker, stream));
+                    streams.spawn(serve_stream(peers.clone(), from, stream));
                 }
                 Ok(None) => break,
                 Err(error) => {
@@ -323,7 +325,7 @@ enum Ready {
     Segment(Arc<Context>, SegmentOpen),
 }
 
-async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
+async fn serve_stream(peers: Peers, (broker, incarnation): (BrokerId, u32), stream: Stream) {
     let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
     let (purpose, mut stream) = match opened {
         Ok(Ok(opened)) => opened,
@@ -338,7 +340,7 @@ async fn serve_stream(peers: Peers, broker: BrokerId, stream: Stream) {
         Ok(Ready::Component(context, open)) => crate::components::serve(&context, &open, stream).await,
         Ok(Ready::Keep(context, open)) => crate::components::keep(&context, broker, &open, stream).await,
         Ok(Ready::Replace(services, shard, old)) => {
-            let reply = match crate::cluster::losses::replacement(&services.shards, shard, old).await {
+            let reply = match replacement(&services, incarnation, shard, old).await {
                 Ok(node) => ReplaceReply { error: None, node: node.get() },
                 Err(error) => ReplaceReply { error: Some(error), node: 0 },
             };
@@ -395,21 +397,36 @@ async fn ready(peers: &Peers, broker: BrokerId, purpose: Purpose) -> Result<Read
     })
 }
 
+/// The id under which a replica of another broker comes back. Only the life of the broker that has its place is told: what is planned where
+/// another directory has taken that is the other one's, and two must never live under one id.
+async fn replacement(
+    services: &PeerServices,
+    incarnation: u32,
+    shard: ShardId,
+    old: NodeId,
+) -> Result<NodeId, Error> {
+    let node = crate::cluster::losses::replacement(&services.shards, shard, old).await?;
+    let controller = services.shards.controller_now().await.ok_or_else(not_yet)?;
+    check_standing(&controller, old.broker(), incarnation)?;
+    Ok(node)
+}
+
 /// The replica that a stream is for. That it has begun to answer is on the disk when this returns.
 async fn asked_for(services: &PeerServices, broker: BrokerId, open: &RaftOpen) -> Result<Replica, Error> {
     let shard = u16::try_from(open.shard).map(ShardId::new).map_err(|_| refused("there is no such shard"))?;
     if NodeId::from_raw(open.from).broker() != broker {
         return Err(refused("it speaks for another broker's replica"));
     }
-    let mine = services.lives.node(shard);
-    if NodeId::from_raw(open.to) != mine {
-        let asked = NodeId::from_raw(open.to);
+    let (mine, asked) = (services.lives.node(shard), NodeId::from_raw(open.to));
+    if asked != mine {
+        services.lives.note_asked_for(shard, asked);
         return Err(refused(format!("replica {asked} of shard {shard} is asked for, and {mine} lives here")));
     }
-    let replica = services.shards.replica(shard).ok_or_else(not_yet)?;
+    let replica = services.shards.replica(shard).filter(|replica| replica.node() == asked);
+    let replica = replica.ok_or_else(not_yet)?;
     if !services.lives.has_begun(shard) {
         let lives = Arc::clone(&services.lives);
-        let begun = tokio::task::spawn_blocking(move || lives.begin(shard)).await;
+        let begun = tokio::task::spawn_blocking(move || lives.begin(shard, asked)).await;
         begun
             .map_err(|_| not_yet())?
             .map_err(|error| Error::new(ErrorCode::StorageFailed, error.to_string()))?;

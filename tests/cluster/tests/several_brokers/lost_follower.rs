@@ -1,4 +1,5 @@
-//! A follower that has forgotten what it acknowledged, and can't know it; and one on an older copy of its directory, which is turned away.
+//! A follower that has forgotten what it acknowledged, and can't know it; and one on an older copy of its directory, which is turned away where
+//! the others can tell.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -13,6 +14,7 @@ use tidemill_log::wal::FrameKind;
 use crate::load::Load;
 use crate::wal_files::NewestFile;
 
+const CONTROLLER: u32 = 0;
 /// The only one with data.
 const SHARD: u32 = 1;
 /// What is lost at the end of the log, at the most.
@@ -21,7 +23,11 @@ const LOST_BLOCKS: u64 = 16;
 const ATTEMPTS: usize = 5;
 
 fn placed(status: &ClusterStatus) -> Option<&ShardPlacement> {
-    status.placement.iter().find(|placed| placed.shard == SHARD)
+    placed_of(status, SHARD)
+}
+
+fn placed_of(status: &ClusterStatus, shard: u32) -> Option<&ShardPlacement> {
+    status.placement.iter().find(|placed| placed.shard == shard)
 }
 
 /// The life in which a broker's replica is a voter of the shard.
@@ -30,20 +36,28 @@ fn life_of(placed: &ShardPlacement, broker: u32) -> u32 {
     voters.find(|replica| replica.broker_id == broker).map_or(0, |replica| replica.incarnation)
 }
 
-/// Whether the shard is led and all of its replicas have all that it holds.
-fn is_at_its_end(status: &ClusterStatus) -> bool {
-    let at_end = |placed: &ShardPlacement| placed.replicas.iter().all(|replica| replica.behind == 0);
-    placed(status).is_some_and(|placed| placed.leader != 0 && at_end(placed))
+/// Whether a shard is led and all of its replicas have all that it holds.
+fn is_at_its_end(placed: &ShardPlacement) -> bool {
+    placed.leader != 0 && placed.replicas.iter().all(|replica| replica.behind == 0)
+}
+
+/// A broker that leads neither shard.
+fn follower_of(status: &ClusterStatus) -> Outcome<u32> {
+    let leaders: BTreeSet<u32> = status.placement.iter().map(|shard| shard.leader).collect();
+    let follower = (1..=3).find(|broker| !leaders.contains(broker));
+    Ok(follower.ok_or("one of three leads neither shard")?)
+}
+
+/// Without checkpoints that would give a loss away at the start, and without the leader's, which would send a snapshot over it.
+fn options() -> BrokerOptions {
+    BrokerOptions::default().set("storage.checkpoint_bytes", 512 << 20).set("wal.bytes_max", 1_u64 << 30)
 }
 
 /// The end of a log that is gone looks like one that was never written: its broker goes on under its old ids, and only the leader, which was
 /// told more, finds out. It has the replica replaced.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_lacks_what_it_acknowledged_is_replaced() -> Outcome<()> {
-    // No checkpoint that would give the loss away at the start, and none of the leader's, which would send a snapshot over it.
-    let options =
-        BrokerOptions::default().set("storage.checkpoint_bytes", 512 << 20).set("wal.bytes_max", 1_u64 << 30);
-    let mut cluster = TestCluster::start(3, 1, options).await?;
+    let mut cluster = TestCluster::start(3, 1, options()).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
     let mut load = Load::start(&client, "plays", 4).await?;
@@ -68,14 +82,15 @@ async fn a_follower_that_lacks_what_it_acknowledged_is_replaced() -> Outcome<()>
 /// A follower loses the end of its log. Answers which, once its replica was replaced; `None` where another leader came between, or nothing of
 /// the shard's was there to lose.
 async fn lose_and_see(cluster: &mut TestCluster, client: &Client, load: &mut Load) -> Outcome<Option<u32>> {
-    let status = cluster.led_as_planned(client).await?;
-    let leaders: BTreeSet<u32> = status.placement.iter().map(|shard| shard.leader).collect();
-    let follower =
-        (1..=3).find(|broker| !leaders.contains(broker)).ok_or("one of three leads neither shard")?;
+    let follower = follower_of(&cluster.led_as_planned(client).await?)?;
     let data_dir = cluster.broker(follower).data_dir();
     NewestFile::well_filled(&data_dir).await?;
     load.pause(true);
-    let status = cluster.until(client, "have all replicas hold everything", is_at_its_end).await?;
+    let status = cluster
+        .until(client, "have all replicas hold everything", |status| {
+            placed(status).is_some_and(is_at_its_end)
+        })
+        .await?;
     let before = placed(&status).ok_or("the shard is there")?;
     let (term, life) = (before.term, life_of(before, follower));
     cluster.broker(follower).kill().await?;
@@ -108,6 +123,77 @@ fn lose_end(newest: &NewestFile) -> Outcome<bool> {
         newest.lose_from(from)?;
     }
     Ok(is_lost)
+}
+
+/// A copy from one start ago is let in: it counts as many starts. That it had started is an entry of the controller's, so its replica of that
+/// lacks something, too. By it the broker would hear what is planned in its place, and the leader tells it nothing any more: it asks others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_can_not_hear_that_it_is_replaced_comes_back_all_the_same() -> Outcome<()> {
+    let mut cluster = TestCluster::start(3, 1, options()).await?;
+    let client = cluster.client()?;
+    cluster.settled(&client).await?;
+    let mut load = Load::start(&client, "plays", 2).await?;
+    let mut replaced = None;
+    for attempt in 0..ATTEMPTS {
+        replaced = go_back_and_see(&mut cluster, &client, &mut load, attempt).await?;
+        if replaced.is_some() {
+            break;
+        }
+    }
+    let follower = replaced.ok_or("in no attempt the controller's leader stayed one")?;
+    let told = "a replica lost what it had acknowledged; it is retired";
+    assert!(cluster.broker(follower).log_text()?.contains(told), "{}", cluster.broker(follower).log_tail());
+    let alone = cluster.broker(follower).client().await?;
+    let retired = metric(&alone, "tidemill_replicas_retired_total").await?;
+    assert_eq!(retired, 1.0, "the controller's; by that it hears of the other");
+    load.goes_on().await?;
+    load.check(&client).await?;
+    Ok(())
+}
+
+/// A follower goes back to what it had one start before. Answers which, once its replicas were replaced; `None` where another leader of the
+/// controller came between.
+async fn go_back_and_see(
+    cluster: &mut TestCluster,
+    client: &Client,
+    load: &mut Load,
+    attempt: usize,
+) -> Outcome<Option<u32>> {
+    let follower = follower_of(&cluster.led_as_planned(client).await?)?;
+    let data_dir = cluster.broker(follower).data_dir();
+    let [copied, newer] =
+        ["copied", "newer"].map(|name| cluster.directory().join(format!("{name}-{attempt}")));
+    cluster.broker(follower).stop().await?;
+    copy(&data_dir, &copied)?;
+    cluster.broker(follower).restart().await?;
+    cluster.settled(client).await?;
+    load.goes_on().await?;
+    load.pause(true);
+    let before = cluster
+        .until(client, "have all replicas hold everything", |status| {
+            status.placement.len() == 2 && status.placement.iter().all(is_at_its_end)
+        })
+        .await?;
+    cluster.broker(follower).stop().await?;
+    load.pause(false);
+
+    std::fs::rename(&data_dir, newer)?;
+    std::fs::rename(copied, &data_dir)?;
+    load.goes_on().await?;
+    cluster.broker(follower).restart().await?;
+    let life = |placed: &ShardPlacement| life_of(placed, follower);
+    let status = cluster
+        .until(client, "replace the replicas that went back", |status| {
+            before.placement.iter().all(|before| {
+                let now = placed_of(status, before.shard).filter(|now| now.leader != 0);
+                now.is_some_and(|now| now.term > before.term || life(now) > life(before))
+            })
+        })
+        .await?;
+    let of_controller = |status: &ClusterStatus| placed_of(status, CONTROLLER).map(life);
+    let is_new = of_controller(&status) > of_controller(&before);
+    cluster.settled(client).await?;
+    Ok(is_new.then_some(follower))
 }
 
 /// A copy from two starts ago, or older, is known by its count of starts: the others do not let its broker in, and it ends by itself. On the

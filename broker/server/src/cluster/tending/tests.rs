@@ -1,0 +1,236 @@
+use std::path::{Path, PathBuf};
+
+use tidemill_controller::{ControllerCommand, ControllerReply, ReportedMembers, SettingsChange};
+use tidemill_protocol::{LogIndex, Term, Timestamp};
+use tidemill_shard::{Unit, UnitResult};
+
+use super::*;
+use crate::admission::Admission;
+use crate::cluster::{Lives, steering};
+use crate::config::BrokerConfig;
+use crate::data_dir::DataDir;
+use crate::machine::Machine;
+use crate::opening::{open_data_dir, open_peers, open_wal, replica_starter};
+use crate::view::ClusterView;
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The only one of data.
+const SHARD: ShardId = ShardId::new(1);
+/// A broker that the controller knows of, and that is nowhere.
+const OTHER: BrokerId = BrokerId::new(9);
+
+fn config(data_dir: &Path) -> BrokerConfig {
+    let mut config = BrokerConfig {
+        data_dir: data_dir.to_owned(),
+        listen: ([127, 0, 0, 1], 0).into(),
+        shards: Some(1),
+        ..BrokerConfig::default()
+    };
+    config.wal.segment_bytes = 8 << 20;
+    config.wal.bytes_max = 64 << 20;
+    config.storage.disk_reserve_bytes = 0;
+    config.storage.disk_free_min_bytes = 0;
+    config
+}
+
+/// The replicas of a broker that is alone, and nothing else of it.
+struct World {
+    starter: ReplicaStarter,
+    shards: Shards,
+    peers: Peers,
+    stopping: CancellationToken,
+    _data_dir: DataDir,
+    home: tempfile::TempDir,
+}
+
+impl World {
+    async fn open() -> Self {
+        let home = tempfile::tempdir().expect("a directory");
+        let config = config(home.path());
+        let (machine, stopping) = (Machine::this(), CancellationToken::new());
+        let (data_dir, _) = open_data_dir(&config).await.expect("made");
+        let meta = data_dir.meta().clone();
+        let lives = Lives::open(data_dir.storage(), &meta, data_dir.created()).expect("opened");
+        let lives = Arc::new(lives);
+        let peers = open_peers(&config, &data_dir, &stopping).expect("bound");
+        let (wal, recovery) = open_wal(&config, &data_dir, &machine).await.expect("opened");
+        let starter = replica_starter(&config, &data_dir, &machine, &wal, recovery, &lives, &peers);
+        let shards = Shards::new(meta.shards, Arc::new(Admission::new(wal.clone(), &config.wal)));
+        Self { starter, shards, peers, stopping, _data_dir: data_dir, home }
+    }
+
+    async fn start_all(&self) {
+        assert!(self.starter.start_all(&self.shards).await.expect("started").is_empty());
+    }
+
+    fn me(&self) -> BrokerId {
+        BrokerId::new(self.starter.meta.broker_id)
+    }
+
+    fn node(&self) -> Option<NodeId> {
+        self.shards.replica(SHARD).map(|replica| replica.node())
+    }
+
+    fn directory(&self) -> PathBuf {
+        self.home.path().join((self.starter.shard_config)(SHARD).dir)
+    }
+
+    fn picture(&self, controller: &Controller) -> ClusterView {
+        ClusterView::new(Arc::new(controller.clone()), self.me(), Vec::new())
+    }
+
+    fn tend(&self, view: ViewReader) -> tokio::task::JoinHandle<()> {
+        let (starter, shards, peers) = (self.starter.clone(), self.shards.clone(), self.peers.clone());
+        tokio::spawn(starter.tend(Lost::new(), shards, view, peers, self.stopping.clone()))
+    }
+
+    /// The controller that runs here, as it is now.
+    fn controller(&self) -> Arc<Controller> {
+        self.shards.state(ShardId::CONTROLLER).and_then(|shard| shard.controller()).expect("it is here")
+    }
+
+    fn seen(&self) -> Arc<ClusterView> {
+        Arc::new(self.picture(&self.controller()))
+    }
+
+    async fn decide(&self, command: ControllerCommand) -> ControllerReply {
+        match self.shards.propose(ShardId::CONTROLLER, Unit::Control(command)).await {
+            Ok(UnitResult::Control(Ok(reply))) => reply,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The cluster, as the controller has it, is this broker and the other one, and both are to have the shard.
+    async fn form(&self) {
+        let ControllerCommand::FormCluster { identity, mut brokers } = steering::forming(&self.starter.meta)
+        else {
+            panic!("that is how a cluster is formed");
+        };
+        brokers.push(OTHER);
+        self.decide(ControllerCommand::FormCluster { identity, brokers }).await;
+    }
+
+    async fn assign(&self, replicas: &[BrokerId]) {
+        let version = self.controller().shard(SHARD).expect("it is known").version;
+        let (replicas, expected_version) = (replicas.to_vec(), version);
+        self.decide(ControllerCommand::AssignReplicas { shard: SHARD, replicas, expected_version }).await;
+    }
+
+    /// The shard is to be with the other broker, and its group is there already.
+    async fn move_away(&self) {
+        self.assign(&[OTHER]).await;
+        let leader = NodeId::new(OTHER, 1);
+        let members = ReportedMembers {
+            voters: [leader].into(),
+            learners: [].into(),
+            leader: Some(leader),
+            term: Term::new(9),
+            index: LogIndex::new(9),
+        };
+        self.decide(ControllerCommand::ReportMembers { shard: SHARD, members }).await;
+    }
+
+    async fn end(self, tending: tokio::task::JoinHandle<()>) {
+        self.stopping.cancel();
+        tending.await.expect("it ends");
+        for (_, replica) in self.shards.iter() {
+            replica.stop().await;
+        }
+    }
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let comes = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, comes).await.is_ok(), "{what}");
+}
+
+/// An operator says it to one broker, the controller decides it, and every broker follows the controller: what it decided comes to the
+/// one limiter that all replicas here send by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_that_the_controller_decided_is_what_snapshots_are_sent_at() {
+    let world = World::open().await;
+    let limiter = Arc::clone(&world.starter.snapshot_limiter);
+    let holders = Arc::strong_count(&limiter);
+    world.start_all().await;
+    let replicas = world.shards.iter().count();
+    assert_eq!(replicas, 2, "the controller's and the one of data");
+    assert!(Arc::strong_count(&limiter) >= holders + replicas, "each replica sends by it");
+
+    let mut controller = Controller::default();
+    let now = Timestamp::new(1_700_000_000_000);
+    controller.apply(&steering::forming(&world.starter.meta), now).expect("formed");
+    let (publish, view) = ViewReader::channel(world.picture(&controller));
+    let tending = world.tend(view);
+    assert_eq!(limiter.bytes_per_second(), None);
+    for rate in [50 << 20, 1 << 20, 0] {
+        let change = SettingsChange { snapshot_bytes_per_second: Some(rate), ..SettingsChange::default() };
+        controller.apply(&ControllerCommand::AlterSettings(change), now).expect("decided");
+        publish.send_replace(Arc::new(world.picture(&controller)));
+        // 0 is no limit.
+        let decided = Some(rate).filter(|rate| *rate > 0);
+        until("the rate is set", || limiter.bytes_per_second() == decided).await;
+    }
+    world.end(tending).await;
+}
+
+/// Nobody says again what was planned meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_planned_here_again_while_it_leaves_comes_back_once_it_has_left() {
+    let world = World::open().await;
+    world.start_all().await;
+    world.form().await;
+    let first = NodeId::new(world.me(), 1);
+    assert_eq!(world.node(), Some(first));
+    let (publish, view) = ViewReader::channel(ClusterView::clone(&world.seen()));
+    let tending = world.tend(view);
+    world.move_away().await;
+    publish.send_replace(world.seen());
+    until("it is let go", || world.node().is_none()).await;
+    world.assign(&[OTHER, world.me()]).await;
+    publish.send_replace(world.seen());
+    until("it is here again", || world.node().is_some_and(|node| node > first)).await;
+    assert!(world.starter.leaving.lock().is_empty());
+    world.end(tending).await;
+}
+
+/// What it has stays whole, as it is no part of its group any more but nothing of it was removed: the next start lets go of it again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_on_its_way_out_ends_before_the_broker_does() {
+    let world = World::open().await;
+    world.start_all().await;
+    world.form().await;
+    let (publish, view) = ViewReader::channel(ClusterView::clone(&world.seen()));
+    let tending = world.tend(view);
+    let replica = world.shards.replica(SHARD).expect("it is here");
+    world.move_away().await;
+    publish.send_replace(world.seen());
+    until("it is let go", || world.node().is_none()).await;
+    let (starter, directory) = (world.starter.clone(), world.directory());
+    world.stopping.cancel();
+    tending.await.expect("it ends");
+    assert!(replica.watch().borrow().stopped().is_some(), "nothing goes on");
+    assert!(starter.leaving.lock().is_empty());
+    assert_eq!(starter.lives.has_begun(SHARD), directory.exists(), "either all of it is left or nothing");
+    for (_, replica) in world.shards.iter() {
+        replica.stop().await;
+    }
+}
+
+/// Its log says what it holds, and not what it promised.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(debug_assertions, should_panic(expected = "comes back as a new one"))]
+async fn a_replica_is_started_as_what_it_was_once_in_a_process() {
+    let world = World::open().await;
+    world.start_all().await;
+    let replica = world.shards.replica(SHARD).expect("it is here");
+    world.shards.remove(SHARD);
+    replica.stop().await;
+    drop(replica);
+    let again = world.starter.bring_up(SHARD, &world.shards, Trust::Whole).await;
+    assert!(again.is_err_and(|reason| reason.contains("started before in this process")));
+}
