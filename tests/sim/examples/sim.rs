@@ -24,8 +24,6 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// One seed of a cluster in so many is run twice.
 const TWICE_ONE_IN: u64 = 10;
-/// Bugs that are changes of the sources are counted on from the others.
-const FIRST_EDIT: u64 = Bug::ALL.len() as u64 + 1;
 
 fn main() -> Result<ExitCode, Failure> {
     if let Some(done) = run_if_child(runtime) {
@@ -48,7 +46,7 @@ fn main() -> Result<ExitCode, Failure> {
         }
         "bugs" => bugs(number(1_000)?, number(0)?)?,
         "edits" => {
-            (FIRST_EDIT..).zip(EDITS).for_each(|(number, edit)| println!("{number} {}", edit.describe));
+            EDITS.iter().for_each(|edit| println!("{} {}", edit.number, edit.describe));
             true
         }
         "edit" => {
@@ -103,8 +101,8 @@ fn clusters(first: u64, count: u64) -> Result<bool, Failure> {
     Ok(bad == 0)
 }
 
-fn one(seed: u64, file: Option<PathBuf>, bug: Option<usize>) -> Result<bool, Failure> {
-    let bug = bug.and_then(|number| number.checked_sub(1)).and_then(|number| Bug::ALL.get(number).copied());
+fn one(seed: u64, file: Option<PathBuf>, bug: Option<u64>) -> Result<bool, Failure> {
+    let bug = bug.and_then(|number| Bug::ALL.into_iter().find(|bug| bug.number() == number));
     let Outcome { violation, digest, counts, .. } = run_seed(seed, bug, file.as_deref())?;
     counts.iter().for_each(|(name, times)| println!("{name}: {times}"));
     println!("trace {digest}");
@@ -115,16 +113,15 @@ fn one(seed: u64, file: Option<PathBuf>, bug: Option<usize>) -> Result<bool, Fai
 /// How many seeds each bug takes that is put back.
 fn bugs(most: u64, only: u64) -> Result<bool, Failure> {
     println!("| | bug | seeds until it was found | as |\n| --- | --- | --- | --- |");
-    for (number, bug) in (1..).zip(Bug::ALL).filter(|(number, _)| only == 0 || *number == only) {
-        row(number, bug.describe(), most, Some(bug))?;
+    for bug in Bug::ALL.into_iter().filter(|bug| only == 0 || bug.number() == only) {
+        row(bug.number(), bug.describe(), most, Some(bug))?;
     }
     Ok(true)
 }
 
 /// The bug of that number, of those that are changes of the sources.
 fn edit(number: u64) -> Result<Edit, Failure> {
-    let at = number.checked_sub(FIRST_EDIT).and_then(|at| usize::try_from(at).ok());
-    Ok(*at.and_then(|at| EDITS.get(at)).ok_or("`edits` tells the numbers")?)
+    Ok(EDITS.into_iter().find(|edit| edit.number == number).ok_or("`edits` tells the numbers")?)
 }
 
 /// Runs seeds until one finds something, and says which.

@@ -4,6 +4,8 @@
 //! ([`SimDisk::settle`]). The log's writer is driven a step at a time, so that a write, its sync and the answers to those who
 //! wait are apart in time, and others run in between.
 
+mod trouble;
+
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidemill_log::fs::{DirEntry, LockGuard, MemoryStorage, OpenMode, Space, Storage, StorageFile};
 use tokio::sync::Notify;
+
+use trouble::Dropped;
+pub(crate) use trouble::Trouble;
 
 use crate::astray;
 use crate::trace::Trace;
@@ -66,6 +71,9 @@ struct State {
     lie: Option<Lie>,
     /// So many further writes to the write-ahead log arrive where they should, and the one behind them does not.
     astray_after: Option<u64>,
+    trouble: Option<Trouble>,
+    has_failed: bool,
+    dropped: Dropped,
 }
 
 impl SimDisk {
@@ -85,6 +93,9 @@ impl SimDisk {
             slowness: 1,
             lie,
             astray_after: None,
+            trouble: None,
+            has_failed: false,
+            dropped: Dropped::default(),
         };
         Self(Arc::new(Inner {
             name: name.to_owned(),
@@ -213,7 +224,9 @@ impl SimDisk {
         state.off = true;
         let memory = state.left.take().unwrap_or_else(|| self.0.memory.kill());
         let rng = StdRng::seed_from_u64(state.rng.random());
-        Self::with(&self.0.name, memory, rng, &self.0.trace, state.lie)
+        let next = Self::with(&self.0.name, memory, rng, &self.0.trace, state.lie);
+        next.0.state.lock().trouble = state.trouble;
+        next
     }
 
     /// Passes the time that calls took since this was called last.
@@ -244,6 +257,9 @@ impl SimDisk {
             inner.trace.note(format_args!("{} {}{outcome}", inner.name, call.text()));
         }
         let mut state = inner.state.lock();
+        if made.is_ok() && call.kind == Kind::Write {
+            state.dropped.written_again(call.path, call.offset, call.len());
+        }
         let takes = call.takes(&mut state.rng);
         let slowness = state.slowness;
         state.owed += takes * slowness;
@@ -267,7 +283,9 @@ impl Inner {
             return;
         }
         let seed = state.rng.random();
-        state.left = Some(self.memory.crash(seed));
+        let left = self.memory.crash(seed);
+        state.dropped.take_from(&left);
+        state.left = Some(left);
         state.off = true;
         self.trace.note(format_args!("{} loses its power", self.name));
         self.power_lost.notify_waiters();
@@ -373,18 +391,22 @@ impl Storage for SimDisk {
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        let call = Call::new(Kind::Sync, "sync-dir", path);
         let sync = || self.sync(path, true, || self.0.memory.sync_dir(path));
-        self.call(&Call::new(Kind::Sync, "sync-dir", path), sync)
+        self.call(&call, || self.check(&call, None).and_then(|()| sync()))
     }
 
     fn sync_all(&self) -> io::Result<()> {
         let all = Path::new("");
+        let call = Call::new(Kind::Sync, "sync-all", all);
         let sync = || self.sync(all, false, || self.0.memory.sync_all());
-        self.call(&Call::new(Kind::Sync, "sync-all", all), sync)
+        self.call(&call, || self.check(&call, None).and_then(|()| sync()))
     }
 
     fn free_space(&self) -> io::Result<Space> {
-        self.0.memory.free_space()
+        let space = self.0.memory.free_space()?;
+        let is_full = self.0.state.lock().trouble == Some(Trouble::Full);
+        Ok(if is_full { Space { free: 0, ..space } } else { space })
     }
 
     fn try_lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
@@ -408,7 +430,8 @@ impl SimFile {
         make: impl FnOnce(&dyn StorageFile) -> io::Result<T>,
     ) -> io::Result<T> {
         let call = Call { kind, name, path: &self.path, offset, bytes };
-        self.disk.call(&call, || make(&*self.file))
+        let file = &*self.file;
+        self.disk.call(&call, || self.disk.check(&call, Some(file)).and_then(|()| make(file)))
     }
 }
 

@@ -10,6 +10,8 @@ use std::path::Path;
 /// A bug that is put back by a change of the sources.
 #[derive(Debug, Clone, Copy)]
 pub struct Edit {
+    /// The number that it has among all bugs, those of [`Bug`](crate::Bug) included.
+    pub number: u64,
     /// In a few words.
     pub describe: &'static str,
     /// What changes.
@@ -28,8 +30,46 @@ pub struct Change {
 }
 
 /// All of them.
-pub const EDITS: [Edit; 5] = [
+pub const EDITS: [Edit; 10] = [
     Edit {
+        number: 6,
+        describe: "committed with too few voters: one that refuses counts as one that has written",
+        changes: &[Change {
+            file: "broker/raft/src/append_stream.rs",
+            before: "            Answer::HigherVote(vote) => {
+                self.receiver = None;
+                Ok(Ok(Err(StreamAppendError::HigherVote(vote))))
+            }
+",
+            after: "            Answer::HigherVote(_vote) => Ok(Ok(Ok(sent.last))),
+",
+        }],
+    },
+    Edit {
+        number: 7,
+        describe: "a deposed leader answers readers: it asks nobody whether it still leads",
+        changes: &[Change {
+            file: "broker/raft/src/replica.rs",
+            before: "        let read = self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex);\n",
+            after: "        if self.watch().borrow().is_leader() {
+            return Ok(());
+        }
+        let raft = &self.0.raft;
+        let read = raft.ensure_linearizable(ReadPolicy::ReadIndex);
+",
+        }],
+    },
+    Edit {
+        number: 8,
+        describe: "a retried batch counts as a new one: nobody looks at its sequence",
+        changes: &[Change {
+            file: "broker/partition/src/producers.rs",
+            before: "        if batch.base_sequence == expected {\n",
+            after: "        if batch.base_sequence == expected || batch.epoch == state.epoch {\n",
+        }],
+    },
+    Edit {
+        number: 13,
         describe: "offsets askew after a truncation: what was cut off is applied all the same",
         changes: &[
             Change {
@@ -52,6 +92,7 @@ pub const EDITS: [Edit; 5] = [
         ],
     },
     Edit {
+        number: 14,
         describe: "a snapshot with the newest membership instead of the one at its index",
         changes: &[Change {
             file: "broker/shard/src/shard/pin.rs",
@@ -64,6 +105,7 @@ pub const EDITS: [Edit; 5] = [
         }],
     },
     Edit {
+        number: 15,
         describe: "the checkpoint's last entry is applied a second time after a restart",
         changes: &[
             Change {
@@ -84,6 +126,7 @@ pub const EDITS: [Edit; 5] = [
         ],
     },
     Edit {
+        number: 16,
         describe: "numbers of an outbox that is empty begin anew after a restart",
         changes: &[Change {
             file: "broker/shard/src/state/stored.rs",
@@ -98,6 +141,7 @@ pub const EDITS: [Edit; 5] = [
         }],
     },
     Edit {
+        number: 17,
         describe: "a block of an earlier life is taken for one of this: neither salt, sequence nor chain is looked at",
         changes: &[
             Change {
@@ -111,6 +155,32 @@ pub const EDITS: [Edit; 5] = [
                 after: "if !(self.visit)(&frame, role) {\n",
             },
         ],
+    },
+    Edit {
+        number: 18,
+        describe: "numbers of an outbox that is empty begin anew under the next leader",
+        changes: &[Change {
+            file: "broker/shard/src/shard/apply.rs",
+            before: "        self.apply_header(id, None)\n",
+            after: "        let mut state = self.inner.state.write();
+        let all = state.outboxes.iter();
+        let empty: Vec<_> = all.filter(|(_, it)| it.first == it.next).map(|(stream, _)| *stream).collect();
+        for stream in empty {
+            state.outboxes.remove(&stream);
+        }
+        drop(state);
+        self.apply_header(id, Default::default())
+",
+        }],
+    },
+    Edit {
+        number: 19,
+        describe: "the log goes on where a sync of it failed",
+        changes: &[Change {
+            file: "broker/log/src/wal/writer.rs",
+            before: "        active.file.file.sync_data().map_err(|source| (\"fdatasync\", source))?;\n",
+            after: "        drop(active.file.file.sync_data());\n",
+        }],
     },
 ];
 

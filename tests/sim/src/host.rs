@@ -25,6 +25,8 @@ const EPOCH_MS: u64 = 1_700_000_000_000;
 const WAL_SEGMENT_BYTES: u64 = 256 << 10;
 const WAL_BYTES_MAX: u64 = 1 << 20;
 const CHECKPOINT_BYTES: u64 = 96 << 10;
+/// States are compared all the time.
+const STATE_HASH_INTERVAL: Duration = Duration::from_secs(1);
 const WRITE_BEHIND_BYTES: u64 = 16 << 10;
 /// How long a start may take until the shard is led, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -67,6 +69,8 @@ pub(crate) fn replica_limits() -> ReplicaLimits {
         entry_bytes_max: 32 << 10,
         write_behind_bytes_max: 4 * WRITE_BEHIND_BYTES,
         checkpoint_bytes: CHECKPOINT_BYTES,
+        state_hash_bytes: CHECKPOINT_BYTES,
+        state_hash_interval: STATE_HASH_INTERVAL,
         ..ReplicaLimits::default()
     }
 }

@@ -86,6 +86,10 @@ pub(crate) struct Ledger {
     sent: BTreeSet<Digest>,
     acknowledged: BTreeMap<(TopicPartition, Offset), Digest>,
     steps: BTreeMap<Digest, Step>,
+    /// Where a partition may start by now, at the latest.
+    may_start: BTreeMap<TopicPartition, Offset>,
+    /// Where it must, at the earliest.
+    must_start: BTreeMap<TopicPartition, Offset>,
 }
 
 /// What one batch that a task emits says: that it has read a source from one offset to another.
@@ -123,6 +127,26 @@ impl Ledger {
         self.acknowledged.insert((partition, offset), batch);
     }
 
+    /// Somebody asks for what stands before `start` to be gone.
+    pub(crate) fn lets_go(&mut self, partition: TopicPartition, start: Offset) {
+        self.may_start.insert(partition, start);
+    }
+
+    /// It was acknowledged that it is.
+    pub(crate) fn has_let_go(&mut self, partition: TopicPartition, start: Offset) {
+        self.must_start.insert(partition, start);
+    }
+
+    fn check_start(&self, partition: TopicPartition, start: Offset) -> Result<(), Violation> {
+        let known = |starts: &BTreeMap<_, _>| starts.get(&partition).copied().unwrap_or(Offset::ZERO);
+        let (earliest, latest) = (known(&self.must_start), known(&self.may_start));
+        if earliest <= start && start <= latest {
+            return Ok(());
+        }
+        let told = format!("{partition} starts at {start}, where {earliest} to {latest} was asked for");
+        Err(Violation::Cluster(told))
+    }
+
     pub(crate) fn acknowledged(&self) -> usize {
         self.acknowledged.len()
     }
@@ -144,7 +168,10 @@ impl Ledger {
         let mut seen = BTreeSet::new();
         let mut sequences = BTreeMap::new();
         let mut all = blake3::Hasher::new();
+        let mut starts = BTreeMap::new();
         for (partition, view) in shard.partitions() {
+            self.check_start(partition, view.log_start)?;
+            starts.insert(partition, view.log_start);
             let mut from = view.log_start;
             loop {
                 let unreadable = |reason: String| Violation::Unreadable { partition, offset: from, reason };
@@ -163,7 +190,10 @@ impl Ledger {
                         return Err(Violation::Strange { partition, offset });
                     }
                     if let Some((producer, sequence)) = produced(&batch) {
-                        let expected = sequences.insert((partition, producer), sequence + 1).unwrap_or(0);
+                        // What its first one here would be, nobody knows of a log whose beginning is gone.
+                        let first = if view.log_start > Offset::ZERO { sequence } else { 0 };
+                        let before = sequences.insert((partition, producer), sequence + 1);
+                        let expected = before.unwrap_or(first);
                         if sequence != expected {
                             return Err(Violation::Disorder { partition, offset, expected, found: sequence });
                         }
@@ -187,7 +217,10 @@ impl Ledger {
                 from = batches.next;
             }
         }
-        let mut here = self.acknowledged.iter().filter(|((partition, _), _)| is_here(*partition));
+        let is_kept = |(partition, offset): &(TopicPartition, Offset)| {
+            is_here(*partition) && starts.get(partition).is_none_or(|start| offset >= start)
+        };
+        let mut here = self.acknowledged.iter().filter(|(place, _)| is_kept(place));
         match here.find(|(place, batch)| stored.get(place) != Some(*batch)) {
             Some(((partition, offset), _)) => Err(Violation::Lost { partition: *partition, offset: *offset }),
             None => Ok(Held { batches: all.finalize(), steps_to }),

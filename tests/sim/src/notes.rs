@@ -27,12 +27,28 @@ impl Subscriber for Notes {
     fn event(&self, event: &Event<'_>) {
         let mut text = Text(String::new());
         event.record(&mut text);
-        self.0.note(format_args!("{}:{}", event.metadata().level(), text.0.replace('\n', " ")));
+        self.0.note(format_args!(
+            "{}:{}",
+            event.metadata().level(),
+            without_times(&text.0.replace('\n', " "))
+        ));
     }
 
     fn enter(&self, _: &Id) {}
 
     fn exit(&self, _: &Id) {}
+}
+
+/// openraft tells the time by the clock on the wall, which is another in each run: `06:13:37.935495`.
+fn without_times(text: &str) -> String {
+    const TIME_BYTES: usize = 15;
+    let is_time = |time: &&str| matches!(time.as_bytes(), [_, _, b':', _, _, b':', _, _, b'.', ..]);
+    let mut kept = String::new();
+    for word in text.split_inclusive(' ') {
+        let time = word.get(..TIME_BYTES).filter(is_time);
+        kept.push_str(time.map_or(word, |_| &word[TIME_BYTES..]));
+    }
+    kept
 }
 
 struct Text(String);

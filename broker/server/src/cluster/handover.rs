@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use tidemill_controller::Controller;
+use tidemill_log::wal::EntryId;
 use tidemill_protocol::{BrokerId, LogIndex, NodeId, ShardId};
 use tidemill_raft::{FollowerProgress, Replica};
 use tokio::time::Instant;
@@ -106,10 +107,14 @@ pub(super) fn has_nearly_all(
     lacking_max: u64,
     heard_within: Duration,
 ) -> bool {
-    let last = replica.status().last_entry.map_or(0, |id| id.index.get());
+    let status = replica.status();
+    let index = |id: Option<EntryId>| id.map_or(0, |id| id.index.get());
     replica.followers().get(&node).is_some_and(|progress| {
-        let lacking = last.saturating_sub(progress.matched.map_or(0, LogIndex::get));
-        lacking <= lacking_max && is_there(progress, heard_within)
+        let matched = progress.matched.map_or(0, LogIndex::get);
+        // However few the entries are: what the log holds no more comes by a snapshot, which may take hours.
+        let lacks_more = matched < index(status.purged);
+        let lacking = index(status.last_entry).saturating_sub(matched);
+        !lacks_more && lacking <= lacking_max && is_there(progress, heard_within)
     })
 }
 

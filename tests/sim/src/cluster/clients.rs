@@ -14,7 +14,6 @@ use tidemill_protocol::{
 };
 use tidemill_shard::{AdoptTopic, Unit, UnitError, UnitResult};
 
-use super::bug::Bug;
 use super::world::{Running, World};
 use crate::ledger::{Ledger, Violation};
 use crate::trace::Trace;
@@ -42,7 +41,6 @@ pub(crate) struct Client {
     pub(crate) trace: Trace,
     pub(crate) ledger: Arc<Mutex<Ledger>>,
     pub(crate) world: World,
-    pub(crate) bug: Option<Bug>,
 }
 
 impl Client {
@@ -53,8 +51,7 @@ impl Client {
         let mut sequence = 0;
         while !self.world.is_ending() {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(PAUSE_MS))).await;
-            let producer = (self.bug != Some(Bug::RetryIsNew)).then_some(producer);
-            let batch = self.batch(producer, sequence);
+            let batch = self.batch(Some(producer), sequence);
             let sent = self.ledger.lock().send(&batch);
             let unit = Unit::Append { partition, batch, leader_epoch: None };
             match self.write(self.shard, &unit).await {
@@ -136,12 +133,9 @@ impl Client {
             let Some(at) = self.world.any(&mut self.rng) else { continue };
             let Some(replica) = at.replicas.get(&self.shard).cloned() else { continue };
             let Some(acknowledged) = self.ledger.lock().acknowledged_end(partition) else { continue };
-            let trusts = self.bug == Some(Bug::StaleLeaderAnswers) && replica.watch().borrow().is_leader();
-            if !trusts {
-                let asked = at.until_it_ends(replica.read_barrier());
-                if !matches!(tokio::time::timeout(PATIENCE, asked).await, Ok(Some(Ok(())))) {
-                    continue;
-                }
+            let asked = at.until_it_ends(replica.read_barrier());
+            if !matches!(tokio::time::timeout(PATIENCE, asked).await, Ok(Some(Ok(())))) {
+                continue;
             }
             let end = replica.shard().partition(partition).map(|view| view.high_watermark);
             self.trace.note(format_args!("{} at {}: {partition} ends at {end:?}", self.name, at.broker));
@@ -167,7 +161,7 @@ impl Client {
     }
 
     /// A batch of one record that no other is like.
-    fn batch(&mut self, producer: Option<i64>, sequence: i32) -> Bytes {
+    pub(super) fn batch(&mut self, producer: Option<i64>, sequence: i32) -> Bytes {
         let mut value = format!("{} {sequence} ", self.name).into_bytes();
         let bytes = self.rng.random_range(0..RECORD_BYTES_MAX);
         value.extend((0..bytes).map(|_| self.rng.random::<u8>()));

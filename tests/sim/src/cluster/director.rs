@@ -26,7 +26,7 @@ use super::settle::settle;
 use super::watcher::{Checks, Watcher};
 use super::world::World;
 use super::{BROKERS, ClusterReport, SHARDS};
-use crate::disk::SimDisk;
+use crate::disk::{SimDisk, Trouble};
 use crate::ledger::Ledger;
 use crate::network::SimNetwork;
 use crate::notes::Notes;
@@ -35,7 +35,9 @@ use crate::trace::Trace;
 /// How long faults happen.
 const TROUBLE: Duration = Duration::from_secs(25);
 const BETWEEN_FAULTS_MS: std::ops::Range<u64> = 100..2_500;
-const DOWN_MS: std::ops::Range<u64> = 20..3_000;
+pub(super) const DOWN_MS: std::ops::Range<u64> = 20..3_000;
+/// How soon somebody sees that a broker has stopped by itself.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
 const LONG_AWAY: Duration = Duration::from_secs(9);
 const PRODUCERS_PER_SHARD: i64 = 2;
 /// Of the call to the disk that makes a snapshot the shard.
@@ -53,6 +55,12 @@ pub(super) enum Undo {
     Mend,
     InTime,
     Fast(BrokerId),
+    /// Room was short already: now there is none.
+    Fill(BrokerId),
+    /// Its disk has room again, and does what it is told.
+    Well(BrokerId),
+    /// Somebody looks after those that stopped by themselves.
+    LookAfter,
     /// What its disk did wrong comes to light: the power goes, or only its process ends.
     ComeToLight(BrokerId, Ending),
 }
@@ -150,6 +158,7 @@ impl Director {
         let watching = tokio::spawn(Watcher::new(&self.world, &self.trace).run());
         let controlling = tokio::spawn(control(self.world.clone(), SHARDS.to_vec(), self.trace.clone()));
         let clients = self.start_clients();
+        self.later(LOOK_AFTER, Undo::LookAfter);
         self.trouble().await;
         self.trace.note(format_args!("all is mended"));
         self.mend_all();
@@ -190,12 +199,16 @@ impl Director {
             clients.push(tokio::spawn(plain.produce_plainly()));
             let reader = self.client(format!("reader {shard}"), shard);
             clients.push(tokio::spawn(reader.read()));
+            let trimmer = self.client(format!("trimmer {shard}"), shard);
+            clients.push(tokio::spawn(trimmer.trim()));
             let emits = Arc::new(AtomicBool::new(true));
             let task = self.client(format!("task {shard}"), shard);
             clients.push(tokio::spawn(task.run_task(Arc::clone(&emits))));
             let deliverer = self.client(format!("deliverer {shard}"), shard);
             clients.push(tokio::spawn(deliverer.deliver(emits)));
         }
+        let router = self.client("router".to_owned(), SHARDS[1]);
+        clients.push(tokio::spawn(router.route()));
         clients
     }
 
@@ -207,7 +220,6 @@ impl Director {
             trace: self.trace.clone(),
             ledger: Arc::clone(&self.ledger),
             world: self.world.clone(),
-            bug: self.bug,
         }
     }
 
@@ -269,6 +281,12 @@ impl Director {
         match undo {
             Undo::Start(broker) => self.start(broker),
             Undo::ComeToLight(broker, ending) => self.come_to_light(broker, ending),
+            Undo::Fill(broker) => self.trouble_at(broker, Some(Trouble::Full)),
+            Undo::Well(broker) => self.trouble_at(broker, None),
+            Undo::LookAfter => {
+                self.restart_stopped();
+                self.later(LOOK_AFTER, Undo::LookAfter);
+            }
             Undo::GoOn(broker) => self.network.pause(broker, false),
             Undo::Mend => self.network.heal(),
             Undo::InTime => self.network.set_late_one_in(None),
@@ -374,6 +392,8 @@ impl Director {
             Fault::LogDamaged => self.damage_log(broker),
             Fault::Misdirected => self.misdirect(broker),
             Fault::FlushLost => self.lose_flushes(broker),
+            Fault::DiskFull => self.fill_disk(broker, moment),
+            Fault::DiskFails => self.fail_disk(broker, moment),
             Fault::DiskLost => {
                 self.kill(broker);
                 self.lose_disk(broker);

@@ -13,8 +13,10 @@ use tidemill_raft::Begin;
 
 use super::SHARDS;
 use super::bug::Bug;
-use super::director::{Director, Ending, Undo};
-use crate::disk::{Lie, SimDisk};
+use super::director::{DOWN_MS, Director, Ending, Undo};
+use super::world::Running;
+use crate::disk::{Lie, SimDisk, Trouble};
+use crate::ledger::Violation;
 
 /// What a disk does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +31,8 @@ pub(super) enum Wrong {
 const WRONG_MS: std::ops::Range<u64> = 20..400;
 /// Writes to the log that still arrive.
 const WRITES_BEFORE: std::ops::Range<u64> = 0..12;
+/// Writes and syncs that are still done.
+const DONE_BEFORE: std::ops::Range<u64> = 0..40;
 
 impl Director {
     pub(super) fn misdirect(&mut self, broker: BrokerId) {
@@ -46,6 +50,57 @@ impl Director {
         machine.wrong = Some(Wrong::Flushes);
         machine.disk.set_lie(Some(Lie::Wal));
         self.later(Duration::from_millis(wrong_for), Undo::ComeToLight(broker, Ending::PowerLost));
+    }
+
+    /// Half of the time the broker is told beforehand that room is short, as the `server` room tells it: it writes its checkpoints first.
+    pub(super) fn fill_disk(&mut self, broker: BrokerId, duration: Duration) {
+        let is_told = self.rng.random();
+        match self.world.at(broker).filter(|_| is_told) {
+            Some(running) => {
+                running.short_of_room.send_replace(true);
+                self.later(duration / 2, Undo::Fill(broker));
+            }
+            None => self.trouble_at(broker, Some(Trouble::Full)),
+        }
+        self.later(duration * 2, Undo::Well(broker));
+    }
+
+    pub(super) fn trouble_at(&self, broker: BrokerId, trouble: Option<Trouble>) {
+        if let Some(machine) = self.machines.get(&broker) {
+            machine.disk.set_trouble(trouble);
+        }
+        if let Some(running) = self.world.at(broker).filter(|_| trouble.is_none()) {
+            running.short_of_room.send_replace(false);
+        }
+    }
+
+    pub(super) fn fail_disk(&mut self, broker: BrokerId, duration: Duration) {
+        let (after, lasts) = (self.rng.random_range(DONE_BEFORE), self.rng.random());
+        self.trouble_at(broker, Some(Trouble::Fails { after, lasts }));
+        self.later(duration * 2, Undo::Well(broker));
+    }
+
+    /// Whoever stopped because its disk failed stays so until its process is started anew, and before that perhaps its machine.
+    pub(super) fn restart_stopped(&mut self) {
+        let stopped = self.world.running().into_iter().filter(Running::has_stopped);
+        for broker in stopped.map(|running| running.broker).collect::<Vec<_>>() {
+            let Some(machine) = self.machines.get(&broker) else { continue };
+            let disk = machine.disk.clone();
+            if !disk.has_failed() {
+                let is_excused = machine.wrong.is_some() || machine.may_have_lost || disk.has_lost_power();
+                if !is_excused {
+                    let told = format!("{broker} has stopped, and nothing is wrong with its disk");
+                    self.world.broken(Violation::Cluster(told));
+                }
+                continue;
+            }
+            let (down, power) = (self.rng.random_range(DOWN_MS), self.rng.random());
+            self.trace.note(format_args!("{broker} has stopped"));
+            if power {
+                disk.lose_power();
+            }
+            self.end_for(broker, Duration::from_millis(down));
+        }
     }
 
     pub(super) fn come_to_light(&mut self, broker: BrokerId, ending: Ending) {

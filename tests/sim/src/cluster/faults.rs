@@ -42,10 +42,14 @@ pub enum Fault {
     Misdirected,
     /// One broker's disk says that it has synced the write-ahead log, and has not; then its power goes.
     FlushLost,
+    /// One broker's disk has no room for a while.
+    DiskFull,
+    /// A write or a sync of one broker's disk fails, or all do for a while. Whoever stopped for that starts again, as for a full disk.
+    DiskFails,
 }
 
 /// Each with how often it comes.
-const WEIGHTS: [(Fault, u32); 18] = [
+const WEIGHTS: [(Fault, u32); 20] = [
     (Fault::PowerLoss, 14),
     (Fault::Killed, 8),
     (Fault::AllPowerLoss, 4),
@@ -64,6 +68,8 @@ const WEIGHTS: [(Fault, u32); 18] = [
     (Fault::DiskLost, 2),
     (Fault::Misdirected, 5),
     (Fault::FlushLost, 3),
+    (Fault::DiskFull, 6),
+    (Fault::DiskFails, 6),
 ];
 
 impl Fault {

@@ -1,6 +1,7 @@
 //! The lives of brokers: how they begin, end, and are begun again.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::RngExt;
 use tidemill_protocol::BrokerId;
@@ -8,10 +9,14 @@ use tidemill_raft::Begin;
 
 use super::SHARDS;
 use super::controller::is_settled;
-use super::director::{Director, LOOK_AGAIN, Machine, Undo};
+use super::director::{DOWN_MS, Director, LOOK_AGAIN, Machine, Undo};
 use super::disks::Wrong;
 use super::machine::{Beginning, Life, Started};
+use super::world::Running;
 use crate::ledger::Violation;
+
+/// As the `server` room has replicas look whether they are in the state of the others.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl Director {
     pub(super) fn start(&mut self, broker: BrokerId) {
@@ -84,12 +89,17 @@ impl Director {
                         (place.retired, place.old_vote) = (false, vote);
                     }
                 }
+                tokio::spawn(compare_states(running.clone()));
                 self.world.runs(running);
             }
             // The power goes first.
             Err(_) if machine.disk.has_lost_power() => {}
             Err(error) => {
                 self.trace.note(format_args!("{broker} does not start: {error}"));
+                if machine.disk.has_failed() {
+                    let down = Duration::from_millis(self.rng.random_range(DOWN_MS));
+                    return self.end_for(broker, down);
+                }
                 if !machine.may_have_lost {
                     return self.world.broken(Violation::NoStart { reason: error.to_string() });
                 }
@@ -106,7 +116,10 @@ impl Director {
     /// Whether every shard is kept by those that should, and all of them are well.
     pub(super) fn is_whole(&mut self) -> bool {
         self.replace_lost();
-        let is_well = |machine: &Machine| machine.wrong.is_none() && self.world.at(machine.broker).is_some();
+        let is_well = |machine: &Machine| {
+            let runs = self.world.at(machine.broker).is_some_and(|running| !running.has_stopped());
+            runs && machine.wrong.is_none() && !machine.disk.is_in_trouble()
+        };
         let running = self.machines.values().all(is_well);
         let whole = running && SHARDS.iter().all(|shard| is_settled(&self.world, *shard));
         if whole {
@@ -114,4 +127,17 @@ impl Director {
         }
         whole
     }
+}
+
+/// Each replica takes its part as long as the broker runs; one whose state is not that of the others stops.
+async fn compare_states(running: Running) {
+    let compare = async {
+        loop {
+            tokio::time::sleep(COMPARE_INTERVAL).await;
+            for replica in running.replicas.values() {
+                replica.compare_states().await;
+            }
+        }
+    };
+    let _ended: Option<()> = running.until_it_ends(compare).await;
 }

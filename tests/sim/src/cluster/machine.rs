@@ -1,6 +1,6 @@
 //! A broker of the cluster from life to life: its disk stays, all else begins anew.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -161,9 +161,6 @@ async fn start(
         if bug == Some(Bug::VoteForgotten) && place.old_vote.is_some() {
             recovered.vote = place.old_vote;
         }
-        if bug == Some(Bug::TooFewVoters) && matches!(config.begin, Begin::Form(_)) {
-            config.begin = Begin::Form(BTreeSet::from([place.node]));
-        }
         let replica = Replica::start(config, wal.clone(), recovered, opened).await;
         replicas.insert(shard, replica.map_err(|error| StartError::Replica(shard, error))?);
     }
@@ -174,6 +171,7 @@ async fn start(
     let driven: Vec<Replica> = replicas.values().cloned().collect();
     let driver =
         CheckpointDriver::start(checkpoint_config(), wal.clone(), move || driven.clone(), short_of_room);
-    let running = Running { broker, life, replicas, wal, ended, _driver: Arc::new((driver, room)) };
+    let (short_of_room, driver) = (Arc::new(room), Arc::new(driver));
+    let running = Running { broker, life, replicas, wal, ended, short_of_room, _driver: driver };
     Ok((running, votes))
 }

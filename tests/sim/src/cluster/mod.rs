@@ -6,6 +6,7 @@
 //!   controller  plays the cluster's controller: whoever lost its log comes back under a new id and is taken in
 //!   Client      idempotent producers, plain ones, readers, at any broker            (clients)
 //!               tasks that emit to the next shard, and who delivers that            (tasks)
+//!               one whose batches go to two shards (router), one that lets records go (trimmer)
 //!   Watcher     compares what brokers have applied, all the time
 //! ```
 //! At the end everything is mended: then all must come to the same state, and what was acknowledged must be there once.
@@ -18,8 +19,10 @@ mod disks;
 mod faults;
 mod lives;
 mod machine;
+mod router;
 mod settle;
 mod tasks;
+mod trimmer;
 mod watcher;
 mod world;
 

@@ -13,7 +13,9 @@ use super::SHARDS;
 use super::clients::topic_of;
 use super::controller::is_settled;
 use super::director::Director;
+use super::router::keeper_of;
 use super::tasks::{TASK, deployment_of};
+use super::world::Running;
 use crate::ledger::Violation;
 
 /// How long it may take, in simulated time.
@@ -56,17 +58,19 @@ fn keepers(director: &Director, shard: ShardId) -> Vec<(BrokerId, Replica)> {
 
 /// Whether all that should keep a shard have applied the same.
 fn is_even(director: &Director) -> bool {
-    SHARDS.iter().all(|shard| {
-        let keepers = keepers(director, *shard);
-        let applied = |replica: &Replica| replica.status().last_applied;
-        let first = keepers.first().and_then(|(_, replica)| applied(replica));
-        is_settled(&director.world, *shard)
-            && keepers.len() == director.world.wanted(*shard).len()
-            && first.is_some()
-            && keepers
-                .iter()
-                .all(|(_, replica)| applied(replica) == first && replica.status().last_entry == first)
-    })
+    let stopped = director.world.running().iter().any(Running::has_stopped);
+    !stopped
+        && SHARDS.iter().all(|shard| {
+            let keepers = keepers(director, *shard);
+            let applied = |replica: &Replica| replica.status().last_applied;
+            let first = keepers.first().and_then(|(_, replica)| applied(replica));
+            is_settled(&director.world, *shard)
+                && keepers.len() == director.world.wanted(*shard).len()
+                && first.is_some()
+                && keepers
+                    .iter()
+                    .all(|(_, replica)| applied(replica) == first && replica.status().last_entry == first)
+        })
 }
 
 fn describe(director: &Director) -> String {
@@ -85,7 +89,9 @@ async fn compare(director: &Director) -> Result<(), Violation> {
         let mut all: Option<(BrokerId, blake3::Hash)> = None;
         let mut sealed: BTreeMap<(TopicPartition, Offset), (BrokerId, SegmentEnd)> = BTreeMap::new();
         for (broker, replica) in keepers(director, shard) {
-            let is_here = |partition: TopicPartition| partition.topic == topic_of(shard);
+            let is_here = |partition: TopicPartition| {
+                partition.topic == topic_of(shard) || keeper_of(partition) == Some(shard)
+            };
             let held = director.ledger.lock().check(&replica.shard(), is_here)?;
             let batches = held.batches;
             steps_to.extend(held.steps_to);

@@ -110,7 +110,7 @@ impl Client {
         }
     }
 
-    fn was_told(&self, what: &str) {
+    pub(super) fn was_told(&self, what: &str) {
         self.world.broken(Violation::Cluster(format!("{} was told {what}", self.name)));
     }
 
@@ -150,7 +150,7 @@ impl Client {
         Some((progress, step))
     }
 
-    fn deployment(&self) -> AdoptDeployment {
+    pub(super) fn deployment(&self) -> AdoptDeployment {
         let sources = (0..PARTITIONS).map(PartitionId::new);
         let source =
             |partition| (TopicPartition::new(topic_of(self.shard), partition), StartAt::Offset(Offset::ZERO));

@@ -39,6 +39,8 @@ pub(crate) struct Watcher {
     leaders: BTreeMap<(ShardId, Term, NodeId), u64>,
     /// Of a life, an entry about members that it goes by and does not have in its log: it must be within the snapshot that it came by.
     ahead: BTreeMap<(u64, ShardId), LogIndex>,
+    /// Of a life whose log has failed, how much of it is on the disk.
+    failed: BTreeMap<(u64, ShardId), Option<EntryId>>,
     /// Up to where a life's entries were looked at.
     seen: BTreeMap<(u64, ShardId), LogIndex>,
 }
@@ -53,6 +55,7 @@ impl Watcher {
             states: BTreeMap::new(),
             leaders: BTreeMap::new(),
             ahead: BTreeMap::new(),
+            failed: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -95,6 +98,13 @@ impl Watcher {
             let led = self.leaders.entry((shard, role.term, replica.node())).or_insert(running.life);
             if *led != running.life {
                 return Err(format!("leads in term {}, which an earlier life of it has led", role.term));
+            }
+        }
+        if running.wal.poisoned().is_some() {
+            let flushed = running.wal.flushed(shard);
+            let known = *self.failed.entry((running.life, shard)).or_insert(flushed);
+            if known != flushed {
+                return Err(format!("goes on with a log that failed: it had {known:?}, and now {flushed:?}"));
             }
         }
         let Some(applied) = replica.shard().applied().last else { return Ok(()) };

@@ -23,10 +23,19 @@ pub(crate) struct Running {
     pub(crate) replicas: Arc<BTreeMap<ShardId, Replica>>,
     pub(crate) wal: Wal,
     pub(crate) ended: watch::Receiver<bool>,
-    pub(crate) _driver: Arc<(CheckpointDriver, watch::Sender<bool>)>,
+    pub(crate) short_of_room: Arc<watch::Sender<bool>>,
+    pub(crate) _driver: Arc<CheckpointDriver>,
 }
 
 impl Running {
+    /// Whether its log or one of its replicas has failed: it is of no use until it starts anew.
+    pub(crate) fn has_stopped(&self) -> bool {
+        let stopped = |replica: &Replica| {
+            replica.shard().poisoned().is_some() || replica.watch().borrow().stopped().is_some()
+        };
+        self.wal.poisoned().is_some() || self.replicas.values().any(stopped)
+    }
+
     /// Does something at this broker; `None` where it ends before that is done.
     pub(crate) async fn until_it_ends<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         let mut ended = self.ended.clone();
