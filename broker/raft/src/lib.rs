@@ -60,6 +60,7 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 mod types;
+mod unbroken;
 mod window;
 
 pub use anywhere::PermitAnywhere;

@@ -34,6 +34,7 @@ use crate::status::{ReplicaRole, ReplicaStatus};
 use crate::supervisor::{self, Health};
 use crate::telemetry::{StateTelemetry, Telemetry};
 use crate::types::{Command, LogId, TypeConfig, entry_id};
+use crate::unbroken::Unbroken;
 
 /// How long openraft may take to notice a checkpoint before it is told again.
 const NOTICE_PATIENCE: Duration = Duration::from_millis(100);
@@ -194,7 +195,9 @@ impl Replica {
 
     /// The same where this replica leads.
     pub(crate) async fn read_barrier_here(&self) -> Result<(), ReadError> {
-        let read = self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let read = Unbroken::new(&self.0.raft, |raft| async move {
+            raft.ensure_linearizable(ReadPolicy::ReadIndex).await
+        });
         if self.0.peers.is_none() {
             return read.await.map(drop).map_err(|error| self.0.read_error(error));
         }
@@ -402,11 +405,17 @@ impl EntrySink for RaftSink {
                 None => drop(flight),
             });
         // The channel holds more than may be in flight, so this never has to wait; and outside of tokio's budget it is
-        // never made to. Should it be full all the same, or the core be gone, the entry is dropped, and with it the
-        // flight, whose units learn that their outcome is unknown.
-        let handed = self.raft.client_write_ff(command, Some(responder));
-        if !matches!(tokio::task::coop::unconstrained(handed).now_or_never(), Some(Ok(()))) {
-            tracing::debug!("an entry could not be handed to openraft");
+        // never made to. Should the core be gone, the entry is dropped, and with it the flight, whose units learn that
+        // their outcome is unknown; the call then waits for the core's end, which is not waited for here.
+        let mut handed =
+            Unbroken::new(
+                &self.raft,
+                |raft| async move { raft.client_write_ff(command, Some(responder)).await },
+            );
+        match tokio::task::coop::unconstrained(&mut handed).now_or_never() {
+            Some(Ok(())) => {}
+            Some(Err(fatal)) => tracing::debug!(%fatal, "an entry could not be handed to openraft"),
+            None => handed.go_on(),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::replica::{Inner, Replica};
 use crate::rpc::{Answer, Asked, Request, TransferRefused};
 use crate::snapshot;
 use crate::types::{Payload, RaftLogEntry};
+use crate::unbroken::Unbroken;
 
 /// How long a stream may be open before it says what it is for.
 const FIRST_MESSAGE_PATIENCE: Duration = Duration::from_secs(10);
@@ -72,10 +73,12 @@ async fn serve(replica: &Replica, from: NodeId, stream: PeerStream) -> Result<()
             return Ok(());
         }
         Request::Vote(vote) => {
-            inner.raft.vote(vote).await.map(Answer::Voted).map_err(|error| error.to_string())
+            let voted = Unbroken::new(&inner.raft, |raft| async move { raft.vote(vote).await });
+            voted.await.map(Answer::Voted).map_err(|error| error.to_string())
         }
         Request::PreVote(vote) => {
-            inner.raft.pre_vote(vote).await.map(Answer::Voted).map_err(|error| error.to_string())
+            let voted = Unbroken::new(&inner.raft, |raft| async move { raft.pre_vote(vote).await });
+            voted.await.map(Answer::Voted).map_err(|error| error.to_string())
         }
         Request::TakeTheLead(request) => {
             let done = inner.raft.handle_transfer_leader(request).await;
@@ -130,7 +133,8 @@ fn refused_lead(error: TransferLeaderError<crate::types::TypeConfig>) -> Transfe
 
 /// Up to where a replica must have applied the log so that it shows all that was acknowledged before.
 async fn read_index(inner: &Inner) -> Result<LogIndex, ReadError> {
-    let read = inner.raft.get_read_log_id(ReadPolicy::ReadIndex);
+    let read =
+        Unbroken::new(&inner.raft, |raft| async move { raft.get_read_log_id(ReadPolicy::ReadIndex).await });
     match tokio::time::timeout(inner.limits.reserve_deadline, read).await {
         Ok(Ok((read, _applied))) => Ok(LogIndex::new(read.index())),
         Ok(Err(error)) => Err(inner.read_error(error)),

@@ -303,6 +303,39 @@ async fn a_failed_shard_ends_an_idle_replica() {
     assert!(matches!(replica.propose(Unit::Tick).await, Err(ProposeError::Stopped { .. })));
 }
 
+/// Many call while the log fails and openraft's core ends, and some of them do not wait for what comes of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whoever_calls_while_a_replica_ends_is_answered() {
+    for nth in 1..=20 {
+        let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+        let broker = Broker::open(Arc::new(faulty.clone()));
+        let replica = broker.start(SHARD).await;
+        let callers = (0..8_u64).map(|caller| {
+            let replica = replica.clone();
+            tokio::spawn(async move {
+                for call in 0_u64.. {
+                    let unit = Unit::Tick;
+                    let pending = match replica.reserve(unit.bytes()).await {
+                        Ok(permit) => permit.submit(unit),
+                        Err(ProposeError::Stopped { .. }) => return,
+                        Err(_) => continue,
+                    };
+                    let wait = Duration::from_micros((caller + call) % 4 * 50);
+                    let _given_up = tokio::time::timeout(wait, replica.read_barrier()).await;
+                    let _given_up = tokio::time::timeout(wait, pending).await;
+                }
+            })
+        });
+        let callers: Vec<_> = callers.collect();
+        tokio::task::yield_now().await;
+        faulty.on_nth(Some(Call::Sync), nth, Effect::Halt);
+        for caller in callers {
+            let ended = tokio::time::timeout(PATIENCE, caller).await;
+            ended.expect("it ends").expect("it does not panic");
+        }
+    }
+}
+
 async fn wait_until(condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {
