@@ -20,7 +20,6 @@ const NOT_PROVOKED: [(&str, &str); 3] = [
         "sent where the broker has a defect, such as a task of its own that panics: no client may have a way to it",
     ),
     ("JOIN_REFUSED", "said to brokers that join: several_brokers/strangers.rs and members.rs read the words"),
-    ("PEER_REFUSED", "said between brokers: several_brokers/strangers.rs and members.rs read it in the logs"),
 ];
 
 fn sources(dir: &Path, found: &mut String) {
