@@ -50,12 +50,12 @@ pub const EDITS: [Edit; 10] = [
         describe: "a deposed leader answers readers: it asks nobody whether it still leads",
         changes: &[Change {
             file: "broker/raft/src/replica.rs",
-            before: "        let read = self.0.raft.ensure_linearizable(ReadPolicy::ReadIndex);\n",
+            before: "        let read = Unbroken::new(&self.0.raft, |raft| async move {\n",
             after: "        if self.watch().borrow().is_leader() {
             return Ok(());
         }
-        let raft = &self.0.raft;
-        let read = raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        let core = &self.0.raft;
+        let read = Unbroken::new(core, |raft| async move {
 ",
         }],
     },

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -41,10 +42,28 @@ pub(crate) struct FaultyPort {
     pub(crate) shard: Arc<MemoryPort>,
     faults: Mutex<VecDeque<Fault>>,
     attempts: Mutex<Vec<Attempt>>,
+    /// Steps that may be seen in the shard, and are not among the attempts yet.
+    unnoted: AtomicUsize,
     fetches: Mutex<Vec<Instant>>,
     damaged: Mutex<Option<(TopicPartition, String)>>,
     /// Called after each step.
     watcher: Mutex<Option<Watcher>>,
+}
+
+/// A step under way, however it ends.
+struct Unnoted<'a>(&'a AtomicUsize);
+
+impl<'a> Unnoted<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(count)
+    }
+}
+
+impl Drop for Unnoted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl FaultyPort {
@@ -53,6 +72,7 @@ impl FaultyPort {
             shard: Arc::new(MemoryPort::new(limits)),
             faults: Mutex::default(),
             attempts: Mutex::default(),
+            unnoted: AtomicUsize::new(0),
             fetches: Mutex::default(),
             damaged: Mutex::default(),
             watcher: Mutex::default(),
@@ -79,6 +99,11 @@ impl FaultyPort {
 
     pub(crate) fn attempts(&self) -> Vec<Attempt> {
         self.attempts.lock().clone()
+    }
+
+    /// Whether all that can be seen of steps is among the attempts.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.unnoted.load(Ordering::SeqCst) == 0
     }
 
     /// When records were asked for.
@@ -144,6 +169,7 @@ impl TaskPort for FaultyPort {
 
     fn commit(&self, task: TaskKey, step: TaskStep) -> BoxFuture<'_, Result<StepOutcome, PortError>> {
         async move {
+            let _unnoted = Unnoted::begin(&self.unnoted);
             let before = self.task(task);
             let fault = self.faults.lock().pop_front();
             let lost = || Err(PortError("the shard did not answer".to_owned()));

@@ -177,7 +177,8 @@ impl Stage {
 
     /// Waits until the task stands behind so many records.
     pub(crate) async fn reaches(&self, position: i64) {
-        eventually(&format!("the task reaches {position}"), || self.position() == position).await;
+        let reached = || self.position() == position && self.port.is_noted();
+        eventually(&format!("the task reaches {position}"), reached).await;
     }
 
     pub(crate) fn counter(&self, name: &str) -> u64 {

@@ -14,7 +14,7 @@ use crate::kit::{PATIENCE, batch_of, broker, broker_with, code, create, numbered
 use crate::raw::{RawPeer, frame, opening};
 
 /// Codes that no test of a whole broker provokes, and what shows them instead.
-const NOT_PROVOKED: [(&str, &str); 3] = [
+const NOT_PROVOKED: [(&str, &str); 2] = [
     (
         "INTERNAL",
         "sent where the broker has a defect, such as a task of its own that panics: no client may have a way to it",
