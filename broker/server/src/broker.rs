@@ -429,6 +429,7 @@ async fn control(shards: &Shards, command: ControllerCommand) -> Result<(), Star
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::small_config;
 
     /// Longer than anything here takes.
     const PATIENCE: Duration = Duration::from_secs(60);
@@ -436,16 +437,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_a_broker_began_ends_with_it() {
         let home = tempfile::tempdir().expect("a directory");
-        let mut config = BrokerConfig {
-            data_dir: home.path().to_owned(),
-            listen: ([127, 0, 0, 1], 0).into(),
-            shards: Some(1),
-            ..BrokerConfig::default()
-        };
-        config.wal.segment_bytes = 8 << 20;
-        config.wal.bytes_max = 64 << 20;
-        config.storage.disk_reserve_bytes = 0;
-        config.storage.disk_free_min_bytes = 0;
+        let config = small_config(home.path());
         let broker = Broker::start(config).await.expect("starts");
         let (stopping, ended) = (broker.context.stopping.clone(), broker.running_peers.ended.clone());
         assert!(!stopping.is_cancelled() && !ended.is_cancelled());

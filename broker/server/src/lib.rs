@@ -44,6 +44,8 @@ mod shards;
 mod start_error;
 mod task_port;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 mod unpacking;
 mod view;
 mod wiring;

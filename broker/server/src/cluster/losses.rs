@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
     use crate::broker::Broker;
-    use crate::config::BrokerConfig;
+    use crate::testing::small_config;
 
     const SHARD: ShardId = ShardId::new(1);
 
@@ -252,16 +252,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_broker_that_knows_no_other_does_not_start_on_damage_and_removes_nothing() {
         let home = tempfile::tempdir().expect("a directory");
-        let mut config = BrokerConfig {
-            data_dir: home.path().to_owned(),
-            listen: ([127, 0, 0, 1], 0).into(),
-            shards: Some(1),
-            ..BrokerConfig::default()
-        };
-        config.wal.segment_bytes = 8 << 20;
-        config.wal.bytes_max = 64 << 20;
-        config.storage.disk_reserve_bytes = 0;
-        config.storage.disk_free_min_bytes = 0;
+        let config = small_config(home.path());
         Broker::start(config.clone()).await.expect("starts").shutdown("enough").await;
         let (state, rubbish) = (home.path().join("shard-01/state"), vec![0xa5; 9_000]);
         std::fs::write(&state, &rubbish).expect("written");

@@ -5,19 +5,19 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tidemill_client::messages::{ClusterStatus, TopicConfig};
-use tidemill_client::{Client, NewTopic, Record};
-use tidemill_cluster_tests::fixtures::Random;
+use tidemill_client::Client;
+use tidemill_client::messages::ClusterStatus;
 use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
+use crate::files::{Filling, fill};
 use crate::load::Load;
 
 /// The only one with data.
 const SHARD: u32 = 1;
-const RECORDS: usize = 200;
+const RECORDS: u32 = 200;
 const RECORD_BYTES: usize = 4_000;
 const SEGMENT_BYTES: u64 = 256 << 10;
 const DAMAGED: u32 = 3;
@@ -28,19 +28,15 @@ async fn with_segments() -> Outcome<(TestCluster, Client)> {
     let cluster = TestCluster::start(3, 1, BrokerOptions::default()).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
-    let config = TopicConfig { segment_bytes: Some(SEGMENT_BYTES), ..TopicConfig::default() };
-    client.topics().create(NewTopic::new("songs", 1).config(config)).await?;
-    let producer = client.producer("songs").build().await?;
-    let mut deliveries = Vec::new();
-    // Bytes that no compression makes fewer.
-    let (mut random, mut value) = (Random::new(17), vec![0; RECORD_BYTES]);
-    for _ in 0..RECORDS {
-        random.fill(&mut value);
-        deliveries.push(producer.send(Record::new(&value)).await?);
-    }
-    for delivery in deliveries {
-        delivery.await?;
-    }
+    let filling = Filling {
+        partitions: 1,
+        in_turn: false,
+        segment_bytes: SEGMENT_BYTES,
+        records: RECORDS,
+        record_bytes: RECORD_BYTES,
+        seed: 17,
+    };
+    fill(&client, "songs", &filling).await?;
     cluster.settled(&client).await?;
     Ok((cluster, client))
 }
@@ -120,7 +116,7 @@ async fn a_damaged_shard_comes_whole_from_the_other_brokers() -> Outcome<()> {
         load.goes_on().await?;
     }
     load.check(&client).await?;
-    assert_eq!(count(&read_all(&client, "songs").await?), RECORDS);
+    assert_eq!(count(&read_all(&client, "songs").await?), RECORDS as usize);
     // What was applied is in segments when a broker has stopped.
     cluster.broker(DAMAGED).stop().await?;
     let (bytes, path) = whole.ok_or("it was damaged")?;
@@ -165,6 +161,6 @@ async fn what_is_damaged_on_all_brokers_stays_where_it_is() -> Outcome<()> {
     }
     let status = cluster.settled(&client).await?;
     assert_eq!((1..=3).map(|broker| life(&status, broker)).collect::<Vec<_>>(), lives, "nobody is a new one");
-    assert_eq!(count(&read_all(&client, "songs").await?), RECORDS);
+    assert_eq!(count(&read_all(&client, "songs").await?), RECORDS as usize);
     Ok(())
 }

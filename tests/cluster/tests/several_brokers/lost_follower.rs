@@ -2,7 +2,6 @@
 //! the others can tell.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::Client;
@@ -11,6 +10,7 @@ use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster, WorldError};
 use tidemill_log::wal::FrameKind;
 
+use crate::files::copy;
 use crate::load::Load;
 use crate::wal_files::NewestFile;
 
@@ -238,19 +238,5 @@ async fn a_broker_on_an_older_copy_of_its_directory_is_turned_away() -> Outcome<
     assert_eq!(placed(&status).map(|placed| life_of(placed, COPIED)), Some(1), "{status:#?}");
     load.goes_on().await?;
     load.check(&client).await?;
-    Ok(())
-}
-
-/// A directory as it is.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &target)?,
-            false => drop(std::fs::copy(entry.path(), target)?),
-        }
-    }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod components;
 mod damaged;
 mod disk_fails;
 mod failover;
+mod files;
 mod forming;
 mod growing;
 mod hosted;

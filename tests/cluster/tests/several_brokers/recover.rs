@@ -1,12 +1,12 @@
 //! Two of three brokers are lost for good: the third goes on alone, and others join it.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::time::Duration;
 
 use tidemill_client::BrokerId;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
 
+use crate::files::copy;
 use crate::load::Load;
 
 /// Everything that is acknowledged while the third is away is on the first two; so the second may be lost at any moment after that.
@@ -98,19 +98,5 @@ async fn the_last_of_three_goes_on_with_all_that_it_has() -> Outcome<()> {
     load.goes_on().await?;
     let acknowledged = load.check(&client).await?;
     assert!(acknowledged > 0);
-    Ok(())
-}
-
-/// A directory as it is.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        match entry.file_type()?.is_dir() {
-            true => copy(&entry.path(), &target)?,
-            false => drop(std::fs::copy(entry.path(), target)?),
-        }
-    }
     Ok(())
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tidemill_client::messages::TopicConfig;
-use tidemill_client::{Client, NewTopic, Record, Start};
-use tidemill_cluster_tests::fixtures::Random;
+use tidemill_client::{Client, Start};
 use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
+
+use crate::files::{Filling, fill};
 
 const RECORDS: u32 = 600;
 const RECORD_BYTES: usize = 4_000;
@@ -62,19 +62,15 @@ async fn damaged_segments_come_whole_from_the_other_brokers() -> Outcome<()> {
     cluster.start_planned(|broker, options| options.set("rack", rack(broker))).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
-    let config = TopicConfig { segment_bytes: Some(SEGMENT_BYTES), ..TopicConfig::default() };
-    client.topics().create(NewTopic::new("plays", 2).config(config)).await?;
-    let producer = client.producer("plays").build().await?;
-    let mut deliveries = Vec::new();
-    // Bytes that no compression makes fewer.
-    let (mut random, mut value) = (Random::new(11), vec![0; RECORD_BYTES]);
-    for _ in 0..RECORDS {
-        random.fill(&mut value);
-        deliveries.push(producer.send(Record::new(&value)).await?);
-    }
-    for delivery in deliveries {
-        delivery.await?;
-    }
+    let filling = Filling {
+        partitions: 2,
+        in_turn: false,
+        segment_bytes: SEGMENT_BYTES,
+        records: RECORDS,
+        record_bytes: RECORD_BYTES,
+        seed: 11,
+    };
+    fill(&client, "plays", &filling).await?;
     cluster.settled(&client).await?;
     // What was applied is in segments when a broker has stopped.
     cluster.broker(2).stop().await?;

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use tidemill_client::messages::TopicConfig;
-use tidemill_client::{BrokerId, Client, NewTopic, PartitionId, Record, Start};
-use tidemill_cluster_tests::fixtures::Random;
+use tidemill_client::{BrokerId, Client, Start};
 use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
+
+use crate::files::{Filling, fill};
 
 const EMPTIED: u32 = 3;
 /// Those who send to it.
@@ -30,24 +30,6 @@ fn rack(broker: u32) -> String {
     format!("rack-{broker}")
 }
 
-/// Bytes that no compression makes fewer.
-async fn fill(client: &Client) -> Outcome<()> {
-    let config = TopicConfig { segment_bytes: Some(SEGMENT_BYTES), ..TopicConfig::default() };
-    client.topics().create(NewTopic::new("plays", PARTITIONS).config(config)).await?;
-    let producer = client.producer("plays").build().await?;
-    let (mut random, mut value) = (Random::new(12), vec![0; RECORD_BYTES]);
-    let mut deliveries = Vec::new();
-    for number in 0..RECORDS {
-        random.fill(&mut value);
-        let record = Record::new(&value).partition(PartitionId::new(number % PARTITIONS));
-        deliveries.push(producer.send(record).await?);
-    }
-    for delivery in deliveries {
-        delivery.await?;
-    }
-    Ok(())
-}
-
 /// What a broker counts as received, once it is so much.
 async fn received(broker: &TestBroker, at_least: f64) -> Outcome<f64> {
     let alone = Client::detached(broker.client_config().client_id("test"))?;
@@ -66,7 +48,15 @@ async fn snapshots_come_at_the_rate_that_was_set_and_go_on_where_their_receiver_
     cluster.start_planned(|broker, options| options.set("rack", rack(broker))).await?;
     let client = cluster.client()?;
     cluster.settled(&client).await?;
-    fill(&client).await?;
+    let filling = Filling {
+        partitions: PARTITIONS,
+        in_turn: true,
+        segment_bytes: SEGMENT_BYTES,
+        records: RECORDS,
+        record_bytes: RECORD_BYTES,
+        seed: 12,
+    };
+    fill(&client, "plays", &filling).await?;
     cluster.settled(&client).await?;
     client.alter_cluster(None, Some(BYTES_PER_SECOND)).await?;
     for sender in SENDERS {

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use tidemill_controller::{ControllerCommand, ControllerReply, ReportedMembers, SettingsChange};
 use tidemill_protocol::{LogIndex, Term, Timestamp};
@@ -7,10 +7,10 @@ use tidemill_shard::{Unit, UnitResult};
 use super::*;
 use crate::admission::Admission;
 use crate::cluster::{Lives, steering};
-use crate::config::BrokerConfig;
 use crate::data_dir::DataDir;
 use crate::machine::Machine;
 use crate::opening::{open_data_dir, open_peers, open_wal, replica_starter};
+use crate::testing::small_config;
 use crate::view::ClusterView;
 
 /// Longer than anything here takes.
@@ -19,20 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SHARD: ShardId = ShardId::new(1);
 /// A broker that the controller knows of, and that is nowhere.
 const OTHER: BrokerId = BrokerId::new(9);
-
-fn config(data_dir: &Path) -> BrokerConfig {
-    let mut config = BrokerConfig {
-        data_dir: data_dir.to_owned(),
-        listen: ([127, 0, 0, 1], 0).into(),
-        shards: Some(1),
-        ..BrokerConfig::default()
-    };
-    config.wal.segment_bytes = 8 << 20;
-    config.wal.bytes_max = 64 << 20;
-    config.storage.disk_reserve_bytes = 0;
-    config.storage.disk_free_min_bytes = 0;
-    config
-}
 
 /// The replicas of a broker that is alone, and nothing else of it.
 struct World {
@@ -47,7 +33,7 @@ struct World {
 impl World {
     async fn open() -> Self {
         let home = tempfile::tempdir().expect("a directory");
-        let config = config(home.path());
+        let config = small_config(home.path());
         let (machine, stopping) = (Machine::this(), CancellationToken::new());
         let (data_dir, _) = open_data_dir(&config).await.expect("made");
         let meta = data_dir.meta().clone();
