@@ -1,7 +1,7 @@
 //! Appends to one peer: sent as they come, while the answers to earlier ones are read.
 //!
 //! ```text
-//!   openraft -> input -> pump: [room in the window] -> sender ------> peer
+//!   openraft -> input -> pump: [a learner's turn] [room in the window] -> sender ------> peer
 //!   openraft <- answers <- [checked against the window] <- receiver <-'
 //! ```
 //! Both halves are polled by whoever reads the answers; there is no task here.
@@ -17,6 +17,7 @@ use openraft::network::RPCTypes;
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::catch_up::CatchUp;
 use crate::peer_network::{CallError, PeerNetwork, nonsense, rpc_error, unreachable_peer};
 use crate::peers::{MessageReceiver, MessageSender, PeerError, PeerMessage, PeerStream};
 use crate::rpc::{Address, Answer, request};
@@ -62,7 +63,8 @@ impl<'s> AppendStream<'s> {
     {
         let window = Window::new(network.links.append_in_flight_bytes_max);
         let address = network.links.address(network.target);
-        let pump = pump(address, stream.sender, input, Arc::clone(&window));
+        let catch_up = CatchUp::new(Arc::clone(&network.links), network.target);
+        let pump = pump((address, catch_up), stream.sender, input, Arc::clone(&window));
         let every = ANSWER_PATIENCE / 4;
         let mut look = tokio::time::interval_at(Instant::now() + every, every);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -162,7 +164,7 @@ impl<'s> AppendStream<'s> {
 }
 
 async fn pump<S>(
-    address: Address,
+    (address, mut catch_up): (Address, CatchUp),
     mut sender: Box<dyn MessageSender>,
     mut input: S,
     window: Arc<Window<Sent>>,
@@ -172,6 +174,7 @@ where
 {
     while let Some(append) = input.next().await {
         let ((head, body), bytes) = request::append(&address, &append);
+        catch_up.admit(&append, bytes).await;
         let previous = append.prev_log_id;
         let last = append.entries.last().map(|entry| entry.log_id).or(previous);
         let vote = append.vote;

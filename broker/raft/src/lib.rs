@@ -23,6 +23,7 @@
 
 mod anywhere;
 mod append_stream;
+mod catch_up;
 mod codec;
 mod compare;
 mod config;

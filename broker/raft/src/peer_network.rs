@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tidemill_protocol::{NodeId, ShardId};
 use tokio::time::Instant;
 
 use crate::append_stream::AppendStream;
+use crate::catch_up::Members;
 use crate::codec::CodecError;
 use crate::peers::{PeerDialer, PeerError, PeerStream};
 use crate::rpc::{Address, Answer, Outgoing, TransferRefused, request};
@@ -35,7 +36,9 @@ pub(crate) struct PeerLinks {
     dialer: Arc<dyn PeerDialer>,
     shard: ShardId,
     node: NodeId,
-    snapshot_limiter: Arc<SnapshotLimiter>,
+    pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
+    /// As soon as openraft runs.
+    pub(crate) members: OnceLock<Members>,
     /// See [`Replica::sends_unsound_snapshots`](crate::Replica::sends_unsound_snapshots).
     pub(crate) is_unsound: AtomicBool,
     /// Of appends to one peer that it has not answered.
@@ -74,6 +77,7 @@ impl PeerLinks {
             shard,
             node,
             snapshot_limiter,
+            members: OnceLock::new(),
             is_unsound: AtomicBool::new(false),
             append_in_flight_bytes_max,
             acknowledged,

@@ -87,6 +87,10 @@ pub(crate) async fn start(
         None => Raft::new(node, settings, NoPeers, store, state).await,
     };
     let raft = raft.map_err(|error| failed(config, error.to_string()))?;
+    if let Some(links) = &links {
+        // The links are new.
+        let _first = links.members.set(raft.server_metrics());
+    }
     let started = Started { raft, machine, log, links };
     match take_part(config, &started.raft, pristine).await {
         Ok(()) => Ok(started),

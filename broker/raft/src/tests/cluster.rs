@@ -14,6 +14,7 @@ use crate::config::{Begin, RaftTiming, ReplicaLimits};
 use crate::error::{ProposeError, ReplicaStartError};
 use crate::gate::Gate;
 use crate::replica::Replica;
+use crate::snapshot::SnapshotLimiter;
 
 /// Slow enough for a busy machine.
 const TIMING: RaftTiming =
@@ -25,6 +26,8 @@ pub(super) struct Cluster {
     /// What members that start from now on are told beside the defaults.
     pub(super) limits: fn(ReplicaLimits) -> ReplicaLimits,
     pub(super) gate: Option<Arc<dyn Gate>>,
+    /// One for all, as if they were replicas of one broker.
+    pub(super) snapshot_limiter: Arc<SnapshotLimiter>,
     seed: u64,
 }
 
@@ -50,6 +53,7 @@ impl Cluster {
             members: BTreeMap::new(),
             limits: |limits| limits,
             gate: None,
+            snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
             seed,
         }
     }
@@ -88,6 +92,7 @@ impl Cluster {
     ) -> Result<Replica, ReplicaStartError> {
         broker.limits = (self.limits)(broker.limits);
         broker.gate = self.gate.clone();
+        broker.snapshot_limiter = Arc::clone(&self.snapshot_limiter);
         broker.node = node;
         broker.begin = Some(begin);
         broker.retired = retired;

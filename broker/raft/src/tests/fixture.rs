@@ -19,6 +19,7 @@ use crate::error::ReplicaStartError;
 use crate::gate::Gate;
 use crate::peers::PeerDialer;
 use crate::replica::Replica;
+use crate::snapshot::SnapshotLimiter;
 use crate::start::recovered_shard;
 
 pub(super) const SHARD: ShardId = ShardId::new(1);
@@ -36,6 +37,7 @@ pub(super) struct Broker {
     pub(super) begin: Option<Begin>,
     pub(super) peers: Option<Arc<dyn PeerDialer>>,
     pub(super) gate: Option<Arc<dyn Gate>>,
+    pub(super) snapshot_limiter: Arc<SnapshotLimiter>,
     pub(super) retired: bool,
     pub(super) timing: RaftTiming,
     pub(super) accept_data_loss: bool,
@@ -67,6 +69,7 @@ impl Broker {
             begin: None,
             peers: None,
             gate: None,
+            snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
             retired: false,
             timing: RaftTiming::default(),
             accept_data_loss: false,
@@ -107,6 +110,7 @@ impl Broker {
         };
         config.peers = self.peers.clone();
         config.gate = self.gate.clone();
+        config.snapshot_limiter = Arc::clone(&self.snapshot_limiter);
         config.retired = self.retired;
         config.timing = self.timing;
         config.accept_data_loss = self.accept_data_loss;

@@ -1,5 +1,6 @@
 //! Tests of several parts together.
 
+mod catching_up;
 mod cluster;
 mod comparing;
 mod fixture;
