@@ -63,7 +63,7 @@ impl<'s> AppendStream<'s> {
     {
         let window = Window::new(network.links.append_in_flight_bytes_max);
         let address = network.links.address(network.target);
-        let catch_up = CatchUp::new(Arc::clone(&network.links), network.target);
+        let catch_up = network.catch_up.clone();
         let pump = pump((address, catch_up), stream.sender, input, Arc::clone(&window));
         let every = ANSWER_PATIENCE / 4;
         let mut look = tokio::time::interval_at(Instant::now() + every, every);
@@ -164,7 +164,7 @@ impl<'s> AppendStream<'s> {
 }
 
 async fn pump<S>(
-    (address, mut catch_up): (Address, CatchUp),
+    (address, catch_up): (Address, CatchUp),
     mut sender: Box<dyn MessageSender>,
     mut input: S,
     window: Arc<Window<Sent>>,

@@ -4,63 +4,65 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::metrics::RaftServerMetrics;
+use openraft::metrics::RaftMetrics;
 use openraft::raft::AppendEntriesRequest;
 use openraft::type_config::alias::WatchReceiverOf;
+use parking_lot::Mutex;
 use tidemill_protocol::NodeId;
-use tokio::time::Instant;
 
 use crate::peer_network::PeerLinks;
 use crate::types::TypeConfig;
 
-/// Who is in the group, as the leader has it.
-pub(crate) type Members = WatchReceiverOf<TypeConfig, RaftServerMetrics<TypeConfig>>;
+/// Who is in the group, and where its log ends, as the leader has it.
+pub(crate) type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
-/// Over this long the backlog is to shrink.
-const PERIOD: Duration = Duration::from_secs(5);
+/// For so long an append waits at the most.
+const WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Holds back what a learner lacks, at the rate of snapshots: what was written while its snapshot was on the way would else come all at once.
 /// Voters wait for nothing, nor does a learner that has nearly all. However low the rate, a learner gets twice as many entries as are
-/// committed meanwhile, or it would never arrive.
+/// written meanwhile, and an append every few seconds, or it would never arrive.
+#[derive(Clone)]
 pub(crate) struct CatchUp {
     links: Arc<PeerLinks>,
     target: NodeId,
-    period: Option<Period>,
+    /// Over all sessions of appends.
+    begun: Arc<Mutex<Option<Begun>>>,
 }
 
-/// Since when what is sent is compared with what is committed.
-struct Period {
-    begun: Instant,
-    commit: u64,
+/// Where the leader's log ended and what was sent when the learner began to catch up.
+#[derive(Clone, Copy)]
+struct Begun {
+    end: u64,
     sent: u64,
 }
 
 impl CatchUp {
     pub(crate) fn new(links: Arc<PeerLinks>, target: NodeId) -> Self {
-        Self { links, target, period: None }
+        Self { links, target, begun: Arc::default() }
     }
 
     /// Waits until an append of so many bytes may be sent.
-    pub(crate) async fn admit(&mut self, append: &AppendEntriesRequest<TypeConfig>, bytes: usize) {
-        let (Some(commit), Some(last)) = (append.leader_commit, append.entries.last()) else { return };
-        let (commit, last) = (commit.index, last.log_id.index);
-        if last >= commit || !self.is_learner() {
-            self.period = None;
+    pub(crate) async fn admit(&self, append: &AppendEntriesRequest<TypeConfig>, bytes: usize) {
+        let Some(last) = append.entries.last().map(|entry| entry.log_id.index) else { return };
+        // What the append says of the leader's log was so when openraft began to read for it.
+        let Some(end) = self.end_while_learner().filter(|end| last < *end) else {
+            *self.begun.lock() = None;
             return;
-        }
+        };
         let before = append.prev_log_id.map_or(0, |id| id.index);
-        let period = self.period.take().filter(|period| period.begun.elapsed() < PERIOD);
-        let period = period.unwrap_or_else(|| Period { begun: Instant::now(), commit, sent: before });
-        let (committed, sent) = (commit.saturating_sub(period.commit), before.saturating_sub(period.sent));
-        self.period = Some(period);
-        if sent >= committed.saturating_mul(2) {
-            self.links.snapshot_limiter.take(bytes).await;
+        let begun = *self.begun.lock().get_or_insert(Begun { end, sent: before });
+        let (written, sent) = (end.saturating_sub(begun.end), before.saturating_sub(begun.sent));
+        if sent >= written.saturating_mul(2) {
+            let turn = self.links.snapshot_limiter.take(bytes);
+            let _in_time = tokio::time::timeout(WAIT_MAX, turn).await;
         }
     }
 
-    fn is_learner(&self) -> bool {
-        let Some(members) = self.links.members.get() else { return false };
-        let members = members.borrow_watched();
-        members.membership_config.membership().learner_ids().any(|learner| learner == self.target)
+    /// Where the leader's log ends, if it is a learner that is sent to.
+    fn end_while_learner(&self) -> Option<u64> {
+        let metrics = self.links.metrics.get()?.borrow_watched();
+        let mut learners = metrics.membership_config.membership().learner_ids();
+        learners.any(|learner| learner == self.target).then_some(metrics.last_log_index?)
     }
 }

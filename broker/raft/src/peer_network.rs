@@ -21,7 +21,7 @@ use tidemill_protocol::{NodeId, ShardId};
 use tokio::time::Instant;
 
 use crate::append_stream::AppendStream;
-use crate::catch_up::Members;
+use crate::catch_up::{CatchUp, Metrics};
 use crate::codec::CodecError;
 use crate::peers::{PeerDialer, PeerError, PeerStream};
 use crate::rpc::{Address, Answer, Outgoing, TransferRefused, request};
@@ -38,7 +38,7 @@ pub(crate) struct PeerLinks {
     node: NodeId,
     pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
     /// As soon as openraft runs.
-    pub(crate) members: OnceLock<Members>,
+    pub(crate) metrics: OnceLock<Metrics>,
     /// See [`Replica::sends_unsound_snapshots`](crate::Replica::sends_unsound_snapshots).
     pub(crate) is_unsound: AtomicBool,
     /// Of appends to one peer that it has not answered.
@@ -77,7 +77,7 @@ impl PeerLinks {
             shard,
             node,
             snapshot_limiter,
-            members: OnceLock::new(),
+            metrics: OnceLock::new(),
             is_unsound: AtomicBool::new(false),
             append_in_flight_bytes_max,
             acknowledged,
@@ -184,7 +184,9 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetworks {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> PeerNetwork {
-        PeerNetwork { links: Arc::clone(&self.0), target, kept: Mutex::new(None) }
+        let links = Arc::clone(&self.0);
+        let catch_up = CatchUp::new(Arc::clone(&links), target);
+        PeerNetwork { links, target, kept: Mutex::new(None), catch_up }
     }
 }
 
@@ -194,6 +196,7 @@ pub(crate) struct PeerNetwork {
     pub(crate) target: NodeId,
     /// The stream for appends, between two sessions that ended in order.
     pub(crate) kept: Mutex<Option<PeerStream>>,
+    pub(crate) catch_up: CatchUp,
 }
 
 impl PeerNetwork {

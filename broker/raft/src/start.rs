@@ -89,7 +89,7 @@ pub(crate) async fn start(
     let raft = raft.map_err(|error| failed(config, error.to_string()))?;
     if let Some(links) = &links {
         // The links are new.
-        let _first = links.members.set(raft.server_metrics());
+        let _first = links.metrics.set(raft.metrics());
     }
     let started = Started { raft, machine, log, links };
     match take_part(config, &started.raft, pristine).await {
