@@ -237,6 +237,7 @@ pub(crate) fn replica_starter(
         recovery: Arc::new(recovery),
         started: Arc::default(),
         leaving: Arc::default(),
+        former: Arc::default(),
         files: SegmentFiles::new(Arc::clone(data_dir.storage()), segment_files_config(config)),
         shard_config,
         limits,

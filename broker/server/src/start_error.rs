@@ -61,6 +61,14 @@ pub enum StartError {
         /// Why.
         source: Box<ShardOpenError>,
     },
+    /// A replica of the shard ran before in this process, and what it had open is in use.
+    #[error(
+        "shard {shard} can't be opened: the files of its replica before this one are still in use here; it is tried again"
+    )]
+    StillOpen {
+        /// Which.
+        shard: ShardId,
+    },
     /// A shard's replica.
     #[error(transparent)]
     Replica(#[from] ReplicaStartError),

@@ -55,7 +55,7 @@ pub use snapshot::{
     ChunkRef, InstallError, ManifestError, SegmentRef, Snapshot, SnapshotError, SnapshotInstall,
     SnapshotManifest,
 };
-pub use store::StoreError;
+pub use store::{StillOpen, StoreError};
 pub use unit::{
     AdoptDeployment, AdoptTopic, AdoptedStatus, Entry, FilterPass, OutboxStream, PositionStep, Progress,
     RoutedAppend, StartAt, StateHash, StateWrite, TaskAssignment, TaskOutput, TaskStatus, TimerWrite, Unit,

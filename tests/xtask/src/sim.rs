@@ -36,9 +36,19 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
         return bugs::run(arguments.seeds, arguments.bug);
     }
     let (first, seeds) = (arguments.first.to_string(), arguments.seeds.to_string());
-    // An example, because it alone is built with a clock that can be stopped; and not a release build, in which openraft would not
-    // check what it asserts.
-    let mut command = cargo(&["run", "--package", "tidemill-sim", "--example", "sim", "--locked", "--"]);
+    // An example, because it alone is built with a clock that can be stopped; not a plain release build, in which openraft would not check
+    // what it asserts.
+    let mut command = cargo(&[
+        "run",
+        "--profile",
+        "sim",
+        "--package",
+        "tidemill-sim",
+        "--example",
+        "sim",
+        "--locked",
+        "--",
+    ]);
     match arguments.seed {
         Some(seed) => {
             command.args(["seed", &seed.to_string()]);

@@ -1,6 +1,6 @@
 //! Starts this broker's replicas: each as what it is, and one that lost what it may have promised, or stored, as a new one.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tidemill_raft::{
     Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
     SnapshotLimiter, recovered_shard,
 };
-use tidemill_shard::{Shard, ShardConfig};
+use tidemill_shard::{Shard, ShardConfig, StillOpen};
 use tokio::task::JoinSet;
 
 use super::Lives;
@@ -25,6 +25,10 @@ use crate::start_error::StartError;
 
 /// How long a group of one may take to be led after its log was read: it needs milliseconds.
 const LEADING_PATIENCE: Duration = Duration::from_secs(60);
+/// How long what a former replica had open may stay in use before the start of the next one is given up for now.
+const CLOSING_PATIENCE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const CLOSING_LOOK: Duration = Duration::from_millis(10);
 
 /// Everything that starting a replica takes.
 #[derive(Clone)]
@@ -37,6 +41,8 @@ pub(crate) struct ReplicaStarter {
     pub(crate) started: Arc<Mutex<BTreeSet<ShardId>>>,
     /// Shards whose replicas here have left their groups and are on their way out.
     pub(crate) leaving: Arc<Mutex<BTreeSet<ShardId>>>,
+    /// What replicas that were ended here had open. Whoever still writes to that must not meet the next one.
+    pub(crate) former: Arc<Mutex<BTreeMap<ShardId, StillOpen>>>,
     pub(crate) files: Arc<SegmentFiles>,
     pub(crate) shard_config: Arc<dyn Fn(ShardId) -> ShardConfig + Send + Sync>,
     pub(crate) limits: ReplicaLimits,
@@ -118,7 +124,22 @@ impl ReplicaStarter {
         Ok(())
     }
 
+    /// A checkpoint under way, a snapshot that is read, or a reader may outlive their replica for a moment.
+    async fn wait_closed(&self, shard: ShardId) -> Result<(), StartError> {
+        let Some(former) = self.former.lock().get(&shard).cloned() else { return Ok(()) };
+        let closing = async {
+            while former.is_open() {
+                tokio::time::sleep(CLOSING_LOOK).await;
+            }
+        };
+        let closed = tokio::time::timeout(CLOSING_PATIENCE, closing).await;
+        closed.map_err(|_elapsed| StartError::StillOpen { shard })?;
+        self.former.lock().remove(&shard);
+        Ok(())
+    }
+
     async fn start(&self, shard_id: ShardId, trust: Trust) -> Result<Replica, StartError> {
+        self.wait_closed(shard_id).await?;
         let (node, begin) = (self.lives.node(shard_id), self.begin(shard_id, trust));
         let forms = matches!(begin, Begin::Form(_));
         let shard_config = (self.shard_config)(shard_id);

@@ -153,6 +153,7 @@ impl ReplicaStarter {
         loss.report(ShardId::CONTROLLER);
         if let Some(replica) = shards.replica(ShardId::CONTROLLER) {
             shards.remove(ShardId::CONTROLLER);
+            self.note_former(ShardId::CONTROLLER, &replica);
             aside.end(replica).await;
         }
         lost.insert(ShardId::CONTROLLER, loss);
@@ -213,6 +214,7 @@ impl ReplicaStarter {
             }
             (Due::Renew(node), replica) => {
                 if let Some(replica) = replica {
+                    self.note_former(shard, &replica);
                     aside.end(replica).await;
                 }
                 self.renew(shard, node, shards).await
@@ -230,6 +232,7 @@ impl ReplicaStarter {
             () = tokio::time::sleep(LEAVING_GRACE) => {}
             () = stopping.cancelled() => {}
         }
+        self.note_former(shard, &replica);
         replica.stop().await;
         drop(replica);
         while !stopping.is_cancelled() {
@@ -240,6 +243,10 @@ impl ReplicaStarter {
                 () = stopping.cancelled() => {}
             }
         }
+    }
+
+    fn note_former(&self, shard: ShardId, replica: &Replica) {
+        self.former.lock().insert(shard, replica.shard().still_open());
     }
 
     /// Removes what a replica that has left its group had here.

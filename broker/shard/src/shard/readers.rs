@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use super::Shard;
 use crate::keys::space;
 use crate::partition_log::{Fetch, FetchError, PartitionLog, PartitionView};
-use crate::store::StoreError;
+use crate::store::{StillOpen, StoreError};
 use crate::unit::{AdoptedStatus, FilterPass, OutboxStream, Unit};
 
 /// A topic as this shard adopted it.
@@ -60,6 +60,13 @@ impl Shard {
     #[must_use]
     pub fn poisoned(&self) -> Option<Arc<str>> {
         self.inner.poison.reason()
+    }
+
+    /// Tells of the state file, as this shard has it open, for longer than the shard is there: it is not to be opened a second time before
+    /// that has ended. A snapshot that is read, or a reader, may keep it.
+    #[must_use]
+    pub fn still_open(&self) -> StillOpen {
+        self.inner.store.still_open()
     }
 
     /// On what the shard works beside its callers.

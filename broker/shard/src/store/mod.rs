@@ -4,6 +4,7 @@ mod backend;
 mod rows;
 mod state_file;
 
+pub use backend::StillOpen;
 pub(crate) use rows::{FrozenRows, Rows};
 pub use state_file::StoreError;
 pub(crate) use state_file::{BaseRows, StateFile};

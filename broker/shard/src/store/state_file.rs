@@ -10,7 +10,7 @@ use bytes::Bytes;
 use redb::{Builder, Database, ReadOnlyTable, ReadableDatabase, TableDefinition};
 use tidemill_log::fs::{OpenMode, Storage};
 
-use super::backend::FileBackend;
+use super::backend::{FileBackend, StillOpen};
 
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 
@@ -85,6 +85,7 @@ pub(crate) type Put<'a> = dyn FnMut(&[u8], Option<&[u8]>) -> Result<(), StoreErr
 /// The open state file.
 pub(crate) struct StateFile {
     database: Database,
+    still_open: StillOpen,
 }
 
 impl StateFile {
@@ -121,7 +122,8 @@ impl StateFile {
         let file = storage
             .open(path, OpenMode::CREATE)
             .map_err(|error| StoreError::new(opening, error_io(error)))?;
-        let create = || Builder::new().set_cache_size(cache_bytes).create_with_backend(FileBackend(file));
+        let (backend, still_open) = FileBackend::new(file);
+        let create = || Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
         // On a file that was altered behind its back redb may panic where it should fail.
         let created = std::panic::catch_unwind(AssertUnwindSafe(create)).map_err(|_| StoreError {
             doing: opening,
@@ -129,7 +131,11 @@ impl StateFile {
             disk_full: false,
             damage: true,
         })?;
-        Ok(Self { database: created.map_err(|error| StoreError::new(opening, error))? })
+        Ok(Self { database: created.map_err(|error| StoreError::new(opening, error))?, still_open })
+    }
+
+    pub(crate) fn still_open(&self) -> StillOpen {
+        self.still_open.clone()
     }
 
     /// The newest version; `None` before the first commit.

@@ -162,6 +162,17 @@ fn files_that_a_reader_held_go_when_it_lets_go() {
 }
 
 #[test]
+fn whoever_reads_a_snapshot_keeps_the_state_file_open() {
+    let world = loaded();
+    let pin = world.shard.snapshot().unwrap();
+    let still_open = world.shard.still_open();
+    drop(world);
+    assert!(still_open.is_open(), "redb closes the file when nobody reads it any more");
+    drop(pin);
+    assert!(!still_open.is_open());
+}
+
+#[test]
 fn a_failing_write_behind_stops_the_shard() {
     let mut config = ShardConfig::new(SHARD);
     config.write_behind_bytes = 1;
