@@ -1,6 +1,9 @@
+use std::io;
 use std::net::{SocketAddr, UdpSocket};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tidemill_client::{Client, ClientConfig};
@@ -13,6 +16,8 @@ use super::{BrokerOptions, TestBroker, WorldError, tidemill_binary};
 /// Until a cluster is as it should be, on a machine that is busy with other things.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(90);
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+/// Below those that the kernel gives to whoever asks for any: one of these would be taken by a client's socket while its broker is down.
+const PEER_PORTS: Range<u16> = 16_000..32_000;
 
 /// Broker processes that form a cluster, each on loopback ports of its own.
 #[derive(Debug)]
@@ -296,14 +301,21 @@ async fn command(home: &Path, arguments: &[String]) -> Result<Output, WorldError
     command.output().await.map_err(|source| WorldError::Io { path: binary, source })
 }
 
-/// Ports that are free just now: others may take them meanwhile, but seldom do.
+/// Ports that are free just now, and that nobody else in this process gets.
 fn free_ports(count: usize) -> Result<Vec<u16>, WorldError> {
-    let io = |source| WorldError::Io { path: PathBuf::from("127.0.0.1"), source };
-    let sockets: Result<Vec<UdpSocket>, _> =
-        (0..count).map(|_| UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], 0)))).collect();
-    sockets
-        .map_err(io)?
-        .iter()
-        .map(|socket| socket.local_addr().map(|address| address.port()).map_err(io))
-        .collect()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let all = u32::from(PEER_PORTS.end - PEER_PORTS.start);
+    // Not always from the same on: another process may be about to take those.
+    let first = std::process::id().wrapping_mul(64);
+    let is_free = |port: &u16| UdpSocket::bind(SocketAddr::from(([127, 0, 0, 1], *port))).is_ok();
+    let candidates = (0..all).map(|_| {
+        let step = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % all;
+        PEER_PORTS.start + u16::try_from(step).unwrap_or(0)
+    });
+    let ports: Vec<u16> = candidates.filter(is_free).take(count).collect();
+    if ports.len() == count {
+        return Ok(ports);
+    }
+    let source = io::Error::new(io::ErrorKind::AddrInUse, "no port for a broker's peers is free");
+    Err(WorldError::Io { path: PathBuf::from("127.0.0.1"), source })
 }
