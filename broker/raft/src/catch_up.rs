@@ -9,6 +9,7 @@ use openraft::raft::AppendEntriesRequest;
 use openraft::type_config::alias::WatchReceiverOf;
 use parking_lot::Mutex;
 use tidemill_protocol::NodeId;
+use tokio::time::Instant;
 
 use crate::peer_network::PeerLinks;
 use crate::types::TypeConfig;
@@ -17,29 +18,32 @@ use crate::types::TypeConfig;
 pub(crate) type Metrics = WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>;
 
 /// For so long an append waits at the most.
-const WAIT_MAX: Duration = Duration::from_secs(5);
+const WAIT_MAX: Duration = Duration::from_secs(2);
+/// Over so long what is sent is compared with what is written: several waits, and less than the time of most snapshots, before which nothing is sent.
+const PERIOD: Duration = Duration::from_secs(10);
 
 /// Holds back what a learner lacks, at the rate of snapshots: what was written while its snapshot was on the way would else come all at once.
-/// Voters wait for nothing, nor does a learner that has nearly all. However low the rate, a learner gets twice as many entries as are
+/// Voters wait for nothing, nor does a learner that has nearly all. However low the rate, a learner gets a quarter more entries than are
 /// written meanwhile, and an append every few seconds, or it would never arrive.
 #[derive(Clone)]
 pub(crate) struct CatchUp {
     links: Arc<PeerLinks>,
     target: NodeId,
     /// Over all sessions of appends.
-    begun: Arc<Mutex<Option<Begun>>>,
+    period: Arc<Mutex<Option<Period>>>,
 }
 
-/// Where the leader's log ended and what was sent when the learner began to catch up.
+/// Where the leader's log ended and what was sent when a period began.
 #[derive(Clone, Copy)]
-struct Begun {
+struct Period {
+    begun: Instant,
     end: u64,
     sent: u64,
 }
 
 impl CatchUp {
     pub(crate) fn new(links: Arc<PeerLinks>, target: NodeId) -> Self {
-        Self { links, target, begun: Arc::default() }
+        Self { links, target, period: Arc::default() }
     }
 
     /// Waits until an append of so many bytes may be sent.
@@ -47,16 +51,26 @@ impl CatchUp {
         let Some(last) = append.entries.last().map(|entry| entry.log_id.index) else { return };
         // What the append says of the leader's log was so when openraft began to read for it.
         let Some(end) = self.end_while_learner().filter(|end| last < *end) else {
-            *self.begun.lock() = None;
+            *self.period.lock() = None;
             return;
         };
         let before = append.prev_log_id.map_or(0, |id| id.index);
-        let begun = *self.begun.lock().get_or_insert(Begun { end, sent: before });
-        let (written, sent) = (end.saturating_sub(begun.end), before.saturating_sub(begun.sent));
-        if sent >= written.saturating_mul(2) {
+        let period = self.period(end, before);
+        let (written, sent) = (end.saturating_sub(period.end), before.saturating_sub(period.sent));
+        if sent >= written.saturating_add(written / 4) {
             let turn = self.links.snapshot_limiter.take(bytes);
             let _in_time = tokio::time::timeout(WAIT_MAX, turn).await;
         }
+    }
+
+    fn period(&self, end: u64, sent: u64) -> Period {
+        let mut period = self.period.lock();
+        let now = match *period {
+            Some(now) if now.begun.elapsed() < PERIOD => now,
+            _ => Period { begun: Instant::now(), end, sent },
+        };
+        *period = Some(now);
+        now
     }
 
     /// Where the leader's log ends, if it is a learner that is sent to.

@@ -46,7 +46,7 @@ async fn a_learner_waits_its_turn_but_never_for_good_and_a_voter_waits_for_nothi
     wait_until("it is a learner", || leader.members().learners == nodes([2])).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(lacks(&leader, node(2)) > backlog / 4, "the rest comes at the rate");
-    // Where entries are committed meanwhile, it gets twice as many.
+    // Where entries are committed meanwhile, it gets more than these.
     let arrives = async {
         while lacks(&leader, node(2)) > 1 {
             append(&leader, partition, 1).await;
