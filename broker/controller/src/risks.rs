@@ -57,7 +57,7 @@ pub enum Risk {
         broker: BrokerId,
     },
     /// A shard survives fewer failures than it should.
-    #[error("shard {shard} has {} up to date and alive, and should have {wanted}", counted(*alive, "replica"))]
+    #[error("shard {shard} has {} voting and alive, and should have {wanted}", counted(*alive, "replica"))]
     UnderReplicated {
         /// Which shard.
         shard: ShardId,
@@ -240,9 +240,9 @@ mod tests {
     #[test]
     fn one_replica_is_told_from_several() {
         let under = |alive| Risk::UnderReplicated { shard: ShardId::new(4), alive, wanted: 3 }.to_string();
-        assert_eq!(under(0), "shard 4 has 0 replicas up to date and alive, and should have 3");
-        assert_eq!(under(1), "shard 4 has 1 replica up to date and alive, and should have 3");
-        assert_eq!(under(2), "shard 4 has 2 replicas up to date and alive, and should have 3");
+        assert_eq!(under(0), "shard 4 has 0 replicas voting and alive, and should have 3");
+        assert_eq!(under(1), "shard 4 has 1 replica voting and alive, and should have 3");
+        assert_eq!(under(2), "shard 4 has 2 replicas voting and alive, and should have 3");
 
         let dead = |replicas| {
             Risk::BrokerDead { broker: id(2), since: NOW, replicas, is_replaceable: true }.to_string()

@@ -18,7 +18,8 @@ const SNAPSHOT_BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 pub struct ClusterSettings {
     /// How long a broker may be dead before its replicas are rebuilt elsewhere.
     pub rebuild_delay_ms: u64,
-    /// What all snapshots of a broker may send; `None`: as much as goes.
+    /// What all snapshots of a broker may send, in bytes per second, and with them the entries that learners then lack; `None`: as much as
+    /// goes. A learner gets more than is written meanwhile, however low it is.
     pub snapshot_bytes_per_second: Option<u64>,
     /// Replicas of each shard where there are brokers enough: 1 or 3.
     pub replication_factor_max: u8,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use openraft::{Config, ConfigError, SnapshotPolicy, StepDownPolicy};
 use tidemill_protocol::{NodeId, ShardId, Timestamp};
 
+use crate::beat::Beat;
 use crate::gate::Gate;
 use crate::peers::PeerDialer;
 use crate::rpc::APPEND_ENTRIES_MAX;
@@ -45,6 +46,8 @@ pub struct ReplicaConfig {
     pub unit_bytes_elsewhere: Arc<AtomicUsize>,
     /// When a silent leader is given up.
     pub timing: RaftTiming,
+    /// One for all replicas of this broker.
+    pub beat: Beat,
     /// Bounds of everything that queues.
     pub limits: ReplicaLimits,
 }
@@ -79,6 +82,7 @@ impl ReplicaConfig {
             accept_data_loss: false,
             unit_bytes_elsewhere: Arc::new(AtomicUsize::new(usize::MAX)),
             timing: RaftTiming::default(),
+            beat: Beat::new(),
             limits: ReplicaLimits::default(),
         }
     }

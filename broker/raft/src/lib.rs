@@ -23,6 +23,7 @@
 
 mod anywhere;
 mod append_stream;
+mod beat;
 mod catch_up;
 mod codec;
 mod compare;
@@ -65,6 +66,7 @@ mod unbroken;
 mod window;
 
 pub use anywhere::PermitAnywhere;
+pub use beat::Beat;
 pub use config::{Begin, Clock, RaftTiming, ReplicaConfig, ReplicaLimits};
 pub use driver::{CheckpointConfig, CheckpointDriver};
 pub use error::{ChangeError, CheckpointFailed, ProposeError, ReadError, ReplicaStartError};

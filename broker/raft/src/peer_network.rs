@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(crate) struct PeerLinks {
     pub(crate) metrics: OnceLock<Metrics>,
     /// See [`Replica::sends_unsound_snapshots`](crate::Replica::sends_unsound_snapshots).
     pub(crate) is_unsound: AtomicBool,
+    /// To other replicas, just now.
+    pub(crate) snapshots_under_way: AtomicUsize,
     /// Of appends to one peer that it has not answered.
     pub(crate) append_in_flight_bytes_max: usize,
     /// The last entry that a peer said to hold, under which leadership. One that says later that it does not has lost
@@ -48,6 +50,22 @@ pub(crate) struct PeerLinks {
     acknowledged: Mutex<BTreeMap<NodeId, (Vote, LogId)>>,
     /// Those that were found to have lost some of that, and when that was last told.
     lost: Mutex<BTreeMap<NodeId, Instant>>,
+}
+
+/// One of so many, until it is dropped.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Why a call has no answer.
@@ -79,6 +97,7 @@ impl PeerLinks {
             snapshot_limiter,
             metrics: OnceLock::new(),
             is_unsound: AtomicBool::new(false),
+            snapshots_under_way: AtomicUsize::new(0),
             append_in_flight_bytes_max,
             acknowledged,
             lost,
@@ -307,6 +326,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let address = self.links.address(self.target);
         let addressed = |offer: Bytes| request::snapshot(&address, &offer).0;
         let (limiter, is_unsound) = (&*self.links.snapshot_limiter, &self.links.is_unsound);
+        let _counted = Counted::new(&self.links.snapshots_under_way);
         snapshot::send(stream, vote, snapshot, cancel, (limiter, is_unsound), addressed).await
     }
 

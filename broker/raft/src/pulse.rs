@@ -1,7 +1,7 @@
 //! When a leader says that it is there, and when a follower stands for election.
 //!
 //! ```text
-//!   leader     a heartbeat to every member, each interval
+//!   leader     a heartbeat to every member, each interval; with those of the other shards that this broker leads (`beat`)
 //!   follower   from the last word of a leader:   |--- lease: nobody else is elected ---|-- drawn --| it stands (a pre-vote first)
 //! ```
 //!
@@ -17,6 +17,7 @@ use rand::RngExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
+use crate::beat::Beat;
 use crate::config::RaftTiming;
 use crate::runtime::Runtime;
 use crate::state_machine::StateMachine;
@@ -45,17 +46,18 @@ impl LastWord {
 /// Starts the timer of a replica. The task ends with the replica; it keeps none of it alive.
 #[allow(clippy::disallowed_methods, reason = "openraft runs in tasks; this one ends with its core")]
 pub(crate) fn spawn(
-    timing: RaftTiming,
+    (timing, beat): (RaftTiming, Beat),
     raft: &Arc<Raft<TypeConfig, StateMachine>>,
     role: watch::Receiver<ReplicaRole>,
     last_word: Arc<LastWord>,
 ) {
-    let pulse = Pulse { timing, raft: Arc::downgrade(raft), role, last_word };
+    let pulse = Pulse { timing, beat, raft: Arc::downgrade(raft), role, last_word };
     tokio::spawn(pulse.run());
 }
 
 struct Pulse {
     timing: RaftTiming,
+    beat: Beat,
     raft: Weak<Raft<TypeConfig, StateMachine>>,
     role: watch::Receiver<ReplicaRole>,
     last_word: Arc<LastWord>,
@@ -79,7 +81,8 @@ impl Pulse {
     async fn lead(&mut self) -> Option<()> {
         let interval = Duration::from_millis(self.timing.heartbeat_interval_ms);
         loop {
-            let next = Instant::now() + interval;
+            // The first one at once.
+            let next = self.beat.next(interval);
             self.raft.upgrade()?.trigger().heartbeat().await.ok()?;
             tokio::select! {
                 biased;

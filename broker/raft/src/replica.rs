@@ -94,9 +94,10 @@ impl Replica {
             Proposer::new(config.limits, elsewhere, config.clock.clone(), telemetry, Box::new(sink))
         };
         let health = Health { log: Arc::clone(&started.log), machine: Arc::clone(&started.machine) };
-        let (role, members) = supervisor::spawn(config.shard, &raft, &proposer, health, config.timing);
+        let (role, members) =
+            supervisor::spawn(config.shard, &raft, &proposer, health, (config.timing, config.beat));
         let last_word = LastWord::new();
-        pulse::spawn(config.timing, &raft, role.clone(), Arc::clone(&last_word));
+        pulse::spawn((config.timing, config.beat), &raft, role.clone(), Arc::clone(&last_word));
         let peers = started.links.map(|links| {
             let forwarder = Forwarder::new(Arc::clone(&links), &config.limits);
             Peers { links, forwarder }
@@ -271,6 +272,13 @@ impl Replica {
     #[must_use]
     pub fn sends_unsound_snapshots(&self) -> bool {
         self.0.peers.as_ref().is_some_and(|peers| peers.links.is_unsound.load(Ordering::Relaxed))
+    }
+
+    /// Whether this replica sends a snapshot just now. Another leader would send its own: of that only segments and staged state of the same
+    /// checkpoint need not be sent again.
+    #[must_use]
+    pub fn sends_snapshots(&self) -> bool {
+        self.0.peers.as_ref().is_some_and(|peers| peers.links.snapshots_under_way.load(Ordering::Relaxed) > 0)
     }
 
     /// What this replica has is taken for sound again: until the next snapshot shows that it is not.

@@ -12,6 +12,7 @@ use tidemill_protocol::{NodeId, ShardId};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::beat::Beat;
 use crate::config::RaftTiming;
 use crate::contact::{Contact, Heard};
 use crate::members::GroupMembers;
@@ -29,7 +30,7 @@ pub(crate) fn spawn(
     raft: &Arc<Raft<TypeConfig, StateMachine>>,
     proposer: &Arc<Proposer>,
     health: Health,
-    timing: RaftTiming,
+    (timing, beat): (RaftTiming, Beat),
 ) -> (watch::Receiver<ReplicaRole>, watch::Receiver<GroupMembers>) {
     let server = raft.server_metrics();
     let (role, watched) = watch::channel(ReplicaRole::of(&server.borrow_watched()));
@@ -48,7 +49,7 @@ pub(crate) fn spawn(
         contact: Contact::new(timing),
     };
     let interval = proposer.sweep_interval().min(Contact::look_interval(timing));
-    tokio::spawn(supervisor.run(interval));
+    tokio::spawn(supervisor.run(tokio::time::interval_at(beat.next(interval), interval)));
     (watched, watched_members)
 }
 
@@ -82,8 +83,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    async fn run(mut self, sweep_interval: std::time::Duration) {
-        let mut sweep = tokio::time::interval(sweep_interval);
+    async fn run(mut self, mut sweep: tokio::time::Interval) {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.announce();
         loop {

@@ -5,6 +5,7 @@ mod background;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -236,6 +237,7 @@ impl Broker {
             fetches: crate::context::fetches(),
             kept: Arc::default(),
             repairs_sent: crate::context::repairs_sent(),
+            segments_unrepaired: AtomicU32::new(0),
             stopping: stopping.clone(),
             config,
             meta,

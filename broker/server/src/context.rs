@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -65,6 +65,8 @@ pub(crate) struct Context {
     pub(crate) kept: Arc<Kept>,
     /// Places for segments that are checked and sent to brokers whose own don't read.
     pub(crate) repairs_sent: tokio::sync::Semaphore,
+    /// Segments here that do not read, and that several tries did not mend.
+    pub(crate) segments_unrepaired: AtomicU32,
     pub(crate) metrics: metrics_exporter_prometheus::PrometheusHandle,
     /// Cancelled when the broker begins to stop.
     pub(crate) stopping: CancellationToken,

@@ -11,7 +11,7 @@ use tidemill_net::{
     ClientAuthentication, DevCa, JoinToken, PeerEndpoint, PeerNetConfig, PeerTls, ServerTls, TlsError,
 };
 use tidemill_protocol::{BrokerId, ShardId};
-use tidemill_raft::{ReplicaLimits, SnapshotLimiter};
+use tidemill_raft::{Beat, ReplicaLimits, SnapshotLimiter};
 use tidemill_shard::ShardConfig;
 use tokio_util::sync::CancellationToken;
 
@@ -243,6 +243,7 @@ pub(crate) fn replica_starter(
         limits,
         unit_bytes_elsewhere: peers.unit_bytes_elsewhere(),
         snapshot_limiter: Arc::new(SnapshotLimiter::new(None)),
+        beat: Beat::new(),
         clock: machine.clock.clone(),
         dialer: Some(Arc::new(dialer)),
         gate: None,

@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -100,6 +101,9 @@ pub(crate) async fn repair(context: Arc<Context>) {
                 }
             }
         }
+        let lasting = waiting.values().filter(|waiting| waiting.tries >= ALARM_AT_TRY).count();
+        let lasting = u32::try_from(lasting).unwrap_or(u32::MAX);
+        context.segments_unrepaired.store(lasting, Ordering::Relaxed);
         metrics::gauge!("tidemill_segments_unrepaired").set(waiting.len() as f64);
     }
 }

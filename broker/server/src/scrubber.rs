@@ -90,3 +90,63 @@ async fn check(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tidemill_controller::TopicConfig;
+    use tidemill_log::fs::MemoryStorage;
+    use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
+    use tidemill_log::wal::EntryId;
+    use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
+    use tidemill_protocol::{LogIndex, PartitionId, ShardId, Term, Timestamp, TopicId};
+    use tidemill_shard::{AdoptTopic, Entry, ShardConfig, Unit, UnitResult};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn apply(shard: &Shard, index: u64, units: Vec<Unit>) -> Vec<UnitResult> {
+        let id = EntryId { index: LogIndex::new(index), term: Term::new(1), leader_node: 1 };
+        shard.apply(id, &Entry { time: Timestamp::new(1_000), units }).expect("applied")
+    }
+
+    /// A shard with one partition, whose so many batches of a thousand bytes are all in one segment.
+    fn shard_of(partition: TopicPartition, batches: usize) -> Shard {
+        let files = SegmentFiles::new(Arc::new(MemoryStorage::new()), SegmentFilesConfig::default());
+        let shard = Shard::open(ShardConfig::new(ShardId::new(1)), &files).expect("opened");
+        let adopt = AdoptTopic {
+            topic: partition.topic,
+            version: 1,
+            name: "plays".to_owned(),
+            config: TopicConfig::default(),
+            partitions: vec![partition.partition],
+            deleted: false,
+        };
+        apply(&shard, 1, vec![Unit::AdoptTopic(adopt)]);
+        let mut builder = BatchBuilder::new(BuilderOptions::default());
+        builder.append(Timestamp::new(5), None, Some(&[7; 1_000]), []).expect("it fits");
+        let batch = builder.build().expect("it builds");
+        let append = Unit::Append { partition, batch, leader_epoch: None };
+        let appended = apply(&shard, 2, vec![append; batches]);
+        assert!(appended.iter().all(|result| matches!(result, UnitResult::Appended { .. })), "{appended:?}");
+        shard.checkpoint(&|_| Ok(())).expect("written");
+        shard
+    }
+
+    /// By a clock that moves only where all wait for it.
+    #[tokio::test(start_paused = true)]
+    async fn a_segment_is_checked_no_faster_than_the_rate_and_not_much_slower() {
+        let partition = TopicPartition::new(TopicId::new(Uuid::from_u128(1)), PartitionId::new(0));
+        let (shard, base_offset) = (shard_of(partition, 200), Offset::new(0));
+        let mut walk = shard.scrub(partition, base_offset).expect("it reads").expect("it is here");
+        let from = walk.position();
+        assert_eq!(walk.step(u64::MAX).expect("it reads"), ScrubStep::Sound);
+        let bytes = walk.position() - from;
+        assert!(bytes > *STEP_BYTES.start() * 10, "{bytes} bytes are more than a few steps");
+        let begun = Instant::now();
+        check(shard, partition, base_offset, bytes / 2).await.expect("it is sound");
+        let took = begun.elapsed().as_secs_f64();
+        assert!((1.9..2.5).contains(&took), "{bytes} bytes at half of them in a second took {took} s");
+    }
+}

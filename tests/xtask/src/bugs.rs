@@ -1,8 +1,8 @@
 //! Puts known bugs back, one at a time, and says which seed of the simulation finds each.
 //!
 //! ```text
-//!   bugs around the code    target/debug/examples/sim bugs
-//!   bugs in the code        what git knows --copied--> target/bugs/tree --edited, built--> target/bugs/target/debug/examples/sim edited N
+//!   bugs around the code    target/sim/examples/sim bugs
+//!   bugs in the code        what git knows --copied--> target/bugs/tree --edited, built--> target/bugs/target/sim/examples/sim edited N
 //! ```
 //! The copy is kept, and of it only what changes is written: what was built there before is built no second time. It has a target directory
 //! of its own: cargo can't tell the crates of two copies of a workspace apart, and would take an edited one for the right one.
@@ -14,12 +14,13 @@ use std::process::Command;
 
 use crate::run::{Failed, cargo, root, step, target};
 
-const SIMULATION: [&str; 6] = ["build", "--package", "tidemill-sim", "--example", "sim", "--locked"];
+const SIMULATION: [&str; 8] =
+    ["build", "--profile", "sim", "--package", "tidemill-sim", "--example", "sim", "--locked"];
 
 /// Runs the seeds from 1 on with each bug put back, or with the one of that number.
 pub(crate) fn run(seeds: u64, only: Option<u64>) -> Result<(), Failed> {
     step("build the simulation", &mut cargo(&SIMULATION))?;
-    let simulation = target().join("debug/examples/sim");
+    let simulation = target().join("sim/examples/sim");
     let edits = edits(&simulation)?;
     let is_wanted = |number: u64| only.is_none_or(|only| only == number);
     if only.is_none_or(|only| !edits.contains(&only)) {
@@ -39,7 +40,7 @@ pub(crate) fn run(seeds: u64, only: Option<u64>) -> Result<(), Failed> {
         step("build it", build.current_dir(&tree).env("CARGO_TARGET_DIR", &own_target))?;
         step(
             &what,
-            Command::new(own_target.join("debug/examples/sim")).args([
+            Command::new(own_target.join("sim/examples/sim")).args([
                 "edited",
                 &number.to_string(),
                 &seeds.to_string(),

@@ -11,7 +11,7 @@ pub(crate) struct Arguments {
     /// Install system packages for the WebAssembly target where they are needed.
     #[arg(long)]
     install: bool,
-    /// Leave the broker's directory behind, and say where it is.
+    /// Leave the brokers' directories behind, and say where they are.
     #[arg(long)]
     keep: bool,
 }

@@ -26,7 +26,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build everything and play the worked example: a broker, plugins, producers, readers, a crash.
+    /// Build everything and play the worked example: three brokers, plugins, producers, readers, a crash.
     Demo(demo::Arguments),
     /// Run the tests; with --all also those that take minutes.
     Test(test::Arguments),

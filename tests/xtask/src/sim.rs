@@ -12,7 +12,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 1_000)]
     seeds: u64,
     /// The first of them.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "bugs")]
     first: u64,
     /// Only this one, to see it again.
     #[arg(long, conflicts_with_all = ["seeds", "first", "bugs", "alone"])]
@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// Where what happened in that seed is written.
     #[arg(long, requires = "seed")]
     trace: Option<PathBuf>,
-    /// Put each known bug back, one at a time, and say how many of the seeds find it.
+    /// Put each known bug back, one at a time, and say which seed is the first to find it.
     #[arg(long)]
     bugs: bool,
     /// Only this one of them, by its number.

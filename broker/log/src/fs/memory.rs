@@ -65,6 +65,17 @@ impl MemoryStorage {
         Self::from_disk(disk)
     }
 
+    /// What Linux does when a sync fails: of what was not synced the device has what the seed leaves, and all of it counts as clean. Reads
+    /// show it as before; no later sync writes it, and a power loss takes what the device does not have.
+    pub fn forget_unsynced(&self, seed: u64) {
+        let mut rng = StdRng::seed_from_u64(seed);
+        for file in self.disk.lock().files.values_mut() {
+            for change in std::mem::take(&mut file.pending) {
+                change.apply_torn(&mut file.durable, &mut rng);
+            }
+        }
+    }
+
     /// Changes a file's bytes behind everyone's back, durably: how tests damage files.
     ///
     /// # Panics

@@ -20,7 +20,8 @@
 //! Rules, each of which closes a hole:
 //!
 //! - Physically append-only. Votes, truncations and purges are frames in order with the entries. A write begins at a
-//!   fresh block, so no block that may have been flushed is ever written again; one write is in flight.
+//!   fresh block, so no block that may have been flushed is ever written again, but by a recovery, with the bytes that it has
+//!   (`rewrite`); one write is in flight.
 //! - A block proves by salt, sequence and crc that it belongs to this life of its file and to this place in it. After
 //!   a recovery the log goes on in a new segment with sequences that were never given, so that what a torn write left
 //!   behind can't be taken for its continuation.
@@ -91,6 +92,7 @@ mod pool;
 mod queue;
 mod read;
 mod recovery;
+mod rewrite;
 mod scan;
 mod shard_log;
 mod state;

@@ -14,7 +14,7 @@
 //! So releases are looked for there too (`scan`). Purges are not: they would have to be taken in with all that was between,
 //! in order. A shard whose purge is lost so has a log that begins behind a gap, and its doubt says so.
 //!
-//! Recovery writes nothing. The log goes on in a new segment, begun with the first write, whose header records the
+//! Recovery changes nothing, and writes at most what it read once more (`rewrite`). The log goes on in a new segment, begun with the first write, whose header records the
 //! cut for good; until then a second recovery finds the same as the first.
 
 use std::collections::BTreeMap;
@@ -31,6 +31,7 @@ use super::error::WalOpenError;
 use super::fold::Fold;
 use super::frame::Position;
 use super::header::{HeaderBlock, PreviousSegment};
+use super::rewrite;
 use super::scan::{self, ScanEnd, ScanStop, Segment, SegmentFile};
 use super::state::State;
 use crate::fs::{OpenMode, Storage};
@@ -128,7 +129,7 @@ pub(super) fn recover(
     conclude(outcome, &evidence, segments, bare, config, direct)
 }
 
-fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalOpenError {
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> WalOpenError {
     let path = path.to_owned();
     move |source| WalOpenError::Io { action, path, source }
 }
@@ -241,6 +242,8 @@ struct Walk {
     previous: Option<PreviousSegment>,
     chain: u32,
     front: Front,
+    /// Every block with a smaller sequence was on the device.
+    flushed: u64,
     bytes_scanned: u64,
 }
 
@@ -255,6 +258,7 @@ fn walk(chain: &[Segment], first_live: u64, config: &WalConfig) -> Result<Walk, 
         previous: before,
         chain: chain.first().map_or(0, |segment| segment.header.chain),
         front: Front::Whole,
+        flushed: 0,
         bytes_scanned: 0,
     };
     let mut chain = chain.iter().peekable();
@@ -273,6 +277,7 @@ fn walk(chain: &[Segment], first_live: u64, config: &WalConfig) -> Result<Walk, 
             ScanStop::EndOfFile => true,
             ScanStop::BadBlock | ScanStop::BadFrame | ScanStop::BadPreamble => false,
         };
+        walk.flushed = walk.flushed.max(end.flushed);
         if end.stop != ScanStop::BadPreamble {
             walk.previous = Some(PreviousSegment { number: segment.header.number, end: end.end });
             walk.chain = end.chain;
@@ -358,7 +363,7 @@ fn conclude(
     config: &WalConfig,
     direct: bool,
 ) -> Result<Recovered, WalOpenError> {
-    let Walk { mut fold, used, stopped, previous, chain, front, bytes_scanned, .. } = walk;
+    let Walk { mut fold, used, stopped, previous, chain, front, flushed, bytes_scanned, .. } = walk;
     let end = previous.map_or(Position::block(0), |previous| previous.end);
     let segment = previous.map_or(0, |previous| previous.number);
     // Where the first block that is not known to be good would be.
@@ -390,10 +395,8 @@ fn conclude(
             stopped.suspect
         ));
     }
-    if let Some(last) = used.last() {
-        // What the kernel has but the device may not: from now on it counts as flushed.
-        last.file.file.sync_data().map_err(io_error("sync", &last.file.path))?;
-    }
+    // What the kernel has but the device may not: from now on it counts as flushed.
+    rewrite::make_durable(&used, flushed, end)?;
     let (state, shards) = fold.finish(segment, end, &used, &mut report);
     let first_live = shards.first_live;
     let in_use: Vec<u64> = used.iter().map(|segment| segment.header.number).collect();

@@ -109,6 +109,8 @@ pub(super) struct ScanEnd {
     pub(super) chain: u32,
     /// The block whose proof of having been flushed makes the stop damage.
     pub(super) suspect: u64,
+    /// Every block with a smaller sequence was on the device: the good blocks prove it.
+    pub(super) flushed: u64,
 }
 
 /// Whether frame and place fit the log so far.
@@ -156,6 +158,7 @@ impl Run<'_, '_> {
             end: Position::block(sequence_of(first)),
             chain,
             suspect: sequence_of(end),
+            flushed: header.flushed,
         };
         for number in first..end {
             let sequence = sequence_of(number);
@@ -172,6 +175,7 @@ impl Run<'_, '_> {
             if trailer.starts_write && assembler.is_within_frame() {
                 return Ok(bad(ScanStop::BadFrame, assembler.next_start().sequence));
             }
+            at.flushed = at.flushed.max(trailer.flushed);
             assembler.push(sequence, 0, payload);
             loop {
                 if self.is_over(assembler.next_start()) {

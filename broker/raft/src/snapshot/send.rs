@@ -34,17 +34,17 @@ pub(crate) async fn send(
 ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
     let sending = async {
         let Snapshot::Source { shard, .. } = snapshot.snapshot else { return Err(SendError::NotASource) };
-        let mut sender = Sender::begin(stream, shard, limiter).await?;
-        match sender.run(vote, opening).await {
-            Ok(vote) => Ok(vote),
-            Err(error) => {
-                let error = sender.failed(error).await;
-                if matches!(error, SendError::Refused { .. } | SendError::Source(_)) {
-                    is_unsound.store(true, Ordering::Relaxed);
-                }
-                Err(error)
-            }
+        let sent = match Sender::begin(stream, shard, limiter).await {
+            Ok(mut sender) => match sender.run(vote, opening).await {
+                Ok(vote) => Ok(vote),
+                Err(error) => Err(sender.failed(error).await),
+            },
+            Err(error) => Err(error),
+        };
+        if sent.as_ref().is_err_and(SendError::is_of_source) {
+            is_unsound.store(true, Ordering::Relaxed);
         }
+        sent
     };
     tokio::select! {
         biased;
@@ -85,6 +85,19 @@ enum SendError {
     NotASource,
     #[error("a thread panicked: {0}")]
     Panicked(#[from] io::Error),
+}
+
+impl SendError {
+    /// Whether another replica might send what this one can't.
+    fn is_of_source(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Source(error) => {
+                !matches!(error, SnapshotError::Nothing | SnapshotError::Closed | SnapshotError::UnknownPart)
+            }
+            _ => false,
+        }
+    }
 }
 
 struct Sender<'a> {

@@ -21,6 +21,7 @@ mod replicas;
 mod replicating;
 mod slow_segments;
 mod stopped_shard;
+mod store;
 mod strangers;
 mod streaming;
 mod suite;

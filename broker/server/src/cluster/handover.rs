@@ -80,22 +80,37 @@ fn next_leader(
     }
     let planned = &controller.shard(replica.shard_id())?.replicas;
     let (voters, me) = (replica.members().voters, replica.node());
-    let is_unsound = replica.sends_unsound_snapshots();
-    let may_lead = |broker| may_lead(broker) && !(is_unsound && broker == me.broker());
+    let snapshots =
+        Snapshots { are_unsound: replica.sends_unsound_snapshots(), are_sent: replica.sends_snapshots() };
     let is_fit =
         |node: NodeId| voters.contains(&node) && has_nearly_all(replica, node, CLOSE_ENTRIES, PRESENT_WITHIN);
-    successor(planned, me, may_lead, is_fit)
+    successor(planned, me, snapshots, may_lead, is_fit)
+}
+
+/// What becomes of the snapshots that this leader sends.
+#[derive(Debug, Clone, Copy, Default)]
+struct Snapshots {
+    /// One could not be read here, or was not taken.
+    are_unsound: bool,
+    /// One is on its way.
+    are_sent: bool,
 }
 
 /// The first of those planned where this one may lead on; else whichever of them may, and is fit to, in the order of the plan, by which
-/// leads that leave a broker are spread over the others.
+/// leads that leave a broker are spread over the others. Nobody before a snapshot has arrived that this one sends: the planned leader may
+/// be the one whose snapshots can't be read.
 fn successor(
     planned: &[NodeId],
     me: NodeId,
+    snapshots: Snapshots,
     may_lead: impl Fn(BrokerId) -> bool,
     is_fit: impl Fn(NodeId) -> bool,
 ) -> Option<NodeId> {
-    let candidates = if may_lead(me.broker()) { 1 } else { planned.len() };
+    let leads_on = may_lead(me.broker()) && !snapshots.are_unsound;
+    if leads_on && snapshots.are_sent {
+        return None;
+    }
+    let candidates = if leads_on { 1 } else { planned.len() };
     let others = planned.iter().copied().take(candidates).filter(|node| *node != me);
     others.into_iter().find(|node| may_lead(node.broker()) && is_fit(*node))
 }
@@ -167,12 +182,22 @@ mod tests {
     const ME: u32 = 2;
 
     fn next<const N: usize>(planned: [u32; N], unwell: &[u32], unfit: &[u32]) -> Option<u32> {
+        next_by(Snapshots::default(), planned, unwell, unfit)
+    }
+
+    fn next_by<const N: usize>(
+        snapshots: Snapshots,
+        planned: [u32; N],
+        unwell: &[u32],
+        unfit: &[u32],
+    ) -> Option<u32> {
         let node = |broker| NodeId::new(BrokerId::new(broker), 1);
         let planned = planned.map(node);
         let is_in = |brokers: &[u32], broker: BrokerId| brokers.contains(&broker.get());
         let next = successor(
             &planned,
             node(ME),
+            snapshots,
             |broker| !is_in(unwell, broker),
             |node| !is_in(unfit, node.broker()),
         );
@@ -195,5 +220,19 @@ mod tests {
         assert_eq!(next([1, 2, 3], &[2], &[1]), Some(3));
         assert_eq!(next([2, 3, 1], &[2, 3], &[]), Some(1));
         assert_eq!(next([2, 3, 1], &[1, 2, 3], &[]), None, "nowhere to go");
+    }
+    #[test]
+    fn whose_snapshots_are_not_taken_leads_no_more_and_whose_are_on_their_way_leads_on() {
+        let unsound = Snapshots { are_unsound: true, ..Snapshots::default() };
+        assert_eq!(next_by(unsound, [2, 3, 1], &[], &[]), Some(3));
+        assert_eq!(next_by(unsound, [2, 3, 1], &[], &[3]), Some(1));
+        let sent = Snapshots { are_sent: true, ..Snapshots::default() };
+        assert_eq!(
+            next_by(sent, [1, 2, 3], &[], &[]),
+            None,
+            "the planned leader takes its turn when that has arrived"
+        );
+        assert_eq!(next_by(sent, [1, 2, 3], &[2], &[]), Some(1), "whose disk is full leads no more");
+        assert_eq!(next_by(Snapshots { are_sent: true, ..unsound }, [2, 3, 1], &[], &[]), Some(3));
     }
 }

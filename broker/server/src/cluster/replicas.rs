@@ -11,7 +11,7 @@ use tidemill_log::segment::SegmentFiles;
 use tidemill_log::wal::{LogRange, RecoveredShard, Recovery, Wal};
 use tidemill_protocol::{NodeId, ShardId};
 use tidemill_raft::{
-    Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
+    Beat, Begin, Clock, Gate, PeerDialer, Replica, ReplicaConfig, ReplicaLimits, ReplicaStartError,
     SnapshotLimiter, recovered_shard,
 };
 use tidemill_shard::{Shard, ShardConfig, StillOpen};
@@ -49,6 +49,7 @@ pub(crate) struct ReplicaStarter {
     /// See [`ReplicaConfig`].
     pub(crate) unit_bytes_elsewhere: Arc<AtomicUsize>,
     pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
+    pub(crate) beat: Beat,
     pub(crate) clock: Clock,
     pub(crate) dialer: Option<Arc<dyn PeerDialer>>,
     /// What units of other brokers pass.
@@ -150,6 +151,7 @@ impl ReplicaStarter {
             retired: trust == Trust::New,
             accept_data_loss: self.accept_data_loss,
             snapshot_limiter: Arc::clone(&self.snapshot_limiter),
+            beat: self.beat,
             limits: self.limits,
             unit_bytes_elsewhere: Arc::clone(&self.unit_bytes_elsewhere),
             ..ReplicaConfig::new(shard_id, node, self.clock.clone())

@@ -1,6 +1,7 @@
 //! How the broker is doing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -52,6 +53,8 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
         None => vec![forming::risk(context)],
     };
     status.risks.extend(stopped::risks(&stopped));
+    let of_disks = std::iter::once(&status).chain(others.values()).flat_map(of_disk).collect::<Vec<_>>();
+    status.risks.extend(of_disks);
     let settings = controller.settings();
     status.settings = Some(ClusterSettings {
         rebuild_delay_ms: settings.rebuild_delay_ms,
@@ -75,6 +78,31 @@ fn at_risk(controller: &Controller, reached: &BTreeSet<BrokerId>) -> Vec<String>
         |risk: &Risk| matches!(risk, Risk::UnderReplicated { shard, .. } if cut_off.contains(shard));
     let known = risks(controller).into_iter().filter(|risk| !is_outdated(risk));
     seen_from_here.into_iter().chain(known).map(|risk| risk.to_string()).collect()
+}
+
+/// What is at risk by the disk of one broker, as it says itself.
+fn of_disk(said: &ClusterStatus) -> Vec<String> {
+    let broker = said.broker_id;
+    let mut found = Vec::new();
+    if said.disk_full {
+        found.push(format!(
+            "broker {broker} has given up its reserve, for retention alone: nothing is produced to the shards that it holds, and it refuses \
+             positions; free space on its disk"
+        ));
+    } else if said.produce_refused {
+        found.push(format!(
+            "the disk of broker {broker} is nearly full ({} bytes are free): nothing is produced to the shards that it holds, and hosted \
+             consumers wait; free space on it",
+            said.disk_free_bytes
+        ));
+    }
+    if said.segments_unrepaired > 0 {
+        found.push(format!(
+            "broker {broker} has damaged segments that no other broker's copy mended ({}); its log says which",
+            said.segments_unrepaired
+        ));
+    }
+    found
 }
 
 /// What the other brokers say of themselves, as far as they answer.
@@ -236,6 +264,7 @@ pub(crate) fn own(context: &Context) -> ClusterStatus {
         produce_refused: context.disk.is_nearly_full(),
         disk_full: context.disk.is_full(),
         wal_bytes: context.wal.bytes(),
+        segments_unrepaired: context.segments_unrepaired.load(Ordering::Relaxed),
         placement: context
             .shards
             .iter()
@@ -260,6 +289,18 @@ mod tests {
     use crate::cluster::steering;
     use crate::config::DurabilitySetting;
     use crate::data_dir::Meta;
+
+    #[test]
+    fn disks_are_at_risk_as_their_brokers_say() {
+        let well = ClusterStatus { broker_id: 2, disk_free_bytes: 70, ..ClusterStatus::default() };
+        assert_eq!(of_disk(&well), Vec::<String>::new());
+        let nearly = ClusterStatus { produce_refused: true, segments_unrepaired: 3, ..well };
+        let [room, damage] = of_disk(&nearly).try_into().expect("two");
+        assert!(room.starts_with("the disk of broker 2 is nearly full (70 bytes are free)"), "{room}");
+        assert!(damage.starts_with("broker 2 has damaged segments") && damage.contains("(3)"), "{damage}");
+        let full = ClusterStatus { disk_full: true, segments_unrepaired: 0, ..nearly };
+        assert!(matches!(&of_disk(&full)[..], [one] if one.starts_with("broker 2 has given up its reserve")));
+    }
 
     /// How many are up to date, the controller wrote down when it could: who reaches no majority says only that.
     #[test]
@@ -286,6 +327,6 @@ mod tests {
         }
         let alone = at_risk(&controller, &BTreeSet::from([brokers[0]]));
         assert!(alone.iter().any(|risk| risk.contains("reaches 1 of the 2 voters")), "{alone:?}");
-        assert!(!alone.iter().any(|risk| risk.contains("up to date and alive")), "{alone:?}");
+        assert!(!alone.iter().any(|risk| risk.contains("voting and alive")), "{alone:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tidemill_client::Client;
-use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
+use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster};
 
 use crate::load::{Load, Reader, Routed};
 
@@ -64,6 +64,7 @@ async fn a_rolling_restart_costs_nothing() -> Outcome<()> {
         let led = placement.iter().filter(|shard| shard.leader == broker);
         let led: BTreeSet<u32> = led.map(|shard| shard.shard).collect();
         assert!(!led.is_empty(), "broker {broker} has nothing to hand over: {placement:#?}");
+        assert!(!notes_a_clean_stop(cluster.broker(broker))?, "broker {broker} still runs");
         let status = cluster.broker(broker).stop().await?;
         assert!(status.success(), "broker {broker} ended with {status}");
         let text = cluster.broker(broker).log_text()?;
@@ -72,6 +73,7 @@ async fn a_rolling_restart_costs_nothing() -> Outcome<()> {
             "{}",
             cluster.broker(broker).log_tail()
         );
+        assert!(notes_a_clean_stop(cluster.broker(broker))?, "what its log says, its directory does");
         // Nothing else that a broker does is logged in these words.
         let given = handed_over(&text);
         assert!(
@@ -82,12 +84,21 @@ async fn a_rolling_restart_costs_nothing() -> Outcome<()> {
         load.goes_on().await?;
         routed.goes_on().await?;
         cluster.broker(broker).restart().await?;
+        assert!(!notes_a_clean_stop(cluster.broker(broker))?, "broker {broker} runs again");
         cluster.settled(&client).await?;
     }
     routed.check(&client).await?;
     let acknowledged = load.check(&client).await?;
     reader.has_all(acknowledged).await?;
     Ok(())
+}
+
+/// Whether a broker's directory says that its last stop wrote everything down. One that runs says the contrary beforehand.
+fn notes_a_clean_stop(broker: &TestBroker) -> Outcome<bool> {
+    let meta = std::fs::read_to_string(broker.data_dir().join("meta"))?;
+    let noted =
+        meta.lines().find_map(|line| line.strip_prefix("clean = ")).ok_or("meta says nothing of it")?;
+    Ok(noted.parse()?)
 }
 
 /// The shards of which a broker's log says that it handed them over as it stopped.

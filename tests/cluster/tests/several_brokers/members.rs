@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tidemill_client::messages::{BrokerStatus, ClusterStatus};
 use tidemill_client::{BrokerId, Client, ErrorCode, RequestError};
+use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestBroker, TestCluster, WorldError};
 
@@ -12,6 +13,10 @@ use crate::load::Load;
 
 /// For what a broker does by itself within a few seconds.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For a refusal to be counted where it was made, once whoever was refused has ended.
+const COUNTED_WITHIN: Duration = Duration::from_secs(5);
+/// Starts of a broker that was removed, until one of them is refused by another.
+const STARTS: u32 = 8;
 
 fn holders(status: &ClusterStatus) -> BTreeSet<u32> {
     let data = status.placement.iter().filter(|shard| shard.shard != 0);
@@ -59,6 +64,50 @@ async fn join(cluster: &mut TestCluster, client: &Client, id: u32) -> Outcome<()
 /// Whether a broker has ended its link to one that was removed.
 fn has_left_one(broker: &TestBroker) -> Option<()> {
     broker.log_text().ok()?.contains("a broker is not connected to any more").then_some(())
+}
+
+/// How often brokers have refused a hello, by their counters, and how often their logs say that the second one is removed for good.
+async fn refusals(brokers: &[&TestBroker], clients: &[Client]) -> Outcome<(f64, usize)> {
+    let (mut counted, mut said) = (0.0, 0);
+    for client in clients {
+        counted += metric(client, r#"tidemill_peer_refused_total{reason="hello"}"#).await?;
+    }
+    for broker in brokers {
+        let words = "refused: broker 2 was removed from the cluster, and this life of it never comes back";
+        said += broker.log_text()?.matches(words).count();
+    }
+    Ok((counted, said))
+}
+
+/// The second broker was removed and has ended. Started on what it has it ends each time, and the others refuse it, count that and say why.
+async fn the_second_broker_is_refused(cluster: &mut TestCluster) -> Outcome<()> {
+    const OTHERS: [usize; 3] = [1, 3, 4];
+    let mut clients = Vec::new();
+    for other in OTHERS {
+        clients.push(cluster.brokers()[other - 1].client().await?);
+    }
+    for _ in 0..STARTS {
+        let before = refusals(&OTHERS.map(|other| &cluster.brokers()[other - 1]), &clients).await?;
+        let ended = removals_said(&cluster.broker(2).log_text()?);
+        let log = turned_away(cluster.broker(2)).await?;
+        assert!(removals_said(&log) > ended, "it ended for another reason: {}", cluster.broker(2).log_tail());
+        let others = OTHERS.map(|other| &cluster.brokers()[other - 1]);
+        let refused = eventually("another broker refuses it", COUNTED_WITHIN, async || {
+            let now = refusals(&others, &clients).await.ok()?;
+            (now.0 > before.0 && now.1 > before.1).then_some(())
+        });
+        if refused.await.is_ok() {
+            return Ok(());
+        }
+        // What it has may say that it was removed, and end it before anybody was asked.
+    }
+    let logs = OTHERS.map(|other| cluster.brokers()[other - 1].log_tail()).join("\n----\n");
+    Err(format!("nobody refused the second broker in {STARTS} starts:\n{logs}").into())
+}
+
+/// How often a broker's log says that it was removed.
+fn removals_said(log: &str) -> usize {
+    log.matches("removed from the cluster").count()
 }
 
 /// The fourth gets its share under load; another is drained, which is taken back once, holds nothing, is removed, and never comes back as
@@ -119,11 +168,13 @@ async fn a_fourth_broker_takes_its_share_and_another_leaves_for_good() -> Outcom
         let other = &cluster.brokers()[other - 1];
         eventually("the others look for it no more", PATIENCE, async || has_left_one(other)).await?;
     }
-    cluster.broker(2).restart().await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let log = cluster.broker(1).log_text()?;
-    assert!(log.contains("broker 2 was removed from the cluster"), "{}", cluster.broker(1).log_tail());
-    cluster.broker(2).kill().await?;
+    the_second_broker_is_refused(&mut cluster).await?;
+    let status = client.cluster_status().await?;
+    let is_out = |broker: &BrokerStatus| broker.state == "removed" && !broker.alive;
+    assert!(
+        status.brokers.iter().any(|broker| broker.broker_id == 2 && is_out(broker)),
+        "it is not taken back: {status:#?}"
+    );
 
     std::fs::remove_dir_all(cluster.broker(2).data_dir())?;
     let token = client.create_join_token(Some(BrokerId::new(2)), None).await?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidemill_client::{Client, Start};
+use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
@@ -116,6 +117,20 @@ async fn damaged_segments_come_whole_from_the_other_brokers() -> Outcome<()> {
             return Err(format!("{error}\n{}", cluster.broker(DAMAGED).log_tail()).into());
         }
         assert_eq!(read_at(&client, DAMAGED).await?, RECORDS as usize);
+        // Another replica in its place would have whole segments, too.
+        let alone = cluster.broker(DAMAGED).client().await?;
+        eventually("it counts what it repaired, and nothing that waits", PATIENCE, async || {
+            let repaired = metric(&alone, "tidemill_segment_repairs_total").await.ok()?;
+            (repaired > 0.0 && waiting(&alone).await? == 0.0).then_some(())
+        })
+        .await?;
     }
     Ok(())
+}
+
+/// Segments of a broker's that are not repaired yet; `None` until it has looked for any.
+async fn waiting(alone: &Client) -> Option<f64> {
+    let metrics = alone.metrics().await.ok()?;
+    let mut values = metrics.lines().filter_map(|line| line.strip_prefix("tidemill_segments_unrepaired "));
+    values.next()?.parse().ok()
 }

@@ -51,6 +51,10 @@ async fn a_full_disk_of_one_broker_is_counted_by_all_and_its_leads_leave_it() ->
         assert!(refusal.contains("DISK_FULL") && refusal.contains("broker 2"), "{refusal}");
     }
 
+    // Whichever broker is asked.
+    let risks = client.cluster_status().await?.risks;
+    assert!(risks.iter().any(|risk| risk.starts_with("the disk of broker 2 is nearly full")), "{risks:?}");
+
     cluster.broker(FULL).stop().await?;
     cluster.broker(FULL).change(usual);
     cluster.broker(FULL).restart().await?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use tidemill_client::{Client, Commit, Offset, PartitionId, TopicPartition};
+use tidemill_client::{BrokerId, Client, Commit, ErrorCode, Offset, PartitionId, TopicPartition};
 use tidemill_cluster_tests::metrics::metric;
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
@@ -54,7 +54,7 @@ fn alter(state: &Path) -> Outcome<()> {
 }
 
 /// Replicas with the same state go on, round after round. A follower whose state file was altered while it was away starts and follows as if
-/// nothing were; the next comparison stops it, all know of it, and the others go on.
+/// nothing were; the next comparison stops it, all know of it, and the others go on. None of those can be spared then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_whose_state_was_altered_is_found_and_stops() -> Outcome<()> {
     let options = BrokerOptions::default()
@@ -115,5 +115,31 @@ async fn a_replica_whose_state_was_altered_is_found_and_stops() -> Outcome<()> {
     assert!(cluster.broker(follower).log_text()?.contains("it went astray"), "its log says so, too");
     load.goes_on().await?;
     load.check(&client).await?;
+    let asked = cluster.broker(follower).client().await?;
+    another_one_can_not_be_spared(&mut cluster, &client, &asked, follower).await
+}
+
+/// Of three replicas one has stopped on a broker that lives. For the controller a majority is left without another broker that is dead, so it
+/// is not the controller that refuses to remove that one. Asked is the broker that need ask nobody which of its replicas have stopped.
+async fn another_one_can_not_be_spared(
+    cluster: &mut TestCluster,
+    client: &Client,
+    asked: &Client,
+    stopped: u32,
+) -> Outcome<()> {
+    let spared = (1..=3).find(|broker| *broker != stopped).ok_or("there are others")?;
+    cluster.broker(spared).kill().await?;
+    let dead = format!("broker {spared} is down and holds");
+    cluster
+        .until(client, "count another one as dead", |status| {
+            status.risks.iter().any(|risk| risk.contains(&dead))
+        })
+        .await?;
+    let refused = asked.remove_broker(BrokerId::new(spared)).await.expect_err("one of three would be left");
+    assert_eq!(refused.code(), Some(ErrorCode::ClusterChangeRefused.code()), "{refused}");
+    let said = refused.to_string();
+    let what = format!("removing broker {spared} would leave shard {SHARD} with ");
+    let why = format!(" working of 3 replicas, which is no majority: it has stopped on broker {stopped}");
+    assert!(said.contains(&what) && said.contains(&why), "{said}");
     Ok(())
 }

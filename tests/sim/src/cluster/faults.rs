@@ -73,6 +73,11 @@ const WEIGHTS: [(Fault, u32); 20] = [
 ];
 
 impl Fault {
+    /// All kinds that are drawn.
+    pub fn all() -> impl Iterator<Item = Self> {
+        WEIGHTS.into_iter().map(|(fault, _)| fault)
+    }
+
     pub(super) fn draw(rng: &mut StdRng) -> Self {
         let all: u32 = WEIGHTS.iter().map(|(_, weight)| weight).sum();
         let mut at = rng.random_range(0..all);

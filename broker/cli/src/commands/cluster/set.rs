@@ -16,8 +16,8 @@ pub(crate) struct Set {
     /// How long a broker may be dead before its replicas are rebuilt on others, up to 30d.
     #[arg(long, value_name = "TIME", value_parser = text::duration)]
     rebuild_delay: Option<Duration>,
-    /// What each broker sends at most to replicas that lack much: bytes a second, such as 50MiB, or
-    /// unlimited.
+    /// The rate of what each broker sends to new replicas and to those that lack more than the log holds:
+    /// bytes a second, such as 50MiB, or unlimited.
     #[arg(long, value_name = "BYTES", value_parser = rate)]
     snapshot_rate: Option<u64>,
 }

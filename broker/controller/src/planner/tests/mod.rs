@@ -1,3 +1,4 @@
+mod at_risk;
 mod random;
 mod world;
 

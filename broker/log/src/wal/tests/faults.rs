@@ -92,6 +92,40 @@ fn every_sync_fails_in_turn() {
     fail_each_call(Some(Call::Sync), Effect::Fail);
 }
 
+/// What a recovery found counts: a vote or an entry is acknowledged by it.
+#[test]
+fn what_a_failed_sync_left_in_the_page_cache_is_lost_to_no_power_cut_after_a_restart() {
+    let mut taken = 0;
+    for nth in 1.. {
+        let memory = MemoryStorage::new().without_direct();
+        let faulty = FaultyStorage::new(Arc::new(memory.clone()));
+        faulty.on_nth(Some(Call::Sync), nth, Effect::Fail);
+        let acknowledged = work(Arc::new(faulty.clone()));
+        memory.forget_unsynced(nth);
+        let what = format!("sync {nth}");
+        let next = memory.kill().without_direct();
+        let (wal, recovery) = open(&next);
+        assert!(!recovery.direct && recovery.damage.is_none(), "{what}: {:?}", recovery.report);
+        let found = [A, B].map(|shard| (wal.range(shard), wal.vote(shard)));
+        let last = |shard| wal.range(shard).last.map_or(0, |last| last.index.get());
+        taken += u32::from(last(A) > acknowledged.a);
+        // It does not end in good order.
+        let after = next.crash(nth);
+        drop(wal);
+        let (wal, recovery) = open(&after);
+        assert!(recovery.damage.is_none(), "{what}: {:?}", recovery.report);
+        assert_eq!([A, B].map(|shard| (wal.range(shard), wal.vote(shard))), found, "{what}");
+        for shard in [A, B] {
+            read_all(&wal, shard);
+        }
+        if !faulty.has_struck() {
+            assert!(nth > 3, "{what}");
+            break;
+        }
+    }
+    assert!(taken > 0, "what was not acknowledged is found where the kernel shows it");
+}
+
 #[test]
 fn the_disk_is_full_at_every_call_in_turn() {
     fail_each_call(None, Effect::DiskFull);

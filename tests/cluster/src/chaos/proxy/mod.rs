@@ -236,6 +236,12 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::waiting::eventually;
+
+    /// Sent one behind the other: fewer than any buffer on the way holds.
+    const PACKETS: u8 = 32;
+    /// For packets that come, or are seen to be lost.
+    const PATIENCE: Duration = Duration::from_secs(30);
 
     async fn socket() -> (UdpSocket, SocketAddr) {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -309,5 +315,45 @@ mod tests {
         assert!(begun.elapsed() >= delay);
         assert_eq!(heard(&two).await.expect("again").0, b"twice");
         assert_eq!(heard(&two).await, None);
+    }
+
+    #[tokio::test]
+    async fn what_the_weather_loses_never_comes() {
+        let ((one, at_one), (two, at_two)) = (socket().await, socket().await);
+        let proxy = PeerProxy::start(vec![at_one, at_two], 1).await.unwrap();
+        proxy.change(1, 2, Weather { lost_percent: 100, ..Weather::default() });
+        for number in 0..PACKETS {
+            one.send_to(&[number], proxy.face(2)).await.unwrap();
+        }
+        let all = Traffic { dropped: u64::from(PACKETS), ..Traffic::default() };
+        eventually("all are lost", PATIENCE, async || (proxy.traffic() == all).then_some(())).await.unwrap();
+        assert_eq!(heard(&two).await, None);
+        proxy.clear();
+        one.send_to(b"again", proxy.face(2)).await.unwrap();
+        assert!(heard(&two).await.is_some());
+    }
+
+    #[tokio::test]
+    async fn overtaken_packets_all_come_in_another_order() {
+        let ((one, at_one), (two, at_two)) = (socket().await, socket().await);
+        let proxy = PeerProxy::start(vec![at_one, at_two], 1).await.unwrap();
+        proxy.change(1, 2, Weather { overtaken_percent: 100, ..Weather::default() });
+        let sent: Vec<u8> = (0..PACKETS).collect();
+        for number in &sent {
+            one.send_to(&[*number], proxy.face(2)).await.unwrap();
+        }
+        let (mut came, mut packet) = (Vec::new(), [0; 100]);
+        while came.len() < sent.len() {
+            let next = timeout(PATIENCE, two.recv_from(&mut packet)).await;
+            let (length, _) = next.expect("all of them come").unwrap();
+            came.extend_from_slice(&packet[..length]);
+        }
+        assert_ne!(came, sent);
+        came.sort_unstable();
+        assert_eq!(came, sent, "each once");
+        assert_eq!(heard(&two).await, None);
+        let all = u64::from(PACKETS);
+        let traffic = Traffic { forwarded: all, delayed: all, overtaken: all, ..Traffic::default() };
+        assert_eq!(proxy.traffic(), traffic);
     }
 }

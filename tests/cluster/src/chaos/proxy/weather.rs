@@ -125,3 +125,27 @@ impl Counters {
 pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fates(weather: Weather) -> Vec<Fate> {
+        let mut random = Random::new(7);
+        (0..200).map(|_| weather.fate(&mut random)).collect()
+    }
+
+    #[test]
+    fn what_happens_to_all_packets_happens_to_each() {
+        let fair = Fate { copies: 1, after: Duration::ZERO, is_overtaken: false };
+        assert_eq!(fates(Weather::default()), [fair; 200]);
+        let lost = fates(Weather { lost_percent: 100, ..Weather::default() });
+        assert_eq!(lost, [Fate { copies: 0, ..fair }; 200]);
+
+        let longest = Duration::from_millis(OVERTAKEN_MS_MAX);
+        let overtaken = fates(Weather { overtaken_percent: 100, ..Weather::default() });
+        let is_held_up = |fate: &Fate| !fate.after.is_zero() && fate.after <= longest && fate.is_overtaken;
+        assert!(overtaken.iter().all(|fate| is_held_up(fate) && fate.copies == 1), "{overtaken:?}");
+        assert!(overtaken.windows(2).any(|two| two[1].after < two[0].after), "later ones come first");
+    }
+}
