@@ -24,7 +24,8 @@ const PERIOD: Duration = Duration::from_secs(10);
 
 /// Holds back what a learner lacks, at the rate of snapshots: what was written while its snapshot was on the way would else come all at once.
 /// Voters wait for nothing, nor does a learner that has nearly all. However low the rate, a learner gets a quarter more entries than are
-/// written meanwhile, and an append every few seconds, or it would never arrive.
+/// written meanwhile, and an append every few seconds, or it would never arrive. Where the log of this broker has grown large nobody waits: what
+/// a learner lacks can't be let go.
 #[derive(Clone)]
 pub(crate) struct CatchUp {
     links: Arc<PeerLinks>,
@@ -57,10 +58,15 @@ impl CatchUp {
         let before = append.prev_log_id.map_or(0, |id| id.index);
         let period = self.period(end, before);
         let (written, sent) = (end.saturating_sub(period.end), before.saturating_sub(period.sent));
-        if sent >= written.saturating_add(written / 4) {
+        if sent >= written.saturating_add(written / 4) && !self.is_log_large() {
             let turn = self.links.snapshot_limiter.take(bytes);
             let _in_time = tokio::time::timeout(WAIT_MAX, turn).await;
         }
+    }
+
+    /// Entries that somebody lacks stay in the log, and with them what the other shards wrote since.
+    fn is_log_large(&self) -> bool {
+        self.links.log.as_ref().is_some_and(|(wal, high)| wal.bytes() > *high)
     }
 
     fn period(&self, end: u64, sent: u64) -> Period {

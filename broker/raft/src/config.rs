@@ -165,6 +165,8 @@ pub struct ReplicaLimits {
     pub apply_backlog_bytes_max: usize,
     /// The most bytes of applied entries that stay decoded.
     pub decoded_cache_bytes_max: usize,
+    /// With more than this in the broker's log nobody is held back who keeps entries in it.
+    pub log_bytes_high: u64,
     /// How much a shard applies until it is due for a checkpoint.
     pub checkpoint_bytes: u64,
     /// How much is applied, and how long it takes at the least, until the leader has the replicas' states compared again. Where little is
@@ -193,6 +195,7 @@ impl Default for ReplicaLimits {
             append_in_flight_bytes_max: 8 << 20,
             apply_backlog_bytes_max: 16 << 20,
             decoded_cache_bytes_max: 1 << 20,
+            log_bytes_high: 1 << 30,
             checkpoint_bytes: 256 << 20,
             state_hash_bytes: 64 << 20,
             state_hash_interval: Duration::from_secs(600),

@@ -107,7 +107,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let after = last.as_ref().map(entry_id);
         self.0.wal().truncate_after(self.0.shard(), after, Box::new(move |result| drop(done.send(result))));
         // A follower says that it holds what a new leader sent only when what stood there before is gone for good.
-        wait(synced).await
+        wait(synced).await?;
+        self.0.cut();
+        Ok(())
     }
 
     async fn purge(&mut self, id: LogId) -> io::Result<()> {

@@ -17,6 +17,7 @@ use openraft::raft::{
 };
 use openraft::{EmptyNode, OptionalSend};
 use parking_lot::Mutex;
+use tidemill_log::wal::Wal;
 use tidemill_protocol::{NodeId, ShardId};
 use tokio::time::Instant;
 
@@ -39,6 +40,8 @@ pub(crate) struct PeerLinks {
     pub(crate) snapshot_limiter: Arc<SnapshotLimiter>,
     /// As soon as openraft runs.
     pub(crate) metrics: OnceLock<Metrics>,
+    /// Where entries are kept that others lack, and how large it is when they had better have them soon. Not where nothing is led.
+    pub(crate) log: Option<(Wal, u64)>,
     /// See [`Replica::sends_unsound_snapshots`](crate::Replica::sends_unsound_snapshots).
     pub(crate) is_unsound: AtomicBool,
     /// To other replicas, just now.
@@ -88,6 +91,7 @@ impl PeerLinks {
         node: NodeId,
         append_in_flight_bytes_max: usize,
         snapshot_limiter: Arc<SnapshotLimiter>,
+        log: Option<(Wal, u64)>,
     ) -> Arc<Self> {
         let (acknowledged, lost) = (Mutex::default(), Mutex::default());
         Arc::new(Self {
@@ -96,6 +100,7 @@ impl PeerLinks {
             node,
             snapshot_limiter,
             metrics: OnceLock::new(),
+            log,
             is_unsound: AtomicBool::new(false),
             snapshots_under_way: AtomicUsize::new(0),
             append_in_flight_bytes_max,

@@ -41,7 +41,8 @@ impl RemoteShard {
     ) -> Self {
         let bytes_max = limits.append_in_flight_bytes_max;
         // No snapshot ever leaves from here.
-        let links = PeerLinks::new(dialer, shard, from, bytes_max, Arc::new(SnapshotLimiter::new(None)));
+        let links =
+            PeerLinks::new(dialer, shard, from, bytes_max, Arc::new(SnapshotLimiter::new(None)), None);
         Self(Arc::new(Inner {
             shard,
             forwarder: Forwarder::new(links, limits),

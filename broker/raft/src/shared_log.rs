@@ -177,9 +177,14 @@ impl SharedLog {
         }
         state.recent.truncate_after(last.map(|id| id.index));
         state.ends.last = last.max(state.ends.purged);
-        let end = state.ends.last.map(|id| id.index);
         drop(state);
-        // What is appended next under these indexes is not durable yet.
+        self.cut();
+    }
+
+    /// What is appended next under the indexes behind the log's end is not durable yet. To be called again when the truncation is: what was
+    /// being written when it began says until then that it is durable.
+    pub(crate) fn cut(&self) {
+        let end = self.ends().last.map(|id| id.index);
         let mut flushed = self.flushed.lock();
         flushed.last = flushed.last.min(end);
     }

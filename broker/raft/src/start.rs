@@ -78,7 +78,8 @@ pub(crate) async fn start(
 
     let links = config.peers.as_ref().map(|dialer| {
         let (bytes_max, limiter) = (limits.append_in_flight_bytes_max, Arc::clone(&config.snapshot_limiter));
-        PeerLinks::new(Arc::clone(dialer), config.shard, config.node, bytes_max, limiter)
+        let kept = Some((log.wal().clone(), limits.log_bytes_high));
+        PeerLinks::new(Arc::clone(dialer), config.shard, config.node, bytes_max, limiter, kept)
     });
     let (node, settings) = (config.node, Arc::new(settings));
     let (store, state) = (LogStore::new(Arc::clone(&log)), StateMachine::new(Arc::clone(&machine)));

@@ -15,6 +15,7 @@ use tidemill_raft::{Beat, ReplicaLimits, SnapshotLimiter};
 use tidemill_shard::ShardConfig;
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::cluster::replicas::ReplicaStarter;
 use crate::cluster::{ClusterDirectoryError, ClusterPlan, Lives, Origin, forget, recovered};
 use crate::config::{BrokerConfig, DurabilitySetting};
@@ -218,6 +219,7 @@ pub(crate) fn replica_starter(
     let limits = ReplicaLimits {
         pending_bytes_max: config.limits.proposal_bytes_max,
         write_behind_bytes_max: per_shard(config.storage.write_behind_bytes_max, &meta),
+        log_bytes_high: Admission::log_bytes_high(&config.wal),
         checkpoint_bytes: config.storage.checkpoint_bytes,
         state_hash_bytes: config.storage.state_hash_bytes,
         state_hash_interval: Duration::from_millis(config.storage.state_hash_interval_ms),

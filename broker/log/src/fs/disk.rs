@@ -22,6 +22,8 @@ const SLICES_PER_CALL_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct DiskStorage {
     root: PathBuf,
+    /// Open for good: a failed write-back is told to those who had the file system open when it failed, and once to all others together.
+    directory: Arc<File>,
 }
 
 impl DiskStorage {
@@ -37,7 +39,8 @@ impl DiskStorage {
                 File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Self { root })
+        let directory = Arc::new(File::open(&root)?);
+        Ok(Self { root, directory })
     }
 
     /// The directory that all paths are relative to.
@@ -116,7 +119,7 @@ impl Storage for DiskStorage {
     }
 
     fn sync_all(&self) -> io::Result<()> {
-        Ok(rustix::fs::syncfs(File::open(&self.root)?)?)
+        Ok(rustix::fs::syncfs(&*self.directory)?)
     }
 
     fn free_space(&self) -> io::Result<Space> {

@@ -49,6 +49,8 @@ pub struct SegmentFiles {
     page_cache: Mutex<PageCache>,
     buffers: Arc<BufferPool>,
     next_id: AtomicU64,
+    /// Whether a sync of everything failed. Serialises these, as a file's are.
+    all_failed: Mutex<bool>,
 }
 
 #[derive(Default)]
@@ -120,6 +122,22 @@ impl SegmentFiles {
             page_cache: Mutex::default(),
             buffers: BufferPool::new(config.idle_buffers_bytes),
             next_id: AtomicU64::new(0),
+            all_failed: Mutex::new(false),
+        })
+    }
+
+    /// Makes all files durable at once.
+    ///
+    /// # Errors
+    /// What the file system says, and from then on always: whoever asks next does not hear which writes were lost.
+    pub fn sync_all(&self) -> io::Result<()> {
+        let mut failed = self.all_failed.lock();
+        if *failed {
+            return Err(io::Error::other("an earlier sync of the file system failed; restart the broker"));
+        }
+        self.storage.sync_all().inspect_err(|source| {
+            error!(%source, "syncing the file system failed");
+            *failed = true;
         })
     }
 

@@ -396,7 +396,9 @@ fn conclude(
         ));
     }
     // What the kernel has but the device may not: from now on it counts as flushed.
-    rewrite::make_durable(&used, flushed, end)?;
+    if let Some(last) = used.last() {
+        rewrite::make_durable(last, flushed, end)?;
+    }
     let (state, shards) = fold.finish(segment, end, &used, &mut report);
     let first_live = shards.first_live;
     let in_use: Vec<u64> = used.iter().map(|segment| segment.header.number).collect();

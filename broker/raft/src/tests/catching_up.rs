@@ -7,7 +7,7 @@ use tidemill_shard::UnitResult;
 
 use super::cluster::{Cluster, node, nodes, wait_until};
 use super::fixture::{PATIENCE, adopt, record};
-use crate::config::Begin;
+use crate::config::{Begin, ReplicaLimits};
 use crate::replica::Replica;
 
 /// More than one append has.
@@ -67,4 +67,24 @@ async fn a_learner_waits_its_turn_but_never_for_good_and_a_voter_waits_for_nothi
     limiter.set(STANDSTILL);
     cluster.start_on(node(3), Begin::Existing, disk, false).await.unwrap();
     wait_until("it has all", || lacks(&leader, node(3)) == 0).await;
+}
+
+/// Longer than somebody waits who gets an append every few seconds.
+const LONG_BACKLOG_RECORDS: usize = 320;
+
+/// What it lacks would keep all that the broker's other shards write in the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_log_is_large_a_learner_does_not_wait() {
+    let mut cluster = Cluster::new(73);
+    cluster.limits = |limits| ReplicaLimits { log_bytes_high: 0, ..limits };
+    let limiter = cluster.snapshot_limiter.clone();
+    cluster.start(node(1), Begin::Form(nodes([1]))).await;
+    let leader = cluster.leader().await;
+    let partition = adopt(&leader, 16 << 20).await;
+    append(&leader, partition, LONG_BACKLOG_RECORDS).await;
+    limiter.set(STANDSTILL);
+    cluster.start(node(2), Begin::Join).await;
+    leader.add_learner(node(2)).await.unwrap();
+    wait_until("it has all", || leader.members().learners == nodes([2]) && lacks(&leader, node(2)) == 0)
+        .await;
 }

@@ -25,7 +25,7 @@ const fn leader(term: u64) -> LeaderId {
 async fn what_was_acknowledged_under_this_leader_and_is_missing_is_lost() {
     let dialer = Network::new(1).dialer(node(1));
     let limiter = Arc::new(SnapshotLimiter::new(None));
-    let links = PeerLinks::new(dialer, SHARD, node(1), 1 << 20, limiter);
+    let links = PeerLinks::new(dialer, SHARD, node(1), 1 << 20, limiter, None);
     let [now, later] = [3, 4].map(|term| Vote::from_leader_id(leader(term), true));
     let entry = |index| LogId::new(leader(3), index);
     assert!(!links.has_lost(node(2), now, &entry(1)), "it has said nothing yet");

@@ -3,6 +3,7 @@
 mod catching_up;
 mod cluster;
 mod comparing;
+mod cutting;
 mod fixture;
 mod following;
 mod format;

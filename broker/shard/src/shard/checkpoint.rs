@@ -238,7 +238,7 @@ impl Inner {
         flushes: Vec<(&'a Arc<PartitionLog>, Flush<'a>)>,
     ) -> Result<Vec<(Arc<PartitionLog>, PartitionEnds)>, Failure> {
         if flushes.len() >= SYNC_ALL_FROM {
-            if let Err(error) = self.files.storage().sync_all() {
+            if let Err(error) = self.files.sync_all() {
                 flushes.into_iter().for_each(|(_, flush)| flush.failed());
                 return Err(Failure::SyncAll(error));
             }

@@ -127,6 +127,24 @@ fn what_a_failed_sync_left_in_the_page_cache_is_lost_to_no_power_cut_after_a_res
 }
 
 #[test]
+fn what_was_evicted_since_it_was_read_is_not_taken_for_written() {
+    let memory = MemoryStorage::new().without_direct();
+    let (wal, _) = open(&memory);
+    append(&wal, A, vec![entry(1, 10_000)]).unwrap();
+    drop(wal);
+    let reads = {
+        let faulty = FaultyStorage::new(Arc::new(memory.kill().without_direct()));
+        Wal::open(Arc::new(faulty.clone()), &config()).unwrap();
+        faulty.count(Call::Read)
+    };
+    let faulty = FaultyStorage::new(Arc::new(memory.kill().without_direct()));
+    // The last read is of what is written again.
+    faulty.on_nth(Some(Call::Read), reads, Effect::FlipBit(77));
+    let Err(error) = Wal::open(Arc::new(faulty), &config()) else { panic!("it is taken") };
+    assert!(error.to_string().contains("not there any more"), "{error}");
+}
+
+#[test]
 fn the_disk_is_full_at_every_call_in_turn() {
     fail_each_call(None, Effect::DiskFull);
 }

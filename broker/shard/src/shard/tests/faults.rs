@@ -86,6 +86,28 @@ fn is_the_last_before_the_plug_is_pulled() {
     a_checkpoint_whose_nth_call(Effect::Halt);
 }
 
+/// A file system says once that it could not write, and not whose bytes those were.
+#[test]
+fn after_a_failed_sync_of_everything_no_shard_records_what_it_has_written() {
+    let mut world = World::new();
+    world.one(adopt_topic(1, 1, 20, TopicConfig::default()));
+    for number in 0..20 {
+        world.one(append(partition(1, number), batch(2).build()));
+    }
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    let files = SegmentFiles::new(Arc::new(faulty.clone()), SegmentFilesConfig::default());
+    let [first, second] = [1, 2].map(|id| Shard::open(ShardConfig::new(ShardId::new(id)), &files).unwrap());
+    for shard in [&first, &second] {
+        world.replay_on(shard);
+    }
+    let before = second.checkpointed();
+    faulty.on_nth(Some(Call::SyncAll), 1, Effect::Fail);
+    first.checkpoint(&|_| Ok(())).unwrap_err();
+    assert!(faulty.has_struck());
+    second.checkpoint(&|_| Ok(())).unwrap_err();
+    assert_eq!(second.checkpointed(), before);
+}
+
 #[test]
 fn a_full_disk_stops_the_shard_and_keeps_what_was_there() {
     let mut world = World::on(MemoryStorage::with_capacity(400_000), ShardConfig::new(SHARD));
