@@ -18,9 +18,9 @@ impl Beat {
 
     /// The next moment of what is due every `period`.
     pub(crate) fn next(self, period: Duration) -> Instant {
-        let elapsed = self.0.elapsed();
-        let begun = elapsed.as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
-        Instant::now() + period.saturating_sub(Duration::from_nanos(u64::try_from(begun).unwrap_or(u64::MAX)))
+        let now = Instant::now();
+        let begun = (now - self.0).as_nanos().checked_rem(period.as_nanos()).unwrap_or(0);
+        now + period.saturating_sub(Duration::from_nanos(u64::try_from(begun).unwrap_or(u64::MAX)))
     }
 }
 

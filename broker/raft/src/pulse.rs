@@ -1,7 +1,7 @@
 //! When a leader says that it is there, and when a follower stands for election.
 //!
 //! ```text
-//!   leader     a heartbeat to every member, each interval; with those of the other shards that this broker leads (`beat`)
+//!   leader     a heartbeat to every member, each interval, when the broker's other leaders send theirs (`beat`)
 //!   follower   from the last word of a leader:   |--- lease: nobody else is elected ---|-- drawn --| it stands (a pre-vote first)
 //! ```
 //!

@@ -177,12 +177,10 @@ impl SharedLog {
         }
         state.recent.truncate_after(last.map(|id| id.index));
         state.ends.last = last.max(state.ends.purged);
-        drop(state);
-        self.cut();
     }
 
-    /// What is appended next under the indexes behind the log's end is not durable yet. To be called again when the truncation is: what was
-    /// being written when it began says until then that it is durable.
+    /// What is appended next under the indexes behind the log's end is not durable yet. To be called when the truncation is: what was being
+    /// written when it began says until then that it is durable.
     pub(crate) fn cut(&self) {
         let end = self.ends().last.map(|id| id.index);
         let mut flushed = self.flushed.lock();

@@ -14,8 +14,9 @@
 //! So releases are looked for there too (`scan`). Purges are not: they would have to be taken in with all that was between,
 //! in order. A shard whose purge is lost so has a log that begins behind a gap, and its doubt says so.
 //!
-//! Recovery changes nothing, and writes at most what it read once more (`rewrite`). The log goes on in a new segment, begun with the first write, whose header records the
-//! cut for good; until then a second recovery finds the same as the first.
+//! Recovery changes nothing, and writes at most what it read once more (`rewrite`). The log goes on in a new segment,
+//! begun with the first write, whose header records the cut for good; until then a second recovery finds the same as
+//! the first.
 
 use std::collections::BTreeMap;
 use std::io;

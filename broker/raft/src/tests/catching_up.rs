@@ -30,18 +30,28 @@ fn lacks(leader: &Replica, follower: NodeId) -> u64 {
     last - matched.map_or(0, |matched| matched.get())
 }
 
+/// One member that has so many records.
+async fn alone_with(cluster: &mut Cluster, records: usize) -> (Replica, TopicPartition) {
+    cluster.start(node(1), Begin::Form(nodes([1]))).await;
+    let leader = cluster.leader().await;
+    let partition = adopt(&leader, 16 << 20).await;
+    append(&leader, partition, records).await;
+    (leader, partition)
+}
+
+/// A second one that learns them at a rate that is none.
+async fn learns_at_a_standstill(cluster: &mut Cluster, leader: &Replica) {
+    cluster.snapshot_limiter.set(STANDSTILL);
+    cluster.start(node(2), Begin::Join).await;
+    leader.add_learner(node(2)).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_waits_its_turn_but_never_for_good_and_a_voter_waits_for_nothing() {
     let mut cluster = Cluster::new(71);
     let limiter = cluster.snapshot_limiter.clone();
-    cluster.start(node(1), Begin::Form(nodes([1]))).await;
-    let leader = cluster.leader().await;
-    let partition = adopt(&leader, 16 << 20).await;
-    append(&leader, partition, BACKLOG_RECORDS).await;
-
-    limiter.set(STANDSTILL);
-    cluster.start(node(2), Begin::Join).await;
-    leader.add_learner(node(2)).await.unwrap();
+    let (leader, partition) = alone_with(&mut cluster, BACKLOG_RECORDS).await;
+    learns_at_a_standstill(&mut cluster, &leader).await;
     let backlog = BACKLOG_RECORDS as u64;
     wait_until("it is a learner", || leader.members().learners == nodes([2])).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
@@ -77,14 +87,8 @@ const LONG_BACKLOG_RECORDS: usize = 320;
 async fn where_the_log_is_large_a_learner_does_not_wait() {
     let mut cluster = Cluster::new(73);
     cluster.limits = |limits| ReplicaLimits { log_bytes_high: 0, ..limits };
-    let limiter = cluster.snapshot_limiter.clone();
-    cluster.start(node(1), Begin::Form(nodes([1]))).await;
-    let leader = cluster.leader().await;
-    let partition = adopt(&leader, 16 << 20).await;
-    append(&leader, partition, LONG_BACKLOG_RECORDS).await;
-    limiter.set(STANDSTILL);
-    cluster.start(node(2), Begin::Join).await;
-    leader.add_learner(node(2)).await.unwrap();
+    let (leader, _partition) = alone_with(&mut cluster, LONG_BACKLOG_RECORDS).await;
+    learns_at_a_standstill(&mut cluster, &leader).await;
     wait_until("it has all", || leader.members().learners == nodes([2]) && lacks(&leader, node(2)) == 0)
         .await;
 }

@@ -221,6 +221,7 @@ mod tests {
         assert_eq!(next([2, 3, 1], &[2, 3], &[]), Some(1));
         assert_eq!(next([2, 3, 1], &[1, 2, 3], &[]), None, "nowhere to go");
     }
+
     #[test]
     fn whose_snapshots_are_not_taken_leads_no_more_and_whose_are_on_their_way_leads_on() {
         let unsound = Snapshots { are_unsound: true, ..Snapshots::default() };

@@ -31,10 +31,11 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
     let view = context.fresh_view().await;
     let controller = view.controller();
     let others = others(context, controller).await;
-    let stopped = stopped::stopped(std::iter::once(&status).chain(others.values()));
+    let said: Vec<&ClusterStatus> = std::iter::once(&status).chain(others.values()).collect();
+    let stopped = stopped::stopped(said.iter().copied());
+    let of_disks: Vec<String> = said.iter().flat_map(|said| of_disk(said)).collect();
     let mut placement: BTreeMap<u32, ShardPlacement> = BTreeMap::new();
-    let said = std::iter::once(&status).chain(others.values()).flat_map(|status| &status.placement);
-    for shard in said {
+    for shard in said.iter().flat_map(|status| &status.placement) {
         let newer = placement.get(&shard.shard).is_none_or(|known| known.term < shard.term);
         if newer {
             placement.insert(shard.shard, shard.clone());
@@ -53,7 +54,6 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
         None => vec![forming::risk(context)],
     };
     status.risks.extend(stopped::risks(&stopped));
-    let of_disks = std::iter::once(&status).chain(others.values()).flat_map(of_disk).collect::<Vec<_>>();
     status.risks.extend(of_disks);
     let settings = controller.settings();
     status.settings = Some(ClusterSettings {
