@@ -143,19 +143,43 @@ pub fn run_seed(seed: u64, bug: Option<Bug>, trace: Option<&Path>) -> io::Result
     Ok(outcome)
 }
 
+/// Seeds to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Seeds {
+    /// The first of them.
+    pub first: u64,
+    /// How many.
+    pub count: u64,
+    /// What is put back.
+    pub bug: Option<Bug>,
+    /// Those that this divides are run twice, and must leave the same trace; 0 for none.
+    pub twice_one_in: u64,
+}
+
+impl Seeds {
+    /// Whether that one is run twice.
+    #[must_use]
+    pub fn twice(&self, seed: u64) -> bool {
+        self.twice_one_in > 0 && seed.is_multiple_of(self.twice_one_in)
+    }
+
+    fn run(&self, seed: u64) -> io::Result<Outcome> {
+        let mut outcome = run_seed(seed, self.bug, None)?;
+        if self.twice(seed) && run_seed(seed, self.bug, None)?.digest != outcome.digest {
+            outcome.violation.get_or_insert_with(|| "two runs differ".to_owned());
+        }
+        Ok(outcome)
+    }
+}
+
 /// Runs seeds, as many at once as there are processors; `each` hears of every one, in the order in which they end, and says whether to go
 /// on.
 ///
 /// # Errors
 /// A process can't be started.
-pub fn run_seeds(
-    first: u64,
-    count: u64,
-    bug: Option<Bug>,
-    each: impl FnMut(Outcome) -> bool + Send,
-) -> io::Result<()> {
-    let next = AtomicU64::new(first);
-    let end = first.saturating_add(count);
+pub fn run_seeds(seeds: Seeds, each: impl FnMut(Outcome) -> bool + Send) -> io::Result<()> {
+    let next = AtomicU64::new(seeds.first);
+    let end = seeds.first.saturating_add(seeds.count);
     let each = Mutex::new((each, true));
     let work = || -> io::Result<()> {
         loop {
@@ -164,7 +188,7 @@ pub fn run_seeds(
             if seed >= end || !goes_on {
                 return Ok(());
             }
-            let outcome = run_seed(seed, bug, None)?;
+            let outcome = seeds.run(seed)?;
             if let Ok(mut each) = each.lock() {
                 let (hear, goes_on) = &mut *each;
                 *goes_on = hear(outcome) && *goes_on;

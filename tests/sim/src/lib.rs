@@ -30,7 +30,7 @@ mod trace;
 
 pub use alone::{Report, run};
 pub use background::SimBackground;
-pub use child::{Outcome, run_if_child, run_seed, run_seeds};
+pub use child::{Outcome, Seeds, run_if_child, run_seed, run_seeds};
 pub use cluster::{Bug, Checks, ClusterReport, Fault, run_cluster};
 pub use disk::SimDisk;
 pub use edits::{Change, EDITS, Edit};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use tidemill_sim::{Bug, Fault, Outcome, run_if_child, run_seed, run_seeds};
+use tidemill_sim::{Bug, Fault, Outcome, Seeds, run_if_child, run_seed, run_seeds};
 
 const SEEDS: u64 = 36;
 /// Bugs that are put back, each with a seed that finds it: a simulation that finds nothing any more must not pass.
@@ -69,7 +69,7 @@ fn seeds_keep_their_promises() {
         bad.extend(outcome.violation.map(|violation| (outcome.seed, violation)));
         true
     };
-    run_seeds(1, SEEDS, None, &mut hear).unwrap();
+    run_seeds(Seeds { first: 1, count: SEEDS, bug: None, twice_one_in: 0 }, &mut hear).unwrap();
     for seed in ONCE_BAD {
         hear(outcome(seed, None));
     }
