@@ -7,9 +7,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::StreamExt;
-use futures::stream::FuturesUnordered;
+use futures::stream::{FuturesUnordered, unfold};
 use tidemill_controller::Controller;
 use tidemill_hosting::{
     ComponentError, ComponentHold, Filter, OpenError, Partitioner, PluginPlan, PluginProblem,
@@ -25,9 +25,11 @@ use crate::peers::messages::{ComponentOpen, ComponentReply, Purpose};
 use crate::peers::{Peers, first_answer};
 
 mod kept;
+mod pieces;
 mod resting;
 
 pub(crate) use kept::{Kept, Registering};
+use pieces::{PIECE_BYTES, gather};
 use resting::Resting;
 
 /// Looked at unasked: for uploads that were never registered.
@@ -92,10 +94,10 @@ fn is_named(context: &Context, digest: &[u8; 32]) -> bool {
     named(context.view.now().controller()).contains(digest)
 }
 
-/// A component travels in pieces of this size.
-const PIECE_BYTES: usize = 1 << 20;
 /// For one component to come from another broker, or to be kept by it: it is compiled there.
 const TRAVEL_DEADLINE: Duration = Duration::from_secs(180);
+/// For the first word of a broker that is asked for a component: it may be starting, and reads all of it before.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(30);
 /// How long an upload waits for brokers beyond the majority.
 const REST_PATIENCE: Duration = Duration::from_secs(15);
 /// A registered component that nobody had is looked for again after this long.
@@ -367,7 +369,9 @@ async fn fetch(
     let open = ComponentOpen { digest: Bytes::copy_from_slice(&digest) };
     let opened = peers.open(broker, Purpose::Component(open)).await;
     let mut stream = opened.map_err(Absence::unknown)?;
-    let reply: ComponentReply = first_answer(&mut stream).await.map_err(Absence::Unknown)?;
+    let answered = tokio::time::timeout(ANSWER_PATIENCE, first_answer::<ComponentReply>(&mut stream)).await;
+    let answered = answered.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+    let reply = answered.map_err(Absence::Unknown)?;
     if let Some(error) = reply.error {
         return Err(match error.error_code() {
             Some(ErrorCode::UnknownPlugin) => Absence::Nowhere(error.message),
@@ -378,15 +382,13 @@ async fn fetch(
     if reply.size > limit {
         return Err(Absence::Refused(errors::too_large_here(reply.size, limit)));
     }
-    let mut bytes = BytesMut::new();
-    while let Some(frame) = stream.reader.next().await.map_err(Absence::unknown)? {
-        if (bytes.len() + frame.payload.len()) as u64 > reply.size {
-            return Err(Absence::unknown("it sends more than it announced"));
-        }
-        bytes.extend_from_slice(&frame.payload);
-    }
+    let pieces = unfold(&mut stream.reader, |reader| async move {
+        let frame = reader.next().await.transpose()?;
+        Some((frame.map(|frame| frame.payload), reader))
+    });
+    let bytes = gather(reply.size, pieces).await?;
     match *blake3::hash(&bytes).as_bytes() == digest {
-        true => Ok(bytes.freeze()),
+        true => Ok(bytes),
         false => Err(Absence::unknown("what it sends has another digest")),
     }
 }

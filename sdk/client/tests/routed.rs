@@ -6,12 +6,23 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fake::{FakeBroker, Fault, TOPIC, value, within};
-use tidemill_client::{DeliveryError, ErrorCode, PartitionId, Producer, Receipt, Record, SendError};
+use tidemill_client::{
+    BatchBuilder, BuilderOptions, Delivery, DeliveryError, ErrorCode, PartitionId, Producer, Receipt, Record,
+    SendError, Timestamp,
+};
 
 /// Each record is a batch of its own.
 async fn producer(broker: &FakeBroker) -> Producer {
     let client = broker.client().await;
     client.producer(TOPIC).routed().linger(Duration::ZERO).build().await.expect("a producer")
+}
+
+/// Sends a record in a batch of its own, though the one before it may not have gone out yet.
+async fn send_alone(producer: &Producer, number: usize) -> Delivery {
+    let mut batch = BatchBuilder::new(BuilderOptions::default());
+    batch.append(Timestamp::new(1), None, Some(value(number).as_bytes()), []).expect("room");
+    let batch = batch.build_batch().expect("a record");
+    producer.send_batch(None::<PartitionId>, batch).await.expect("taken")
 }
 
 #[tokio::test]
@@ -97,6 +108,55 @@ async fn a_routed_batch_behind_one_that_was_given_up_fails_and_says_what_is_stor
         let outcome = within(delivery).await;
         assert!(matches!(outcome, Err(DeliveryError::PartlyStored { .. })), "{outcome:?}");
     }
+}
+
+/// Copies of it, and of the one that is missing before it, may be under way from another broker: under another number it could be
+/// stored twice.
+#[tokio::test]
+async fn a_routed_batch_behind_a_gap_that_was_sent_before_is_not_numbered_anew() {
+    let broker = FakeBroker::start(2);
+    let client = broker.client().await;
+    // As many as come over the first stream.
+    let producer = client.producer(TOPIC).routed().in_flight_max(2).build().await.expect("a producer");
+    broker.model.script([
+        // Both get through in the end, as copies that are under way do.
+        Fault::Unheard,
+        Fault::ResetAfter,
+        // Over the next stream the first is refused before any shard sees it, so that the second has nothing to follow.
+        Fault::Refuse(ErrorCode::BatchTooLarge),
+        Fault::Refuse(ErrorCode::OutOfOrderSequence),
+    ]);
+    let mut deliveries = Vec::new();
+    for number in 0..3 {
+        deliveries.push(send_alone(&producer, number).await);
+    }
+    let mut outcomes = Vec::new();
+    for delivery in deliveries {
+        outcomes.push(within(delivery).await);
+    }
+    for (outcome, code) in outcomes.iter().zip([ErrorCode::BatchTooLarge, ErrorCode::OutOfOrderSequence]) {
+        assert!(
+            matches!(outcome, Err(DeliveryError::Unknown(error)) if error.is(code)),
+            "{code}: {outcome:?}"
+        );
+    }
+    assert!(outcomes[2].is_ok(), "it was not sent before: {:?}", outcomes[2]);
+    assert_eq!(broker.model.values(0), (0..3).map(value).collect::<Vec<_>>(), "each once");
+}
+
+/// It has its answer, and no copy of it is anywhere.
+#[tokio::test]
+async fn a_routed_batch_behind_a_gap_that_was_sent_once_is_numbered_anew() {
+    let broker = FakeBroker::start(2);
+    let producer = producer(&broker).await;
+    broker
+        .model
+        .script([Fault::Refuse(ErrorCode::BatchTooLarge), Fault::Refuse(ErrorCode::OutOfOrderSequence)]);
+    let (refused, stored) = (send_alone(&producer, 0).await, send_alone(&producer, 1).await);
+    let refused = within(refused).await;
+    assert!(matches!(&refused, Err(error) if error.is(ErrorCode::BatchTooLarge)), "{refused:?}");
+    within(stored).await.expect("stored");
+    assert_eq!(broker.model.values(0), [value(1)]);
 }
 
 #[tokio::test]

@@ -11,9 +11,9 @@
 //!                                                         all there: openraft's install_full_snapshot -> Machine::install
 //!                          <--- answer: vote ---
 //! ```
-//! Both sides hold one piece of [`PIECE_BYTES_MAX`] and one chunk of the state; the sender sends only what was asked for. Break it off
-//! anywhere: what was staged is not asked for again. The messages are in [`message`], what the log must know of an install in
-//! [`installed`].
+//! Both sides hold one piece of [`PIECE_BYTES_MAX`] and one chunk of the state; the sender sends only what was asked for, and gives up
+//! where the receiver does nothing for [`send::RECEIVER_PATIENCE`]. Break it off anywhere: what was staged is not asked for again. The
+//! messages are in [`message`], what the log must know of an install in [`installed`].
 
 mod installed;
 mod limiter;
@@ -31,10 +31,12 @@ use crate::types::{LogId, log_id};
 pub(crate) use installed::{note_install, take_up_install};
 pub use limiter::SnapshotLimiter;
 #[cfg(test)]
-pub(crate) use message::Message;
+pub(crate) use message::{Message, Part, Range};
 pub(crate) use receive::receive;
 #[cfg(test)]
 pub(crate) use receive::{ReceiveError, receive_with};
+#[cfg(test)]
+pub(crate) use send::RECEIVER_PATIENCE;
 pub(crate) use send::send;
 pub(crate) use staged::{Staged, StagingTurns};
 

@@ -60,6 +60,12 @@ pub(crate) async fn send(
 /// How long the sender listens for why the receiver broke the stream off.
 const LAST_WORD_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long the receiver may neither say anything nor take what is sent. It waits for its turn, copies what it has of its segments before
+/// it asks for the rest, and opens its shard, all in silence; what it had done it need not do again at the next try. Without a bound one
+/// whose broker stands still would have the checkpoint pinned here, and the lead held, for as long as it does. What this broker's own
+/// limit holds back does not count.
+pub(crate) const RECEIVER_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Why a snapshot was not sent.
 #[derive(Debug, thiserror::Error)]
 enum SendError {
@@ -75,6 +81,8 @@ enum SendError {
     Refused { part: Part, reason: String },
     #[error("the receiver ended the stream without an answer")]
     NoAnswer,
+    #[error("the receiver has neither said nor taken anything for {0:?}")]
+    Silent(Duration),
     #[error("the receiver said something that is not its part: {0:?}")]
     Unexpected(Message),
     #[error("the receiver asked for what there is not: {0:?}")]
@@ -97,6 +105,14 @@ impl SendError {
             }
             _ => false,
         }
+    }
+}
+
+/// Waits for what the receiver has its part in, while that may still come.
+async fn patiently<T>(done: impl Future<Output = Result<T, PeerError>>) -> Result<T, SendError> {
+    match tokio::time::timeout(RECEIVER_PATIENCE, done).await {
+        Ok(done) => Ok(done?),
+        Err(_elapsed) => Err(SendError::Silent(RECEIVER_PATIENCE)),
     }
 }
 
@@ -131,7 +147,8 @@ impl<'a> Sender<'a> {
         let started = Instant::now();
         self.offer(vote, opening).await?;
         loop {
-            let Some(message) = self.stream.receiver.next().await? else { return Err(SendError::NoAnswer) };
+            let message = patiently(self.stream.receiver.next()).await?;
+            let Some(message) = message else { return Err(SendError::NoAnswer) };
             match Message::decode(&message.head)? {
                 Message::Want(ranges) => {
                     for range in ranges {
@@ -144,7 +161,7 @@ impl<'a> Sender<'a> {
                     histogram!("tidemill_snapshot_send_seconds", "shard" => self.shard.to_string())
                         .record(started.elapsed());
                     // The receiver has said all that it had to say, whether this arrives or not.
-                    let _told = self.stream.sender.finish().await;
+                    let _told = patiently(self.stream.sender.finish()).await;
                     return Ok(vote);
                 }
                 Message::Failed(reason) => return Err(SendError::GivenUp(reason)),
@@ -176,7 +193,7 @@ impl<'a> Sender<'a> {
     async fn piece(&mut self, head: Bytes, body: Bytes) -> Result<(), SendError> {
         self.limiter.take(body.len()).await;
         let bytes = body.len() as u64;
-        self.stream.sender.send(head, &[body]).await?;
+        patiently(self.stream.sender.send(head, &[body])).await?;
         self.sent_bytes.increment(bytes);
         Ok(())
     }
@@ -231,11 +248,15 @@ impl<'a> Sender<'a> {
                 let word = tokio::time::timeout(LAST_WORD_PATIENCE, self.last_word()).await;
                 word.ok().flatten().unwrap_or(SendError::Peer(broken))
             }
-            SendError::GivenUp(_) | SendError::Refused { .. } | SendError::NoAnswer => error,
+            SendError::GivenUp(_)
+            | SendError::Refused { .. }
+            | SendError::NoAnswer
+            | SendError::Silent(_) => error,
             _ => {
                 // So that the receiver's log says why, too; the stream may be broken as well.
-                let _told = self.stream.sender.send(Message::Failed(error.to_string()).encode(), &[]).await;
-                let _told = self.stream.sender.finish().await;
+                let said = Message::Failed(error.to_string()).encode();
+                let _told = patiently(self.stream.sender.send(said, &[])).await;
+                let _told = patiently(self.stream.sender.finish()).await;
                 error
             }
         };

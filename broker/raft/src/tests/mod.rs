@@ -20,6 +20,7 @@ mod reading;
 mod recovering;
 mod replicas;
 mod replicating;
+mod silent_receiver;
 mod slow_segments;
 mod stopped_shard;
 mod store;

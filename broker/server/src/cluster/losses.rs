@@ -16,21 +16,26 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidemill_controller::{ControllerCommand, ControllerReply};
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode, NodeId, ShardId};
 use tidemill_raft::ReplicaStartError;
 use tidemill_shard::{ShardOpenError, Unit, UnitResult};
+use tokio::time::Instant;
 
 use super::replicas::ReplicaStarter;
-use crate::peers::Peers;
 use crate::peers::messages::{Purpose, ReplaceOpen, ReplaceReply};
+use crate::peers::{NotConnected, Peers};
 use crate::shards::Shards;
 use crate::start_error::StartError;
 
 /// An incarnation older than all that ever live. Whoever gives up a replica under it is answered which one is planned now, and nothing changes.
 const NEVER_LIVED: u32 = 0;
+
+/// For the answers of all others together. While they are asked no other replica here is tended.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Replicas that can't be started as they are, and why.
 pub(crate) type Lost = BTreeMap<ShardId, Loss>;
@@ -170,15 +175,34 @@ pub(super) async fn planned_by_others(
 
 /// Asks other brokers, one after the other, for the id under which a replica of this one comes back.
 async fn ask_others(shard: ShardId, old: NodeId, peers: &Peers) -> Result<NodeId, Error> {
-    let mut last = Error::new(ErrorCode::NotLeader, "no other broker is connected");
-    for broker in peers.connected() {
+    let ask = move |broker| {
         let open = ReplaceOpen { shard: u32::from(shard.get()), node: old.get() };
-        last = match peers.ask(broker, Purpose::Replace(open)).await {
-            Ok(ReplaceReply { error: None, node }) => return Ok(NodeId::from_raw(node)),
-            Ok(ReplaceReply { error: Some(error), .. }) => {
+        peers.ask::<ReplaceReply>(broker, Purpose::Replace(open))
+    };
+    ask_each(&peers.connected(), ask).await
+}
+
+/// Each has its share of the time that is left: one that is silent does not keep the next from being asked. Nothing is concluded from
+/// silence. What it stands for may have been decided all the same, and then the next to be asked says so.
+async fn ask_each<F>(others: &[BrokerId], ask: impl Fn(BrokerId) -> F) -> Result<NodeId, Error>
+where
+    F: Future<Output = Result<ReplaceReply, NotConnected>>,
+{
+    let until = Instant::now() + OTHERS_PATIENCE;
+    let mut last = Error::new(ErrorCode::NotLeader, "no other broker is connected");
+    let mut left_to_ask = u32::try_from(others.len()).unwrap_or(u32::MAX);
+    for broker in others {
+        let share = until.saturating_duration_since(Instant::now()) / left_to_ask.max(1);
+        left_to_ask = left_to_ask.saturating_sub(1);
+        last = match tokio::time::timeout(share, ask(*broker)).await {
+            Ok(Ok(ReplaceReply { error: None, node })) => return Ok(NodeId::from_raw(node)),
+            Ok(Ok(ReplaceReply { error: Some(error), .. })) => {
                 Error { message: format!("broker {broker}: {}", error.message), ..error }
             }
-            Err(error) => error.into(),
+            Ok(Err(error)) => error.into(),
+            Err(_elapsed) => {
+                Error::new(ErrorCode::Deadline, format!("broker {broker} did not answer in time"))
+            }
         };
         if is_final(&last) {
             break;
@@ -260,6 +284,36 @@ mod tests {
         assert!(matches!(error, StartError::Shard { .. }), "{error:?}");
         assert!(error.to_string().contains("restore the data directory from a copy"), "{error}");
         assert!(std::fs::read(&state).expect("it is there") == rubbish);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_answer_is_not_waited_for_and_the_next_is_asked() {
+        let others = [1, 2, 3].map(BrokerId::new);
+        let node = NodeId::new(BrokerId::new(9), 4);
+        let begun = Instant::now();
+        let only_the_last = |broker: BrokerId| async move {
+            if broker != BrokerId::new(3) {
+                std::future::pending::<()>().await;
+            }
+            Ok(ReplaceReply { error: None, node: node.get() })
+        };
+        assert_eq!(ask_each(&others, only_the_last).await.expect("one answers"), node);
+        assert!(begun.elapsed() < OTHERS_PATIENCE);
+
+        let begun = Instant::now();
+        let unanswered = ask_each(&others, |_| std::future::pending()).await.expect_err("nobody answers");
+        assert!(!is_final(&unanswered), "it is asked again: {unanswered}");
+        assert!(begun.elapsed() < OTHERS_PATIENCE + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_controller_refuses_is_asked_of_nobody_else() {
+        let refused = ask_each(&[1, 2].map(BrokerId::new), |broker| async move {
+            assert_eq!(broker, BrokerId::new(1));
+            let error = Some(Error::new(ErrorCode::ClusterChangeRefused, "there is none"));
+            Ok(ReplaceReply { error, node: 0 })
+        });
+        assert!(is_final(&refused.await.expect_err("it is refused")));
     }
 
     #[test]

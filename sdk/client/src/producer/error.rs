@@ -74,7 +74,8 @@ pub enum DeliveryError {
         last: Option<String>,
     },
     /// The broker refuses the batch for a reason that says nothing of an earlier attempt, which got no answer and may have been
-    /// stored. It is not sent again: that could store it twice. Read back whether it is there.
+    /// stored. It is not sent again: that could store it twice. Read back whether it is there. So do routed batches fail that were
+    /// sent before, and are refused now because one before them was given up: what was sent of both may still be under way.
     #[error(
         "it may or may not be stored, and is not sent again: an earlier attempt got no answer, and now: {0}"
     )]

@@ -26,7 +26,7 @@ pub(super) struct InFlight {
     pub(super) request_id: Option<u64>,
     /// How often it was sent. Above 1, or above 0 where no stream is open, an attempt that got no answer may be stored.
     pub(super) attempts: u32,
-    /// Certainly not stored: waits to be numbered anew.
+    /// Certainly not stored, and not under way any more: waits to be numbered anew.
     pub(super) refused: bool,
     /// Partitioner epoch and partition count of the first attempt, in routed produce.
     pub(super) route: Option<(u32, u32)>,

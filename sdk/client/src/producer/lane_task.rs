@@ -287,6 +287,13 @@ impl LaneTask {
         // have been a duplicate: a gap before it says that it is not stored. Where nothing was given up and it may come again, it has only
         // overtaken what is before it.
         if is_idempotent && is_sequence_error && (self.has_gap || (is_first_attempt && !error.retriable)) {
+            if self.lane.target == Target::Routed && !is_first_attempt {
+                // An earlier attempt may still be under way from a broker to the shards, and with it that at the batch which is missing:
+                // both would be stored after all. Whoever leads a partition, instead, takes nothing more from a stream once a newer
+                // one is open.
+                self.give_up(index, DeliveryError::Unknown(error));
+                return None;
+            }
             batch.refused = true;
             self.draining = true;
             return None;
