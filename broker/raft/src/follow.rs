@@ -1,6 +1,6 @@
 //! Following a shard over the snapshots that are put in its place.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tidemill_protocol::{Offset, TopicPartition};
 use tidemill_shard::Shard;
@@ -8,32 +8,32 @@ use tokio::sync::watch;
 
 use crate::state_machine::Machine;
 
-/// A replica's shard, for whoever keeps it: what it shows is always the one in force. Cheap to clone, and keeps no replica
-/// running.
+/// A replica's shard, for whoever keeps it: what it shows is always the one in force. Cheap to clone, and keeps neither a replica
+/// running nor, once that has ended, its files open: the next replica of the shard needs them.
 #[derive(Clone)]
-pub struct ShardHandle(Arc<Machine>);
+pub struct ShardHandle(Weak<Machine>);
 
 impl ShardHandle {
-    pub(crate) fn new(machine: Arc<Machine>) -> Self {
-        Self(machine)
+    pub(crate) fn new(machine: &Arc<Machine>) -> Self {
+        Self(Arc::downgrade(machine))
     }
 
-    /// The shard as it is now. Not to be kept: an installed snapshot replaces it.
+    /// The shard as it is now; `None` once the replica has ended. Not to be kept: an installed snapshot replaces it.
     #[must_use]
-    pub fn now(&self) -> Shard {
-        self.0.shard()
+    pub fn now(&self) -> Option<Shard> {
+        self.0.upgrade().map(|machine| machine.shard())
     }
 
-    /// Follows what [`Shard::changes`] counts.
+    /// Follows what [`Shard::changes`] counts; `None` once the replica has ended.
     #[must_use]
-    pub fn changes(&self) -> ShardChanges {
-        ShardChanges { changes: self.now().changes(), shard: self.clone() }
+    pub fn changes(&self) -> Option<ShardChanges> {
+        Some(ShardChanges { changes: self.now()?.changes(), shard: self.clone() })
     }
 
-    /// Follows a partition's high watermark; `None` where the partition is not here.
+    /// Follows a partition's high watermark; `None` where the partition is not here, and once the replica has ended.
     #[must_use]
     pub fn watch(&self, partition: TopicPartition) -> Option<HighWatermark> {
-        let watched = self.now().watch(partition)?;
+        let watched = self.now()?.watch(partition)?;
         Some(HighWatermark { shard: self.clone(), partition, watched })
     }
 }
@@ -52,11 +52,14 @@ pub struct ShardChanges {
 }
 
 impl ShardChanges {
-    /// Returns after a change, or after another shard took the place of the one that was followed.
+    /// Returns after a change, or after another shard took the place of the one that was followed; never once the replica has ended.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
-            // What the new one has may differ in anything.
-            self.changes = self.shard.now().changes();
+            match self.shard.now() {
+                // What the new one has may differ in anything.
+                Some(shard) => self.changes = shard.changes(),
+                None => std::future::pending().await,
+            }
         }
     }
 }
@@ -76,12 +79,14 @@ impl HighWatermark {
         *self.watched.borrow()
     }
 
-    /// Turns to the shard in force; `false` where the partition is gone.
+    /// Turns to the shard in force; `false` where the partition is gone from it. Once the replica has ended none is in force, and the last
+    /// one's word stands.
     pub fn follow(&mut self) -> bool {
         if self.watched.has_changed().is_ok() {
             return true;
         }
-        match self.shard.now().watch(self.partition) {
+        let Some(shard) = self.shard.now() else { return true };
+        match shard.watch(self.partition) {
             Some(watched) => {
                 self.watched = watched;
                 true
@@ -90,10 +95,13 @@ impl HighWatermark {
         }
     }
 
-    /// Waits until there is something at `offset`; `false` where the partition is gone.
+    /// Waits until there is something at `offset`; `false` where the partition is gone. Once the replica has ended it never returns.
     pub async fn reaches(&mut self, offset: Offset) -> bool {
         // Each turn is another shard's.
         while self.watched.wait_for(|high_watermark| *high_watermark > offset).await.is_err() {
+            if self.shard.now().is_none() {
+                std::future::pending::<()>().await;
+            }
             if !self.follow() {
                 return false;
             }

@@ -149,7 +149,7 @@ impl Replica {
     /// The shard for whoever keeps it: follows what is installed in its place.
     #[must_use]
     pub fn handle(&self) -> ShardHandle {
-        ShardHandle::new(Arc::clone(&self.0.machine))
+        ShardHandle::new(&self.0.machine)
     }
 
     /// Waits for room for a unit of `bytes` with records, as [`Unit::bytes`] counts them: for proposals to be applied,

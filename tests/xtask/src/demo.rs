@@ -18,7 +18,7 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
     println!("This builds Tidemill and six plugins, then plays the worked example.");
-    println!("The first build takes about ten minutes on two cores, later ones seconds.\n");
+    println!("The first build takes 10 to 30 minutes on two cores, later ones seconds.\n");
     let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
     step(
         "build the broker, the command line and the example",

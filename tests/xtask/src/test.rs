@@ -25,7 +25,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failed> {
     let which =
         if arguments.all { "all tests" } else { "the tests; with --all also those that take minutes" };
     println!(
-        "This builds the workspace and its plugins (10 to 15 minutes the first time on two cores) and runs {which}."
+        "This builds the workspace and its plugins (20 to 40 minutes the first time on two cores) and runs {which}."
     );
     let components = plugins::run(&plugins::Arguments { install: arguments.install })?;
     // One selection of packages for everything: another would build the dependencies again with other features. It

@@ -48,13 +48,13 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
 
     let broker = Broker::in_memory(&MemoryStorage::new());
     let machine = machine_of(&broker);
-    let shard = ShardHandle::new(Arc::clone(&machine));
-    let mut changes = shard.changes();
+    let shard = ShardHandle::new(&machine);
+    let mut changes = shard.changes().unwrap();
     assert!(shard.watch(partition).is_none());
     install(&machine, five_more().await).await;
     soon(changes.changed()).await;
     let mut watched = shard.watch(partition).expect("it came with the snapshot");
-    assert_eq!((watched.get(), shard.now().topics().len()), (Offset::new(5), 1));
+    assert_eq!((watched.get(), shard.now().unwrap().topics().len()), (Offset::new(5), 1));
 
     // Somebody waits for what only the next snapshot brings, and somebody else for nothing.
     let mut waiting = watched.clone();
@@ -67,17 +67,17 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
     soon(changes.changed()).await;
 
     // And what the new one applies by itself.
-    let last = shard.now().applied().last.unwrap();
+    let last = shard.now().unwrap().applied().last.unwrap();
     let apply = |after: u64, unit: Unit| {
         let id = EntryId { index: tidemill_protocol::LogIndex::new(last.index.get() + after), ..last };
-        shard.now().apply(id, &Entry { units: vec![unit], ..Entry::default() }).unwrap();
+        shard.now().unwrap().apply(id, &Entry { units: vec![unit], ..Entry::default() }).unwrap();
     };
     apply(1, record(partition, 10));
     assert!(soon(watched.reaches(Offset::new(10))).await);
     assert_eq!(watched.get(), Offset::new(11));
 
     // Gone is gone.
-    let topic = shard.now().topics().remove(0);
+    let topic = shard.now().unwrap().topics().remove(0);
     let deleted = AdoptTopic {
         topic: topic.topic,
         version: topic.version + 1,
@@ -88,7 +88,38 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
     };
     apply(2, Unit::AdoptTopic(deleted));
     assert!(soon(watched.reaches(Offset::new(99))).await, "it wakes, to find nothing");
-    shard.now().checkpoint(&|_| Ok(())).unwrap();
+    shard.now().unwrap().checkpoint(&|_| Ok(())).unwrap();
     assert!(!watched.follow() && shard.watch(partition).is_none());
     assert!(!soon(watched.reaches(Offset::new(i64::MAX))).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_keeps_a_shard_keeps_no_file_of_it_open() {
+    let broker = Broker::in_memory(&MemoryStorage::new());
+    let replica = broker.start(SHARD).await;
+    let partition = adopt(&replica, 1 << 20).await;
+    replica.propose(record(partition, 100)).await.unwrap();
+    let (handle, still_open) = (replica.handle(), replica.shard().still_open());
+    let mut changes = handle.changes().unwrap();
+    let mut watched = handle.watch(partition).unwrap();
+    let waiting = tokio::spawn({
+        let mut watched = watched.clone();
+        async move { watched.reaches(Offset::new(1)).await }
+    });
+    assert!(still_open.is_open());
+    replica.stop().await;
+    drop(replica);
+    soon(async {
+        while still_open.is_open() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // They tell of no change that there is not: that it has ended is told elsewhere.
+    assert!(handle.now().is_none() && handle.changes().is_none() && handle.watch(partition).is_none());
+    assert!(watched.follow() && watched.get() == Offset::new(1), "its last word stands");
+    assert!(!waiting.is_finished());
+    let never = tokio::time::timeout(std::time::Duration::from_millis(50), changes.changed()).await;
+    assert!(never.is_err());
+    waiting.abort();
 }

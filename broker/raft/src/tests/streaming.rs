@@ -207,15 +207,15 @@ async fn readers_and_watchers_of_a_replica_see_the_new_state_without_a_gap() {
     let (source, replica) = (Store::filled(20), Store::new());
     transfer_all(&source, &replica).await;
     source.more(20);
-    let handle = ShardHandle::new(Arc::clone(&replica.machine));
-    let mut changes = handle.changes();
+    let handle = ShardHandle::new(&replica.machine);
+    let mut changes = handle.changes().unwrap();
     let mut watched = handle.watch(partition(1)).unwrap();
     // Reads without a pause, whatever is under way, and follows the end.
     let reader = async {
         let mut next = Offset::ZERO;
         while next < Offset::new(40) {
             assert!(watched.reaches(next).await);
-            let batches = match handle.now().fetch(partition(1), next, 30_000) {
+            let batches = match handle.now().unwrap().fetch(partition(1), next, 30_000) {
                 Fetch::Memory(batches) => batches,
                 Fetch::Disk(disk) => tokio::task::spawn_blocking(|| disk.run()).await.unwrap().unwrap(),
                 other => panic!("{other:?}"),

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
     Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, RecordBatch};
-use tidemill_protocol::{ErrorCode, LeaderEpoch, TopicPartition};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, ProducerId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
@@ -22,6 +23,7 @@ use crate::generations::Target;
 use crate::handlers::intake::{Intake, ProduceStream, Producer};
 use crate::handlers::produce_filter::Passed;
 use crate::handlers::topics;
+use crate::replica_end::ReplicaEnd;
 use crate::unpacking::{Unpacked, Unpacker};
 
 /// A produce stream.
@@ -31,7 +33,8 @@ pub(crate) struct Producing {
     partition: TopicPartition,
     /// When the stream was opened.
     leader_epoch: LeaderEpoch,
-    /// The client knew that one: under another nothing of its stream is appended.
+    /// Under another one nothing of the stream is appended. The client knew it; or it is an idempotent producer's, whose older streams
+    /// this broker has fenced off, and another leader has not: when the lead comes back here, that one may have taken a newer stream.
     pinned: Option<LeaderEpoch>,
 }
 
@@ -54,7 +57,8 @@ impl ProduceStream for Producing {
             return Err(errors::led_elsewhere(replica.shard_id()));
         }
         let leader_epoch = leader_epoch(replica.status().term);
-        let pinned = known_epoch(open.leader_epoch, leader_epoch)?;
+        let known = known_epoch(open.leader_epoch, leader_epoch)?;
+        let pinned = known.or_else(|| (open.producer_id != ProducerId::NONE.get()).then_some(leader_epoch));
         let producer = Producer {
             id: open.producer_id,
             epoch: open.producer_epoch,
@@ -79,6 +83,14 @@ impl ProduceStream for Producing {
 
     fn request_id(header: &ProduceBatch) -> u64 {
         header.request_id
+    }
+
+    fn ended(&self) -> BoxFuture<'static, Error> {
+        let (end, shard) = (ReplicaEnd::of(&self.replica), self.replica.shard_id());
+        Box::pin(async move {
+            end.left_behind().await;
+            errors::led_elsewhere(shard)
+        })
     }
 
     async fn submit(&mut self, _header: &ProduceBatch, payload: Bytes) -> Result<AnswerState, Error> {

@@ -10,6 +10,7 @@ mod forming;
 mod growing;
 mod hosted;
 mod lanes;
+mod left_behind;
 mod load;
 mod lost_follower;
 mod members;

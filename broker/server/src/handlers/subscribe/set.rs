@@ -35,7 +35,7 @@ const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
 /// And the range in which it may name one.
 const FRAME_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=4 << 20;
 
-/// Why a partition at its end waits no longer.
+/// What became of a partition meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     /// There are more records.
@@ -67,7 +67,7 @@ pub(super) struct SubscriptionSet {
     lookups: Lookups<Result<Found, Error>>,
     /// Those that may have something to send, in turn.
     queue: VecDeque<u32>,
-    /// Those at their end, each waiting for more.
+    /// Of each partition the end of its replica, and of those at their end the wait for more.
     waiters: FuturesUnordered<BoxFuture<'static, (u32, Woken)>>,
 }
 
@@ -244,8 +244,8 @@ impl SubscriptionSet {
         let finder = Arc::clone(&self.finder);
         if let Some(partition) = self.partitions.get_mut(&id) {
             partition.seeking = true;
-            let (place, node, shard) = (partition.partition, partition.end.node(), partition.shard.clone());
-            self.lookups.begin(id, async move { finder.seek(place, (node, &shard), &needed).await });
+            let (place, node) = (partition.partition, partition.node);
+            self.lookups.begin(id, async move { finder.seek(place, node, &needed).await });
         } else if let Some(opening) = self.opening.get(&id) {
             let place = opening.partition;
             self.lookups.begin(id, async move { finder.open(place, &needed).await });
@@ -257,7 +257,19 @@ impl SubscriptionSet {
         match found {
             Ok(Found::Source(source)) => {
                 let Some(opening) = self.opening.remove(&id) else { return Ok(()) };
-                self.partitions.insert(id, Subscribed::new(source, opening.terms, opening.place));
+                let end = source.end.clone();
+                let partition = Subscribed::new(source, opening.terms, opening.place);
+                // Whether or not the client lets it send: a replica that has ended is held by nobody.
+                let removed = partition.removed.token();
+                self.waiters.push(Box::pin(async move {
+                    tokio::select! {
+                        biased;
+                        // First: its id may be another's by now.
+                        () = removed.cancelled() => (id, Woken::Removed),
+                        () = end.left_behind() => (id, Woken::LeftBehind),
+                    }
+                }));
+                self.partitions.insert(id, partition);
             }
             Ok(Found::Offset(next)) => {
                 let Some(partition) = self.partitions.get_mut(&id) else { return Ok(()) };
@@ -322,14 +334,11 @@ impl SubscriptionSet {
             let (mut high_watermark, next) = (partition.high_watermark.clone(), partition.next);
             // Without this, adding and removing partitions at their end would pile up waiters.
             let removed = partition.removed.token();
-            let end = partition.end.clone();
             self.waiters.push(Box::pin(async move {
                 tokio::select! {
                     biased;
-                    // First: its id may be another's by now.
                     () = removed.cancelled() => (id, Woken::Removed),
                     more = high_watermark.reaches(next) => (id, if more { Woken::More } else { Woken::Gone }),
-                    () = end.left_behind() => (id, Woken::LeftBehind),
                 }
             }));
         }
@@ -341,8 +350,8 @@ impl SubscriptionSet {
             // The id is another partition's by now.
             return Ok(());
         }
-        partition.waiting = false;
         if woken == Woken::More {
+            partition.waiting = false;
             self.schedule(id);
             return Ok(());
         }
@@ -418,7 +427,7 @@ fn partitions_max(context: &Context) -> usize {
 }
 
 fn started(id: u32, partition: &Subscribed) -> SubscribeStarted {
-    let view = partition.shard.now().partition(partition.partition);
+    let view = partition.shard.now().and_then(|shard| shard.partition(partition.partition));
     SubscribeStarted {
         id,
         generation: partition.terms.generation,
