@@ -1,6 +1,6 @@
 //! When to write checkpoints: by bytes, per shard and over all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -207,8 +207,10 @@ impl Driving {
     /// little, `None` where it failed.
     async fn carry_forward(&self, shard: ShardId, told: &mut Told) -> Option<bool> {
         let replicas = (self.replicas)();
-        let stopped = replicas.iter().filter(|replica| is_stopped(replica));
-        let held: u64 = stopped.map(|replica| self.wal.bytes_held(replica.shard_id())).sum();
+        // The shard itself may have no replica here just now.
+        let stopped = replicas.iter().filter(|replica| is_stopped(replica)).map(Replica::shard_id);
+        let stopped: BTreeSet<ShardId> = stopped.chain([shard]).collect();
+        let held: u64 = stopped.into_iter().map(|shard| self.wal.bytes_held(shard)).sum();
         let bytes_max = self.config.wal_bytes_max;
         if self.wal.bytes() <= bytes_max.max(held.saturating_add(bytes_max / CARRY_SHARE)) {
             return Some(false);

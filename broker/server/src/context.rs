@@ -311,10 +311,9 @@ impl Context {
     /// The same; `None` where the controller can't be asked.
     pub(crate) async fn asked_view(&self) -> Option<Arc<ClusterView>> {
         let controller = self.shards.controller()?;
-        if shows_all(&controller) {
-            return Some(self.view.now());
+        if may_be_deposed(&controller) || !shows_all(&controller) {
+            self.freshness.confirm(&controller, Instant::now()).await.ok()?;
         }
-        self.freshness.confirm(&controller, Instant::now()).await.ok()?;
         self.view_shows(&controller).await;
         Some(self.view.now())
     }
