@@ -113,8 +113,15 @@ impl std::fmt::Debug for MemoryStorage {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Node {
-    Directory,
+    Directory(u64),
     File(u64),
+}
+
+impl Node {
+    const fn id(self) -> u64 {
+        let (Self::Directory(id) | Self::File(id)) = self;
+        id
+    }
 }
 
 #[derive(Clone, Default)]
@@ -123,7 +130,7 @@ struct Disk {
     durable_names: BTreeMap<PathBuf, Node>,
     pending_names: Vec<NameChange>,
     files: BTreeMap<u64, FileBytes>,
-    next_file: u64,
+    next_node: u64,
     /// Directories, as on a real disk: a file that is removed takes no lock away.
     locks: BTreeSet<PathBuf>,
     capacity: u64,
@@ -132,14 +139,15 @@ struct Disk {
 #[derive(Clone)]
 enum NameChange {
     Set(PathBuf, Node),
-    Remove(PathBuf),
+    /// The path, and what there was of it and in it: a directory that is made anew under the same name is another.
+    Remove(PathBuf, BTreeSet<u64>),
     Rename(PathBuf, PathBuf),
 }
 
 impl NameChange {
     /// The directory whose sync makes the change durable.
     fn directory(&self) -> &Path {
-        let (Self::Set(path, _) | Self::Remove(path) | Self::Rename(_, path)) = self;
+        let (Self::Set(path, _) | Self::Remove(path, _) | Self::Rename(_, path)) = self;
         path.parent().unwrap_or(Path::new(""))
     }
 
@@ -148,7 +156,9 @@ impl NameChange {
             Self::Set(path, node) => {
                 names.insert(path.clone(), *node);
             }
-            Self::Remove(path) => names.retain(|name, _| !name.starts_with(path)),
+            Self::Remove(path, nodes) => {
+                names.retain(|name, node| !(name.starts_with(path) && nodes.contains(&node.id())));
+            }
             Self::Rename(from, to) => {
                 if let Some(node) = names.remove(from) {
                     names.insert(to.clone(), node);
@@ -227,16 +237,32 @@ impl Disk {
         self.pending_names.push(change);
     }
 
+    fn remove_name(&mut self, path: &Path) {
+        let there = self.names.iter().chain(&self.durable_names);
+        let nodes = there.filter(|(name, _)| name.starts_with(path)).map(|(_, node)| node.id()).collect();
+        // What was still to become of a directory's names is over with it.
+        self.pending_names.retain(|change| !change.directory().starts_with(path));
+        self.change_name(NameChange::Remove(path.to_owned(), nodes));
+    }
+
+    fn is_directory(&self, path: &Path) -> bool {
+        path.as_os_str().is_empty() || matches!(self.names.get(path), Some(Node::Directory(_)))
+    }
+
     fn parent_exists(&self, path: &Path) -> bool {
-        path.parent().is_none_or(|parent| {
-            parent.as_os_str().is_empty() || self.names.get(parent) == Some(&Node::Directory)
-        })
+        path.parent().is_none_or(|parent| self.is_directory(parent))
+    }
+
+    const fn new_node(&mut self) -> u64 {
+        let id = self.next_node;
+        self.next_node += 1;
+        id
     }
 
     fn used(&self) -> u64 {
         let linked = self.names.values().filter_map(|node| match node {
             Node::File(id) => self.files.get(id),
-            Node::Directory => None,
+            Node::Directory(_) => None,
         });
         linked.map(|file| file.current.len() as u64).sum()
     }
@@ -302,7 +328,7 @@ impl Disk {
             names,
             pending_names: Vec::new(),
             files,
-            next_file: self.next_file,
+            next_node: self.next_node,
             locks: BTreeSet::new(),
             capacity: self.capacity,
         }
@@ -317,14 +343,13 @@ impl Storage for MemoryStorage {
         }
         let mut disk = self.disk.lock();
         let id = match (disk.names.get(path), mode.create) {
-            (Some(Node::Directory), _) => return Err(io::ErrorKind::IsADirectory.into()),
+            (Some(Node::Directory(_)), _) => return Err(io::ErrorKind::IsADirectory.into()),
             (Some(Node::File(_)), Create::New) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(Node::File(id)), _) => *id,
             (None, Create::Never) => return Err(io::ErrorKind::NotFound.into()),
             (None, _) if !disk.parent_exists(path) => return Err(io::ErrorKind::NotFound.into()),
             (None, _) => {
-                let id = disk.next_file;
-                disk.next_file += 1;
+                let id = disk.new_node();
                 disk.files.insert(id, FileBytes::default());
                 disk.change_name(NameChange::Set(path.to_owned(), Node::File(id)));
                 id
@@ -345,9 +370,12 @@ impl Storage for MemoryStorage {
         ancestors.reverse();
         for directory in ancestors {
             match disk.names.get(directory) {
-                Some(Node::Directory) => {}
+                Some(Node::Directory(_)) => {}
                 Some(Node::File(_)) => return Err(io::ErrorKind::AlreadyExists.into()),
-                None => disk.change_name(NameChange::Set(directory.to_owned(), Node::Directory)),
+                None => {
+                    let node = Node::Directory(disk.new_node());
+                    disk.change_name(NameChange::Set(directory.to_owned(), node));
+                }
             }
         }
         Ok(())
@@ -356,16 +384,16 @@ impl Storage for MemoryStorage {
     fn list(&self, path: &Path) -> io::Result<Vec<DirEntry>> {
         check_path(path)?;
         let disk = self.disk.lock();
-        if !path.as_os_str().is_empty() && disk.names.get(path) != Some(&Node::Directory) {
+        if !disk.is_directory(path) {
             return Err(io::ErrorKind::NotFound.into());
         }
         let inside = disk.names.iter().filter(|(name, _)| name.parent() == Some(path));
         Ok(inside
             .map(|(name, node)| DirEntry {
                 name: name.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                is_dir: *node == Node::Directory,
+                is_dir: matches!(node, Node::Directory(_)),
                 len: match node {
-                    Node::Directory => 0,
+                    Node::Directory(_) => 0,
                     Node::File(id) => disk.files.get(id).map_or(0, |file| file.current.len() as u64),
                 },
             })
@@ -376,10 +404,10 @@ impl Storage for MemoryStorage {
         let mut disk = self.disk.lock();
         match disk.names.get(path) {
             Some(Node::File(_)) => {
-                disk.change_name(NameChange::Remove(path.to_owned()));
+                disk.remove_name(path);
                 Ok(())
             }
-            Some(Node::Directory) => Err(io::ErrorKind::IsADirectory.into()),
+            Some(Node::Directory(_)) => Err(io::ErrorKind::IsADirectory.into()),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
@@ -388,7 +416,7 @@ impl Storage for MemoryStorage {
         check_path(path)?;
         let mut disk = self.disk.lock();
         if disk.names.contains_key(path) {
-            disk.change_name(NameChange::Remove(path.to_owned()));
+            disk.remove_name(path);
         }
         Ok(())
     }

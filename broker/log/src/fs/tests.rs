@@ -122,6 +122,32 @@ fn names_need_their_directory_synced() {
 }
 
 #[test]
+fn a_directory_that_is_made_anew_is_another() {
+    let storage = MemoryStorage::new();
+    let make = |name: &str, bytes: &[u8]| {
+        storage.create_dir_all(p("d")).unwrap();
+        let file = storage.open(&p("d").join(name), OpenMode::CREATE).unwrap();
+        file.write_all_at(0, bytes).unwrap();
+        file.sync_data().unwrap();
+        storage.sync_dir(p("d")).unwrap();
+    };
+    make("old", b"x");
+    make("both", b"x");
+    storage.sync_dir(p("")).unwrap();
+    // The removal becomes durable only with what comes after it.
+    storage.remove_dir_all(p("d")).unwrap();
+    make("both", b"y");
+    make("new", b"y");
+    storage.sync_dir(p("")).unwrap();
+    for seed in 0..50 {
+        let after = storage.crash(seed);
+        assert_eq!(after.contents(p("d/both")).as_deref(), Some(&b"y"[..]), "seed {seed}");
+        assert_eq!(after.contents(p("d/new")).as_deref(), Some(&b"y"[..]), "seed {seed}");
+        assert_eq!(after.contents(p("d/old")), None, "seed {seed}");
+    }
+}
+
+#[test]
 fn direct_files_insist_on_alignment() {
     let storage = MemoryStorage::new();
     let file = storage.open(p("f"), OpenMode::CREATE.with_direct(true)).unwrap();

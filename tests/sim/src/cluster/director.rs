@@ -184,6 +184,7 @@ impl Director {
             checks,
             retired: self.retired,
             violation: self.world.violation(),
+            cut_short: false,
         }
     }
 

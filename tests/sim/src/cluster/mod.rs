@@ -63,6 +63,8 @@ pub struct ClusterReport {
     pub simulated_ms: u64,
     /// The broken promise that ended the run, if there was one.
     pub violation: Option<Violation>,
+    /// Something that is none of ours ended the run before its time.
+    pub cut_short: bool,
 }
 
 /// Runs the cluster of a seed on `runtime`: one with a single thread, whose clock was built `start_paused`. With a bug, if one is
