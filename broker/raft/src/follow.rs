@@ -1,4 +1,4 @@
-//! Following a shard over the snapshots that are put in its place.
+//! Following a shard over the snapshots that are put in its place, for as long as its replica is there.
 
 use std::sync::{Arc, Weak};
 
@@ -8,8 +8,8 @@ use tokio::sync::watch;
 
 use crate::state_machine::Machine;
 
-/// A replica's shard, for whoever keeps it: what it shows is always the one in force. Cheap to clone, and keeps neither a replica
-/// running nor, once that has ended, its files open: the next replica of the shard needs them.
+/// A replica's shard, for whoever keeps it: what it shows is always the one in force. Cheap to clone. It keeps no replica running, and nothing
+/// open of one that has ended: whoever waits for a client, be it for days, is not in the way of the shard's next replica.
 #[derive(Clone)]
 pub struct ShardHandle(Weak<Machine>);
 
@@ -18,19 +18,21 @@ impl ShardHandle {
         Self(Arc::downgrade(machine))
     }
 
-    /// The shard as it is now; `None` once the replica has ended. Not to be kept: an installed snapshot replaces it.
+    /// The shard as it is now; `None` once its replica has ended. Not to be kept: an installed snapshot replaces it.
     #[must_use]
     pub fn now(&self) -> Option<Shard> {
         self.0.upgrade().map(|machine| machine.shard())
     }
 
-    /// Follows what [`Shard::changes`] counts; `None` once the replica has ended.
-    #[must_use]
-    pub fn changes(&self) -> Option<ShardChanges> {
-        Some(ShardChanges { changes: self.now()?.changes(), shard: self.clone() })
+    /// Returns once the replica has ended.
+    pub async fn ended(&self) {
+        // Each turn is another shard's.
+        while let Some(mut changes) = self.now().map(|shard| shard.changes()) {
+            while changes.changed().await.is_ok() {}
+        }
     }
 
-    /// Follows a partition's high watermark; `None` where the partition is not here, and once the replica has ended.
+    /// Follows a partition's high watermark; `None` where the partition is not here, or the replica has ended.
     #[must_use]
     pub fn watch(&self, partition: TopicPartition) -> Option<HighWatermark> {
         let watched = self.now()?.watch(partition)?;
@@ -52,7 +54,12 @@ pub struct ShardChanges {
 }
 
 impl ShardChanges {
-    /// Returns after a change, or after another shard took the place of the one that was followed; never once the replica has ended.
+    pub(crate) fn of(machine: &Arc<Machine>) -> Self {
+        Self { changes: machine.shard().changes(), shard: ShardHandle::new(machine) }
+    }
+
+    /// Returns after a change, or after another shard took the place of the one that was followed. Once the replica has ended nothing changes
+    /// any more.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             match self.shard.now() {
@@ -79,8 +86,7 @@ impl HighWatermark {
         *self.watched.borrow()
     }
 
-    /// Turns to the shard in force; `false` where the partition is gone from it. Once the replica has ended none is in force, and the last
-    /// one's word stands.
+    /// Turns to the shard in force; `false` where the partition is gone. Once the replica has ended it stays with what was seen last.
     pub fn follow(&mut self) -> bool {
         if self.watched.has_changed().is_ok() {
             return true;
@@ -95,7 +101,8 @@ impl HighWatermark {
         }
     }
 
-    /// Waits until there is something at `offset`; `false` where the partition is gone. Once the replica has ended it never returns.
+    /// Waits until there is something at `offset`; `false` where the partition is gone. Where the replica has ended nothing comes any more: see
+    /// [`ShardHandle::ended`].
     pub async fn reaches(&mut self, offset: Offset) -> bool {
         // Each turn is another shard's.
         while self.watched.wait_for(|high_watermark| *high_watermark > offset).await.is_err() {

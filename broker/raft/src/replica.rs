@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::config::{ReplicaConfig, ReplicaLimits};
 use crate::error::{CheckpointFailed, ProposeError, ReadError, ReplicaStartError};
 use crate::flight::Flight;
-use crate::follow::ShardHandle;
+use crate::follow::{ShardChanges, ShardHandle};
 use crate::forward::Forwarder;
 use crate::gate::{Gate, Held};
 use crate::members::GroupMembers;
@@ -146,10 +146,16 @@ impl Replica {
         self.0.machine.shard()
     }
 
-    /// The shard for whoever keeps it: follows what is installed in its place.
+    /// The shard for whoever keeps it: follows what is installed in its place, and keeps nothing of the replica.
     #[must_use]
     pub fn handle(&self) -> ShardHandle {
         ShardHandle::new(&self.0.machine)
+    }
+
+    /// Follows what [`Shard::changes`] counts, as [`Self::handle`] does the shard.
+    #[must_use]
+    pub fn changes(&self) -> ShardChanges {
+        ShardChanges::of(&self.0.machine)
     }
 
     /// Waits for room for a unit of `bytes` with records, as [`Unit::bytes`] counts them: for proposals to be applied,

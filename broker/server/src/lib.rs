@@ -38,7 +38,6 @@ mod preparing;
 mod producer_ids;
 mod refusals;
 mod repair;
-mod replica_end;
 mod room;
 mod scrubber;
 mod shards;

@@ -1,7 +1,9 @@
-//! Whoever keeps a shard is not left with the old one when a snapshot takes its place.
+//! Whoever keeps a shard is not left with the old one when a snapshot takes its place, and keeps nothing of a replica that has ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures::FutureExt;
 use openraft::storage::RaftStateMachine;
 use tidemill_log::fs::MemoryStorage;
 use tidemill_log::wal::EntryId;
@@ -9,7 +11,7 @@ use tidemill_protocol::Offset;
 use tidemill_shard::{AdoptTopic, Entry, Shard, Unit};
 
 use super::fixture::{Broker, PATIENCE, SHARD, adopt, record};
-use crate::follow::ShardHandle;
+use crate::follow::{ShardChanges, ShardHandle};
 use crate::shared_log::SharedLog;
 use crate::snapshot::Snapshot;
 use crate::state_machine::{Machine, StateMachine};
@@ -49,12 +51,13 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
     let broker = Broker::in_memory(&MemoryStorage::new());
     let machine = machine_of(&broker);
     let shard = ShardHandle::new(&machine);
-    let mut changes = shard.changes().unwrap();
+    let now = || shard.now().expect("its replica is there");
+    let mut changes = ShardChanges::of(&machine);
     assert!(shard.watch(partition).is_none());
     install(&machine, five_more().await).await;
     soon(changes.changed()).await;
     let mut watched = shard.watch(partition).expect("it came with the snapshot");
-    assert_eq!((watched.get(), shard.now().unwrap().topics().len()), (Offset::new(5), 1));
+    assert_eq!((watched.get(), now().topics().len()), (Offset::new(5), 1));
 
     // Somebody waits for what only the next snapshot brings, and somebody else for nothing.
     let mut waiting = watched.clone();
@@ -67,17 +70,17 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
     soon(changes.changed()).await;
 
     // And what the new one applies by itself.
-    let last = shard.now().unwrap().applied().last.unwrap();
+    let last = now().applied().last.unwrap();
     let apply = |after: u64, unit: Unit| {
         let id = EntryId { index: tidemill_protocol::LogIndex::new(last.index.get() + after), ..last };
-        shard.now().unwrap().apply(id, &Entry { units: vec![unit], ..Entry::default() }).unwrap();
+        now().apply(id, &Entry { units: vec![unit], ..Entry::default() }).unwrap();
     };
     apply(1, record(partition, 10));
     assert!(soon(watched.reaches(Offset::new(10))).await);
     assert_eq!(watched.get(), Offset::new(11));
 
     // Gone is gone.
-    let topic = shard.now().unwrap().topics().remove(0);
+    let topic = now().topics().remove(0);
     let deleted = AdoptTopic {
         topic: topic.topic,
         version: topic.version + 1,
@@ -88,38 +91,37 @@ async fn whoever_keeps_a_shard_follows_an_installed_snapshot() {
     };
     apply(2, Unit::AdoptTopic(deleted));
     assert!(soon(watched.reaches(Offset::new(99))).await, "it wakes, to find nothing");
-    shard.now().unwrap().checkpoint(&|_| Ok(())).unwrap();
+    now().checkpoint(&|_| Ok(())).unwrap();
     assert!(!watched.follow() && shard.watch(partition).is_none());
     assert!(!soon(watched.reaches(Offset::new(i64::MAX))).await);
 }
 
+/// A reader may wait for its client for days, and the shard's next replica opens what this one had.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_keeps_a_shard_keeps_no_file_of_it_open() {
+async fn whoever_keeps_a_shard_holds_nothing_open_once_its_replica_has_ended() {
     let broker = Broker::in_memory(&MemoryStorage::new());
     let replica = broker.start(SHARD).await;
     let partition = adopt(&replica, 1 << 20).await;
     replica.propose(record(partition, 100)).await.unwrap();
-    let (handle, still_open) = (replica.handle(), replica.shard().still_open());
-    let mut changes = handle.changes().unwrap();
-    let mut watched = handle.watch(partition).unwrap();
-    let waiting = tokio::spawn({
-        let mut watched = watched.clone();
-        async move { watched.reaches(Offset::new(1)).await }
-    });
-    assert!(still_open.is_open());
+    let (shard, mut changes) = (replica.handle(), replica.changes());
+    let mut watched = shard.watch(partition).expect("it is here");
+    let state_file = replica.shard().still_open();
+    assert!(state_file.is_open() && shard.now().is_some());
+    assert_eq!(shard.ended().now_or_never(), None);
+
     replica.stop().await;
     drop(replica);
-    soon(async {
-        while still_open.is_open() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    let closed = async {
+        while state_file.is_open() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-    })
-    .await;
-    // They tell of no change that there is not: that it has ended is told elsewhere.
-    assert!(handle.now().is_none() && handle.changes().is_none() && handle.watch(partition).is_none());
-    assert!(watched.follow() && watched.get() == Offset::new(1), "its last word stands");
-    assert!(!waiting.is_finished());
-    let never = tokio::time::timeout(std::time::Duration::from_millis(50), changes.changed()).await;
-    assert!(never.is_err());
-    waiting.abort();
+    };
+    soon(closed).await;
+    soon(shard.ended()).await;
+    assert!(shard.now().is_none() && shard.watch(partition).is_none());
+    // That is not the partition's end: what was seen last stays, and nothing comes any more.
+    assert!(watched.follow() && watched.get() == Offset::new(1));
+    assert_eq!(watched.reaches(Offset::new(0)).now_or_never(), Some(true));
+    assert_eq!(watched.reaches(Offset::new(1)).now_or_never(), None);
+    assert_eq!(changes.changed().now_or_never(), None);
 }

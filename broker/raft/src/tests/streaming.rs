@@ -18,7 +18,7 @@ use super::store::{
 };
 use super::wire::{Fate, Tap, clear, pair};
 use crate::codec;
-use crate::follow::ShardHandle;
+use crate::follow::{ShardChanges, ShardHandle};
 use crate::peers::PeerMessage;
 use crate::shared_log::SharedLog;
 use crate::snapshot::{Message, ReceiveError, SnapshotLimiter, WINDOW_BYTES, send};
@@ -208,7 +208,7 @@ async fn readers_and_watchers_of_a_replica_see_the_new_state_without_a_gap() {
     transfer_all(&source, &replica).await;
     source.more(20);
     let handle = ShardHandle::new(&replica.machine);
-    let mut changes = handle.changes().unwrap();
+    let mut changes = ShardChanges::of(&replica.machine);
     let mut watched = handle.watch(partition(1)).unwrap();
     // Reads without a pause, whatever is under way, and follows the end.
     let reader = async {

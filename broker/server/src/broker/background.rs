@@ -49,7 +49,7 @@ pub(super) fn follow_controller(
                     () = stopping.cancelled() => return,
                 }
             };
-            let Some(mut changes) = controller.handle().changes() else { continue };
+            let mut changes = controller.changes();
             if let Some(view) = picture(&shards) {
                 // A replica that takes another's place begins with less than that one had.
                 publish.send_if_modified(|held| {

@@ -30,7 +30,7 @@ pub(super) async fn adopted(
 ) {
     for shard in shards {
         while let Some(replica) = adopting(context, *shard) {
-            let Some(mut changes) = replica.handle().changes() else { break };
+            let mut changes = replica.changes();
             if has_adopted(&replica) {
                 break;
             }

@@ -6,7 +6,6 @@ use std::future::Future;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use prost::Message;
 use tidemill_controller::TopicRecord;
 use tidemill_net::{FrameReader, FrameWriter};
@@ -51,8 +50,6 @@ pub(crate) trait ProduceStream: Sized + Send {
     fn not_opened(error: Error) -> Self::Opened;
     fn intake(&self) -> &Intake;
     fn request_id(header: &Self::Header) -> u64;
-    /// Returns once no batch of the stream can be taken here any more, whether or not one comes, and says why. Holds nothing of the stream.
-    fn ended(&self) -> BoxFuture<'static, Error>;
     /// Checks and filters a batch, and hands it on in the order of the stream.
     fn submit(
         &mut self,
@@ -97,15 +94,8 @@ async fn run<S: ProduceStream>(
     let limits = &intake.context.config.limits;
     let (answers, queue) = AckQueue::new(limits.produce_in_flight_max, limits.produce_window_bytes);
     let writing = acks::answer(intake.acknowledged, queue, writer, Arc::clone(&intake.topic), S::join);
-    let reading = async move {
-        let ended = stream.ended();
-        let read = tokio::select! {
-            biased;
-            read = read(&mut stream, &mut reader, &answers) => read,
-            reason = ended => Err(reason),
-        };
-        // Whatever its client reads of the answers: it may hold a replica that has ended.
-        drop(stream);
+    let reading = async {
+        let read = read(&mut stream, &mut reader, &answers).await;
         acks::no_more(client, read, reader, answers)
     };
     acks::serve(reading, writing).await;

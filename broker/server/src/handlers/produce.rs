@@ -6,13 +6,12 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll, ready};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
 use tidemill_partition::leader_epoch;
 use tidemill_protocol::messages::{
     Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, RecordBatch};
-use tidemill_protocol::{ErrorCode, LeaderEpoch, ProducerId, TopicPartition};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, NodeId, ShardId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
@@ -23,18 +22,18 @@ use crate::generations::Target;
 use crate::handlers::intake::{Intake, ProduceStream, Producer};
 use crate::handlers::produce_filter::Passed;
 use crate::handlers::topics;
-use crate::replica_end::ReplicaEnd;
 use crate::unpacking::{Unpacked, Unpacker};
 
 /// A produce stream.
 pub(crate) struct Producing {
     intake: Intake,
-    replica: Replica,
+    shard: ShardId,
+    /// The replica that the stream was opened to, see [`Self::replica`].
+    node: NodeId,
     partition: TopicPartition,
     /// When the stream was opened.
     leader_epoch: LeaderEpoch,
-    /// Under another one nothing of the stream is appended. The client knew it; or it is an idempotent producer's, whose older streams
-    /// this broker has fenced off, and another leader has not: when the lead comes back here, that one may have taken a newer stream.
+    /// The client knew that one: under another nothing of its stream is appended.
     pinned: Option<LeaderEpoch>,
 }
 
@@ -56,9 +55,11 @@ impl ProduceStream for Producing {
         if !role.is_leader() && role.stopped().is_none() {
             return Err(errors::led_elsewhere(replica.shard_id()));
         }
+        let (shard, node) = (replica.shard_id(), replica.node());
         let leader_epoch = leader_epoch(replica.status().term);
-        let known = known_epoch(open.leader_epoch, leader_epoch)?;
-        let pinned = known.or_else(|| (open.producer_id != ProducerId::NONE.get()).then_some(leader_epoch));
+        // What comes now may take its time.
+        drop(replica);
+        let pinned = known_epoch(open.leader_epoch, leader_epoch)?;
         let producer = Producer {
             id: open.producer_id,
             epoch: open.producer_epoch,
@@ -66,7 +67,7 @@ impl ProduceStream for Producing {
             acks: open.acks,
         };
         let intake = Intake::open(context, unpacker, topic, Target::Partition(partition), producer).await?;
-        Ok(Self { intake, replica, partition, leader_epoch, pinned })
+        Ok(Self { intake, shard, node, partition, leader_epoch, pinned })
     }
 
     fn opened(&self) -> ProduceOpened {
@@ -85,19 +86,11 @@ impl ProduceStream for Producing {
         header.request_id
     }
 
-    fn ended(&self) -> BoxFuture<'static, Error> {
-        let (end, shard) = (ReplicaEnd::of(&self.replica), self.replica.shard_id());
-        Box::pin(async move {
-            end.left_behind().await;
-            errors::led_elsewhere(shard)
-        })
-    }
-
     async fn submit(&mut self, _header: &ProduceBatch, payload: Bytes) -> Result<AnswerState, Error> {
         metrics::counter!("tidemill_produce_batches_total").increment(1);
         metrics::counter!("tidemill_produce_bytes_total").increment(payload.len() as u64);
         let intake = &mut self.intake;
-        intake.context.room_for_records(&[self.replica.shard_id()])?;
+        intake.context.room_for_records(&[self.shard])?;
         intake.follow_topic().await?;
         let batch = intake.check(payload, false)?;
         let records = intake.unpack(&batch).await?;
@@ -106,7 +99,7 @@ impl ProduceStream for Producing {
         };
         let intake = &self.intake;
         let Admitted { room, unanswered } = intake.context.admit(unit.bytes()).await?;
-        let permit = self.replica.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
+        let permit = self.replica()?.reserve(unit.bytes()).await.map_err(|error| errors::propose(&error))?;
         // The client may be gone before the unit is written: its room goes with it.
         let pending = intake.turn.propose(|| permit.submit_held(unit, Box::new(room)))?;
         Ok(AnswerState::Pending { pending, verdict, _unanswered: unanswered })
@@ -122,14 +115,21 @@ impl ProduceStream for Producing {
 }
 
 impl Producing {
+    /// The replica that the stream was opened to, for as long as it is here. It is looked up each time, or a stream on which nothing comes would
+    /// keep open what the shard's next replica is to open.
+    fn replica(&self) -> Result<Replica, Error> {
+        let here = self.intake.context.shards.replica(self.shard).filter(|here| here.node() == self.node);
+        here.ok_or_else(|| errors::led_elsewhere(self.shard))
+    }
+
     /// What is to be logged of a batch after the topic's filter, and what is said of it; `None`: nothing.
     async fn filtered(
         &self,
         batch: RecordBatch,
         records: Unpacked,
     ) -> Result<Option<(Unit, Verdict)>, Error> {
-        let number = self.partition.partition.get();
-        let passed = self.intake.filter.pass(&records, number, self.replica.shard().log_time()).await?;
+        let (number, now) = (self.partition.partition.get(), self.replica()?.shard().log_time());
+        let passed = self.intake.filter.pass(&records, number, now).await?;
         let append =
             |batch: Bytes| Unit::Append { partition: self.partition, batch, leader_epoch: self.pinned };
         Ok(Some(match passed {

@@ -101,11 +101,6 @@ impl ProduceStream for Routing {
         header.request_id
     }
 
-    /// It holds no replica, and finds each batch's anew.
-    fn ended(&self) -> BoxFuture<'static, Error> {
-        Box::pin(std::future::pending())
-    }
-
     async fn submit(&mut self, header: &RoutedBatch, payload: Bytes) -> Result<Submitted, Error> {
         metrics::counter!("tidemill_routed_batches_total").increment(1);
         self.follow_topic().await?;

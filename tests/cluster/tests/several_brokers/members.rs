@@ -23,7 +23,7 @@ fn holders(status: &ClusterStatus) -> BTreeSet<u32> {
     data.flat_map(|shard| &shard.replicas).map(|replica| replica.broker_id).collect()
 }
 
-pub(crate) fn replicas_of(status: &ClusterStatus, broker: u32) -> usize {
+fn replicas_of(status: &ClusterStatus, broker: u32) -> usize {
     let data = status.placement.iter().filter(|shard| shard.shard != 0);
     data.flat_map(|shard| &shard.replicas).filter(|replica| replica.broker_id == broker).count()
 }
@@ -54,7 +54,7 @@ async fn keeps_what_it_holds(client: &Client, broker: &TestBroker, id: u32) -> O
     kept.await.map_err(|error| format!("{error}: broker {id} has {:?}", shards_on_disk(broker)).into())
 }
 
-pub(crate) async fn join(cluster: &mut TestCluster, client: &Client, id: u32) -> Outcome<()> {
+async fn join(cluster: &mut TestCluster, client: &Client, id: u32) -> Outcome<()> {
     let token = client.create_join_token(Some(BrokerId::new(id)), None).await?;
     let options = cluster.joining(id, &token.token)?;
     cluster.push(TestBroker::start(options).await?);

@@ -164,7 +164,7 @@ async fn a_rate_that_the_controller_decided_is_what_snapshots_are_sent_at() {
     world.end(tending).await;
 }
 
-/// Nobody says again what was planned meanwhile.
+/// Nobody says again what was planned meanwhile, and a reader who waits for its client for as long as that takes is in nobody's way.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_planned_here_again_while_it_leaves_comes_back_once_it_has_left() {
     let world = World::open().await;
@@ -172,6 +172,7 @@ async fn what_is_planned_here_again_while_it_leaves_comes_back_once_it_has_left(
     world.form().await;
     let first = NodeId::new(world.me(), 1);
     assert_eq!(world.node(), Some(first));
+    let reader = world.shards.replica(SHARD).expect("it is here").handle();
     let (publish, view) = ViewReader::channel(ClusterView::clone(&world.seen()));
     let tending = world.tend(view);
     world.move_away().await;
@@ -180,6 +181,7 @@ async fn what_is_planned_here_again_while_it_leaves_comes_back_once_it_has_left(
     world.assign(&[OTHER, world.me()]).await;
     publish.send_replace(world.seen());
     until("it is here again", || world.node().is_some_and(|node| node > first)).await;
+    assert!(reader.now().is_none(), "what it follows has ended");
     assert!(world.starter.leaving.lock().is_empty());
     world.end(tending).await;
 }

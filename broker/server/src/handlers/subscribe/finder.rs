@@ -4,14 +4,13 @@ use std::sync::Arc;
 
 use tidemill_protocol::messages::Error;
 use tidemill_protocol::{NodeId, Offset, TopicPartition};
-use tidemill_raft::Replica;
+use tidemill_raft::ShardHandle;
 use tokio::sync::Semaphore;
 
-use super::partition::{Needed, Source, catch_up, resolve};
+use super::partition::{Needed, ReplicaEnd, Source, catch_up, resolve};
 use crate::barriers::Barriers;
 use crate::context::Context;
 use crate::errors;
-use crate::replica_end::ReplicaEnd;
 
 /// Times of one subscription that are looked up at once: each keeps a thread busy, and the disk.
 const TIMES_MAX: usize = 4;
@@ -48,19 +47,19 @@ impl Finder {
         let high_watermark = shard
             .watch(partition)
             .ok_or_else(|| errors::not_ready(self.context.view.now().partition_name(partition)))?;
-        let next = self.resolve(partition, &replica, needed).await?;
+        let next = self.resolve(partition, &shard, needed).await?;
         let end = ReplicaEnd::of(&replica);
         Ok(Found::Source(Source { partition, end, shard, high_watermark, next }))
     }
 
-    /// The offset from which a partition that is read in the replica of this id goes on.
+    /// The offset from which a partition that is read in this shard of this replica goes on.
     ///
     /// # Errors
     /// As for [`Self::open`]; and the topic was deleted, or the replica is this broker's no more, so that nothing would come behind what it has.
     pub(super) async fn seek(
         &self,
         partition: TopicPartition,
-        node: NodeId,
+        (node, shard): (NodeId, &ShardHandle),
         needed: &Needed,
     ) -> Result<Found, Error> {
         let view = self.context.view.now();
@@ -71,13 +70,13 @@ impl Finder {
             return Err(errors::left_behind(&view.partition_name(partition)));
         };
         catch_up(&self.context, &self.barriers, &here, partition, needed).await?;
-        self.resolve(partition, &here, needed).await.map(Found::Offset)
+        self.resolve(partition, shard, needed).await.map(Found::Offset)
     }
 
     async fn resolve(
         &self,
         partition: TopicPartition,
-        replica: &Replica,
+        shard: &ShardHandle,
         needed: &Needed,
     ) -> Result<Offset, Error> {
         let place = match needed.is_a_time() {
@@ -85,6 +84,7 @@ impl Finder {
             false => None,
         };
         let name = self.context.view.now().partition_name(partition);
-        resolve(&replica.shard(), partition, &name, needed.position.as_ref(), place).await
+        let shard = shard.now().ok_or_else(|| errors::left_behind(&name))?;
+        resolve(&shard, partition, &name, needed.position.as_ref(), place).await
     }
 }

@@ -28,11 +28,12 @@ pub(super) async fn gather(
         if gathered.next >= high_watermark {
             break;
         }
-        let Some(shard) = partition.shard.now() else {
+        let (from, bytes_max) = (gathered.next, room - gathered.bytes);
+        let fetched = partition.shard.now().map(|shard| shard.fetch(partition.partition, from, bytes_max));
+        let Some(fetched) = fetched else {
             let name = context.view.now().partition_name(partition.partition);
             return Err(errors::left_behind(&name));
         };
-        let fetched = shard.fetch(partition.partition, gathered.next, room - gathered.bytes);
         let batches = match fetched {
             Fetch::Memory(batches) => batches,
             Fetch::Disk(read) => tokio::task::spawn_blocking(move || read.run())

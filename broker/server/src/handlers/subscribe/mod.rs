@@ -1,7 +1,8 @@
 //! Subscriptions: a set of partitions on one stream, pushed as far as their credit goes.
 //!
 //! One task owns the set. It serves partitions that have records, credit and no pause in turn, one frame each; those at
-//! their end wait for their high watermark, all at once. Where a partition begins is looked up beside that task: one that
+//! their end wait for their high watermark, all at once. None holds the replica that it is read from: where that ends, its
+//! partitions end with it, also those that may not send. Where a partition begins is looked up beside that task: one that
 //! waits for a majority of its replicas holds up no other. A slow reader of one partition runs out of that partition's
 //! credit and holds up nobody else.
 

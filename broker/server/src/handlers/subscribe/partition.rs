@@ -5,9 +5,9 @@ use std::time::Duration;
 use tidemill_protocol::messages::Position;
 use tidemill_protocol::messages::position::At;
 use tidemill_protocol::{ErrorCode, NodeId, Offset, Timestamp, TopicPartition, messages::Error};
-use tidemill_raft::{HighWatermark, ReadError, Replica, ShardHandle};
+use tidemill_raft::{GroupMembers, HighWatermark, ReadError, Replica, ReplicaRole, ShardHandle};
 use tidemill_shard::{PartitionView, Shard};
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +15,6 @@ use super::places::Place;
 use crate::barriers::Barriers;
 use crate::context::{Context, may_be_deposed, shows_all};
 use crate::errors;
-use crate::replica_end::ReplicaEnd;
 
 /// How long a reader that could begin waits for the replica to hear how far the log goes.
 const NEWS_PATIENCE: Duration = Duration::from_secs(1);
@@ -48,8 +47,7 @@ pub(super) struct Source {
 /// One partition of a subscription.
 pub(super) struct Subscribed {
     pub(super) partition: TopicPartition,
-    /// The replica that it is read from.
-    pub(super) node: NodeId,
+    pub(super) end: ReplicaEnd,
     pub(super) shard: ShardHandle,
     pub(super) high_watermark: HighWatermark,
     /// The next offset to send.
@@ -61,7 +59,7 @@ pub(super) struct Subscribed {
     pub(super) waiting: bool,
     /// It stands in the queue of those to serve.
     pub(super) queued: bool,
-    /// Ends the waiters when this is dropped.
+    /// Ends the waiter when this is dropped.
     pub(super) removed: Removal,
     /// Among the partitions of the connection.
     _place: Place,
@@ -88,7 +86,7 @@ impl Subscribed {
         let Source { partition, end, shard, high_watermark, next } = source;
         Self {
             partition,
-            node: end.node(),
+            end,
             shard,
             high_watermark,
             next,
@@ -107,6 +105,33 @@ impl Subscribed {
 
     pub(super) fn at_end(&self) -> bool {
         self.next >= self.high_watermark.get()
+    }
+}
+
+/// Tells when the replica that a partition is read from stops, and does not keep it from that.
+#[derive(Clone)]
+pub(super) struct ReplicaEnd {
+    node: NodeId,
+    role: watch::Receiver<ReplicaRole>,
+    members: watch::Receiver<GroupMembers>,
+}
+
+impl ReplicaEnd {
+    pub(super) fn of(replica: &Replica) -> Self {
+        Self { node: replica.node(), role: replica.watch(), members: replica.watch_members() }
+    }
+
+    pub(super) const fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Returns once it has stopped while others go on: nothing comes there any more.
+    pub(super) async fn left_behind(mut self) {
+        // The announcer gone means the same.
+        drop(self.role.wait_for(|role| role.stopped().is_some()).await);
+        if !self.members.borrow().has_voters_beside(self.node) {
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -263,12 +288,31 @@ pub(super) fn out_of_range(name: &str, offset: Offset, log_start: Offset, high_w
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::future::{pending, ready};
     use std::sync::Arc;
 
     use futures::FutureExt;
+    use tidemill_protocol::{BrokerId, Term};
+    use tidemill_raft::ReplicaState;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_replica_of_which_nothing_is_announced_any_more_has_left_its_readers_behind() {
+        let node = |broker| NodeId::new(BrokerId::new(broker), 1);
+        let role = ReplicaRole { state: ReplicaState::Follower, term: Term::new(1), leader: None };
+        let (announcer, role) = watch::channel(role);
+        let voters = |voters: BTreeSet<NodeId>| GroupMembers { voters, ..GroupMembers::default() };
+        let (regroup, members) = watch::channel(voters([node(1), node(2)].into()));
+        let end = ReplicaEnd { node: node(1), role, members };
+        let left_behind = || end.clone().left_behind().now_or_never().is_some();
+        assert!(!left_behind(), "it follows");
+        drop(announcer);
+        assert!(left_behind());
+        regroup.send_replace(voters([node(1)].into()));
+        assert!(!left_behind(), "there is nobody to go to");
+    }
 
     /// Longer than anybody waits for what need not be waited for.
     const LONG: Duration = Duration::from_secs(3600);

@@ -35,16 +35,16 @@ const FRAME_BYTES_DEFAULT: u32 = 1 << 20;
 /// And the range in which it may name one.
 const FRAME_BYTES: std::ops::RangeInclusive<u32> = 4 << 10..=4 << 20;
 
-/// What became of a partition meanwhile.
+/// What a partition's waiters wait for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Woken {
     /// There are more records.
     More,
     /// Its topic was deleted.
     Gone,
-    /// Its replica here has stopped, and others go on.
+    /// Its replica here has stopped while others go on, or has ended.
     LeftBehind,
-    /// The client took it out of the subscription.
+    /// It is the subscription's no more.
     Removed,
 }
 
@@ -67,7 +67,7 @@ pub(super) struct SubscriptionSet {
     lookups: Lookups<Result<Found, Error>>,
     /// Those that may have something to send, in turn.
     queue: VecDeque<u32>,
-    /// Of each partition the end of its replica, and of those at their end the wait for more.
+    /// Each waits for its replica's end, and those at their end for more.
     waiters: FuturesUnordered<BoxFuture<'static, (u32, Woken)>>,
 }
 
@@ -244,8 +244,8 @@ impl SubscriptionSet {
         let finder = Arc::clone(&self.finder);
         if let Some(partition) = self.partitions.get_mut(&id) {
             partition.seeking = true;
-            let (place, node) = (partition.partition, partition.node);
-            self.lookups.begin(id, async move { finder.seek(place, node, &needed).await });
+            let (place, node, shard) = (partition.partition, partition.end.node(), partition.shard.clone());
+            self.lookups.begin(id, async move { finder.seek(place, (node, &shard), &needed).await });
         } else if let Some(opening) = self.opening.get(&id) {
             let place = opening.partition;
             self.lookups.begin(id, async move { finder.open(place, &needed).await });
@@ -257,18 +257,8 @@ impl SubscriptionSet {
         match found {
             Ok(Found::Source(source)) => {
                 let Some(opening) = self.opening.remove(&id) else { return Ok(()) };
-                let end = source.end.clone();
                 let partition = Subscribed::new(source, opening.terms, opening.place);
-                // Whether or not the client lets it send: a replica that has ended is held by nobody.
-                let removed = partition.removed.token();
-                self.waiters.push(Box::pin(async move {
-                    tokio::select! {
-                        biased;
-                        // First: its id may be another's by now.
-                        () = removed.cancelled() => (id, Woken::Removed),
-                        () = end.left_behind() => (id, Woken::LeftBehind),
-                    }
-                }));
+                self.await_end(id, &partition);
                 self.partitions.insert(id, partition);
             }
             Ok(Found::Offset(next)) => {
@@ -294,10 +284,7 @@ impl SubscriptionSet {
     fn forget(&mut self, id: u32) {
         self.lookups.end(id);
         self.opening.remove(&id);
-        // Under the same id another may be added: it has one place in the queue, its own.
-        if self.partitions.remove(&id).is_some_and(|partition| partition.queued) {
-            self.queue.retain(|queued| *queued != id);
-        }
+        self.partitions.remove(&id);
     }
 
     async fn pass_on(&mut self, news: News) -> Result<(), WriteError> {
@@ -321,6 +308,20 @@ impl SubscriptionSet {
         }
     }
 
+    /// Whether a partition may send or not, its client is to hear when the replica that it is read from has ended. One that has stopped and
+    /// is here still shows what it had: of that the end of what it has tells.
+    fn await_end(&self, id: u32, partition: &Subscribed) {
+        let (removed, shard) = (partition.removed.token(), partition.shard.clone());
+        self.waiters.push(Box::pin(async move {
+            tokio::select! {
+                biased;
+                // First: its id may be another's by now.
+                () = removed.cancelled() => (id, Woken::Removed),
+                () = shard.ended() => (id, Woken::LeftBehind),
+            }
+        }));
+    }
+
     /// Queues a partition that has something to send, or lets it wait for more.
     fn schedule(&mut self, id: u32) {
         let Some(partition) = self.partitions.get_mut(&id) else { return };
@@ -337,11 +338,14 @@ impl SubscriptionSet {
             let (mut high_watermark, next) = (partition.high_watermark.clone(), partition.next);
             // Without this, adding and removing partitions at their end would pile up waiters.
             let removed = partition.removed.token();
+            let end = partition.end.clone();
             self.waiters.push(Box::pin(async move {
                 tokio::select! {
                     biased;
+                    // First: its id may be another's by now.
                     () = removed.cancelled() => (id, Woken::Removed),
                     more = high_watermark.reaches(next) => (id, if more { Woken::More } else { Woken::Gone }),
+                    () = end.left_behind() => (id, Woken::LeftBehind),
                 }
             }));
         }
@@ -353,8 +357,8 @@ impl SubscriptionSet {
             // The id is another partition's by now.
             return Ok(());
         }
+        partition.waiting = false;
         if woken == Woken::More {
-            partition.waiting = false;
             self.schedule(id);
             return Ok(());
         }
