@@ -9,8 +9,8 @@
 use std::time::Duration;
 
 use tidemill_log::segment::ScrubStep;
-use tidemill_protocol::{Offset, TopicPartition};
-use tidemill_raft::Replica;
+use tidemill_protocol::{Offset, ShardId, TopicPartition};
+use tidemill_raft::ShardHandle;
 use tidemill_shard::Shard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -44,26 +44,37 @@ pub(crate) async fn scrub(shards: Shards, bytes_per_second: u64, stopping: Cance
 }
 
 async fn round(shards: &Shards, bytes_per_second: u64) {
-    for (_, replica) in shards.iter() {
-        for (partition, base_offset) in replica.shard().sealed_segments() {
-            if replica.watch().borrow().stopped().is_some() {
+    // It may take days, and holds none of the replicas for so long: one that ends meanwhile is not to be in the way of the next.
+    let replicas: Vec<_> =
+        shards.iter().map(|(id, replica)| (id, replica.handle(), replica.watch())).collect();
+    for (id, shard, role) in replicas {
+        let sealed = shard.now().map(|shard| shard.sealed_segments());
+        for (partition, base_offset) in sealed.unwrap_or_default() {
+            if role.borrow().stopped().is_some() {
                 break;
             }
-            segment(&replica, partition, base_offset, bytes_per_second).await;
+            segment((id, &shard), partition, base_offset, bytes_per_second).await;
             tokio::time::sleep(SEGMENT_PAUSE).await;
         }
     }
 }
 
-/// Checks one segment at the rate.
-async fn segment(replica: &Replica, partition: TopicPartition, base_offset: Offset, bytes_per_second: u64) {
+/// Checks one segment at the rate, of a shard that may go meanwhile.
+async fn segment(
+    (id, shard): (ShardId, &ShardHandle),
+    partition: TopicPartition,
+    base_offset: Offset,
+    bytes_per_second: u64,
+) {
     // The shard as it is now: a snapshot may have taken the place of the one that named the segment.
-    let shard = replica.shard();
-    let checked = check(shard.clone(), partition, base_offset, bytes_per_second).await;
-    let Err(error) = checked else { return };
+    let Some(checked) = shard.now() else { return };
+    let Err(error) = check(checked, partition, base_offset, bytes_per_second).await else { return };
     metrics::counter!("tidemill_scrub_damaged_total").increment(1);
-    tracing::warn!(shard = %replica.shard_id(), %partition, segment = %base_offset, error, "a segment does not read; it is repaired if another replica has it whole");
-    shard.suspect(partition, base_offset);
+    tracing::warn!(shard = %id, %partition, segment = %base_offset, error, "a segment does not read; it is repaired if another replica has it whole");
+    // Where another has taken its place meanwhile, that one looks whether its own reads.
+    if let Some(shard) = shard.now() {
+        shard.suspect(partition, base_offset);
+    }
 }
 
 async fn check(

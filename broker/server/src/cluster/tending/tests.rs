@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
-use tidemill_controller::{ControllerCommand, ControllerReply, ReportedMembers, SettingsChange};
-use tidemill_protocol::{LogIndex, Term, Timestamp};
-use tidemill_shard::{Unit, UnitResult};
+use tidemill_controller::{ControllerCommand, ControllerReply, ReportedMembers, SettingsChange, TopicConfig};
+use tidemill_protocol::record_batch::{BatchBuilder, BuilderOptions};
+use tidemill_protocol::{LogIndex, PartitionId, Term, Timestamp, TopicId, TopicPartition};
+use tidemill_shard::{AdoptTopic, Unit, UnitResult};
 
 use super::*;
 use crate::admission::Admission;
@@ -10,6 +11,7 @@ use crate::cluster::{Lives, steering};
 use crate::data_dir::DataDir;
 use crate::machine::Machine;
 use crate::opening::{open_data_dir, open_peers, open_wal, replica_starter};
+use crate::scrubber::scrub;
 use crate::testing::small_config;
 use crate::view::ClusterView;
 
@@ -117,6 +119,48 @@ impl World {
         self.decide(ControllerCommand::ReportMembers { shard: SHARD, members }).await;
     }
 
+    /// The shard's replica leaves, is planned here again meanwhile, and comes back as another one. Answers what tends it.
+    async fn leaves_and_comes_back(&self) -> tokio::task::JoinHandle<()> {
+        let first = NodeId::new(self.me(), 1);
+        assert_eq!(self.node(), Some(first));
+        let (publish, view) = ViewReader::channel(ClusterView::clone(&self.seen()));
+        let tending = self.tend(view);
+        self.move_away().await;
+        publish.send_replace(self.seen());
+        until("it is let go", || self.node().is_none()).await;
+        self.assign(&[OTHER, self.me()]).await;
+        publish.send_replace(self.seen());
+        until("it is here again", || self.node().is_some_and(|node| node > first)).await;
+        assert!(self.starter.leaving.lock().is_empty());
+        tending
+    }
+
+    /// Gives the shard a partition of some sealed segments.
+    async fn fill(&self) {
+        let partition = TopicPartition::new(TopicId::new(uuid::Uuid::from_u128(1)), PartitionId::new(0));
+        let adopt = AdoptTopic {
+            topic: partition.topic,
+            version: 1,
+            name: "plays".to_owned(),
+            config: TopicConfig { segment_bytes: 16 << 10, ..TopicConfig::default() },
+            partitions: vec![partition.partition],
+            deleted: false,
+        };
+        let adopted = self.shards.propose(SHARD, Unit::AdoptTopic(adopt)).await;
+        assert!(matches!(adopted, Ok(UnitResult::Adopted)), "{adopted:?}");
+        let mut builder = BatchBuilder::new(BuilderOptions::default());
+        builder.append(Timestamp::new(5), None, Some(&[7; 8_000]), []).expect("it fits");
+        let batch = builder.build().expect("it builds");
+        for _ in 0..10 {
+            let append = Unit::Append { partition, batch: batch.clone(), leader_epoch: None };
+            let appended = self.shards.propose(SHARD, append).await;
+            assert!(matches!(appended, Ok(UnitResult::Appended { .. })), "{appended:?}");
+        }
+        let replica = self.shards.replica(SHARD).expect("it is here");
+        replica.checkpoint().await.expect("written");
+        assert!(!replica.shard().sealed_segments().is_empty());
+    }
+
     async fn end(self, tending: tokio::task::JoinHandle<()>) {
         self.stopping.cancel();
         tending.await.expect("it ends");
@@ -170,20 +214,24 @@ async fn what_is_planned_here_again_while_it_leaves_comes_back_once_it_has_left(
     let world = World::open().await;
     world.start_all().await;
     world.form().await;
-    let first = NodeId::new(world.me(), 1);
-    assert_eq!(world.node(), Some(first));
     let reader = world.shards.replica(SHARD).expect("it is here").handle();
-    let (publish, view) = ViewReader::channel(ClusterView::clone(&world.seen()));
-    let tending = world.tend(view);
-    world.move_away().await;
-    publish.send_replace(world.seen());
-    until("it is let go", || world.node().is_none()).await;
-    world.assign(&[OTHER, world.me()]).await;
-    publish.send_replace(world.seen());
-    until("it is here again", || world.node().is_some_and(|node| node > first)).await;
+    let tending = world.leaves_and_comes_back().await;
     assert!(reader.now().is_none(), "what it follows has ended");
-    assert!(world.starter.leaving.lock().is_empty());
     world.end(tending).await;
+}
+
+/// Segments are checked for hours, one shard's after the other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_comes_back_while_segments_are_checked_that_were_its_own() {
+    let world = World::open().await;
+    world.start_all().await;
+    world.form().await;
+    world.fill().await;
+    // At a byte a second it comes nowhere.
+    let scrubbing = tokio::spawn(scrub(world.shards.clone(), 1, world.stopping.clone()));
+    let tending = world.leaves_and_comes_back().await;
+    world.end(tending).await;
+    scrubbing.await.expect("it ends");
 }
 
 /// What it has stays whole, as it is no part of its group any more but nothing of it was removed: the next start lets go of it again.
