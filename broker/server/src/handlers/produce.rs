@@ -11,7 +11,7 @@ use tidemill_protocol::messages::{
     Error, ProduceAck, ProduceAcks, ProduceBatch, ProduceOpen, ProduceOpened, Rejection,
 };
 use tidemill_protocol::record_batch::{BatchHeader, RecordBatch};
-use tidemill_protocol::{ErrorCode, LeaderEpoch, NodeId, ShardId, TopicPartition};
+use tidemill_protocol::{ErrorCode, LeaderEpoch, NodeId, ProducerId, ShardId, TopicPartition};
 use tidemill_raft::{Pending, Replica};
 use tidemill_shard::{Unit, UnitResult};
 
@@ -33,7 +33,8 @@ pub(crate) struct Producing {
     partition: TopicPartition,
     /// When the stream was opened.
     leader_epoch: LeaderEpoch,
-    /// The client knew that one: under another nothing of its stream is appended.
+    /// Under another one nothing of the stream is appended. The client knew it; or it is an idempotent producer's, whose older streams
+    /// this broker has fenced off, and another leader has not: when the lead comes back here, that one may have taken a newer stream.
     pinned: Option<LeaderEpoch>,
 }
 
@@ -59,7 +60,8 @@ impl ProduceStream for Producing {
         let leader_epoch = leader_epoch(replica.status().term);
         // What comes now may take its time.
         drop(replica);
-        let pinned = known_epoch(open.leader_epoch, leader_epoch)?;
+        let known = known_epoch(open.leader_epoch, leader_epoch)?;
+        let pinned = known.or_else(|| (open.producer_id != ProducerId::NONE.get()).then_some(leader_epoch));
         let producer = Producer {
             id: open.producer_id,
             epoch: open.producer_epoch,

@@ -284,7 +284,10 @@ impl SubscriptionSet {
     fn forget(&mut self, id: u32) {
         self.lookups.end(id);
         self.opening.remove(&id);
-        self.partitions.remove(&id);
+        // Under the same id another may be added: it has one place in the queue, its own.
+        if self.partitions.remove(&id).is_some_and(|partition| partition.queued) {
+            self.queue.retain(|queued| *queued != id);
+        }
     }
 
     async fn pass_on(&mut self, news: News) -> Result<(), WriteError> {
