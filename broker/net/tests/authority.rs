@@ -1,5 +1,6 @@
 //! The authority of a cluster: kept, copied, and never mixed up.
 
+use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
@@ -37,6 +38,25 @@ fn a_copy_signs_as_the_original_does() {
     let mode = |path: &Path| std::fs::metadata(path).expect("a file").permissions().mode() & 0o777;
     assert_eq!((mode(&peer.key), mode(&at_home.join("ca.key")), mode(&at_home)), (0o600, 0o600, 0o700));
     assert!(!format!("{ca:?}").contains("PRIVATE"), "the key is in no log");
+}
+
+/// What broke off may have left its files, readable for anybody: no key is written into one of them.
+#[test]
+fn a_key_is_private_whatever_was_left_behind() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let ca = ClusterCa::create(dir.path().join("cluster")).expect("made");
+    let at_home = dir.path().join("broker-2");
+    std::fs::create_dir(&at_home).expect("made");
+    for left in ["ca.new", "ca.pem.new", "ca.key.new"] {
+        let path = at_home.join(left);
+        std::fs::write(&path, "half of something").expect("written");
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).expect("for anybody");
+    }
+    ClusterCa::from_pem(&at_home, ca.certificate_pem(), ca.key_pem()).expect("written");
+    let key = std::fs::metadata(at_home.join("ca.key")).expect("the key");
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    assert!(!at_home.join("ca.key.new").exists() && !at_home.join("ca.pem.new").exists());
+    assert_eq!(ClusterCa::open(&at_home).expect("opened").fingerprint(), ca.fingerprint());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -33,9 +33,17 @@ pub(super) fn write_public(path: &Path, content: &str) -> Result<(), TlsError> {
 
 /// Whole or not at all: a reader never sees half a key, and a crash leaves the old one.
 fn write(path: &Path, content: &str, mode: u32) -> Result<(), TlsError> {
-    let beside = path.with_extension("new");
+    // By the whole name: a certificate and its key differ in the extension alone.
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    // One that a crash left keeps its mode, and whoever has it open reads on: the mode counts for a file that is made.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(file_error(&beside)(error)),
+        _ => {}
+    }
     let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(mode);
+    options.write(true).create_new(true).mode(mode);
     let mut file = options.open(&beside).map_err(file_error(&beside))?;
     file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).map_err(file_error(&beside))?;
     fs::rename(&beside, path).map_err(file_error(path))
