@@ -20,7 +20,7 @@ fn subject_and_issuer(path: &Path) -> (String, String) {
 #[test]
 fn a_copy_signs_as_the_original_does() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let ca = ClusterCa::create(dir.path().join("cluster")).expect("made");
+    let ca = ClusterCa::open_or_create(dir.path().join("cluster")).expect("made");
     let opened = ClusterCa::open(dir.path().join("cluster")).expect("opened");
     assert_eq!(opened.fingerprint(), ca.fingerprint());
     assert_eq!(opened.certificate_pem(), ca.certificate_pem());
@@ -44,7 +44,7 @@ fn a_copy_signs_as_the_original_does() {
 #[test]
 fn a_key_is_private_whatever_was_left_behind() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let ca = ClusterCa::create(dir.path().join("cluster")).expect("made");
+    let ca = ClusterCa::open_or_create(dir.path().join("cluster")).expect("made");
     let at_home = dir.path().join("broker-2");
     std::fs::create_dir(&at_home).expect("made");
     for left in ["ca.new", "ca.pem.new", "ca.key.new"] {
@@ -59,10 +59,24 @@ fn a_key_is_private_whatever_was_left_behind() {
     assert_eq!(ClusterCa::open(&at_home).expect("opened").fingerprint(), ca.fingerprint());
 }
 
+/// The key is written first: alone it is what a beginning that broke off leaves.
+#[test]
+fn an_authority_that_was_begun_is_completed() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let begun = ClusterCa::open_or_create(dir.path()).expect("made");
+    std::fs::remove_file(begun.authority()).expect("removed");
+    let whole = ClusterCa::open_or_create(dir.path()).expect("completed");
+    assert_eq!(whole.key_pem(), begun.key_pem());
+    assert_eq!(ClusterCa::open(dir.path()).expect("opened").fingerprint(), whole.fingerprint());
+    std::fs::remove_file(dir.path().join("ca.key")).expect("removed");
+    let lost = ClusterCa::open_or_create(dir.path()).expect_err("its key is lost").to_string();
+    assert!(lost.contains("ca.key") && lost.contains("remove both"), "{lost}");
+}
+
 #[test]
 fn a_certificate_is_renewed_and_its_key_kept() {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let ca = ClusterCa::create(dir.path()).expect("made");
+    let ca = ClusterCa::open_or_create(dir.path()).expect("made");
     let issue = || {
         let files = ca.issue_peer(CLUSTER, BrokerId::new(1), dir.path()).expect("issued");
         (std::fs::read(files.certificate).expect("peer.pem"), std::fs::read(files.key).expect("peer.key"))
@@ -87,9 +101,9 @@ fn authorities_are_neither_replaced_nor_mixed() {
     let (one, other) = (dir.path().join("one"), dir.path().join("other"));
     let missing = ClusterCa::open(&one).expect_err("nothing there").to_string();
     assert!(missing.contains("ca.pem") && missing.contains("cluster init"), "{missing}");
-    let ca = ClusterCa::create(&one).expect("made");
-    ClusterCa::create(&one).expect_err("there already");
-    let stranger = ClusterCa::create(&other).expect("made");
+    let ca = ClusterCa::open_or_create(&one).expect("made");
+    assert_eq!(ClusterCa::open_or_create(&one).expect("opened").fingerprint(), ca.fingerprint());
+    let stranger = ClusterCa::open_or_create(&other).expect("made");
     assert_ne!(stranger.fingerprint(), ca.fingerprint());
 
     let replaced = ClusterCa::from_pem(&one, stranger.certificate_pem(), stranger.key_pem());

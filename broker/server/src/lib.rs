@@ -48,6 +48,7 @@ mod telemetry;
 mod testing;
 mod unpacking;
 mod view;
+mod whole_file;
 mod wiring;
 
 pub use broker::Broker;

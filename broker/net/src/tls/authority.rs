@@ -85,29 +85,41 @@ struct Request<'a> {
 }
 
 impl ClusterCa {
-    /// Makes a new authority in `dir`, which has none yet.
+    /// Opens the authority in `dir`, or makes one there. A key alone is what is left where that broke off, and gets its certificate
+    /// now: for directories that nobody used before both stood.
     ///
     /// # Errors
-    /// There is an authority, or a part of one, or the files cannot be written.
-    pub fn create(dir: impl Into<PathBuf>) -> Result<Self, TlsError> {
-        Self::create_named(dir.into(), "Tidemill cluster authority")
+    /// The directory or files cannot be used, or the certificate is there without its key.
+    pub fn open_or_create(dir: impl Into<PathBuf>) -> Result<Self, TlsError> {
+        let (dir, subject) = (dir.into(), "Tidemill cluster authority");
+        let (certificate_path, key_path) = (dir.join(CERTIFICATE_FILE), dir.join(KEY_FILE));
+        let Some(left) = read_if_there(&key_path)?.filter(|_| !certificate_path.exists()) else {
+            return match Self::open_if_there(dir.clone())? {
+                Some(authority) => Ok(authority),
+                None => Self::create_named(dir, subject),
+            };
+        };
+        let key = KeyPair::from_pem(&left).map_err(|error| TlsError::Content {
+            path: key_path,
+            reason: format!("not a private key in PEM: {error}; remove it to have another made"),
+        })?;
+        Self::certify(dir, subject, &key, &left)
     }
 
+    /// Makes a new authority in `dir`, which has none yet.
     pub(super) fn create_named(dir: PathBuf, subject: &str) -> Result<Self, TlsError> {
-        if Self::open_if_there(dir.clone())?.is_some() {
-            let reason = "there is an authority already; open it, or choose another directory".to_owned();
-            return Err(TlsError::Content { path: dir.join(CERTIFICATE_FILE), reason });
-        }
-        let wrong =
-            |error: rcgen::Error| TlsError::Issue { subject: subject.to_owned(), reason: error.to_string() };
+        let key = KeyPair::generate().map_err(|error| not_issued(subject, &error))?;
+        Self::certify(dir, subject, &key, &key.serialize_pem())
+    }
+
+    fn certify(dir: PathBuf, subject: &str, key: &KeyPair, key_pem: &str) -> Result<Self, TlsError> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, subject);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_life(&mut params, AUTHORITY_LIFE);
-        let key = KeyPair::generate().map_err(wrong)?;
-        let certificate = params.self_signed(&key).map_err(wrong)?;
-        Self::from_pem(dir, &certificate.pem(), &key.serialize_pem())
+        let certificate = params.self_signed(key).map_err(|error| not_issued(subject, &error))?;
+        Self::from_pem(dir, &certificate.pem(), key_pem)
     }
 
     /// Opens the authority in `dir`.
@@ -289,10 +301,7 @@ impl ClusterCa {
 
     /// Makes and writes a certificate, with the PEM text `behind` it.
     fn issue(&self, request: Request<'_>, dir: &Path, behind: &str) -> Result<IssuedFiles, TlsError> {
-        let wrong = |error: rcgen::Error| TlsError::Issue {
-            subject: request.name.to_owned(),
-            reason: error.to_string(),
-        };
+        let wrong = |error: rcgen::Error| not_issued(request.name, &error);
         let mut params = CertificateParams::new(request.alternative_names).map_err(wrong)?;
         params.distinguished_name.push(DnType::CommonName, request.name);
         if let Some(organization) = request.organization {
@@ -322,6 +331,10 @@ impl ClusterCa {
         write_public(&files.certificate, &format!("{}{behind}", certificate.pem()))?;
         Ok(files)
     }
+}
+
+fn not_issued(subject: &str, error: &rcgen::Error) -> TlsError {
+    TlsError::Issue { subject: subject.to_owned(), reason: error.to_string() }
 }
 
 fn set_life(params: &mut CertificateParams, life: Duration) {

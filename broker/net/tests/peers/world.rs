@@ -41,7 +41,7 @@ pub(crate) struct Cluster {
 
 pub(crate) fn cluster(id: u128) -> Cluster {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let ca = ClusterCa::create(dir.path().join("ca")).expect("an authority");
+    let ca = ClusterCa::open_or_create(dir.path().join("ca")).expect("an authority");
     Cluster { id: ClusterId::new(Uuid::from_u128(id)), ca, dir }
 }
 

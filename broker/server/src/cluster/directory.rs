@@ -14,6 +14,7 @@ use tidemill_net::{ClusterCa, TlsError};
 use tidemill_protocol::{BrokerId, ClusterId};
 
 use crate::config::{DurabilitySetting, SHARDS_OF_SEVERAL_DEFAULT};
+use crate::whole_file::write_whole;
 
 /// Newest format of `cluster.toml` that this release reads and writes.
 const FORMAT: u32 = 1;
@@ -128,18 +129,18 @@ impl ClusterPlan {
             let path = path.to_owned();
             move |source| ClusterDirectoryError::Io { path, source }
         };
-        std::fs::create_dir_all(directory).map_err(io(directory))?;
         // The authority's key beside a broker's data would be copied with it, or lost.
         if let Some(found) = something_else(directory).map_err(io(directory))? {
             return Err(ClusterDirectoryError::Occupied { directory: directory.to_owned(), found });
         }
-        ClusterCa::create(directory)?;
+        // It makes the directory, which only the owner may read.
+        ClusterCa::open_or_create(directory)?;
         let text = toml::to_string(self).map_err(|error| ClusterDirectoryError::Content {
             path: path.clone(),
             reason: error.to_string(),
         })?;
         // The plan last: where it stands, the authority does too.
-        std::fs::write(&path, text).map_err(io(&path))
+        write_whole(directory, PLAN_FILE, &text).map_err(io(&path))
     }
 
     /// Reads the plan of a directory.
@@ -165,14 +166,21 @@ impl ClusterPlan {
     }
 }
 
-/// What a directory holds that is no part of a plan. An authority alone is what a plan that broke off has left.
+/// What a plan that broke off has left: an authority alone, and what any of the files was to become.
+const LEFT_BEHIND: [&str; 6] = ["ca.pem", "ca.key", "ca.pem.new", "ca.key.new", "ca.new", "cluster.toml.new"];
+
+/// What a directory holds that is no part of a plan. One that is not there holds nothing.
 fn something_else(directory: &Path) -> io::Result<Option<String>> {
     if directory.join("meta").exists() {
         return Ok(Some("a broker's data".to_owned()));
     }
-    for entry in std::fs::read_dir(directory)? {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        entries => entries?,
+    };
+    for entry in entries {
         let name = entry?.file_name().to_string_lossy().into_owned();
-        if !["ca.pem", "ca.key"].contains(&name.as_str()) {
+        if !LEFT_BEHIND.contains(&name.as_str()) {
             return Ok(Some(format!("'{name}'")));
         }
     }
@@ -181,6 +189,8 @@ fn something_else(directory: &Path) -> io::Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -195,6 +205,33 @@ mod tests {
         assert!(path.join("ca.pem").exists() && path.join("ca.key").exists());
         let again = plan.write(&path).expect_err("it is there");
         assert!(again.to_string().contains("holds a cluster already"), "{again}");
+    }
+
+    #[test]
+    fn a_plan_that_broke_off_is_made_again() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("cluster");
+        let plan = ClusterPlan::new([1, 2, 3], None, None).expect("a plan");
+        plan.write(&path).expect("written");
+        let mode = std::fs::metadata(&path).expect("a directory").permissions().mode() & 0o777;
+        assert_eq!(mode, 0o700, "the key is in it");
+        let authority = || std::fs::read(path.join("ca.key")).expect("the key");
+        let key = authority();
+        // The longer ago, the less is there.
+        for lost in ["cluster.toml", "ca.pem"] {
+            std::fs::remove_file(path.join(PLAN_FILE)).expect("it is there");
+            if lost != PLAN_FILE {
+                std::fs::remove_file(path.join(lost)).expect("it is there");
+            }
+            for left in ["ca.pem.new", "ca.key.new", "cluster.toml.new"] {
+                std::fs::write(path.join(left), "half of something").expect("written");
+            }
+            plan.write(&path).unwrap_or_else(|error| panic!("without {lost}: {error}"));
+            assert_eq!(ClusterPlan::read(&path).expect("reads"), plan);
+            assert_eq!(authority(), key);
+            ClusterCa::open(&path).expect("a whole authority");
+            assert!(!path.join("cluster.toml.new").exists(), "it has become the plan");
+        }
     }
 
     #[test]

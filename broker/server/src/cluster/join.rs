@@ -30,6 +30,7 @@ use crate::peers::messages::{
     JoinReply, JoinRequest, KnownBroker, PEER_PROTOCOL_MAX, PEER_PROTOCOL_MIN, PeerOpen, Purpose,
 };
 use crate::peers::{Peers, decode_hello, own_hello};
+use crate::whole_file::write_whole;
 
 /// Holds the new directory's id until the broker belongs to the cluster.
 const JOINING: &str = "joining";
@@ -198,12 +199,7 @@ fn directory_id(data_dir: &Path) -> Result<Uuid, JoinError> {
     }
     let id = Uuid::new_v4();
     std::fs::create_dir_all(data_dir).map_err(io)?;
-    let beside = data_dir.join("joining.new");
-    let written = std::fs::write(&beside, id.to_string())
-        .and_then(|()| std::fs::File::open(&beside)?.sync_all())
-        .and_then(|()| std::fs::rename(&beside, &path))
-        .and_then(|()| std::fs::File::open(data_dir)?.sync_all());
-    written.map_err(io)?;
+    write_whole(data_dir, JOINING, &id.to_string()).map_err(io)?;
     Ok(id)
 }
 
