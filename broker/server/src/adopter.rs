@@ -21,6 +21,7 @@ use crate::config::PluginSettings;
 use crate::context::Context;
 use crate::shards::Shards;
 use crate::view::{ClusterView, ViewReader};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What failed is tried again after this long.
@@ -44,6 +45,8 @@ impl Adopter {
         let all: BTreeSet<ShardId> = self.shards.numbers().collect();
         // Until it was led here, and took what was found.
         let mut to_look_at = all.clone();
+        // Outside of the loop: in a busy cluster the view changes more often than that.
+        let mut next_look = Instant::now() + LOOK_INTERVAL;
         loop {
             let done = self.reconcile(&mut to_look_at).await;
             tokio::select! {
@@ -53,7 +56,10 @@ impl Adopter {
                     }
                 }
                 () = tokio::time::sleep(RETRY_INTERVAL), if !done => {}
-                () = tokio::time::sleep(LOOK_INTERVAL), if done => to_look_at.clone_from(&all),
+                () = tokio::time::sleep_until(next_look) => {
+                    next_look = Instant::now() + LOOK_INTERVAL;
+                    to_look_at.clone_from(&all);
+                }
                 () = stopping.cancelled() => return,
             }
         }

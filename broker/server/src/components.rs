@@ -18,6 +18,7 @@ use tidemill_net::Stream;
 use tidemill_protocol::messages::{Error, PayloadChunk};
 use tidemill_protocol::{BrokerId, ErrorCode};
 use tidemill_raft::Replica;
+use tokio::time::Instant;
 
 use crate::context::Context;
 use crate::errors;
@@ -40,6 +41,8 @@ pub(crate) async fn follow(context: Arc<Context>) {
     let mut view = context.view.clone();
     let mut before: Option<HashSet<[u8; 32]>> = None;
     let mut due = true;
+    // Outside of the loop: in a busy cluster the view changes more often than that.
+    let mut next_look = Instant::now() + LOOK_INTERVAL;
     loop {
         let now = named(view.now().controller());
         due |= context.kept.look(&now);
@@ -54,7 +57,10 @@ pub(crate) async fn follow(context: Arc<Context>) {
                 }
                 false
             }
-            () = tokio::time::sleep(LOOK_INTERVAL) => true,
+            () = tokio::time::sleep_until(next_look) => {
+                next_look = Instant::now() + LOOK_INTERVAL;
+                true
+            }
             () = context.stopping.cancelled() => return,
         };
     }
