@@ -56,7 +56,7 @@ pub enum ControllerCommand {
     },
     /// A block of producer ids.
     AllocateProducerIds {
-        /// How many, at most 100,000. None: it only tells from where on ids were not given out.
+        /// How many, at most 100,000. 0 stands in old logs only: it told from where on ids were not given out.
         count: u32,
     },
     /// A new version of a plugin.

@@ -166,6 +166,12 @@ impl Controller {
         ControllerReply::ProducerIds(ProducerIdBlock { first, count })
     }
 
+    /// Ids below were given out, those from here on were not.
+    #[must_use]
+    pub fn producer_ids_end(&self) -> ProducerId {
+        ProducerId::new(self.header.next_producer_id)
+    }
+
     /// Raises the version, which stands for the change that is under way.
     pub(crate) fn next_version(&mut self) -> u64 {
         self.header.version += 1;

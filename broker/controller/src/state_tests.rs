@@ -213,6 +213,7 @@ fn producer_ids_are_never_given_twice() {
         assert_eq!(block.first.get(), next);
         assert!(block.count <= Bounds::PRODUCER_IDS_MAX);
         next += i64::from(block.count);
+        assert_eq!(controller.producer_ids_end().get(), next);
     }
 }
 

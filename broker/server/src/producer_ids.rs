@@ -47,8 +47,10 @@ impl ProducerIds {
         if is_known() {
             return Ok(());
         }
-        // Given out by another broker, or by this one before it restarted; or by nobody.
-        self.allocate(0).await?;
+        // Given out by another broker, or by this one before it restarted; or by nobody. Who makes up ids writes nothing to the
+        // controller's log: its state is read.
+        let end = self.end_now().await?;
+        self.given_out.fetch_max(end.get(), Ordering::Relaxed);
         if is_known() {
             return Ok(());
         }
@@ -58,6 +60,16 @@ impl ProducerIds {
                 "producer id {producer} was never given out by this cluster; ask for one (init_producer)"
             ),
         ))
+    }
+
+    /// Ids below were given out by some broker before the call.
+    async fn end_now(&self) -> Result<ProducerId, WireError> {
+        let not_here = || errors::not_on_this_broker(ShardId::CONTROLLER);
+        let replica = self.shards.controller().ok_or_else(not_here)?;
+        // As for any other request: all who ask meanwhile share one round.
+        replica.read_barrier().await.map_err(|error| errors::barrier(&error, replica.others_vote()))?;
+        let controller = replica.shard().controller().ok_or_else(not_here)?;
+        Ok(controller.producer_ids_end())
     }
 
     async fn allocate(&self, count: u32) -> Result<ProducerIdBlock, WireError> {

@@ -39,6 +39,26 @@ async fn what_comes_over_an_older_stream_is_dropped_once_a_newer_one_is_open() -
     Ok(())
 }
 
+/// Anybody may make up ids: that costs the controller's log nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn producer_ids_that_are_made_up_write_nothing() -> Outcome<()> {
+    const OPENED: u32 = 50;
+    let (broker, client) = broker().await?;
+    create(&client, "t", 1).await?;
+    let partition = partition_of(&client, "t", 0).await?;
+    let (peer, _control) = RawPeer::greeted(&broker).await?;
+    let proposals = async || metric(&client, "tidemill_raft_proposals_total{shard=\"0\"}").await;
+    let before = proposals().await?;
+    for made_up in 0..OPENED {
+        let (_, opened) = peer.try_producing(partition, 5_000_000 + i64::from(made_up), 1).await?;
+        assert_eq!(code(opened.error), Some(ErrorCode::UnknownProducer));
+    }
+    let proposed = proposals().await? - before;
+    // The broker itself may have had something to say meanwhile.
+    assert!(proposed < f64::from(OPENED / 2), "{proposed} proposals");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn producer_ids_that_were_never_given_out_are_refused() -> Outcome<()> {
     let (mut broker, client) = broker().await?;
