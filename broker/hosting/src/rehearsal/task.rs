@@ -194,7 +194,7 @@ impl<'a> Play<'a> {
         let before = self.position();
         match self.runner.round().await {
             Ok(Progress::More) => self.look(before)?,
-            Ok(Progress::Idle(_)) => {
+            Ok(Progress::Idle(_) | Progress::NotRunning) => {
                 let reason = self.runner.waits().unwrap_or("the task has nothing to do").to_owned();
                 self.stop(reason);
             }

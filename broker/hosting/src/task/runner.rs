@@ -123,15 +123,19 @@ impl TaskRunner {
         self.parts.port.settled(self.task).await;
         loop {
             match self.round().await {
-                Ok(progress) => {
-                    if let Progress::Idle(sources) = progress {
-                        self.comes_on();
-                        let changed = self.parts.port.wait(self.task, sources);
-                        match self.unreadable.next_look() {
-                            None => changed.await,
-                            Some(look) => _ = tokio::time::timeout_at(look, changed).await,
-                        }
+                Ok(Progress::More) => {}
+                Ok(Progress::Idle(sources)) => {
+                    self.comes_on();
+                    let changed = self.parts.port.wait(self.task, sources);
+                    match self.unreadable.next_look() {
+                        None => changed.await,
+                        Some(look) => _ = tokio::time::timeout_at(look, changed).await,
                     }
+                }
+                Ok(Progress::NotRunning) => {
+                    // What was wrong is so no longer, and the task does not go on either.
+                    self.forgets_trouble();
+                    self.parts.port.wait(self.task, Vec::new()).await;
                 }
                 Err(Setback::Outdated(reason)) => {
                     tracing::debug!(task = ?self.task, reason, "a task looks again where it stands");
@@ -167,7 +171,7 @@ impl TaskRunner {
             if self.unreadable.clear() {
                 self.show_waits();
             }
-            return Ok(Progress::Idle(Vec::new()));
+            return Ok(Progress::NotRunning);
         };
         if self.parts.port.refuses().is_some() {
             self.wait_to_be_taken().await;
@@ -246,11 +250,19 @@ impl TaskRunner {
 
     /// A step was committed, or there is nothing to do.
     fn comes_on(&mut self) {
-        (self.outdated, self.told) = (0, None);
-        if self.trouble.take().is_some() {
-            self.show_waits();
+        if self.forgets_trouble() {
             self.parts.log.line(LogLevel::Info, Some(self.parts.plan.partition.get()), "goes on");
         }
+    }
+
+    /// Answers whether there was any.
+    fn forgets_trouble(&mut self) -> bool {
+        (self.outdated, self.told) = (0, None);
+        let was_troubled = self.trouble.take().is_some();
+        if was_troubled {
+            self.show_waits();
+        }
+        was_troubled
     }
 
     /// Why the task, or a source of it, does not come on.
@@ -510,6 +522,8 @@ pub(crate) enum Progress {
     More,
     /// Nothing to do before one of these has records.
     Idle(Vec<(TopicPartition, Offset)>),
+    /// It is paused, of another epoch, or its shard is not here.
+    NotRunning,
 }
 
 fn no_topic() -> tidemill_protocol::TopicId {

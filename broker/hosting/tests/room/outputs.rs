@@ -31,6 +31,26 @@ async fn a_full_outbox_makes_the_task_wait_and_loses_nothing() {
     assert!(!more.is_empty());
 }
 
+/// One pauses a task for just that reason: it does not go on by it.
+#[tokio::test]
+async fn a_task_that_is_paused_while_it_waits_does_not_say_that_it_goes_on() {
+    let limits = MemoryLimits { outbox_bytes_max: 100, state_bytes_max: 1 << 20 };
+    let options = StageOptions { limits, remote: true, ..StageOptions::default() };
+    let stage = options.play(hostile::relay(), &keys_but(1, &[])).await;
+    stage.reaches(1).await;
+    stage.append(&keys_but(2, &[]), 1000);
+    let waits = || stage.room.hosting.waits(DEPLOYMENT, PARTITION);
+    eventually("it is told", || waits().is_some_and(|reason| reason.contains("another shard"))).await;
+    let key = TaskKey { deployment: DEPLOYMENT, partition: PARTITION, home: source() };
+    let paused = TaskRunState::Paused("by hand".to_owned());
+    stage.port.set_state(key, EPOCH, paused).await.expect("it is noted");
+    eventually("a paused task waits for nothing", || waits().is_none()).await;
+    assert!(stage.port.shard.deliver(target()).is_some());
+    stage.port.set_state(key, EPOCH, TaskRunState::Running).await.expect("it is noted");
+    stage.reaches(3).await;
+    assert!(!stage.log().contains("goes on"), "{}", stage.log());
+}
+
 fn full() -> Result<StepOutcome, PortError> {
     Ok(StepOutcome::Refused(StepRefusal::OutboxFull))
 }
