@@ -9,6 +9,7 @@
 mod ahead;
 mod attempts;
 mod effects;
+mod instance;
 mod notes;
 mod outputs;
 mod policy;

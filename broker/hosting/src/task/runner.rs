@@ -3,19 +3,18 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use tidemill_protocol::{Offset, Timestamp, TopicPartition};
-use tidemill_wasm::{CallError, ConsumerInstance, Failure, LogLevel, Timer};
+use tidemill_protocol::{Offset, TopicPartition};
+use tidemill_wasm::{CallError, Failure, LogLevel, Timer};
 
 use super::ahead::Ahead;
 use super::attempts::Attempts;
-use super::effects::{Effects, EffectsHost};
+use super::instance::Running;
 use super::notes::{Given, Notes};
 use super::outputs::Outputs;
 use super::reading::{CALL_RECORDS_MAX, SourceRecords};
 use super::sources::{Read, Unreadable};
 use crate::failure::CallFailure;
-use crate::hosting::{Inner, context};
+use crate::hosting::Inner;
 use crate::logs::{DeploymentLog, micros};
 use crate::meter::{Meter, measured};
 use crate::plan::{TaskPlan, TaskPolicy};
@@ -48,7 +47,7 @@ pub(crate) struct TaskParts {
 pub(crate) struct TaskRunner {
     pub(super) parts: TaskParts,
     pub(super) task: TaskKey,
-    instance: Option<Running>,
+    pub(super) instance: Option<Running>,
     /// Which source comes next. It stays with one whose records fail until they are settled.
     turn: usize,
     pub(super) records: Attempts,
@@ -65,12 +64,6 @@ pub(crate) struct TaskRunner {
     outdated: u32,
     /// The last failure of the plugin that was told, until a step is committed.
     told: Option<String>,
-}
-
-/// An instance, and what its calls did.
-struct Running {
-    instance: ConsumerInstance,
-    effects: Arc<Mutex<Effects>>,
 }
 
 /// Why nothing was committed.
@@ -354,41 +347,6 @@ impl TaskRunner {
         self.parts.log.count("records_in", processed as u64);
         self.parts.log.count("records_out", emitted);
         Ok(Called::Committed)
-    }
-
-    /// The instance, started if there is none, with nothing done yet.
-    async fn running(&mut self, now: Timestamp) -> Result<&mut Running, Setback> {
-        let usable = self.instance.as_ref().is_some_and(|running| running.instance.is_usable());
-        if !usable {
-            self.instance = None;
-            let started = measured(self.parts.meter.as_ref(), self.start()).await?;
-            self.instance = Some(started);
-        }
-        let running = self.instance.as_mut().ok_or_else(|| Setback::Broker("no instance".to_owned()))?;
-        *running.effects.lock() = Effects { now, ..Effects::default() };
-        Ok(running)
-    }
-
-    async fn start(&self) -> Result<Running, Setback> {
-        let plan = &self.parts.plan;
-        let compiled = self.parts.hosting.compiled(&plan.plugin).await;
-        let compiled = compiled.map_err(|error| Setback::Broker(error.to_string()))?;
-        let effects = Arc::new(Mutex::new(Effects::default()));
-        let host = EffectsHost {
-            task: self.task,
-            port: Arc::clone(&self.parts.port),
-            targets: plan.targets.clone().into(),
-            effects: Arc::clone(&effects),
-        };
-        let limits = self.parts.hosting.task_limits(plan.plugin.memory_bytes_max);
-        let partition = Some(plan.partition.get());
-        let sink = self.parts.hosting.metered_sink(&plan.plugin, partition, self.parts.meter.as_ref());
-        let instance =
-            ConsumerInstance::start(compiled, context(&plan.plugin), limits, sink, Box::new(host)).await;
-        // It started when it was deployed: no record is at fault, so none of them may be given up for it.
-        let instance = instance
-            .map_err(|error| Setback::Broker(format!("an instance of the plugin does not start: {error}")))?;
-        Ok(Running { instance, effects })
     }
 
     /// Hands due timers over; they fire together, and alone where that fails.
