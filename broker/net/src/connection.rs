@@ -20,23 +20,6 @@ pub struct PeerInfo {
     pub peer: Option<PeerIdentity>,
 }
 
-/// What happened on a connection so far.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionStats {
-    /// Smoothed round-trip time.
-    pub rtt: Duration,
-    /// UDP payload sent.
-    pub sent_bytes: u64,
-    /// UDP payload received.
-    pub received_bytes: u64,
-    /// Packets that had to be sent again.
-    pub lost_packets: u64,
-    /// Current packet size.
-    pub mtu_bytes: u16,
-    /// Bytes that may be in flight.
-    pub congestion_window_bytes: u64,
-}
-
 /// A peer whose handshake is done. Cheap to clone; the connection closes when the last clone and stream is gone.
 #[derive(Debug, Clone)]
 pub struct Connection {
@@ -154,19 +137,5 @@ impl Connection {
     #[must_use]
     pub fn stable_id(&self) -> usize {
         self.quinn.stable_id()
-    }
-
-    /// What happened so far.
-    #[must_use]
-    pub fn stats(&self) -> ConnectionStats {
-        let stats = self.quinn.stats();
-        ConnectionStats {
-            rtt: stats.path.rtt,
-            sent_bytes: stats.udp_tx.bytes,
-            received_bytes: stats.udp_rx.bytes,
-            lost_packets: stats.path.lost_packets,
-            mtu_bytes: stats.path.current_mtu,
-            congestion_window_bytes: stats.path.cwnd,
-        }
     }
 }

@@ -39,11 +39,6 @@ impl FrameReader {
         Self { stream, frames: FrameDecoder::new(limits), charge: budget.charge(), begun: None, deadline }
     }
 
-    /// Changes the limits for frames from the next one on.
-    pub fn set_limits(&mut self, limits: FrameLimits) {
-        self.frames.set_limits(limits);
-    }
-
     /// The next frame; `None` where the stream ended between two frames. The memory of the frame before counts as the
     /// caller's own from here on.
     ///
@@ -81,18 +76,6 @@ impl FrameReader {
     pub fn stop(&mut self, code: u32) {
         // An error says that the stream is over already.
         let _ = self.stream.stop(code.into());
-    }
-
-    /// Waits until the peer resets the stream or ends it, without reading: for handlers that only write.
-    ///
-    /// # Errors
-    /// The connection is gone.
-    pub async fn received_reset(&mut self) -> Result<Option<u64>, ReadError> {
-        match self.stream.received_reset().await {
-            Ok(code) => Ok(code.map(quinn::VarInt::into_inner)),
-            Err(quinn::ResetError::ConnectionLost(lost)) => Err(ReadError::Connection(lost.into())),
-            Err(quinn::ResetError::ZeroRttRejected) => Err(ReadError::Closed),
-        }
     }
 
     /// As [`Self::fill`]; a frame that was begun has an end to its time.

@@ -28,7 +28,7 @@ impl FrameWriter {
     }
 
     /// Queues one frame without writing: several small ones then go out as one write with [`Self::flush`].
-    /// The caller bounds what it queues; see [`Self::queued_bytes`].
+    /// The caller bounds what it queues.
     ///
     /// # Errors
     /// Only [`WriteError::TooLarge`].
@@ -42,12 +42,6 @@ impl FrameWriter {
     /// Only [`WriteError::TooLarge`].
     pub fn feed_raw(&mut self, frame: &RawFrame) -> Result<(), WriteError> {
         self.frames.feed_raw(frame).map_err(|FrameTooLong { length }| WriteError::TooLarge { length })
-    }
-
-    /// Bytes that [`Self::feed`] queued and [`Self::flush`] has not handed over yet.
-    #[must_use]
-    pub const fn queued_bytes(&self) -> usize {
-        self.frames.queued_bytes()
     }
 
     /// Hands everything queued to quinn. Cancel-safe.
@@ -90,11 +84,5 @@ impl FrameWriter {
     pub fn reset(&mut self, code: u32) {
         // An error says that the stream is over already.
         let _ = self.stream.reset(code.into());
-    }
-
-    /// Streams of higher priority are sent first; 0 is the usual one.
-    pub fn set_priority(&self, priority: i32) {
-        // An error says that the stream is over already.
-        let _ = self.stream.set_priority(priority);
     }
 }

@@ -24,7 +24,7 @@ mod tls;
 mod transport;
 
 pub use config::{NetConfig, NetLimits};
-pub use connection::{Connection, ConnectionStats, PeerInfo, Stream};
+pub use connection::{Connection, PeerInfo, Stream};
 pub use error::{BindError, ConnectionLost, ReadError, TlsError, WriteError};
 pub use frame_reader::FrameReader;
 pub use frame_writer::FrameWriter;

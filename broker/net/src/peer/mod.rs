@@ -11,9 +11,8 @@
 //!   handed out, and who is turned away gets a [`DialError`] with the reason instead of a connection that breaks soon after.
 //! - **Liveness.** Both sides send something at least every `keep_alive` (half a second) and give a connection up that has been silent
 //!   for `idle_timeout` (two seconds). A peer that was started again is noticed with the next packet (`reset.rs`).
-//! - **Large frames hold up no heartbeats.** quinn sends of streams with one priority a packet each in turn, and of higher priority
-//!   first ([`FrameWriter::set_priority`](crate::FrameWriter::set_priority)): a small frame waits for at most one packet per other stream,
-//!   or for none, and behind that for what is in flight already, which [`tidemill_transport`] bounds. What streams do share is the
+//! - **Large frames hold up no heartbeats.** quinn sends of streams a packet each in turn: a small frame waits for at most one packet per
+//!   other stream, and behind that for what is in flight already, which [`tidemill_transport`] bounds. What streams do share is the
 //!   connection's windows, on both sides. One stream takes up no more of them than its own window, of which they hold 32. quinn says
 //!   that a window has moved when an eighth of it has, so with 27 streams that nobody reads the 28th still moves; with more it may stand
 //!   until one of them is read. Within one stream order is order: what must not wait for a large frame needs another stream.

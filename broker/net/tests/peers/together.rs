@@ -96,7 +96,6 @@ async fn unread_streams_hold_up_no_others() {
         unread.push((stuck, far));
     }
     let (mut near, mut far) = stream(&there, &here, "heartbeats").await;
-    near.writer.set_priority(1);
     for beat in 0..100 {
         say(&mut near, &beat.to_string(), &[]).await;
         assert_eq!(heard(&mut far).await.0, beat.to_string());
