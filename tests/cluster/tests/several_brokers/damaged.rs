@@ -12,14 +12,12 @@ use tidemill_cluster_tests::reading::{count, read_all};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
-use crate::files::{Filling, fill};
+use crate::files::{fill_segments, sealed};
 use crate::load::Load;
 
 /// The only one with data.
 const SHARD: u32 = 1;
 const RECORDS: u32 = 200;
-const RECORD_BYTES: usize = 4_000;
-const SEGMENT_BYTES: u64 = 256 << 10;
 const DAMAGED: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -27,17 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 async fn with_segments() -> Outcome<(TestCluster, Client)> {
     let cluster = TestCluster::start(3, 1, BrokerOptions::default()).await?;
     let client = cluster.client()?;
-    cluster.settled(&client).await?;
-    let filling = Filling {
-        partitions: 1,
-        in_turn: false,
-        segment_bytes: SEGMENT_BYTES,
-        records: RECORDS,
-        record_bytes: RECORD_BYTES,
-        seed: 17,
-    };
-    fill(&client, "songs", &filling).await?;
-    cluster.settled(&client).await?;
+    fill_segments(&cluster, &client, "songs", 1, RECORDS).await?;
     Ok((cluster, client))
 }
 
@@ -45,26 +33,15 @@ fn shard(data_dir: &Path) -> PathBuf {
     data_dir.join(format!("shard-{SHARD:02}"))
 }
 
-/// A segment of a stopped broker that never grows again: the first of the partition that has several.
-fn sealed(data_dir: &Path) -> Outcome<PathBuf> {
-    for partition in std::fs::read_dir(shard(data_dir))? {
-        let partition = partition?;
-        if !partition.file_type()?.is_dir() {
-            continue;
-        }
-        let files = std::fs::read_dir(partition.path())?.collect::<Result<Vec<_>, _>>()?;
-        let logs = files.into_iter().map(|file| file.path());
-        let mut logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
-        logs.sort();
-        if logs.len() > 1 {
-            return Ok(logs.swap_remove(0));
-        }
-    }
-    Err("no segment is sealed".into())
+/// A segment of a stopped broker that never grows again.
+fn a_sealed_one(data_dir: &Path) -> Outcome<PathBuf> {
+    let mut paths = sealed(data_dir)?.into_keys().map(|path| data_dir.join(path));
+    let found = paths.find(|path| path.starts_with(shard(data_dir)));
+    found.ok_or_else(|| "no segment is sealed".into())
 }
 
 fn cut_a_segment(data_dir: &Path) -> Outcome<()> {
-    let file = OpenOptions::new().write(true).open(sealed(data_dir)?)?;
+    let file = OpenOptions::new().write(true).open(a_sealed_one(data_dir)?)?;
     file.set_len(file.metadata()?.len() / 2)?;
     Ok(())
 }
@@ -98,7 +75,7 @@ async fn a_damaged_shard_comes_whole_from_the_other_brokers() -> Outcome<()> {
         broker.stop().await?;
         let data_dir = broker.data_dir();
         if whole.is_none() {
-            let path = sealed(&data_dir)?;
+            let path = a_sealed_one(&data_dir)?;
             whole = Some((std::fs::read(&path)?, path));
         }
         damage(&data_dir)?;
@@ -133,7 +110,7 @@ async fn what_is_damaged_on_all_brokers_stays_where_it_is() -> Outcome<()> {
     let mut whole = BTreeMap::new();
     for id in 1..=3 {
         cluster.broker(id).stop().await?;
-        let path = sealed(&cluster.broker(id).data_dir())?;
+        let path = a_sealed_one(&cluster.broker(id).data_dir())?;
         whole.insert(path.clone(), std::fs::read(&path)?);
         cut_a_segment(&cluster.broker(id).data_dir())?;
     }

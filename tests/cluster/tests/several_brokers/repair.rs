@@ -1,7 +1,5 @@
 //! Segments of a broker's that no longer are what was written.
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tidemill_client::{Client, Start};
@@ -10,43 +8,14 @@ use tidemill_cluster_tests::reading::{count, drain};
 use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
-use crate::files::{Filling, fill};
+use crate::files::{fill_segments, sealed};
 
 const RECORDS: u32 = 600;
-const RECORD_BYTES: usize = 4_000;
-const SEGMENT_BYTES: u64 = 256 << 10;
 const DAMAGED: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn rack(broker: u32) -> String {
     format!("rack-{broker}")
-}
-
-/// The sealed segments below a data directory, by their path within it: all but the last of each partition.
-fn sealed(data_dir: &Path) -> Outcome<BTreeMap<PathBuf, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    for shard in std::fs::read_dir(data_dir)? {
-        let shard = shard?;
-        if !shard.file_name().to_string_lossy().starts_with("shard-") {
-            continue;
-        }
-        for partition in std::fs::read_dir(shard.path())? {
-            let partition = partition?;
-            if !partition.file_type()?.is_dir() {
-                continue;
-            }
-            let files = std::fs::read_dir(partition.path())?.collect::<Result<Vec<_>, _>>()?;
-            let logs = files.into_iter().map(|file| file.path());
-            let mut logs: Vec<_> = logs.filter(|path| path.extension().is_some_and(|e| e == "log")).collect();
-            logs.sort();
-            logs.pop();
-            for path in logs {
-                let bytes = std::fs::read(&path)?;
-                found.insert(path.strip_prefix(data_dir)?.to_owned(), bytes);
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// Everything that the topic has, read at one broker.
@@ -62,17 +31,7 @@ async fn damaged_segments_come_whole_from_the_other_brokers() -> Outcome<()> {
     let mut cluster = TestCluster::planned(3, 2, BrokerOptions::default(), None).await?;
     cluster.start_planned(|broker, options| options.set("rack", rack(broker))).await?;
     let client = cluster.client()?;
-    cluster.settled(&client).await?;
-    let filling = Filling {
-        partitions: 2,
-        in_turn: false,
-        segment_bytes: SEGMENT_BYTES,
-        records: RECORDS,
-        record_bytes: RECORD_BYTES,
-        seed: 11,
-    };
-    fill(&client, "plays", &filling).await?;
-    cluster.settled(&client).await?;
+    fill_segments(&cluster, &client, "plays", 2, RECORDS).await?;
     // What was applied is in segments when a broker has stopped.
     cluster.broker(2).stop().await?;
     let whole = sealed(&cluster.broker(2).data_dir())?;
