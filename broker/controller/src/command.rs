@@ -18,7 +18,7 @@ use crate::topic::{TopicOverrides, TopicRecord};
 /// Commands stand in logs: new ones come at the end, old ones stay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ControllerCommand {
-    /// Once, before anything else, for a cluster that begins with one broker.
+    /// Once, before anything else, as releases before the second say it: in old logs only.
     InitCluster(ClusterIdentity),
     /// At each start of a broker, as releases before the second say it.
     RegisterBroker(BrokerRegistration),
@@ -87,7 +87,7 @@ pub enum ControllerCommand {
         /// The deleted deployment.
         id: DeploymentId,
     },
-    /// Once, before anything else, for a cluster that begins with several brokers.
+    /// Once, before anything else: the brokers with which the cluster begins, be it one.
     FormCluster {
         /// As in the cluster's file.
         identity: ClusterIdentity,
@@ -154,9 +154,9 @@ pub enum ControllerCommand {
         /// The one that is over.
         old: NodeId,
     },
-    /// What the operator sets for the whole cluster, all of it.
+    /// What the operator sets for the whole cluster, all of it: in old logs only, [`Self::AlterSettings`] came after it.
     SetSettings(ClusterSettings),
-    /// Behaviour that every broker's release knows by now.
+    /// Behaviour that every broker's release knows by now. Nobody proposes it yet.
     RaiseFeatureLevel {
         /// It never falls.
         level: u32,

@@ -7,10 +7,10 @@ use crate::membership_error::MembershipError;
 /// Why a command was refused; nothing changed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum ControllerError {
-    /// Before `InitCluster`.
+    /// Before the cluster is formed.
     #[error("the cluster is still being formed: a majority of its brokers must have started; try again")]
     NotInitialised,
-    /// A second `InitCluster`.
+    /// It is formed once.
     #[error("the cluster is initialised already, as {0}")]
     AlreadyInitialised(String),
     /// No such topic.

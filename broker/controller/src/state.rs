@@ -183,7 +183,7 @@ impl Controller {
         self.changed.insert(key);
     }
 
-    /// The data shards' ids, ascending; none before init.
+    /// The number of data shards; 0 before the cluster is formed.
     pub(crate) fn data_shards(&self) -> u16 {
         self.header.identity.as_ref().map_or(0, |identity| identity.data_shards)
     }

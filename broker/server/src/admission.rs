@@ -12,11 +12,11 @@
 //! Batches of producers, and what other brokers propose here, are under way until they are applied or certainly never will be: the shard
 //! has their room with them ([`UnitRoom`]) and lets go of it then, although their outcome may have been given up as unknown before, or the
 //! client be gone. A routed batch is until that is so of all its parts; of those that another broker writes until it has answered, or the
-//! way to it broke off. The room of positions, of tasks' steps and of what outboxes deliver is with whoever proposes them: they are under
+//! way to it broke off. The room of groups' positions, of tasks' steps and of what outboxes deliver is with whoever proposes them: they are under
 //! way until their answer is there, or is not waited for any more.
 //!
-//! The segment that is left over is for what is not admitted: votes, positions, what the cluster tells itself. Free space is
-//! looked at once a second, and at once when what the last look allowed is used up.
+//! The segment that is left over is for what is not admitted: Raft's votes and how far it has committed, what the cluster tells itself.
+//! Free space is looked at once a second, and at once when what the last look allowed is used up.
 
 use std::sync::Arc;
 use std::time::Duration;
