@@ -37,10 +37,13 @@ pub(crate) struct Lives {
     asked_for: watch::Sender<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Stored {
     format: u32,
     begun: BTreeSet<u16>,
+    /// Shards whose replica here has left its group: it never begins under that id again.
+    #[serde(default)]
+    left: BTreeSet<u16>,
     /// Incarnations of replicas that live under another than the directory's, by shard.
     #[serde(default)]
     renewed: BTreeMap<String, u32>,
@@ -53,12 +56,12 @@ impl Lives {
         let stored = match read_text(&**storage, FILE)? {
             Some(text) => toml::from_str(&text).map_err(io::Error::other)?,
             None if created => {
-                let none = Stored { format: FORMAT, begun: BTreeSet::new(), renewed: BTreeMap::new() };
+                let none = Stored { format: FORMAT, ..Stored::default() };
                 // Before the directory counts as complete: without the file it would be taken for an older one.
                 write_text(&**storage, FILE, &toml::to_string(&none).map_err(io::Error::other)?)?;
                 none
             }
-            None => Stored { format: FORMAT, begun: all.clone().collect(), renewed: BTreeMap::new() },
+            None => Stored { format: FORMAT, begun: all.clone().collect(), ..Stored::default() },
         };
         if stored.format != FORMAT {
             let reason = format!(
@@ -118,6 +121,7 @@ impl Lives {
     pub(crate) fn renew(&self, shard: ShardId, node: NodeId) -> io::Result<()> {
         self.save(|next| {
             next.begun.remove(&shard.get());
+            next.left.remove(&shard.get());
             next.renewed.insert(shard.to_string(), node.incarnation());
             Ok(())
         })
@@ -129,6 +133,7 @@ impl Lives {
         self.save(|next| {
             for shard in shards {
                 next.renewed.insert(shard.to_string(), incarnation);
+                next.left.remove(&shard.get());
                 next.begun.insert(shard.get());
             }
             Ok(())
@@ -139,8 +144,15 @@ impl Lives {
     pub(crate) fn leave(&self, shard: ShardId) -> io::Result<()> {
         self.save(|next| {
             next.begun.remove(&shard.get());
+            next.left.insert(shard.get());
             Ok(())
         })
+    }
+
+    /// Whether the replica that lived here under [`Self::node`] has left its group. It is no founder any more, if it was one: the group
+    /// goes on elsewhere.
+    pub(crate) fn has_left(&self, shard: ShardId) -> bool {
+        self.stored.lock().left.contains(&shard.get())
     }
 
     /// Writes down what is changed, and goes by it once it is on the disk, before anybody else changes anything: what is shown is what is
@@ -246,8 +258,12 @@ mod tests {
         lives.begin(shard, new).expect("noted");
         assert!(lives.has_begun(shard));
         assert!(lives.begin(shard, old).is_err(), "also where the next one has begun");
+        assert!(!lives.has_left(shard));
         lives.leave(shard).expect("noted");
-        assert!(!lives.has_begun(shard) && !open(&storage.crash(5), true).has_begun(shard));
+        let lives = open(&storage.crash(5), true);
+        assert!(!lives.has_begun(shard) && lives.has_left(shard), "it does not begin again");
+        lives.renew(shard, NodeId::new(broker, 9)).expect("noted");
+        assert!(!open(&storage.crash(6), true).has_left(shard), "as another one it does");
     }
 
     /// Whatever comes between the two: what is shown in the end is what the next start finds.

@@ -78,6 +78,11 @@ impl ReplicaStarter {
             let waits = matches!(self.begin(shard, Trust::Whole), Begin::Join);
             if waits && shard != ShardId::CONTROLLER {
                 // The controller will say whether there is to be one here.
+                if self.lives.has_left(shard)
+                    && let Err(reason) = self.empty(shard).await
+                {
+                    tracing::warn!(%shard, reason, "what a replica had here is not removed yet; it only takes room");
+                }
                 continue;
             }
             let starter = self.clone();
@@ -205,7 +210,7 @@ impl ReplicaStarter {
             Some(nodes) => std::mem::take(nodes).into_iter().collect(),
             None => BTreeSet::new(),
         };
-        match trust == Trust::Whole && nodes.contains(&me) {
+        match trust == Trust::Whole && nodes.contains(&me) && !self.lives.has_left(shard) {
             true => Begin::Form(nodes),
             false => Begin::Join,
         }

@@ -249,15 +249,18 @@ impl ReplicaStarter {
         self.former.lock().insert(shard, replica.shard().still_open());
     }
 
-    /// Removes what a replica that has left its group had here.
-    async fn empty(&self, shard: ShardId) -> Result<(), String> {
+    /// Removes what a replica that has left its group had here, and what is left of that where it was broken off.
+    pub(super) async fn empty(&self, shard: ShardId) -> Result<(), String> {
         let (lives, wal) = (Arc::clone(&self.lives), self.wal.clone());
         let (storage, directory) = (Arc::clone(self.files.storage()), (self.shard_config)(shard).dir);
         let emptied = tokio::task::spawn_blocking(move || {
             // First, so that what is half removed is never taken for whole.
-            lives.leave(shard)?;
+            if !lives.has_left(shard) {
+                lives.leave(shard)?;
+            }
             // What it has in the log keeps that from becoming smaller, whether the directory goes or not.
-            if let Some(last) = wal.range(shard).last {
+            let held = wal.range(shard);
+            if let Some(last) = held.last.filter(|_| held.first.is_some()) {
                 wal.purge(shard, last, Box::new(|_| ()));
             }
             storage.remove_dir_all(&directory)
