@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
@@ -78,7 +79,18 @@ pub(crate) struct Peers {
 impl Replica {
     /// Starts the replica of a shard: refuses what cannot be trusted, applies what is known to be committed, then takes
     /// part in its group. A group of one is led by it at once; see [`Self::wait_leading`].
-    pub async fn start(
+    ///
+    /// Boxed, so that openraft is compiled for our types here and nowhere else: whoever polls a future that is not compiles all of it.
+    pub fn start(
+        config: ReplicaConfig,
+        wal: Wal,
+        recovered: RecoveredShard,
+        shard: Shard,
+    ) -> BoxFuture<'static, Result<Self, ReplicaStartError>> {
+        Box::pin(Self::begin(config, wal, recovered, shard))
+    }
+
+    async fn begin(
         config: ReplicaConfig,
         wal: Wal,
         recovered: RecoveredShard,

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tidemill_controller::ControllerCommand;
 use tidemill_log::wal::Wal;
@@ -115,7 +116,12 @@ impl Broker {
     ///
     /// # Errors
     /// See [`Self::start`].
-    pub async fn start_on(config: BrokerConfig, machine: Machine) -> Result<Self, StartError> {
+    pub fn start_on(config: BrokerConfig, machine: Machine) -> BoxFuture<'static, Result<Self, StartError>> {
+        // Boxed, so that it is compiled here, and not in each program and test that starts a broker.
+        Box::pin(Self::start_here(config, machine))
+    }
+
+    async fn start_here(config: BrokerConfig, machine: Machine) -> Result<Self, StartError> {
         config.check()?;
         preparing::check_files(&config)?;
         let ports = HeldPorts::of_first_start(&config)?;
@@ -365,7 +371,11 @@ impl Broker {
     }
 
     /// Stops cleanly: clients are told, what is under way gets its time, everything is written down.
-    pub async fn shutdown(mut self, reason: &str) {
+    pub fn shutdown(self, reason: &str) -> BoxFuture<'_, ()> {
+        Box::pin(self.shut_down(reason))
+    }
+
+    async fn shut_down(mut self, reason: &str) {
         tracing::info!(reason, "shutting down");
         // First, so that whoever is told to go finds the new leaders.
         handover::hand_over_all(&self.context.shards).await;

@@ -9,6 +9,7 @@ mod propose;
 
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use openraft::ReadPolicy;
 use openraft::raft::TransferLeaderError;
 use tidemill_protocol::{LogIndex, NodeId};
@@ -27,16 +28,19 @@ const FIRST_MESSAGE_PATIENCE: Duration = Duration::from_secs(10);
 impl Replica {
     /// Serves a stream that the replica `from` opened to this one, until it ends, breaks, or this replica stops. Who the
     /// peer is, is the caller's to know: by its certificate, not by what it says.
-    pub async fn serve_peer(&self, from: NodeId, stream: PeerStream) {
-        let mut role = self.watch();
-        let stopped = async { drop(role.wait_for(|role| role.stopped().is_some()).await) };
-        tokio::select! {
-            biased;
-            served = serve(self, from, stream) => if let Err(error) = served {
-                tracing::debug!(shard = %self.shard_id(), %from, %error, "a peer's stream broke off");
-            },
-            () = stopped => {}
-        }
+    pub fn serve_peer(&self, from: NodeId, stream: PeerStream) -> BoxFuture<'_, ()> {
+        // Boxed for the same reason as in `Self::start`.
+        Box::pin(async move {
+            let mut role = self.watch();
+            let stopped = async { drop(role.wait_for(|role| role.stopped().is_some()).await) };
+            tokio::select! {
+                biased;
+                served = serve(self, from, stream) => if let Err(error) = served {
+                    tracing::debug!(shard = %self.shard_id(), %from, %error, "a peer's stream broke off");
+                },
+                () = stopped => {}
+            }
+        })
     }
 }
 

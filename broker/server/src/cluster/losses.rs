@@ -308,7 +308,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_the_controller_refuses_is_asked_of_nobody_else() {
-        let refused = ask_each(&[1, 2].map(BrokerId::new), |broker| async move {
+        let others = [1, 2].map(BrokerId::new);
+        let refused = ask_each(&others, |broker| async move {
             assert_eq!(broker, BrokerId::new(1));
             let error = Some(Error::new(ErrorCode::ClusterChangeRefused, "there is none"));
             Ok(ReplaceReply { error, node: 0 })

@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
 use tidemill_controller::{Controller, ControllerCommand};
 use tidemill_log::segment::{SegmentFiles, SegmentFilesConfig};
 use tidemill_log::wal::{RecoveredShard, Recovery, Wal};
@@ -122,11 +123,14 @@ fn shards(shards: &[ShardId]) -> String {
 ///
 /// # Errors
 /// See [`RecoverError`].
-pub async fn recover(request: RecoverRequest) -> Result<RecoverReport, RecoverError> {
-    // Logs and states are read where it stands.
-    let runtime = Handle::current();
-    let done = tokio::task::spawn_blocking(move || runtime.block_on(recover_here(request)));
-    done.await.map_err(|_| RecoverError::Interrupted)?
+pub fn recover(request: RecoverRequest) -> BoxFuture<'static, Result<RecoverReport, RecoverError>> {
+    // Boxed, so that it is compiled here, and not in each program and test that calls it.
+    Box::pin(async {
+        // Logs and states are read where it stands.
+        let runtime = Handle::current();
+        let done = tokio::task::spawn_blocking(move || runtime.block_on(recover_here(request)));
+        done.await.map_err(|_| RecoverError::Interrupted)?
+    })
 }
 
 async fn recover_here(request: RecoverRequest) -> Result<RecoverReport, RecoverError> {
