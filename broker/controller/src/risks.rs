@@ -182,14 +182,13 @@ fn of_shard(controller: &Controller, record: &ShardRecord) -> Vec<Risk> {
         found.push(Risk::NoMajority { shard, alive, voters });
     }
     let voting = record.voters();
-    let is_up = |node: &&NodeId| voting.contains(node) && controller.is_alive_in(record, **node);
-    let up = record.replicas.iter().filter(is_up).count();
     let most = usize::from(controller.settings().replication_factor_max);
     let members = controller.brokers().filter(|broker| broker.state == BrokerState::Active).count();
     let few = if record.replicas.len() == 1 { 1 } else { most };
     let wanted = if members >= most { most.max(record.replicas.len()) } else { few };
-    if up < wanted {
-        found.push(Risk::UnderReplicated { shard, alive: up, wanted });
+    // Who votes and lives counts until it is let go, whoever is planned: the shard survives failures with it.
+    if alive < wanted {
+        found.push(Risk::UnderReplicated { shard, alive, wanted });
     }
     let arriving = record.replicas.iter().filter(|node| !voting.contains(node));
     found.extend(arriving.map(|node| Risk::CatchingUp { shard, node: *node }));
@@ -216,7 +215,8 @@ fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
         controller.held_by(broker).all(|shard| shard.replicas.len() <= others)
     };
     controller.brokers().filter(|record| record.is_member()).flat_map(move |record| {
-        let (broker, replicas) = (record.broker, controller.held_by(record.broker).count());
+        let broker = record.broker;
+        let replicas = controller.shards().filter(|shard| is_in(shard, broker)).count();
         let silent = match (record.alive, record.starts) {
             (true, _) => None,
             (false, 0) => Some(Risk::BrokerExpected { broker }),
@@ -230,6 +230,14 @@ fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
         let drained = record.state == BrokerState::Draining && replicas > 0;
         silent.into_iter().chain(drained.then_some(Risk::Draining { broker, replicas }))
     })
+}
+
+/// Whether a broker has a replica of a shard, or is to have one. Who only follows the controller holds nothing that would be missed.
+fn is_in(shard: &ShardRecord, broker: BrokerId) -> bool {
+    let learners = shard.members.iter().flat_map(|members| &members.learners);
+    let copies = learners.copied().filter(|_| shard.shard != ShardId::CONTROLLER);
+    let mut all = shard.replicas.iter().copied().chain(shard.voters()).chain(copies);
+    all.any(|node| node.broker() == broker)
 }
 
 #[cfg(test)]

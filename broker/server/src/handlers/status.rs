@@ -50,7 +50,7 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
     let reached = context.reached();
     status.brokers = brokers(context, controller, &status, &others, &reached);
     status.risks = match controller.identity() {
-        Some(_) => at_risk(controller, &reached),
+        Some(_) => at_risk(controller, &reached, &status.placement),
         None => vec![forming::risk(context)],
     };
     status.risks.extend(stopped::risks(&stopped));
@@ -64,8 +64,12 @@ pub(super) async fn with_stopped(context: &Context) -> (ClusterStatus, BTreeSet<
     (status, stopped)
 }
 
-/// What this broker sees by its connections, and what the controller knew, where that does not say otherwise.
-fn at_risk(controller: &Controller, reached: &BTreeSet<BrokerId>) -> Vec<String> {
+/// What this broker sees by its connections, and what the controller knew, where neither that nor a shard's leader says otherwise.
+fn at_risk(
+    controller: &Controller,
+    reached: &BTreeSet<BrokerId>,
+    placement: &[ShardPlacement],
+) -> Vec<String> {
     let seen_from_here = risks_from(controller, |broker| reached.contains(&broker));
     let cut_off: BTreeSet<ShardId> = seen_from_here
         .iter()
@@ -74,10 +78,30 @@ fn at_risk(controller: &Controller, reached: &BTreeSet<BrokerId>) -> Vec<String>
             _ => None,
         })
         .collect();
-    let is_outdated =
-        |risk: &Risk| matches!(risk, Risk::UnderReplicated { shard, .. } if cut_off.contains(shard));
+    let voters = |shard: ShardId| {
+        let placed = placement.iter().find(|placed| placed.shard == u32::from(shard.get()));
+        placed.into_iter().flat_map(|placed| placed.replicas.iter().filter(|replica| replica.voter))
+    };
+    let is_outdated = |risk: &Risk| match risk {
+        Risk::UnderReplicated { shard, wanted, .. } => {
+            let alive = voters(*shard).filter(|replica| counts(controller, *shard, replica)).count();
+            cut_off.contains(shard) || alive >= *wanted
+        }
+        Risk::CatchingUp { shard, node } => voters(*shard).any(|replica| {
+            (replica.broker_id, replica.incarnation) == (node.broker().get(), node.incarnation())
+        }),
+        _ => false,
+    };
     let known = risks(controller).into_iter().filter(|risk| !is_outdated(risk));
     seen_from_here.into_iter().chain(known).map(|risk| risk.to_string()).collect()
+}
+
+/// Whether a voter can be counted on, as far as the controller knows: a life that was replaced can't.
+fn counts(controller: &Controller, shard: ShardId, replica: &ShardReplica) -> bool {
+    let broker = BrokerId::new(replica.broker_id);
+    let is_last = controller.shard(shard).and_then(|record| record.used.get(&broker).copied())
+        == Some(replica.incarnation);
+    is_last && controller.broker(broker).is_some_and(|record| record.alive && record.is_member())
 }
 
 /// What is at risk by the disk of one broker, as it says itself.
@@ -281,8 +305,8 @@ pub(crate) fn metrics(context: &Context) -> MetricsReply {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_controller::{BrokerStart, ControllerCommand};
-    use tidemill_protocol::{ClusterId, DirectoryId, Timestamp};
+    use tidemill_controller::{BrokerStart, ControllerCommand, ReportedMembers};
+    use tidemill_protocol::{ClusterId, DirectoryId, NodeId, Term, Timestamp};
     use uuid::Uuid;
 
     use super::*;
@@ -302,10 +326,8 @@ mod tests {
         assert!(matches!(&of_disk(&full)[..], [one] if one.starts_with("broker 2 has given up its reserve")));
     }
 
-    /// How many are up to date, the controller wrote down when it could: who reaches no majority says only that.
-    #[test]
-    fn what_was_known_of_a_shard_is_left_out_where_no_majority_is_reached() {
-        let brokers = [1, 2].map(BrokerId::new);
+    /// A cluster of these brokers as its controller has it, who have all registered.
+    fn formed(brokers: &[BrokerId]) -> Controller {
         let meta = Meta::new(ClusterId::new(Uuid::from_u128(1)), 1, 1, DurabilitySetting::Fsync);
         let meta = Meta { forming: brokers.to_vec(), ..meta };
         let mut controller = Controller::default();
@@ -313,7 +335,7 @@ mod tests {
         controller.apply(&steering::forming(&meta), now).expect("formed");
         for broker in brokers {
             let start = BrokerStart {
-                broker,
+                broker: *broker,
                 incarnation: 1,
                 directory: DirectoryId::new(Uuid::from_u128(u128::from(broker.get()))),
                 starts: 1,
@@ -325,8 +347,53 @@ mod tests {
             };
             controller.apply(&ControllerCommand::Register(start), now).expect("registered");
         }
-        let alone = at_risk(&controller, &BTreeSet::from([brokers[0]]));
+        controller
+    }
+
+    fn placed(shard: u32, voters: &[u32]) -> ShardPlacement {
+        let voter = |id: &u32| ShardReplica {
+            broker_id: *id,
+            incarnation: 1,
+            voter: true,
+            ..ShardReplica::default()
+        };
+        ShardPlacement { shard, replicas: voters.iter().map(voter).collect(), ..ShardPlacement::default() }
+    }
+
+    /// How many are up to date, the controller wrote down when it could: who reaches no majority says only that.
+    #[test]
+    fn what_was_known_of_a_shard_is_left_out_where_no_majority_is_reached() {
+        let brokers = [1, 2].map(BrokerId::new);
+        let alone = at_risk(&formed(&brokers), &BTreeSet::from([brokers[0]]), &[]);
         assert!(alone.iter().any(|risk| risk.contains("reaches 1 of the 2 voters")), "{alone:?}");
         assert!(!alone.iter().any(|risk| risk.contains("voting and alive")), "{alone:?}");
+    }
+
+    /// The controller hears of a shard's members a moment later than they are.
+    #[test]
+    fn who_votes_by_the_leaders_word_is_not_said_to_be_missing() {
+        let brokers = [1, 2, 3].map(BrokerId::new);
+        let mut controller = formed(&brokers);
+        let members = ReportedMembers {
+            voters: BTreeSet::from([NodeId::new(brokers[0], 1)]),
+            learners: BTreeSet::new(),
+            leader: Some(NodeId::new(brokers[0], 1)),
+            term: Term::new(1),
+            index: LogIndex::new(1),
+        };
+        let report = ControllerCommand::ReportMembers { shard: ShardId::new(1), members };
+        controller.apply(&report, Timestamp::new(1_700_000_000_000)).expect("reported");
+        let of_shard_1 = |placement: &[ShardPlacement]| {
+            let found = at_risk(&controller, &BTreeSet::from(brokers), placement);
+            let of_it = found.into_iter().filter(|risk| {
+                risk.contains("shard 1 ") && risk.contains("voting and alive")
+                    || risk.contains("of shard 1 is catching up")
+            });
+            of_it.count()
+        };
+        assert_eq!(of_shard_1(&[]), 3, "one votes, two arrive");
+        assert_eq!(of_shard_1(&[placed(1, &[1, 2])]), 2, "two vote, one arrives");
+        assert_eq!(of_shard_1(&[placed(1, &[1, 2, 3])]), 0);
+        assert_eq!(of_shard_1(&[placed(2, &[1, 2, 3])]), 3, "of another shard");
     }
 }

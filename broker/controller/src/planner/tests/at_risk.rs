@@ -90,3 +90,32 @@ fn a_shard_whose_leader_is_dead_has_none() {
     world.converge();
     assert_eq!(shards_of(&world, unled), [], "others lead");
 }
+
+#[test]
+fn who_votes_until_its_successor_does_is_counted() {
+    let has_few = |risk| match risk {
+        Risk::UnderReplicated { shard, .. } => Some(shard),
+        _ => None,
+    };
+    let held = |world: &World| {
+        risks(&world.controller).into_iter().find_map(|risk| match risk {
+            Risk::Draining { replicas, .. } => Some(replicas),
+            _ => None,
+        })
+    };
+    let mut world = World::new(&["", "", ""], 6);
+    world.join(4, "");
+    assert!(world.apply(&ControllerCommand::Drain { broker: id(2) }));
+    assert_eq!(held(&world), Some(7));
+    let planned = plan(&world.controller, world.now(), &world.liveness());
+    assert!(!planned.is_empty());
+    for command in &planned {
+        assert!(world.apply(command));
+    }
+    assert!(world.unsettled() > 0);
+    assert_eq!(shards_of(&world, has_few), [], "three vote and live in each");
+    assert_eq!(held(&world), Some(7), "none of it has been let go");
+    world.up.remove(&id(3));
+    world.is_known_to_be_down(id(3));
+    assert_eq!(shards_of(&world, has_few), all_shards(&world));
+}
