@@ -99,7 +99,8 @@ fn broker_rows(status: &ClusterStatus) -> Vec<Vec<String>> {
             or_dash(broker.addresses.join(",")),
             broker.rack.clone(),
             replicas.to_string(),
-            broker.leaders.to_string(),
+            // What one that is not there was heard to lead last, it does not lead.
+            if broker.alive { broker.leaders.to_string() } else { "-".to_owned() },
             disk_free,
             or_dash(broker.software.clone()),
         ]
@@ -145,22 +146,39 @@ fn shard_row(shard: &ShardPlacement) -> Vec<String> {
     ]
 }
 
-/// `1*`, `2`, `3(+120)`, `4(learner, +9000)`, `5(silent 12 s)`; with its incarnation where a broker has two.
+/// Whether a shard's leader has said how it is: it never is silent to itself. Else its members are all that is known.
+fn is_told(shard: &ShardPlacement) -> bool {
+    shard.replicas.iter().any(is_heard)
+}
+
+/// Whether the leader has heard of a replica since it leads. Else what the replica lacks is not known either.
+const fn is_heard(replica: &ShardReplica) -> bool {
+    replica.silent_ms >= 0
+}
+
+/// `1*`, `2`, `3(+120)`, `4(learner, +9000)`, `5(silent 12 s)`, `6(unheard)`; `7?` where no leader has said anything; with its
+/// incarnation where a broker has two.
 fn replica(shard: &ShardPlacement, replica: &ShardReplica) -> String {
     let lives = shard.replicas.iter().filter(|other| other.broker_id == replica.broker_id).count();
     let mut text = replica.broker_id.to_string();
     if lives > 1 {
         text.push_str(&format!(".{}", replica.incarnation));
     }
+    let is_told = is_told(shard);
+    if !is_told {
+        text.push('?');
+    }
     // Of two lives of a broker a learner is not the one that leads.
-    if replica.voter && replica.broker_id == shard.leader {
+    if is_told && replica.voter && replica.broker_id == shard.leader {
         text.push('*');
     }
     let mut notes = Vec::new();
     if !replica.voter {
         notes.push("learner".to_owned());
     }
-    if replica.behind > 0 {
+    if is_told && !is_heard(replica) {
+        notes.push("unheard".to_owned());
+    } else if is_told && replica.behind > 0 {
         notes.push(format!("+{}", replica.behind));
     }
     if replica.silent_ms >= SILENT_MS_MIN {
@@ -237,7 +255,7 @@ fn shard_document(shard: &ShardPlacement) -> Value {
                 "broker": replica.broker_id,
                 "incarnation": replica.incarnation,
                 "voter": replica.voter,
-                "behind": replica.behind,
+                "behind": Some(replica.behind).filter(|_| is_heard(replica)),
                 "silent_ms": Some(replica.silent_ms).filter(|ms| *ms >= 0),
             })
         })
@@ -332,9 +350,24 @@ mod tests {
     fn a_shard_without_a_leader_says_so() {
         let unknown = ShardReplica { silent_ms: -1, ..voter(1) };
         let unled = ShardPlacement { term: 0, planned: vec![1], ..shard(2, 0, vec![unknown]) };
-        assert_eq!(row(&unled), "2|-|-|1|1");
+        assert_eq!(row(&unled), "2|-|-|1?|1");
         let nothing = ShardPlacement { replicas: Vec::new(), ..unled };
         assert_eq!(row(&nothing), "2|-|-||1");
+        // Who was heard to lead it last is away: what the others have nobody says.
+        let last = shard(2, 2, [1, 2, 3].map(|id| ShardReplica { silent_ms: -1, ..voter(id) }).to_vec());
+        assert_eq!(row(&last), "2|2|7|1? 2? 3?|");
+    }
+
+    #[test]
+    fn who_was_not_heard_of_is_not_said_to_lack_everything() {
+        let unheard = ShardReplica { behind: 2_929, silent_ms: -1, ..voter(3) };
+        let led = shard(2, 1, vec![voter(1), voter(2), unheard]);
+        assert_eq!(row(&led), "2|1|7|1* 2 3(unheard)|");
+        let learner = ShardReplica { voter: false, ..unheard };
+        assert_eq!(row(&shard(2, 1, vec![voter(1), learner])), "2|1|7|1* 3(learner, unheard)|");
+        let document = shard_document(&led);
+        assert!(document["replicas"][2]["behind"].is_null(), "{document}");
+        assert_eq!(document["replicas"][1]["behind"], 0);
     }
 
     #[test]
@@ -355,13 +388,19 @@ mod tests {
         assert_eq!(with("draining", true, 1), "draining");
         assert_eq!(with("draining", false, 1), "draining, dead");
         assert_eq!(with("removed", false, 1), "removed");
+        let dead = BrokerStatus { alive: false, leaders: 4, ..broker(2) };
+        assert_eq!(
+            brokers(&status(vec![dead], Vec::new())),
+            ["2|dead|log2:9630||0|-|5.0 GiB|tidemill/0.1.0"],
+            "it leads nothing"
+        );
         let never_seen = BrokerStatus {
             broker_id: 2,
             state: "active".to_owned(),
             rack: "b".to_owned(),
             ..BrokerStatus::default()
         };
-        assert_eq!(brokers(&status(vec![never_seen], Vec::new())), ["2|expected|-|b|0|0|-|-"]);
+        assert_eq!(brokers(&status(vec![never_seen], Vec::new())), ["2|expected|-|b|0|-|-|-"]);
     }
 
     #[test]
