@@ -337,8 +337,8 @@ impl Broker {
         self.context.config.tls_certificate.is_none().then(|| self.data_dir.path("tls").join("ca.pem"))
     }
 
-    /// The brokers without which there is no cluster yet, as people name them. `None` where it is formed, or is so within a moment, which this
-    /// takes where it is not.
+    /// The brokers without which there is no cluster yet, or which its majority lacks, as people name them, and what they are waited for.
+    /// `None` where nobody is, or not for longer than a moment, which this takes.
     pub async fn waits_for(&self) -> Option<String> {
         forming::awaited(&self.context).await
     }

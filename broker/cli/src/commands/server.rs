@@ -349,7 +349,7 @@ fn announce(
 async fn advise(broker: &Broker, first_command: Option<&str>) -> std::io::Result<()> {
     use std::io::Write;
     let line = match (broker.waits_for().await, first_command) {
-        (Some(others), _) => format!("it waits for {others} to form the cluster"),
+        (Some(others), _) => format!("it waits for {others}"),
         (None, Some(command)) => format!("try: {command}"),
         (None, None) => return Ok(()),
     };

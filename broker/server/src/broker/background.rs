@@ -10,7 +10,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::adopter::Adopter;
-use crate::cluster::{forming, handover, membership, steering};
+use crate::cluster::{forming, handover, majority, membership, steering};
 use crate::context::Context;
 use crate::data_dir::Meta;
 use crate::shards::Shards;
@@ -111,6 +111,7 @@ pub(super) fn start_background(context: &Arc<Context>, stopping: &CancellationTo
         tokio::spawn(components::follow(Arc::clone(context))),
         tokio::spawn(components::fetch_missing(Arc::clone(context))),
         tokio::spawn(forming::tell(Arc::clone(context))),
+        tokio::spawn(majority::tell(Arc::clone(context))),
         tokio::spawn(steering::steer(
             shards.clone(),
             context.meta.clone(),

@@ -7,6 +7,7 @@ use tidemill_protocol::messages::Error;
 use tidemill_protocol::{BrokerId, ErrorCode};
 use tokio::time::Instant;
 
+use super::majority;
 use crate::context::Context;
 
 /// Founders that are started together find each other within this time, and nothing needs to be said.
@@ -37,8 +38,8 @@ pub(crate) fn risk(context: &Context) -> String {
     format!("the cluster is still being formed: {why}")
 }
 
-/// The founders that are waited for, as people name them; `None` where the cluster is formed, or about to be. Where it is not, that takes
-/// a moment to say: others may be starting.
+/// Who is waited for, as people name them, and what for: founders, or who makes up a majority of a cluster that was formed. `None` where the
+/// cluster can decide, or is about to. Where it can't, that takes a moment to say: others may be starting.
 pub(crate) async fn awaited(context: &Context) -> Option<String> {
     let mut view = context.view.clone();
     let formed = async {
@@ -49,12 +50,12 @@ pub(crate) async fn awaited(context: &Context) -> Option<String> {
         }
     };
     if tokio::time::timeout(FIRST_PATIENCE, formed).await.is_ok() {
-        return None;
+        return majority::awaited(context, FIRST_PATIENCE).await;
     }
     let missing = missing(context);
     // A majority is together: it is about to form the cluster.
     let is_majority_missing = 2 * missing.len() >= context.meta.forming.len();
-    is_majority_missing.then(|| names(&missing))
+    is_majority_missing.then(|| format!("{} to form the cluster", names(&missing)))
 }
 
 fn why(context: &Context) -> String {
@@ -122,7 +123,7 @@ fn missing(context: &Context) -> Vec<BrokerId> {
 }
 
 /// `brokers 2, 3 and 4`
-fn names(brokers: &[BrokerId]) -> String {
+pub(super) fn names(brokers: &[BrokerId]) -> String {
     let (last, before) = match brokers {
         [] => return "no broker".to_owned(),
         [one] => return format!("broker {one}"),

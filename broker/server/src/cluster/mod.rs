@@ -8,6 +8,7 @@ pub(crate) mod handover;
 mod join;
 mod lives;
 pub(crate) mod losses;
+pub(crate) mod majority;
 pub(crate) mod membership;
 mod origin;
 mod recover;

@@ -8,10 +8,13 @@ use tidemill_client::{
     TopicPartition,
 };
 use tidemill_cluster_tests::reading::{count, read_all};
+use tidemill_cluster_tests::waiting::eventually;
 use tidemill_cluster_tests::{BrokerOptions, Outcome, TestCluster};
 
 use crate::raw::{RawPeer, RawStream};
 
+/// How long a broker may take to say in its log how it is.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// One in each data shard, of which each broker leads one.
 const PARTITIONS: u32 = 3;
 /// What is in them.
@@ -93,15 +96,25 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
         begins_up_to_what_is_here(&peer, partition(2)),
     )?;
 
+    let waits = "waiting for brokers 2 and 3: until a majority of the brokers is there";
+    let is_told = async || says(&cluster, waits);
+    eventually("the one that is left says whom it waits for", PATIENCE, is_told).await?;
     cluster.broker(2).restart().await?;
     cluster.broker(3).restart().await?;
     cluster.settled(&client).await?;
+    let is_over = async || says(&cluster, "a majority of the brokers that decide is there again");
+    eventually("and that it waits no longer", PATIENCE, is_over).await?;
     producer.send(Record::new(b"again")).await?.await?;
     let there = count(&read_all(&client, "plays").await?);
     // Of those that were given up each may be there all the same.
     let least = RECORDS as usize + 1;
     assert!((least..=least + PARTITIONS as usize).contains(&there), "{there} records");
     Ok(())
+}
+
+/// Whether this is in the log of the first broker.
+fn says(cluster: &TestCluster, words: &str) -> Option<()> {
+    cluster.brokers().first()?.log_text().ok()?.contains(words).then_some(())
 }
 
 /// That so many records come.
