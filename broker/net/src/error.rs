@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use thiserror::Error;
+use tidemill_protocol::ErrorCode;
 use tidemill_protocol::frame::FrameError;
 
 /// Why a connection is gone.
@@ -52,7 +53,7 @@ impl From<quinn::ConnectionError> for ConnectionLost {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ReadError {
     /// The peer gave the stream up: whatever was under way on it has an unknown outcome.
-    #[error("the peer reset the stream (code {code})")]
+    #[error("the peer reset the stream ({})", named(*code))]
     Reset {
         /// Of the application's; see docs/errors.md.
         code: u64,
@@ -79,6 +80,12 @@ pub enum ReadError {
     /// The stream was stopped on this side.
     #[error("the stream was closed here")]
     Closed,
+}
+
+/// A code as docs/errors.md has it.
+fn named(code: u64) -> String {
+    let known = u32::try_from(code).ok().and_then(ErrorCode::from_code);
+    known.map_or_else(|| format!("code {code}"), |code| code.name().to_owned())
 }
 
 impl From<quinn::ReadError> for ReadError {
@@ -187,5 +194,18 @@ impl BindError {
     #[must_use]
     pub const fn concerns_address(&self) -> bool {
         matches!(self, Self::Socket { .. })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reset_names_its_code() {
+        let reset = |code| ReadError::Reset { code }.to_string();
+        assert_eq!(reset(620), "the peer reset the stream (OUTCOME_UNKNOWN)");
+        assert_eq!(reset(0), "the peer reset the stream (code 0)");
+        assert_eq!(reset(u64::MAX), format!("the peer reset the stream (code {})", u64::MAX));
     }
 }

@@ -329,7 +329,12 @@ async fn serve_stream(peers: Peers, (broker, incarnation): (BrokerId, u32), stre
     let opened = tokio::time::timeout(FIRST_FRAME_DEADLINE, first_frame(stream)).await;
     let (purpose, mut stream) = match opened {
         Ok(Ok(opened)) => opened,
-        Ok(Err(unserved)) => return refusals::stream(&broker, unserved.error()),
+        // Whoever stops, or has no replica of a shard yet, lets go of what was opened for it: nobody is refused.
+        Ok(Err(Unserved::Silent(error))) => {
+            let why = error.message;
+            return tracing::debug!(%broker, why, "a broker let go of a stream before it said what it is for");
+        }
+        Ok(Err(Unserved::Refused(error))) => return refusals::stream(&broker, &error),
         Err(_) => return tracing::debug!(%broker, "a broker opened a stream, and nothing came on it"),
     };
     match ready(&peers, broker, purpose).await {

@@ -17,6 +17,12 @@ async fn three_brokers_form_a_cluster_that_any_of_them_serves() -> Outcome<()> {
         assert_eq!((voters, shard.planned.len()), (3, 3), "{shard:?}");
     }
 
+    for broker in cluster.brokers() {
+        let log = broker.log_text()?;
+        let refused = log.lines().find(|line| line.contains("refused: the peer reset"));
+        assert_eq!(refused, None, "a stream that is let go of is no refusal");
+    }
+
     client.topics().create(NewTopic::new("plays", 6)).await?;
     let producer = client.producer("plays").build().await?;
     for number in 0..100u32 {
