@@ -41,10 +41,18 @@ pub(crate) enum CliError {
     /// A plugin answered otherwise the second time.
     #[error("{0}")]
     Differs(String),
+    /// There was no result in time: those who could decide may be away.
+    #[error("{0}")]
+    Undecided(String),
     /// Anything else.
     #[error("{0}")]
     Other(String),
 }
+
+/// What to do where brokers may be missing. Who is away is not always who was named: the one that answers may be another than the one that
+/// has what is asked for.
+pub(crate) const AWAY_ADVICE: &str =
+    "If a broker is away (`tidemill cluster status` shows which), start it; or wait longer with --timeout";
 
 impl CliError {
     pub(crate) fn usage(reason: impl Into<String>) -> Self {
@@ -68,9 +76,21 @@ impl CliError {
             Self::NotThere(reason) => Self::NotThere(words(reason)),
             Self::Failed(reason) => Self::Failed(words(reason)),
             Self::Differs(reason) => Self::Differs(words(reason)),
+            Self::Undecided(reason) => Self::Undecided(words(reason)),
             Self::Other(reason) => Self::Other(words(reason)),
             Self::Away(reason) => Self::Away(words(reason)),
             connect @ Self::Connect { .. } => connect,
+        }
+    }
+
+    /// What happened, and what to do where more brokers would help.
+    pub(crate) fn with_advice(&self) -> String {
+        match self {
+            Self::Undecided(_) => format!("{self}. {AWAY_ADVICE}"),
+            Self::Refused { code: Some(code), .. } if lacks_brokers(*code) => {
+                format!("{self}. {AWAY_ADVICE}")
+            }
+            _ => self.to_string(),
         }
     }
 
@@ -100,9 +120,14 @@ impl CliError {
             } => 4,
             Self::Failed(_) => 5,
             Self::Differs(_) => 6,
-            Self::Refused { .. } | Self::Other(_) => 1,
+            Self::Refused { .. } | Self::Undecided(_) | Self::Other(_) => 1,
         }
     }
+}
+
+/// Whether a code means that nobody leads, or leads without a majority.
+const fn lacks_brokers(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::NotLeader | ErrorCode::NoQuorum)
 }
 
 /// Why there is no connection, what to do, and who said where to.
@@ -177,9 +202,13 @@ impl From<RequestError> for CliError {
             RequestError::Deadline { last: Some(last), .. }
                 if matches!(*last, RequestError::Connect(_) | RequestError::OutcomeUnknown(_)) =>
             {
-                Self::Away(format!(
-                    "{last}; no answer in time. Start the broker that is away, or wait longer with --timeout"
-                ))
+                Self::Away(format!("{last}; no answer in time. {AWAY_ADVICE}"))
+            }
+            RequestError::Deadline { last: Some(ref last), .. }
+                if matches!(&**last, RequestError::Server(server)
+                    if server.error_code().is_some_and(lacks_brokers)) =>
+            {
+                Self::Undecided(error.to_string())
             }
             other => Self::other(other.to_string()),
         }
@@ -216,6 +245,7 @@ impl From<DeliveryError> for CliError {
             | DeliveryError::PartlyStored { error: server, .. }
             | DeliveryError::Unacknowledged(server) => refused(&error, server),
             DeliveryError::Lost => Self::Away(error.to_string()),
+            DeliveryError::TimedOut { .. } => Self::Undecided(error.to_string()),
             other => Self::other(other.to_string()),
         }
     }
@@ -289,6 +319,31 @@ mod tests {
         assert_eq!(CliError::from(file).exit_code(), 2);
         let said = CliError::from(unknown()).worded(|words| format!("line 3: {words}"));
         assert!(said.exit_code() == 4 && said.to_string().starts_with("line 3: no"), "{said}");
+    }
+
+    #[test]
+    fn where_brokers_may_be_missing_one_hears_what_to_do() {
+        let after = std::time::Duration::from_secs(30);
+        let deadline =
+            |code| RequestError::Deadline { after, last: Some(Box::new(RequestError::Server(server(code)))) };
+        let lost = DeliveryError::TimedOut { after, sent: true, last: None };
+        for error in [
+            CliError::from(server(ErrorCode::NoQuorum)),
+            server(ErrorCode::NotLeader).into(),
+            deadline(ErrorCode::NotLeader).into(),
+            DeliveryError::Refused(server(ErrorCode::NoQuorum)).into(),
+            lost.into(),
+        ] {
+            // Behind whatever a command says in addition.
+            let error = error.worded(|words| format!("{words}; 1 of the 2 records is stored"));
+            let said = error.with_advice();
+            assert!(said.ends_with(&format!("is stored. {AWAY_ADVICE}")), "{said}");
+            assert_eq!(error.exit_code(), 1, "{said}");
+        }
+        let slow = CliError::from(deadline(ErrorCode::Overloaded));
+        assert_eq!(slow.with_advice(), slow.to_string());
+        let full = CliError::from(server(ErrorCode::DiskFull));
+        assert_eq!(full.with_advice(), full.to_string());
     }
 
     #[test]

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", error.with_advice());
             ExitCode::from(error.exit_code())
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tidemill_client::Client;
 
-use crate::error::CliError;
+use crate::error::{AWAY_ADVICE, CliError};
 
 /// Whoever waits less than this is told nothing.
 pub(crate) const QUIET: Duration = Duration::from_secs(2);
@@ -45,10 +45,6 @@ struct Watch {
     since: Instant,
     said: Option<Instant>,
 }
-
-/// Who is away is not always who was named: the one that answers may be another than the one that has what is asked for.
-const AWAY_ADVICE: &str = "Start the broker that is away (`tidemill cluster status` shows which is), or wait longer \
-                           with --timeout";
 
 impl Broker {
     fn nothing_for(&self, time: &impl std::fmt::Display) -> String {

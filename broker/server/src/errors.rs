@@ -24,7 +24,8 @@ pub(crate) type WireError = Error;
 
 pub(crate) fn propose(error: &ProposeError) -> Error {
     let code = match error {
-        ProposeError::NotLeader { .. } => ErrorCode::NotLeader,
+        ProposeError::NotLeader { leader: Some(leader) } => return led_last_by(leader.broker()),
+        ProposeError::NotLeader { leader: None } => ErrorCode::NotLeader,
         ProposeError::NoQuorum => ErrorCode::NoQuorum,
         ProposeError::Overloaded => ErrorCode::Overloaded,
         ProposeError::DiskFull { broker } => return disk_full_at(*broker),
@@ -99,6 +100,12 @@ pub(crate) fn stream(error: &StreamError) -> Error {
     Error::new(code, error.to_string())
 }
 
+/// This broker does not lead the shard. Whether the one that did still does, or lives, it can't say.
+fn led_last_by(broker: BrokerId) -> Error {
+    let message = format!("this broker does not lead the shard; broker {broker} was heard to lead it last");
+    Error::new(ErrorCode::NotLeader, message)
+}
+
 /// This broker does not lead the shard, and can't send on what it was asked for.
 pub(crate) fn led_elsewhere(shard: ShardId) -> Error {
     Error::new(ErrorCode::NotLeader, format!("this broker does not lead shard {shard}; refresh the metadata"))
@@ -112,7 +119,8 @@ pub(crate) fn not_on_this_broker(shard: ShardId) -> Error {
 /// A replica can't be sure that it shows all. `others_vote`: others of its group can show it where this one has stopped.
 pub(crate) fn barrier(error: &ReadError, others_vote: bool) -> Error {
     let code = match error {
-        ReadError::NotLeader { .. } => ErrorCode::NotLeader,
+        ReadError::NotLeader { leader: Some(leader) } => return led_last_by(leader.broker()),
+        ReadError::NotLeader { leader: None } => ErrorCode::NotLeader,
         ReadError::NoQuorum => ErrorCode::NoQuorum,
         ReadError::Stopped { .. } if others_vote => return gone_elsewhere(error),
         ReadError::Stopped { .. } => ErrorCode::StorageFailed,

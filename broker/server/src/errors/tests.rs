@@ -52,6 +52,20 @@ fn what_a_stopped_replica_cant_show_others_of_its_group_may() {
 }
 
 #[test]
+fn who_led_last_is_named_as_people_know_it() {
+    let leader = Some(tidemill_protocol::NodeId::new(BrokerId::new(3), 207));
+    let errors =
+        [propose(&ProposeError::NotLeader { leader }), barrier(&ReadError::NotLeader { leader }, true)];
+    for error in errors {
+        assert_eq!(error.error_code(), Some(ErrorCode::NotLeader));
+        let said = error.message;
+        assert!(said.ends_with("broker 3 was heard to lead it last") && !said.contains("207"), "{said}");
+    }
+    let unknown = propose(&ProposeError::NotLeader { leader: None });
+    assert!(unknown.message.ends_with("its leader is not known yet"), "{unknown}");
+}
+
+#[test]
 fn a_full_log_names_the_stopped_shard_that_keeps_it() {
     let kept = not_admitted(NoRoom::Log, Some((ShardId::new(3), false)));
     assert_eq!((kept.error_code(), kept.retriable), (Some(ErrorCode::StorageFailed), false));
