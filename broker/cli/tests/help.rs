@@ -59,6 +59,14 @@ fn every_command_explains_itself_with_an_example() {
 }
 
 #[test]
+fn whoever_reads_as_a_group_is_told_that_it_divides_nothing() {
+    for command in ["consume", "group"] {
+        let help = text(&tidemill(&[command, "--help"]).stdout);
+        assert!(help.contains("no members") && help.contains("--partition"), "{help}");
+    }
+}
+
+#[test]
 fn an_error_says_what_to_do_and_its_exit_code_says_which_kind() {
     let nobody = tidemill(&["topic", "list", "--address", "127.0.0.1:9"]);
     assert_eq!(nobody.status.code(), Some(3), "{}", text(&nobody.stderr));

@@ -33,7 +33,8 @@ pub(crate) struct Consume {
     /// Only these partitions; may be repeated.
     #[arg(long)]
     partition: Vec<u32>,
-    /// Begin at this group's committed positions, and commit what was read.
+    /// Begin at this group's committed positions, and commit what was read. A group has no members: two readers of one group each
+    /// get everything. Divide its partitions between them with --partition.
     #[arg(long)]
     group: Option<String>,
     /// A filter plugin, or a filter deployment: NAME or NAME@VERSION.

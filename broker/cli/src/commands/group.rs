@@ -16,7 +16,11 @@ use crate::{output, text};
 Examples:
   tidemill consume plays --group royalties            read on from the group's positions, and commit
   tidemill group describe royalties                   where it stands, and how far behind
-  tidemill group seek royalties plays --to earliest   let it read everything again")]
+  tidemill group seek royalties plays --to earliest   let it read everything again
+
+A group is its positions and has no members: two readers of one group each get everything.
+Divide its partitions between them:
+`tidemill consume plays --group royalties --partition 0`.")]
 pub(crate) enum Group {
     /// Show the groups
     #[command(after_help = "Example:\n  tidemill group list")]
