@@ -11,12 +11,15 @@ use crate::commands::{
     topic,
 };
 
+/// Help texts are broken at so many columns, however wide the terminal is.
+const HELP_COLUMNS_MAX: usize = 96;
+
 /// A durable, programmable commit log.
 #[derive(Debug, Parser)]
 #[command(
     name = "tidemill",
     version,
-    max_term_width = 96,
+    max_term_width = HELP_COLUMNS_MAX,
     after_help = "\
 Examples:
   tidemill dev                                    start a broker here
@@ -24,8 +27,8 @@ Examples:
   echo hello | tidemill produce plays             write a record
   tidemill consume plays --from earliest --max 1  read it back
 
-Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a check failed,
-6 two runs of a plugin differ."
+Exit codes: 0 done, 1 failed, 2 wrong arguments or input, 3 no connection, 4 not there, 5 a
+check failed, 6 two runs of a plugin differ."
 )]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -162,6 +165,20 @@ zsh looks there where ~/.zshrc says fpath+=~/.zfunc before compinit.")]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Lines that are too long are broken once more, and a word is left alone on the next one.
+    #[test]
+    fn what_stands_behind_the_arguments_is_broken_by_hand() {
+        fn check(command: &clap::Command) {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let prose = text.lines().filter(|line| !line.starts_with("  "));
+            for line in prose {
+                assert!(line.chars().count() <= HELP_COLUMNS_MAX, "{}: {line}", command.get_name());
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Arguments::command());
+    }
 
     /// A command's argument of the same name would take the place of one that all commands have, with another type.
     #[test]

@@ -38,8 +38,9 @@ pub(crate) enum Deployment {
 Example:
   tidemill deployment resume plays-per-song
 
-A task that paused itself tries the same record again. Where that can never be handled, delete the
-deployment, which forgets its state, and deploy it with another plugin version or --policy.")]
+A task that paused itself tries the same record again. Where that can never be handled,
+delete the deployment, which forgets its state, and deploy it with another plugin version or
+--policy.")]
     Resume {
         /// Which deployment.
         name: String,

@@ -23,8 +23,9 @@ Examples:
   tidemill inspect state tidemill-data            the controller: topics, plugins, deployments
   tidemill inspect state tidemill-data --shard 1  partitions, groups, tasks at its checkpoint
 
-The write-ahead log and segments are read and never written. A state is opened as the broker opens it, which completes
-what a crash left half-done: keep a copy of the directory where that must not be.")]
+The write-ahead log and segments are read and never written. A state is opened as the broker
+opens it, which completes what a crash left half-done: keep a copy of the directory where
+that must not be.")]
 pub(crate) enum Inspect {
     /// The write-ahead log: its segments, and what it holds of each shard
     #[command(
@@ -42,8 +43,9 @@ pub(crate) enum Inspect {
 Example:
   tidemill inspect segment tidemill-data/shard-01/TOPIC-ID-0/00000000000000000000.log
 
-A partition's directory is named by its topic's id and its number. `tidemill topic describe TOPIC` shows the
-id and each partition's shard; of a stopped broker, `tidemill inspect state DIR --shard N` shows a shard's directories.")]
+A partition's directory is named by its topic's id and its number.
+`tidemill topic describe TOPIC` shows the id and each partition's shard; of a stopped
+broker, `tidemill inspect state DIR --shard N` shows a shard's directories.")]
     Segment {
         /// The `.log` file.
         file: PathBuf,
@@ -54,8 +56,9 @@ Examples:
   tidemill inspect state tidemill-data             the controller: topics, plugins, deployments
   tidemill inspect state tidemill-data --shard 1   records, groups and tasks are in shards 1 and up
 
-It is opened as a broker opens it, under the directory's lock: an interrupted checkpoint or installation is completed, and
-files that no checkpoint names are removed, as the next start would.")]
+It is opened as a broker opens it, under the directory's lock: an interrupted checkpoint or
+installation is completed, and files that no checkpoint names are removed, as the next start
+would.")]
     State {
         /// The data directory.
         data_dir: PathBuf,

@@ -71,9 +71,10 @@ fn fault_of(name: &str, value: &str) -> Option<String> {
 /// A broker as its settings say.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Settings come from defaults, then the file, then the environment, then flags. Every setting has a dotted name:
---set wal.bytes_max=4294967296 on the command line is TIDEMILL_WAL__BYTES_MAX in the environment and bytes_max
-under [wal] in the file. `tidemill server --print-config` shows all of them.
+Settings come from defaults, then the file, then the environment, then flags. Every setting
+has a dotted name: --set wal.bytes_max=4294967296 on the command line is
+TIDEMILL_WAL__BYTES_MAX in the environment and bytes_max under [wal] in the file.
+`tidemill server --print-config` shows all of them.
 
 Examples:
   tidemill server --config /etc/tidemill.toml

@@ -84,10 +84,10 @@ Examples:
   tidemill cluster drain 4 --wait
   tidemill cluster remove 4
 
-One that is lost is removed without draining; where a shard would be left without a majority,
-it is refused. So is one that is alive and holds replicas: drain it first. One that is alive and
-holds none stops by itself; started again it is turned away. It comes back only with an empty data
-directory and a token of `tidemill cluster add`.")]
+One that is lost is removed without draining; where a shard would be left without a
+majority, it is refused. So is one that is alive and holds replicas: drain it first. One
+that is alive and holds none stops by itself; started again it is turned away. It comes back
+only with an empty data directory and a token of `tidemill cluster add`.")]
     Remove(which::WhichBroker),
     /// Go on with one broker where most of the others are lost for good
     #[command(after_help = "\

@@ -27,15 +27,17 @@ const PARTITIONS_DEFAULT: u32 = 3;
 /// Run a component against a file of records
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The records are read as `tidemill produce` reads them. They go through the engine, the limits and the checks of a
-broker with default settings, compiled in a process of its own; no broker is needed. Then everything runs a second
-time, with the records cut into other calls and a fresh instance for each: the answers must be the same.
+The records are read as `tidemill produce` reads them. They go through the engine, the
+limits and the checks of a broker with default settings, compiled in a process of its own;
+no broker is needed. Then everything runs a second time, with the records cut into other
+calls and a fresh instance for each: the answers must be the same.
 
-A hosted consumer runs as one task with all of its state, timers and outputs. The log's time is at each record's
-timestamp when the record comes (records without one: now), and timers fire on the way. Records that it rejects are
-left out, as by `--policy skip`.
+A hosted consumer runs as one task with all of its state, timers and outputs. The log's time
+is at each record's timestamp when the record comes (records without one: now), and timers
+fire on the way. Records that it rejects are left out, as by `--policy skip`.
 
-Exit codes: 5 the plugin failed, and at which record; 6 the second run differs, and from which record on.
+Exit codes: 5 the plugin failed, and at which record; 6 the second run differs, and from
+which record on.
 
 Examples:
   tidemill plugin test only-phones.wasm --input plays.jsonl --set device=phone

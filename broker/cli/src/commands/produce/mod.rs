@@ -35,10 +35,11 @@ Examples:
   tidemill topic create copy --with plays                       for a copy: as many partitions
   tidemill consume plays --json | tidemill produce copy --format json
 
-With --format json a line may also be what `consume --json` prints: headers as a list, bytes that are no text as
-{\"base16\": \"00ff\"}; its topic and offset say where it was, and are passed over. A key or value that is null or left
-out is null; one that is no string is stored as its JSON, letter for letter. A record's partition counts unless
---partition or --routed say otherwise.
+With --format json a line may also be what `consume --json` prints: headers as a list, bytes
+that are no text as {\"base16\": \"00ff\"}; its topic and offset say where it was, and are
+passed over. A key or value that is null or left out is null; one that is no string is
+stored as its JSON, letter for letter. A record's partition counts unless --partition or
+--routed say otherwise.
 
 A batch of which the topic's filter leaves nothing is sent and not stored; it has no offset.")]
 pub(crate) struct Produce {
