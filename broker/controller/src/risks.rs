@@ -220,6 +220,8 @@ fn of_brokers(controller: &Controller) -> impl Iterator<Item = Risk> {
         let silent = match (record.alive, record.starts) {
             (true, _) => None,
             (false, 0) => Some(Risk::BrokerExpected { broker }),
+            // Whatever it had is elsewhere.
+            (false, _) if replicas == 0 => None,
             (false, _) => Some(Risk::BrokerDead {
                 broker,
                 since: record.alive_changed_at,

@@ -3,6 +3,7 @@
 mod add;
 mod drain;
 mod init;
+mod notes;
 mod recover;
 mod set;
 mod settled;
@@ -55,10 +56,11 @@ your certificate, name it, too (--context prod): --address alone leaves it aside
 
 Of replicas, 1* 2 3(+120) reads: broker 1 leads, 2 has all of it, 3 lacks 120 entries. A learner
 has no vote: it is catching up, or follows the controller (shard 0), as every broker does.
-Silent is who the leader has not heard of for so long. What is planned is shown where it differs
-from what is. 3.2 is broker 3 in its incarnation 2: it has a new one when its directory was
-replaced, or when one of its replicas came back without all that it had. The numbers only rise,
-and need not follow on each other.")]
+Silent is who the leader has not heard of for so long, unheard who it never heard of since it
+leads; of 1? 2? 3? no leader says anything. What is planned is shown where it differs from what
+is. 3.2 is broker 3 in its incarnation 2: it has a new one when its directory was replaced, one
+of its replicas came back without all that it had, or to a shard that it had left. The numbers
+only rise, and need not follow on each other.")]
     Status(status::Status),
     /// Make a token with which one more broker joins
     #[command(after_help = "\

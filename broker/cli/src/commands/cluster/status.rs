@@ -6,7 +6,7 @@ use tidemill_client::Client;
 use tidemill_client::messages::{BrokerStatus, ClusterSettings, ClusterStatus, ShardPlacement, ShardReplica};
 use tidemill_protocol::{ClusterId, ShardId};
 
-use super::settled;
+use super::{notes, settled};
 use crate::error::CliError;
 use crate::output;
 use crate::text::counted;
@@ -67,6 +67,9 @@ fn show(status: &ClusterStatus) {
             println!("{}:", at_risk(risks.len()));
             risks.iter().for_each(|risk| println!("  {risk}"));
         }
+    }
+    for note in notes::notes(status) {
+        println!("note: {note}");
     }
 }
 
@@ -234,6 +237,7 @@ fn document(status: &ClusterStatus) -> Value {
         "brokers": brokers,
         "shards": status.placement.iter().map(shard_document).collect::<Vec<_>>(),
         "risks": status.risks,
+        "notes": notes::notes(status),
     })
 }
 

@@ -123,6 +123,7 @@ fn a_dead_brokers_replicas_are_rebuilt_after_the_delay_and_not_before() {
     world.converge();
     assert_eq!(world.holds(4), 0);
     assert!(world.shards_have(3));
+    assert_eq!(risks(&world.controller), [], "nothing lacks what it held");
     world.restart(4);
     world.converge();
     assert!(world.spread(false) <= 1 && world.spread(true) <= 1);
