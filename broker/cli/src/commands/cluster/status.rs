@@ -27,13 +27,22 @@ pub(crate) struct Status {
 
 pub(super) async fn run(asked: Status, client: Client, json: bool) -> Result<(), CliError> {
     let status = client.cluster_status().await?;
-    output::print(json, &document(&status), || show(&status))?;
+    let unsettled = if asked.settled { settled::unsettled(&status) } else { Vec::new() };
+    let mut document = document(&status);
+    if asked.settled {
+        document["unsettled"] = json!(unsettled);
+    }
+    output::print(json, &document, || {
+        show(&status);
+        if !unsettled.is_empty() {
+            println!("not settled:");
+            unsettled.iter().for_each(|thing| println!("  {thing}"));
+        }
+    })?;
     if (asked.check || asked.settled) && !status.risks.is_empty() {
         return Err(CliError::Failed(at_risk(status.risks.len())));
     }
-    if asked.settled
-        && let Some(words) = settled::words(&settled::unsettled(&status))
-    {
+    if let Some(words) = settled::words(&unsettled) {
         return Err(CliError::Failed(words));
     }
     Ok(())
