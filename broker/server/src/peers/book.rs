@@ -48,24 +48,26 @@ struct Stored {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BookRefusal {
     #[error(
-        "broker {broker} came back as incarnation {came}, and incarnation {known} is known already: its data directory is an old one; \
-         start it with the newer directory, or with an empty one and a token of `tidemill cluster add`"
+        "broker {broker} came back as incarnation {came}, and incarnation {known} is known already: its data directory is an old one, or \
+         a new one made from the plan; start it with the newer directory, or with an empty one and a token of \
+         `tidemill cluster add --broker {broker}`"
     )]
     OlderLife { broker: BrokerId, came: u32, known: u32 },
     #[error(
         "broker {broker} came with another data directory than it had: what it promised is in that one; start it there, or with an \
-         empty directory and a token of `tidemill cluster add`"
+         empty directory and a token of `tidemill cluster add --broker {broker}`"
     )]
     OtherDirectory { broker: BrokerId },
     #[error(
         "broker {broker} came with start {came} of its data directory, and start {known} was seen already: the directory is an older copy of \
-         itself, without what was promised since; start the newer one, or an empty one with a token of `tidemill cluster add`"
+         itself, without what was promised since; start the newer one, or an empty one with a token of \
+         `tidemill cluster add --broker {broker}`"
     )]
     OlderCopy { broker: BrokerId, came: u64, known: u64 },
     #[error(
         "two brokers are running as broker {broker}: this one, in its incarnation {here}, and one in incarnation {came}, which began another \
          life or has a copy of the same data directory; only the newest may run: stop the other, and start it with an empty directory and \
-         a token of `tidemill cluster add`"
+         a token of `tidemill cluster add --broker {broker}`"
     )]
     Twin { broker: BrokerId, here: u32, came: u32 },
     #[error("what broker {broker} says of itself does not read: {reason}")]
@@ -282,6 +284,9 @@ mod tests {
         book.meet(&said(2, 2, 21, 1)).expect("a newer life");
         let older = book.meet(&said(2, 1, 20, 3)).expect_err("an older life");
         assert!(matches!(older, BookRefusal::OlderLife { came: 1, known: 2, .. }), "{older}");
+        for refusal in [other, older, copy] {
+            assert!(refusal.to_string().ends_with("`tidemill cluster add --broker 2`"), "{refusal}");
+        }
     }
 
     #[test]

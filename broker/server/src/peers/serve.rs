@@ -79,7 +79,8 @@ fn check_standing(controller: &Controller, broker: BrokerId, incarnation: u32) -
     if incarnation < known.incarnation {
         return Err(refused(format!(
             "broker {broker} has begun another life (incarnation {}), and this is its incarnation {incarnation}: its data directory is an \
-             old one; start it on the newer one, or on an empty one with a token of `tidemill cluster add --broker {broker}`",
+             old one, or a new one made from the plan; start it on the newer one, or on an empty one with a token of `tidemill cluster add \
+             --broker {broker}`",
             known.incarnation
         )));
     }
@@ -491,8 +492,8 @@ mod tests {
         let_in(&mut controller, 2);
         // Whoever has heard of it and not met it yet looks for it where it was before.
         assert!(!is_removed(&controller, four, 1) && !is_removed(&controller, four, 2));
-        let refused = check_standing(&controller, four, 1).expect_err("an older life");
-        assert!(refused.message.contains("another life (incarnation 2)"), "{refused}");
+        let said = check_standing(&controller, four, 1).expect_err("an older life").message;
+        assert!(said.contains("another life (incarnation 2)") && said.contains("--broker 4`"), "{said}");
         assert!(!is_removed(&controller, stranger, 1), "of whom nothing was heard nobody was removed");
     }
 }
