@@ -67,7 +67,7 @@ pub enum Risk {
         wanted: usize,
     },
     /// A replica is not yet where it can vote.
-    #[error("replica {node} of shard {shard} is catching up")]
+    #[error("broker {}'s new replica of shard {shard} is catching up", node.broker())]
     CatchingUp {
         /// Which shard.
         shard: ShardId,
@@ -262,6 +262,10 @@ mod tests {
         let advice =
             "`tidemill cluster add --broker 2`; `tidemill cluster remove 2` where it never comes back";
         assert!(dead(1).ends_with(advice), "{}", dead(1));
+
+        let node = NodeId::new(id(1), 2);
+        let arriving = Risk::CatchingUp { shard: ShardId::new(4), node }.to_string();
+        assert_eq!(arriving, "broker 1's new replica of shard 4 is catching up");
 
         let draining = |replicas| Risk::Draining { broker: id(2), replicas }.to_string();
         assert_eq!(draining(1), "broker 2 is being drained and holds 1 replica still");

@@ -133,7 +133,7 @@ impl Teller {
         let seconds = now.saturating_duration_since(self.since).as_secs();
         let replicas = counted(replicas, "replica");
         Some(format!(
-            "broker {} holds {replicas} still, after {seconds} s; the drain goes on without this command",
+            "broker {} holds {replicas} still, after {seconds} s (Ctrl-C ends only the waiting)",
             self.broker
         ))
     }
@@ -185,7 +185,7 @@ mod tests {
         let mut at = |seconds: u64, replicas| teller.words(replicas, since + Duration::from_secs(seconds));
         assert_eq!(at(1, 7), None);
         let first = at(2, 7).expect("after a moment");
-        assert!(first.starts_with("broker 4 holds 7 replicas still, after 2 s"), "{first}");
+        assert_eq!(first, "broker 4 holds 7 replicas still, after 2 s (Ctrl-C ends only the waiting)");
         assert_eq!(at(3, 6), None, "not for each of them");
         assert!(at(5, 1).is_some_and(|words| words.contains("holds 1 replica still")));
         assert_eq!(at(14, 1), None);
