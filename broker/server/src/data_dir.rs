@@ -108,7 +108,8 @@ impl DataDir {
         let disk: Arc<dyn Storage> = Arc::new(DiskStorage::new(root).map_err(io(root))?);
         let reserve = Arc::new(disk::reserve(&disk, reserve_bytes));
         let storage: Arc<dyn Storage> = Arc::new(ReservedStorage::new(disk, Arc::clone(&reserve)));
-        let lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"))?;
+        let lock = DirectoryLock::acquire(storage.as_ref(), Path::new("lock"));
+        let lock = lock.map_err(|error| named_whole(root, error))?;
         let path = root.join("meta");
         let stored = read_text(storage.as_ref(), "meta").map_err(io(&path))?;
         let created = stored.is_none();
@@ -244,6 +245,14 @@ fn parse_meta(text: &str) -> Result<Meta, String> {
         ));
     }
     toml::from_str(text).map_err(foreign)
+}
+
+/// A lock file as whoever starts a broker names it: the storage knows it by its place in the directory.
+fn named_whole(root: &Path, error: LockError) -> LockError {
+    match error {
+        LockError::Held { path, holder } => LockError::Held { path: root.join(path), holder },
+        LockError::Io { path, source } => LockError::Io { path: root.join(path), source },
+    }
 }
 
 /// A directory without `meta` must not hold a log: somebody lost the file, or named the wrong directory.
@@ -440,6 +449,8 @@ mod tests {
         let _held = open(dir.path(), meta).expect("new");
         let error = open(dir.path(), meta).err().expect("locked");
         assert!(matches!(error, DataDirError::Lock(_)), "{error}");
+        let file = dir.path().join("lock").display().to_string();
+        assert!(error.to_string().contains(&file), "of several directories it says which: {error}");
     }
 
     #[test]

@@ -21,6 +21,7 @@ async fn a_second_broker_on_the_same_directory_is_refused() -> Outcome<()> {
             assert_eq!(status.code(), Some(1));
             let why = format!("error: the data directory is in use by process {holder} (lock file ");
             assert!(log.contains(&why) && log.contains("stop it first"), "it says why: {log}");
+            assert!(log.contains("/lock); stop it first"), "and in which directory: {log}");
         }
         other => return Err(format!("two brokers share a directory: {other:?}").into()),
     }
