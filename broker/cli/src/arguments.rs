@@ -45,6 +45,10 @@ impl Arguments {
     pub(crate) fn of<W: Into<OsString> + Clone>(
         words: impl IntoIterator<Item = W>,
     ) -> Result<Self, clap::Error> {
+        let mut words: Vec<OsString> = words.into_iter().map(Into::into).collect();
+        if asks_for_help_of_help(&words) {
+            words.pop();
+        }
         let arguments = Self::try_parse_from(words)?;
         let checked = match &arguments.command {
             Command::Produce(produce) => produce.format.check(),
@@ -54,6 +58,15 @@ impl Arguments {
         checked.map_err(|reason| Self::command().error(ErrorKind::ArgumentConflict, reason))?;
         Ok(arguments)
     }
+}
+
+/// `tidemill cluster help --help`: clap takes the flag for a command's name. Below a command without commands, `help` is an argument.
+fn asks_for_help_of_help(words: &[OsString]) -> bool {
+    let [_, commands @ .., help, flag] = words else { return false };
+    let is_asked = help == "help" && (flag == "--help" || flag == "-h");
+    let grammar = Arguments::command();
+    let command = commands.iter().try_fold(&grammar, |command, name| command.find_subcommand(name));
+    is_asked && command.is_some_and(clap::Command::has_subcommands)
 }
 
 /// How to reach a broker; every command takes these.
@@ -165,6 +178,20 @@ zsh looks there where ~/.zshrc says fpath+=~/.zfunc before compinit.")]
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn help_explains_itself_and_an_argument_may_be_called_so() {
+        let asks = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let is_help = |error: &clap::Error| error.kind() == ErrorKind::DisplayHelp;
+            (asks_for_help_of_help(&words), Arguments::of(words).as_ref().err().is_some_and(is_help))
+        };
+        assert_eq!(asks("tidemill cluster help --help"), (true, true));
+        assert_eq!(asks("tidemill help -h"), (true, true));
+        assert_eq!(asks("tidemill produce help --help"), (false, true), "a topic");
+        assert_eq!(asks("tidemill topic describe help --help"), (false, true));
+        assert_eq!(asks("tidemill nothing help --help"), (false, false));
+    }
 
     /// Lines that are too long are broken once more, and a word is left alone on the next one.
     #[test]

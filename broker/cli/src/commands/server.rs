@@ -101,11 +101,11 @@ pub(crate) struct Server {
     #[arg(long, value_name = "N")]
     broker_id: Option<u32>,
     /// What `tidemill cluster init` wrote: form that cluster with its other brokers. The first start
-    /// needs it.
+    /// needs it; afterwards leave it out, and delete the copy.
     #[arg(long, value_name = "DIR")]
     cluster: Option<PathBuf>,
-    /// A token of `tidemill cluster add`: become a broker of that cluster. The first start needs it.
-    /// TIDEMILL_JOIN keeps it from who lists processes.
+    /// A token of `tidemill cluster add`: become a broker of that cluster. The first start needs it;
+    /// afterwards it counts for nothing. TIDEMILL_JOIN keeps it from who lists processes.
     #[arg(long, value_name = "TOKEN")]
     join: Option<String>,
     /// Where another broker listens for brokers; may be repeated. One that is up is enough. The first
