@@ -119,6 +119,7 @@ fn explain(dir: &Path, plan: &ClusterPlan, commands: &[String]) {
     println!(
         "but one: brokers whose directories were wiped, and that find it, could form the cluster anew, empty."
     );
+    println!("From then on the same lines without --cluster start them.");
 }
 
 /// Brokers on one machine have ports side by side, and listen for each other ten ports further: so many fit before the second ten.
