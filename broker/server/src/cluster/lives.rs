@@ -260,7 +260,8 @@ mod tests {
         assert!(lives.begin(shard, old).is_err(), "also where the next one has begun");
         assert!(!lives.has_left(shard));
         lives.leave(shard).expect("noted");
-        let lives = open(&storage.crash(5), true);
+        let storage = storage.crash(5);
+        let lives = open(&storage, true);
         assert!(!lives.has_begun(shard) && lives.has_left(shard), "it does not begin again");
         lives.renew(shard, NodeId::new(broker, 9)).expect("noted");
         assert!(!open(&storage.crash(6), true).has_left(shard), "as another one it does");

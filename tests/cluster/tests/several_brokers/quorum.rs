@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tidemill_client::messages::{ClusterStatus, SubscribeAdd, subscribe_event};
 use tidemill_client::{
-    Client, Consumer, DeliveryError, ErrorCode, NewTopic, PartitionId, Position, Record, Start,
+    Client, Consumer, DeliveryError, ErrorCode, NewTopic, PartitionId, Position, Record, Start, TopicId,
     TopicPartition,
 };
 use tidemill_cluster_tests::reading::{count, read_all};
@@ -39,6 +39,9 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
         let partition = PartitionId::new(number % PARTITIONS);
         sender.send(Record::new(&number.to_be_bytes()).partition(partition)).await?.await?;
     }
+    // Two of three acknowledge: the third may not have heard yet.
+    let shown = async || shown_at(&cluster, topic).await.ok().filter(|shown| *shown == i64::from(RECORDS));
+    eventually("the first broker shows all", PATIENCE, shown).await?;
     cluster.broker(2).kill().await?;
     cluster.broker(3).kill().await?;
 
@@ -110,6 +113,21 @@ async fn without_a_majority_nothing_is_written_and_what_is_there_is_read() -> Ou
     let least = RECORDS as usize + 1;
     assert!((least..=least + PARTITIONS as usize).contains(&there), "{there} records");
     Ok(())
+}
+
+/// How many records the first broker shows.
+async fn shown_at(cluster: &TestCluster, topic: TopicId) -> Outcome<i64> {
+    let first = cluster.brokers().first().ok_or("there is none")?;
+    let (peer, _control) = RawPeer::greeted_without_ids(first).await?;
+    let mut shown = 0;
+    for number in 0..PARTITIONS {
+        let partition = TopicPartition::new(topic, PartitionId::new(number));
+        match begin(&mut peer.subscribing().await?, 1, partition, 0).await? {
+            subscribe_event::Kind::Started(started) => shown += started.high_watermark,
+            other => return Err(format!("{other:?}").into()),
+        }
+    }
+    Ok(shown)
 }
 
 /// Whether this is in the log of the first broker.
